@@ -1,0 +1,135 @@
+//! The one error type of the crate.
+
+/// What went wrong: each variant names the operation, what it expected and what it got.
+///
+/// An operation that fails leaves the object it was called on as it was.
+///
+/// ```
+/// use dalr::{ActivationStats, Error};
+/// use faer::Mat;
+///
+/// let mut stats = ActivationStats::<f32>::new(3);
+/// let batch = Mat::<f32>::zeros(10, 4);
+/// let error = stats.update(batch.as_ref()).unwrap_err();
+/// assert!(matches!(error, Error::Shape { expected: 3, found: 4, .. }));
+/// assert_eq!(
+///     error.to_string(),
+///     "ActivationStats::update: expected 3 columns in the batch (one per input), got 4"
+/// );
+/// ```
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Something that must hold at least one element holds none.
+    #[error("{operation}: expected at least one element in {what}, got an empty one")]
+    Empty {
+        /// The operation that refused.
+        operation: &'static str,
+        /// What was empty.
+        what: &'static str,
+    },
+
+    /// A dimension does not fit the others.
+    #[error("{operation}: expected {expected} {what}, got {found}")]
+    Shape {
+        /// The operation that refused.
+        operation: &'static str,
+        /// The dimension: which rows, columns or entries.
+        what: &'static str,
+        /// The size that fits.
+        expected: usize,
+        /// The size that came.
+        found: usize,
+    },
+
+    /// A NaN or an infinity.
+    #[error("{operation}: expected finite numbers in {what}, got {value} at row {row}, column {column}")]
+    NonFinite {
+        /// The operation that refused.
+        operation: &'static str,
+        /// The matrix or vector at fault.
+        what: &'static str,
+        /// Its first offending row, from 0.
+        row: usize,
+        /// The column in that row, from 0.
+        column: usize,
+        /// The value found there.
+        value: f64,
+    },
+
+    /// A number outside the range it must lie in.
+    #[error("{operation}: expected {parameter} {expected}, got {found}")]
+    OutOfRange {
+        /// The operation that refused.
+        operation: &'static str,
+        /// The parameter at fault.
+        parameter: &'static str,
+        /// The range it must lie in.
+        expected: String,
+        /// Its value.
+        found: f64,
+    },
+
+    /// The rank asked for cannot be had.
+    #[error("{operation}: expected {expected}, got {found}")]
+    Rank {
+        /// The operation that refused.
+        operation: &'static str,
+        /// The ranks that can be had, and the way out.
+        expected: String,
+        /// What was asked for, or what it led to.
+        found: String,
+    },
+
+    /// A method that looks at activations was given none.
+    #[error("{operation}: expected statistics of at least one sample with a positive weight, got none")]
+    NoSamples {
+        /// The operation that refused.
+        operation: &'static str,
+    },
+
+    /// A result would not be a finite number of its type.
+    #[error("{operation}: expected {what} within the range of its type, got an overflow")]
+    Overflow {
+        /// The operation that refused.
+        operation: &'static str,
+        /// The quantity that overflows.
+        what: &'static str,
+    },
+
+    /// A buffer would exceed the limit set, or the memory there is.
+    #[error("{operation}: expected to get by with {available}, got a need of {needed} bytes")]
+    Memory {
+        /// The operation that refused.
+        operation: &'static str,
+        /// Bytes it needs.
+        needed: usize,
+        /// The bound: a limit that was set, or the machine's memory.
+        available: String,
+    },
+
+    /// Every solver of the fallback ladder gave up.
+    #[error(
+        "{operation}: expected an eigendecomposition of dimension {dimension}, got no convergence from any of: {attempts}"
+    )]
+    NoConvergence {
+        /// The operation that failed.
+        operation: &'static str,
+        /// Dimension of the eigenproblem.
+        dimension: usize,
+        /// The solvers tried, in order.
+        attempts: String,
+    },
+
+    /// An operator breaks the contract of [`PsdOperator`](crate::solver::PsdOperator).
+    #[error("{operation}: expected a symmetric positive semidefinite operator, got {found}")]
+    InvalidOperator {
+        /// The operation that refused.
+        operation: &'static str,
+        /// How the operator breaks the contract.
+        found: String,
+    },
+}
+
+/// A `Result` with this crate's [`Error`].
+pub type Result<T, E = Error> = core::result::Result<T, E>;

@@ -1,0 +1,293 @@
+//! Matrix products and factorisations with explicit threads: the one door to faer's low-level calls.
+
+use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
+use faer::linalg::cholesky::llt;
+use faer::linalg::evd::{self, ComputeEigenvectors, SelfAdjointEvdParams};
+use faer::linalg::matmul::matmul;
+use faer::linalg::matmul::triangular::{self, BlockStructure};
+use faer::linalg::qr::no_pivoting::factor as qr;
+use faer::linalg::svd::{self, ComputeSvdVectors};
+use faer::linalg::{householder, triangular_solve};
+use faer::{Accum, Auto, Conj, Mat, MatMut, MatRef, Par, Spec};
+
+use crate::{Error, Result, Scalar};
+
+/// Multiply–adds below which waking threads costs more than it saves.
+const PARALLEL_THRESHOLD: f64 = 4e6;
+
+/// How many threads an operation of `work` multiply–adds gets; `threads = 0` means "choose".
+///
+/// On its own this chooses one thread inside a rayon worker, where the caller has parallelised already,
+/// and the size of rayon's pool elsewhere. Nothing process-wide is read from faer or set.
+#[cfg(feature = "rayon")]
+pub(crate) fn parallelism(threads: usize, work: f64) -> Par {
+    let nested = threads == 0 && rayon::current_thread_index().is_some();
+    if threads == 1 || nested || work < PARALLEL_THRESHOLD {
+        return Par::Seq;
+    }
+    let pool = rayon::current_num_threads();
+    match if threads == 0 { pool } else { threads.min(pool) } {
+        1 => Par::Seq,
+        count => Par::rayon(count),
+    }
+}
+
+/// Without the `rayon` feature everything runs on the caller's thread.
+#[cfg(not(feature = "rayon"))]
+pub(crate) fn parallelism(_threads: usize, _work: f64) -> Par {
+    let _ = PARALLEL_THRESHOLD;
+    Par::Seq
+}
+
+/// Multiply–adds of a product of an `a × b` with a `b × c` matrix.
+pub(crate) fn work(a: usize, b: usize, c: usize) -> f64 {
+    a as f64 * b as f64 * c as f64
+}
+
+fn out_of_memory(operation: &'static str, needed: usize) -> Error {
+    Error::Memory { operation, needed, available: "this machine's memory".into() }
+}
+
+/// A zero matrix, or an error where `Mat::zeros` would abort the process.
+pub(crate) fn zeros<T: Scalar>(operation: &'static str, rows: usize, columns: usize) -> Result<Mat<T>> {
+    let needed = rows.saturating_mul(columns).saturating_mul(size_of::<T>());
+    let mut matrix = Mat::new();
+    matrix.try_reserve(rows, columns).map_err(|_| out_of_memory(operation, needed))?;
+    matrix.resize_with(rows, columns, |_, _| T::default());
+    Ok(matrix)
+}
+
+/// A copy of `source` in `f64`, times `factor`.
+pub(crate) fn widened<T: Scalar>(operation: &'static str, source: MatRef<'_, T>, factor: f64) -> Result<Mat<f64>> {
+    let mut copy = zeros(operation, source.nrows(), source.ncols())?;
+    for (to, from) in copy.as_mut().col_iter_mut().zip(source.col_iter()) {
+        for (to, from) in to.iter_mut().zip(from.iter()) {
+            *to = from.to_f64() * factor;
+        }
+    }
+    Ok(copy)
+}
+
+/// A copy of `source` rounded to `T`, or an error when an entry leaves the range of `T`.
+pub(crate) fn rounded<T: Scalar>(
+    operation: &'static str,
+    what: &'static str,
+    source: MatRef<'_, f64>,
+) -> Result<Mat<T>> {
+    let mut copy = zeros(operation, source.nrows(), source.ncols())?;
+    for (to, from) in copy.as_mut().col_iter_mut().zip(source.col_iter()) {
+        for (to, &from) in to.iter_mut().zip(from.iter()) {
+            *to = T::from_f64(from);
+        }
+    }
+    match first_non_finite(copy.as_ref()) {
+        Some(_) => Err(Error::Overflow { operation, what }),
+        None => Ok(copy),
+    }
+}
+
+/// The first row and column, in this order, that holds a NaN or an infinity.
+pub(crate) fn first_non_finite<T: Scalar>(matrix: MatRef<'_, T>) -> Option<(usize, usize)> {
+    let rows_are_contiguous = matrix.col_stride().unsigned_abs() < matrix.row_stride().unsigned_abs();
+    let all_finite = if rows_are_contiguous {
+        matrix.row_iter().all(|row| row.iter().all(|x| x.to_f64().is_finite()))
+    } else {
+        matrix.col_iter().all(|column| column.iter().all(|x| x.to_f64().is_finite()))
+    };
+    if all_finite {
+        return None;
+    }
+    (0..matrix.nrows())
+        .flat_map(|row| (0..matrix.ncols()).map(move |column| (row, column)))
+        .find(|&at| !matrix[at].to_f64().is_finite())
+}
+
+/// `matrix` unchanged if all its entries are finite, else an error that says which is not.
+pub(crate) fn require_finite<T: Scalar>(
+    operation: &'static str,
+    what: &'static str,
+    matrix: MatRef<'_, T>,
+) -> Result<()> {
+    match first_non_finite(matrix) {
+        None => Ok(()),
+        Some((row, column)) => {
+            Err(Error::NonFinite { operation, what, row, column, value: matrix[(row, column)].to_f64() })
+        }
+    }
+}
+
+/// The largest magnitude of a matrix's entries.
+pub(crate) fn max_abs<T: Scalar>(matrix: MatRef<'_, T>) -> f64 {
+    matrix.col_iter().flat_map(|column| column.iter()).fold(0.0, |max, x| x.to_f64().abs().max(max))
+}
+
+/// The sum of the squares of a matrix's entries.
+pub(crate) fn squared_norm(matrix: MatRef<'_, f64>) -> f64 {
+    matrix.col_iter().map(|column| column.iter().map(|x| x * x).sum::<f64>()).sum()
+}
+
+/// `lhs · rhs`.
+pub(crate) fn product<T: Scalar>(
+    operation: &'static str,
+    lhs: MatRef<'_, T>,
+    rhs: MatRef<'_, T>,
+    threads: usize,
+) -> Result<Mat<T>> {
+    let mut result = zeros(operation, lhs.nrows(), rhs.ncols())?;
+    add_product(result.as_mut(), T::from_f64(1.0), lhs, rhs, threads);
+    Ok(result)
+}
+
+/// `target += alpha · lhs · rhs`.
+pub(crate) fn add_product<T: Scalar>(
+    target: MatMut<'_, T>,
+    alpha: T,
+    lhs: MatRef<'_, T>,
+    rhs: MatRef<'_, T>,
+    threads: usize,
+) {
+    let par = parallelism(threads, work(lhs.nrows(), lhs.ncols(), rhs.ncols()));
+    matmul(target, Accum::Add, lhs, rhs, alpha, par);
+}
+
+/// The lower triangle of `target += alpha · lhs · rhs`, of which the upper one is known by symmetry.
+pub(crate) fn add_symmetric_product(
+    target: MatMut<'_, f64>,
+    alpha: f64,
+    lhs: MatRef<'_, f64>,
+    rhs: MatRef<'_, f64>,
+    threads: usize,
+) {
+    let par = parallelism(threads, work(lhs.nrows(), lhs.ncols(), rhs.ncols()) / 2.0);
+    triangular::matmul(
+        target,
+        BlockStructure::TriangularLower,
+        Accum::Add,
+        lhs,
+        BlockStructure::Rectangular,
+        rhs,
+        BlockStructure::Rectangular,
+        alpha,
+        par,
+    );
+}
+
+/// Copies the strictly lower triangle onto the upper one.
+pub(crate) fn mirror_lower(matrix: &mut Mat<f64>) {
+    for column in 0..matrix.ncols() {
+        for row in 0..column {
+            matrix[(row, column)] = matrix[(column, row)];
+        }
+    }
+}
+
+fn scratch(operation: &'static str, need: StackReq) -> Result<MemBuffer> {
+    MemBuffer::try_new(need).map_err(|_| out_of_memory(operation, need.size_bytes()))
+}
+
+/// `Q` and `R` of the thin QR factorisation of a tall matrix.
+pub(crate) fn thin_qr(operation: &'static str, mut matrix: Mat<f64>, threads: usize) -> Result<(Mat<f64>, Mat<f64>)> {
+    let (rows, columns) = matrix.shape();
+    let par = parallelism(threads, work(rows, columns, columns));
+    let block = qr::recommended_block_size::<f64>(rows, columns);
+    let mut householder = zeros(operation, block, columns)?;
+    let params = Spec::default();
+    let mut buffer = scratch(
+        operation,
+        StackReq::any_of(&[
+            qr::qr_in_place_scratch::<f64>(rows, columns, block, par, params),
+            householder::apply_block_householder_sequence_on_the_left_in_place_scratch::<f64>(rows, block, columns),
+        ]),
+    )?;
+    qr::qr_in_place(matrix.as_mut(), householder.as_mut(), par, MemStack::new(&mut buffer), params);
+    let mut triangle = zeros(operation, columns, columns)?;
+    for column in 0..columns {
+        for row in 0..=column {
+            triangle[(row, column)] = matrix[(row, column)];
+        }
+    }
+    let mut basis = zeros(operation, rows, columns)?;
+    basis.as_mut().diagonal_mut().column_vector_mut().fill(1.0);
+    householder::apply_block_householder_sequence_on_the_left_in_place_with_conj(
+        matrix.as_ref(),
+        householder.as_ref(),
+        Conj::No,
+        basis.as_mut(),
+        par,
+        MemStack::new(&mut buffer),
+    );
+    Ok((basis, triangle))
+}
+
+/// Which of faer's algorithms diagonalises the tridiagonal form.
+#[derive(Clone, Copy)]
+pub(crate) enum Tridiagonal {
+    DivideAndConquer,
+    QrIteration,
+}
+
+/// Eigenvalues and the eigenvectors, one per column, that belong to them.
+pub(crate) type Pairs = (Vec<f64>, Mat<f64>);
+
+/// Eigenvalues, ascending, and eigenvectors of a finite symmetric matrix, of which the lower triangle
+/// is read. `None` if faer's iteration gave up.
+pub(crate) fn symmetric_eigen(
+    operation: &'static str,
+    matrix: MatRef<'_, f64>,
+    algorithm: Tridiagonal,
+    threads: usize,
+) -> Result<Option<Pairs>> {
+    let dimension = matrix.nrows();
+    let par = parallelism(threads, work(dimension, dimension, dimension));
+    let mut params = <SelfAdjointEvdParams as Auto<f64>>::auto();
+    if let Tridiagonal::QrIteration = algorithm {
+        params.recursion_threshold = usize::MAX;
+    }
+    let params = params.into();
+    let mut buffer =
+        scratch(operation, evd::self_adjoint_evd_scratch::<f64>(dimension, ComputeEigenvectors::Yes, par, params))?;
+    let mut values = faer::diag::Diag::<f64>::zeros(dimension);
+    let mut vectors = zeros(operation, dimension, dimension)?;
+    let outcome =
+        evd::self_adjoint_evd(matrix, values.as_mut(), Some(vectors.as_mut()), par, MemStack::new(&mut buffer), params);
+    Ok(outcome.ok().map(|()| (values.column_vector().iter().copied().collect(), vectors)))
+}
+
+/// Singular values, descending, and left singular vectors of a finite square matrix. `None` if faer's
+/// iteration gave up.
+pub(crate) fn left_singular(operation: &'static str, matrix: MatRef<'_, f64>, threads: usize) -> Result<Option<Pairs>> {
+    let dimension = matrix.nrows();
+    let par = parallelism(threads, work(dimension, dimension, dimension));
+    let params = Spec::default();
+    let mut buffer = scratch(
+        operation,
+        svd::svd_scratch::<f64>(dimension, dimension, ComputeSvdVectors::Thin, ComputeSvdVectors::No, par, params),
+    )?;
+    let mut values = faer::diag::Diag::<f64>::zeros(dimension);
+    let mut vectors = zeros(operation, dimension, dimension)?;
+    let outcome =
+        svd::svd(matrix, values.as_mut(), Some(vectors.as_mut()), None, par, MemStack::new(&mut buffer), params);
+    Ok(outcome.ok().map(|()| (values.column_vector().iter().copied().collect(), vectors)))
+}
+
+/// `matrix⁻¹ · right` by Cholesky; `matrix` is overwritten, its lower triangle is read. `None` if it is
+/// not numerically positive definite.
+pub(crate) fn cholesky_solve(
+    operation: &'static str,
+    mut matrix: Mat<f64>,
+    mut right: Mat<f64>,
+    threads: usize,
+) -> Result<Option<Mat<f64>>> {
+    let dimension = matrix.nrows();
+    let par = parallelism(threads, work(dimension, dimension, dimension.max(right.ncols())));
+    let params = Spec::default();
+    let mut buffer = scratch(operation, llt::factor::cholesky_in_place_scratch::<f64>(dimension, par, params))?;
+    let factored =
+        llt::factor::cholesky_in_place(matrix.as_mut(), Default::default(), par, MemStack::new(&mut buffer), params);
+    if factored.is_err() {
+        return Ok(None);
+    }
+    triangular_solve::solve_lower_triangular_in_place(matrix.as_ref(), right.as_mut(), par);
+    triangular_solve::solve_upper_triangular_in_place(matrix.transpose(), right.as_mut(), par);
+    Ok(first_non_finite(right.as_ref()).is_none().then_some(right))
+}

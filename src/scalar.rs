@@ -1,0 +1,65 @@
+//! The scalar types that weights and activations come in.
+
+use core::fmt::{Debug, Display};
+
+mod sealed {
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for f64 {}
+}
+
+/// The element type of weights and activations: `f32` or `f64`.
+///
+/// Sealed: statistics and solvers are tuned for these two. Whatever the type of the data, statistics
+/// are accumulated and problems are solved in `f64`.
+pub trait Scalar:
+    sealed::Sealed + faer::traits::RealField + Copy + Debug + Default + Display + Send + Sync + 'static
+{
+    /// Distance between 1 and the next larger number of this type.
+    const EPSILON: f64;
+
+    /// Widens to `f64`, without loss.
+    ///
+    /// ```
+    /// use dalr::Scalar;
+    /// assert_eq!(0.5_f32.to_f64(), 0.5);
+    /// ```
+    fn to_f64(self) -> f64;
+
+    /// Rounds to the nearest number of this type; infinite when `value` is out of its range.
+    ///
+    /// ```
+    /// use dalr::Scalar;
+    /// assert_eq!(f32::from_f64(0.5), 0.5);
+    /// assert!(f32::from_f64(1e60).is_infinite());
+    /// ```
+    fn from_f64(value: f64) -> Self;
+}
+
+impl Scalar for f32 {
+    const EPSILON: f64 = f32::EPSILON as f64;
+
+    #[inline]
+    fn to_f64(self) -> f64 {
+        f64::from(self)
+    }
+
+    #[inline]
+    fn from_f64(value: f64) -> Self {
+        value as f32
+    }
+}
+
+impl Scalar for f64 {
+    const EPSILON: f64 = f64::EPSILON;
+
+    #[inline]
+    fn to_f64(self) -> f64 {
+        self
+    }
+
+    #[inline]
+    fn from_f64(value: f64) -> Self {
+        value
+    }
+}
