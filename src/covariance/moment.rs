@@ -1,0 +1,346 @@
+//! The second moment `S` of a layer's inputs as an operator: what the compressors see of the statistics.
+
+use faer::{Mat, MatRef};
+
+use super::samples::Centre;
+use super::{ActivationStats, Form, Samples};
+use crate::kernel;
+use crate::{Result, Scalar};
+
+/// Second moments this far below `‖μ‖²` are rounding noise of constant inputs: `(2⁻⁴⁴)²`.
+const NEGLIGIBLE: f64 = 1.0 / (1_u128 << 88) as f64;
+
+/// `S` divided by a power of two, `2^exponent`, which brings its mean diagonal entry near 1 and keeps
+/// everything computed from it clear of overflow and underflow.
+pub(crate) struct Moment<'a, T> {
+    source: Source<'a, T>,
+    features: usize,
+    exponent: i32,
+    /// Of the divided `S`.
+    trace: f64,
+}
+
+enum Source<'a, T> {
+    /// `S = I`: every direction of the input counts the same.
+    Identity,
+    Data {
+        stats: &'a ActivationStats<T>,
+        /// Where samples are measured from, and `μ` when the form at hand must put it back.
+        centre: OwnedCentre,
+        restored: Option<Mat<f64>>,
+    },
+}
+
+struct OwnedCentre {
+    origin: Vec<f64>,
+    offset: Vec<f64>,
+}
+
+impl OwnedCentre {
+    fn get(&self) -> Centre<'_> {
+        Centre { origin: &self.origin, offset: &self.offset }
+    }
+}
+
+/// `2^exponent`, also where it underflows gradually.
+pub(crate) fn power_of_two(exponent: i32) -> f64 {
+    let half = exponent / 2;
+    2_f64.powi(half) * 2_f64.powi(exponent - half)
+}
+
+/// The even exponent of the power of two just below a positive number; 0 for zero.
+pub(crate) fn even_exponent(value: f64) -> i32 {
+    if value > 0.0 { (value.log2() / 2.0).floor() as i32 * 2 } else { 0 }
+}
+
+impl<'a, T: Scalar> Moment<'a, T> {
+    /// `S = I`.
+    pub(crate) fn identity(features: usize) -> Self {
+        Self { source: Source::Identity, features, exponent: 0, trace: features as f64 }
+    }
+
+    /// The covariance, or the uncentred second moment, of at least one sample.
+    pub(crate) fn of(stats: &'a ActivationStats<T>, centred: bool) -> Self {
+        let features = stats.features;
+        let channels = &stats.channels;
+        let zeros = || vec![0.0; features];
+        let mean: Vec<f64> = stats.mean_or_zero();
+        let collapsed = matches!(stats.form, Form::Scatter(_));
+        // Samples are measured from where S is centred; a scatter is centred as it is, and the mean is put
+        // back as a term of rank one.
+        let centre = if centred || collapsed {
+            OwnedCentre { origin: channels.origin.clone(), offset: channels.offset.clone() }
+        } else {
+            OwnedCentre { origin: zeros(), offset: zeros() }
+        };
+        let restored = (collapsed && !centred).then(|| Mat::from_fn(features, 1, |i, _| mean[i]));
+        let mut trace = match &stats.form {
+            Form::Scatter(scatter) => scatter.diagonal().map(|sum| sum / stats.weight).sum(),
+            Form::Samples(samples) => {
+                let mut squares = zeros();
+                mean_squares(samples, &centre.get(), stats.weight, &mut squares);
+                squares.iter().sum()
+            }
+        };
+        let mean_square: f64 = mean.iter().map(|m| m * m).sum();
+        if let Some(mean) = &restored {
+            trace += kernel::squared_norm(mean.as_ref());
+        }
+        if trace <= NEGLIGIBLE * mean_square {
+            trace = 0.0;
+        }
+        let exponent = even_exponent(trace / features.max(1) as f64);
+        let trace = trace * power_of_two(-exponent);
+        let restored = restored.map(|mean| mean * faer::Scale(power_of_two(-exponent / 2)));
+        Self { source: Source::Data { stats, centre, restored }, features, exponent, trace }
+    }
+
+    pub(crate) fn features(&self) -> usize {
+        self.features
+    }
+
+    /// `S` itself is `2^exponent` times what the other methods speak of.
+    pub(crate) fn exponent(&self) -> i32 {
+        self.exponent
+    }
+
+    /// `tr S`; exactly zero when `S` is zero or nothing but rounding noise.
+    pub(crate) fn trace(&self) -> f64 {
+        self.trace
+    }
+
+    /// The diagonal of `S`.
+    pub(crate) fn diagonal(&self) -> Vec<f64> {
+        let mut diagonal = vec![0.0; self.features];
+        match &self.source {
+            _ if self.trace == 0.0 => {}
+            Source::Identity => diagonal.fill(1.0),
+            Source::Data { stats, centre, restored } => {
+                match &stats.form {
+                    Form::Samples(samples) => mean_squares(samples, &centre.get(), stats.weight, &mut diagonal),
+                    Form::Scatter(scatter) => {
+                        diagonal.iter_mut().zip(scatter.diagonal()).for_each(|(to, sum)| *to = sum / stats.weight);
+                    }
+                }
+                diagonal.iter_mut().for_each(|square| *square *= power_of_two(-self.exponent));
+                if let Some(mean) = restored {
+                    diagonal.iter_mut().zip(mean.col(0).iter()).for_each(|(to, m)| *to += m * m);
+                }
+            }
+        }
+        diagonal
+    }
+
+    /// What turns the scatter into the divided `S`.
+    fn factor(&self, stats: &ActivationStats<T>) -> f64 {
+        power_of_two(-self.exponent) / stats.weight
+    }
+
+    /// Visits the samples as `features × count` columns of which the sum of outer products is `S`.
+    fn for_each_sample_block(
+        &self,
+        operation: &'static str,
+        stats: &ActivationStats<T>,
+        samples: &Samples<T>,
+        centre: &OwnedCentre,
+        visit: impl FnMut(MatRef<'_, f64>) -> Result<()>,
+    ) -> Result<()> {
+        let root = power_of_two(-self.exponent / 2) / stats.weight.sqrt();
+        samples.for_each_centred(operation, &centre.get(), root, visit)
+    }
+
+    /// `left · S · leftᵀ`, for `rows × features`.
+    pub(crate) fn congruence(
+        &self,
+        operation: &'static str,
+        left: MatRef<'_, f64>,
+        threads: usize,
+    ) -> Result<Mat<f64>> {
+        let mut result = kernel::zeros(operation, left.nrows(), left.nrows())?;
+        match &self.source {
+            _ if self.trace == 0.0 => {}
+            Source::Identity => {
+                kernel::add_symmetric_product(result.as_mut(), 1.0, left, left.transpose(), threads);
+            }
+            Source::Data { stats, centre, restored } => match &stats.form {
+                Form::Samples(samples) => self.for_each_sample_block(operation, stats, samples, centre, |columns| {
+                    let outputs = kernel::product(operation, left, columns, threads)?;
+                    let outputs = outputs.as_ref();
+                    kernel::add_symmetric_product(result.as_mut(), 1.0, outputs, outputs.transpose(), threads);
+                    Ok(())
+                })?,
+                Form::Scatter(scatter) => {
+                    let applied = scatter.multiply(operation, left.transpose(), self.factor(stats), threads)?;
+                    kernel::add_symmetric_product(result.as_mut(), 1.0, left, applied.as_ref(), threads);
+                    if let Some(mean) = restored {
+                        let output = kernel::product(operation, left, mean.as_ref(), threads)?;
+                        let output = output.as_ref();
+                        kernel::add_symmetric_product(result.as_mut(), 1.0, output, output.transpose(), threads);
+                    }
+                }
+            },
+        }
+        kernel::mirror_lower(&mut result);
+        Ok(result)
+    }
+
+    /// `S · right`, for `features × columns`.
+    pub(crate) fn multiply(&self, operation: &'static str, right: MatRef<'_, f64>, threads: usize) -> Result<Mat<f64>> {
+        let mut result = kernel::zeros(operation, self.features, right.ncols())?;
+        match &self.source {
+            _ if self.trace == 0.0 => {}
+            Source::Identity => result.copy_from(right),
+            Source::Data { stats, centre, restored } => match &stats.form {
+                Form::Samples(samples) => self.for_each_sample_block(operation, stats, samples, centre, |columns| {
+                    let outputs = kernel::product(operation, columns.transpose(), right, threads)?;
+                    kernel::add_product(result.as_mut(), 1.0, columns, outputs.as_ref(), threads);
+                    Ok(())
+                })?,
+                Form::Scatter(scatter) => {
+                    result = scatter.multiply(operation, right, self.factor(stats), threads)?;
+                    if let Some(mean) = restored {
+                        let share = kernel::product(operation, mean.transpose(), right, threads)?;
+                        kernel::add_product(result.as_mut(), 1.0, mean.as_ref(), share.as_ref(), threads);
+                    }
+                }
+            },
+        }
+        Ok(result)
+    }
+
+    /// `aᵢ S bᵢᵀ` for every pair of rows of two `rows × features` matrices.
+    pub(crate) fn row_forms(
+        &self,
+        operation: &'static str,
+        a: MatRef<'_, f64>,
+        b: MatRef<'_, f64>,
+        threads: usize,
+    ) -> Result<Vec<f64>> {
+        let same = a.as_ptr() == b.as_ptr() && a.shape() == b.shape();
+        let mut forms = vec![0.0; a.nrows()];
+        let mut add = |left: MatRef<'_, f64>, right: MatRef<'_, f64>| {
+            for (left, right) in left.col_iter().zip(right.col_iter()) {
+                let terms = left.iter().zip(right.iter());
+                forms.iter_mut().zip(terms).for_each(|(sum, (l, r))| *sum += l * r);
+            }
+        };
+        match &self.source {
+            _ if self.trace == 0.0 => {}
+            Source::Identity => add(a, b),
+            Source::Data { stats, centre, .. } => match &stats.form {
+                Form::Samples(samples) => self.for_each_sample_block(operation, stats, samples, centre, |columns| {
+                    let left = kernel::product(operation, a, columns, threads)?;
+                    if same {
+                        add(left.as_ref(), left.as_ref());
+                    } else {
+                        add(left.as_ref(), kernel::product(operation, b, columns, threads)?.as_ref());
+                    }
+                    Ok(())
+                })?,
+                Form::Scatter(_) => add(a, self.multiply(operation, b.transpose(), threads)?.transpose()),
+            },
+        }
+        Ok(forms)
+    }
+
+    /// `tr S²`.
+    pub(crate) fn trace_of_square(&self, operation: &'static str, threads: usize) -> Result<f64> {
+        Ok(match &self.source {
+            _ if self.trace == 0.0 => 0.0,
+            Source::Identity => self.features as f64,
+            Source::Data { stats, centre, restored } => match &stats.form {
+                // tr (X Xᵀ)² = ‖Xᵀ X‖², the smaller side as long as samples are kept.
+                Form::Samples(samples) => {
+                    let mut sum = 0.0;
+                    let mut index = 0;
+                    self.for_each_sample_block(operation, stats, samples, centre, |columns| {
+                        let mut other_index = 0;
+                        self.for_each_sample_block(operation, stats, samples, centre, |others| {
+                            if other_index <= index {
+                                let gram = kernel::product(operation, columns.transpose(), others, threads)?;
+                                let count = if other_index == index { 1.0 } else { 2.0 };
+                                sum += count * kernel::squared_norm(gram.as_ref());
+                            }
+                            other_index += 1;
+                            Ok(())
+                        })?;
+                        index += 1;
+                        Ok(())
+                    })?;
+                    sum
+                }
+                Form::Scatter(scatter) => {
+                    let centred = scatter.squared_norm(self.factor(stats));
+                    match restored {
+                        None => centred,
+                        // ‖Σ + μμᵀ‖² = ‖Σ‖² + 2 μᵀΣμ + ‖μ‖⁴
+                        Some(mean) => {
+                            let applied = scatter.multiply(operation, mean.as_ref(), self.factor(stats), threads)?;
+                            let cross: f64 = applied.col(0).iter().zip(mean.col(0).iter()).map(|(a, b)| a * b).sum();
+                            centred + 2.0 * cross + kernel::squared_norm(mean.as_ref()).powi(2)
+                        }
+                    }
+                }
+            },
+        })
+    }
+
+    /// `features × samples` of which `S` is the product with its transpose; `None` unless samples are kept
+    /// and are fewer than the inputs.
+    pub(crate) fn root(&self, operation: &'static str) -> Result<Option<Mat<f64>>> {
+        let Source::Data { stats, centre, .. } = &self.source else { return Ok(None) };
+        let Form::Samples(samples) = &stats.form else { return Ok(None) };
+        if samples.len() >= self.features {
+            return Ok(None);
+        }
+        let mut root = kernel::zeros(operation, self.features, samples.len())?;
+        let mut start = 0;
+        self.for_each_sample_block(operation, stats, samples, centre, |columns| {
+            root.as_mut().subcols_mut(start, columns.ncols()).copy_from(columns);
+            start += columns.ncols();
+            Ok(())
+        })?;
+        Ok(Some(root))
+    }
+
+    /// The divided `S`, formed.
+    pub(crate) fn scaled(&self, operation: &'static str, threads: usize) -> Result<Mat<f64>> {
+        let mut dense = kernel::zeros(operation, self.features, self.features)?;
+        match &self.source {
+            _ if self.trace == 0.0 => {}
+            Source::Identity => dense.as_mut().diagonal_mut().column_vector_mut().fill(1.0),
+            Source::Data { stats, centre, restored } => match &stats.form {
+                Form::Samples(samples) => self.for_each_sample_block(operation, stats, samples, centre, |columns| {
+                    kernel::add_symmetric_product(dense.as_mut(), 1.0, columns, columns.transpose(), threads);
+                    Ok(())
+                })?,
+                Form::Scatter(scatter) => {
+                    dense = scatter.dense(operation, self.factor(stats))?;
+                    if let Some(mean) = restored {
+                        let mean = mean.as_ref();
+                        kernel::add_symmetric_product(dense.as_mut(), 1.0, mean, mean.transpose(), threads);
+                    }
+                }
+            },
+        }
+        kernel::mirror_lower(&mut dense);
+        Ok(dense)
+    }
+
+    /// `S`, formed.
+    pub(super) fn dense(&self, operation: &'static str, threads: usize) -> Result<Mat<f64>> {
+        Ok(self.scaled(operation, threads)? * faer::Scale(power_of_two(self.exponent)))
+    }
+}
+
+/// Adds `(1/w) Σ wᵢ (xᵢ − centre)²`, input by input.
+fn mean_squares<T: Scalar>(samples: &Samples<T>, centre: &Centre<'_>, total: f64, squares: &mut [f64]) {
+    for (rows, weights) in samples.segments() {
+        for (row, weight) in rows.row_iter().zip(weights) {
+            let centre = centre.origin.iter().zip(centre.offset);
+            for ((sum, x), (origin, offset)) in squares.iter_mut().zip(row.iter()).zip(centre) {
+                *sum += weight / total * (x.to_f64() - origin - offset).powi(2);
+            }
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! The sample form: the samples themselves, kept while they take less memory than their scatter.
+
+use faer::{Mat, MatMut, MatRef};
+
+use crate::kernel;
+use crate::{Error, Result, Scalar};
+
+/// Entries that a segment aims at: big enough for fast products, small enough to convert piece by piece.
+const SEGMENT_ENTRIES: usize = 1 << 20;
+
+/// Samples in segments of at most [`segment_rows`] rows, so that growing never copies what is there.
+#[derive(Clone)]
+pub(super) struct Samples<T> {
+    features: usize,
+    segments: Vec<Vec<T>>,
+    weights: Vec<f64>,
+}
+
+/// Samples in a segment, and the size of the pieces in which batches are worked through.
+pub(super) fn segment_rows(features: usize) -> usize {
+    (SEGMENT_ENTRIES / features.max(1)).clamp(16, 1 << 16)
+}
+
+impl<T: Scalar> Samples<T> {
+    pub(super) fn new(features: usize) -> Self {
+        Self { features, segments: Vec::new(), weights: Vec::new() }
+    }
+
+    /// Bytes taken by this many samples; `None` beyond the address space.
+    pub(super) fn bytes(features: usize, count: usize) -> Option<usize> {
+        features.checked_mul(size_of::<T>())?.checked_add(size_of::<f64>())?.checked_mul(count)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.weights.len()
+    }
+
+    /// Appends the rows of positive weight; on failure nothing is appended.
+    pub(super) fn append<'a>(
+        &mut self,
+        operation: &'static str,
+        rows: impl Iterator<Item = (faer::RowRef<'a, T>, f64)>,
+    ) -> Result<()> {
+        let before = self.len();
+        for (row, weight) in rows.filter(|&(_, weight)| weight > 0.0) {
+            if let Err(error) = self.push(operation, row, weight) {
+                self.truncate(before);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, operation: &'static str, row: faer::RowRef<'_, T>, weight: f64) -> Result<()> {
+        let capacity = segment_rows(self.features) * self.features;
+        let memory = |needed| Error::Memory { operation, needed, available: "this machine's memory".into() };
+        let needed = Self::bytes(self.features, self.len().saturating_add(1)).unwrap_or(usize::MAX);
+        self.weights.try_reserve(1).map_err(|_| memory(needed))?;
+        if self.segments.last().is_none_or(|segment| segment.len() >= capacity) {
+            self.segments.try_reserve(1).map_err(|_| memory(needed))?;
+            self.segments.push(Vec::new());
+        }
+        if let Some(segment) = self.segments.last_mut() {
+            if segment.capacity() - segment.len() < self.features {
+                // Doubling, but never past the segment's end.
+                let more = segment.len().max(self.features).min(capacity - segment.len());
+                segment.try_reserve_exact(more).map_err(|_| memory(needed))?;
+            }
+            segment.extend(row.iter().copied());
+        }
+        self.weights.push(weight);
+        Ok(())
+    }
+
+    fn truncate(&mut self, count: usize) {
+        let rows = segment_rows(self.features);
+        self.weights.truncate(count);
+        self.segments.truncate(count.div_ceil(rows));
+        if let Some(last) = self.segments.last_mut().filter(|_| !count.is_multiple_of(rows)) {
+            last.truncate(count % rows * self.features);
+        }
+    }
+
+    /// The samples, segment by segment: one sample per row, and their weights.
+    pub(super) fn segments(&self) -> impl Iterator<Item = (MatRef<'_, T>, &[f64])> {
+        let rows = segment_rows(self.features);
+        self.segments
+            .iter()
+            .zip(self.weights.chunks(rows))
+            .map(|(segment, weights)| (MatRef::from_row_major_slice(segment, weights.len(), self.features), weights))
+    }
+
+    /// Calls `visit` with every segment as a `features × count` matrix in `f64`: one sample per column,
+    /// less `centre`, times the root of its weight, times `factor`.
+    pub(super) fn for_each_centred(
+        &self,
+        operation: &'static str,
+        centre: &Centre<'_>,
+        factor: f64,
+        mut visit: impl FnMut(MatRef<'_, f64>) -> Result<()>,
+    ) -> Result<()> {
+        let width = segment_rows(self.features).min(self.len());
+        let mut buffer: Mat<f64> = kernel::zeros(operation, self.features, width)?;
+        for (rows, weights) in self.segments() {
+            let mut target = buffer.as_mut().subcols_mut(0, weights.len());
+            fill_centred(target.as_mut(), rows, Some(weights), centre, factor);
+            visit(target.as_ref())?;
+        }
+        Ok(())
+    }
+}
+
+/// A point that samples are measured from, as `origin + offset`: taking the origin away first keeps the
+/// digits of the offset when the mean is large against the spread.
+pub(super) struct Centre<'a> {
+    pub(super) origin: &'a [f64],
+    pub(super) offset: &'a [f64],
+}
+
+/// Column `i` of `target` becomes `(rowᵢ − centre) · √weightᵢ · factor`.
+pub(super) fn fill_centred<T: Scalar>(
+    mut target: MatMut<'_, f64>,
+    rows: MatRef<'_, T>,
+    weights: Option<&[f64]>,
+    centre: &Centre<'_>,
+    factor: f64,
+) {
+    for (index, (column, row)) in target.as_mut().col_iter_mut().zip(rows.row_iter()).enumerate() {
+        let scale = weights.map_or(1.0, |weights| weights[index].sqrt()) * factor;
+        let centre = centre.origin.iter().zip(centre.offset);
+        for ((to, x), (origin, offset)) in column.iter_mut().zip(row.iter()).zip(centre) {
+            *to = (x.to_f64() - origin - offset) * scale;
+        }
+    }
+}

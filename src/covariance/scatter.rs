@@ -1,0 +1,158 @@
+//! The collapsed form: the centred scatter matrix, its lower triangle kept as block columns.
+
+use faer::{Mat, MatRef};
+
+use crate::kernel;
+use crate::{Error, Result};
+
+/// Columns of a block: wide enough for a matrix product, narrow enough to waste little above the diagonal.
+const BLOCK: usize = 256;
+
+/// A symmetric `features × features` matrix in `f64`. Block column `b` holds the rows from `b · BLOCK` on.
+#[derive(Clone)]
+pub(super) struct Scatter {
+    features: usize,
+    blocks: Vec<Mat<f64>>,
+}
+
+impl Scatter {
+    /// Bytes that a scatter of this size takes; `None` beyond the address space.
+    pub(super) fn bytes(features: usize) -> Option<usize> {
+        (0..features)
+            .step_by(BLOCK)
+            .try_fold(0_usize, |sum, start| {
+                sum.checked_add((features - start).checked_mul(BLOCK.min(features - start))?)
+            })?
+            .checked_mul(size_of::<f64>())
+    }
+
+    pub(super) fn zeros(operation: &'static str, features: usize) -> Result<Self> {
+        let blocks = (0..features)
+            .step_by(BLOCK)
+            .map(|start| kernel::zeros(operation, features - start, BLOCK.min(features - start)))
+            .collect::<Result<_>>()?;
+        Ok(Self { features, blocks })
+    }
+
+    /// `+= rows · rowsᵀ`, for `features × count` with one sample per column.
+    pub(super) fn add_samples(&mut self, samples: MatRef<'_, f64>, threads: usize) {
+        for (index, block) in self.blocks.iter_mut().enumerate() {
+            let start = index * BLOCK;
+            let below = samples.subrows(start, block.nrows());
+            let across = samples.subrows(start, block.ncols());
+            kernel::add_product(block.as_mut(), 1.0, below, across.transpose(), threads);
+        }
+    }
+
+    pub(super) fn add(&mut self, other: &Self) {
+        for (block, other) in self.blocks.iter_mut().zip(&other.blocks) {
+            *block += other;
+        }
+    }
+
+    /// `self · right · factor`, for `features × columns`.
+    pub(super) fn multiply(
+        &self,
+        operation: &'static str,
+        right: MatRef<'_, f64>,
+        factor: f64,
+        threads: usize,
+    ) -> Result<Mat<f64>> {
+        let mut result = kernel::zeros(operation, self.features, right.ncols())?;
+        for (index, block) in self.blocks.iter().enumerate() {
+            let (start, width) = (index * BLOCK, block.ncols());
+            let below = self.features - start - width;
+            kernel::add_product(
+                result.as_mut().subrows_mut(start, block.nrows()),
+                factor,
+                block.as_ref(),
+                right.subrows(start, width),
+                threads,
+            );
+            kernel::add_product(
+                result.as_mut().subrows_mut(start, width),
+                factor,
+                block.as_ref().subrows(width, below).transpose(),
+                right.subrows(start + width, below),
+                threads,
+            );
+        }
+        Ok(result)
+    }
+
+    /// The full matrix, times `factor`.
+    pub(super) fn dense(&self, operation: &'static str, factor: f64) -> Result<Mat<f64>> {
+        let mut dense = kernel::zeros(operation, self.features, self.features)?;
+        for (index, block) in self.blocks.iter().enumerate() {
+            let start = index * BLOCK;
+            let mut target = dense.as_mut().submatrix_mut(start, start, block.nrows(), block.ncols());
+            faer::zip!(&mut target, block).for_each(|faer::unzip!(to, from)| *to = from * factor);
+        }
+        kernel::mirror_lower(&mut dense);
+        Ok(dense)
+    }
+
+    pub(super) fn diagonal(&self) -> impl Iterator<Item = f64> + '_ {
+        self.blocks.iter().flat_map(|block| (0..block.ncols()).map(move |i| block[(i, i)]))
+    }
+
+    /// The sum of the squares of `self · factor`, upper triangle included.
+    pub(super) fn squared_norm(&self, factor: f64) -> f64 {
+        let mut sum = 0.0;
+        for block in &self.blocks {
+            for entries in block.col_iter() {
+                for (row, entry) in entries.iter().enumerate() {
+                    // The square on the diagonal holds both triangles; what is below it stands for two.
+                    let count = if row < block.ncols() { 1.0 } else { 2.0 };
+                    sum += count * (entry * factor).powi(2);
+                }
+            }
+        }
+        sum
+    }
+}
+
+/// `BLOCK`-wide scatters add up block by block only if they are of one size.
+pub(super) fn require_same(operation: &'static str, expected: usize, found: usize) -> Result<()> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(Error::Shape { operation, what: "inputs in the statistics to merge", expected, found })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn samples(features: usize, count: usize) -> Mat<f64> {
+        Mat::from_fn(features, count, |i, j| ((i * 37 + j * 101) % 97) as f64 / 97.0 - 0.4)
+    }
+
+    #[test]
+    fn block_columns_hold_the_whole_product() -> Result<()> {
+        for features in [1, 255, 256, 257, 600] {
+            let samples = samples(features, 5);
+            let mut scatter = Scatter::zeros("test", features)?;
+            scatter.add_samples(samples.as_ref(), 1);
+            let expected = &samples * samples.transpose();
+            let difference = &scatter.dense("test", 1.0)? - &expected;
+            assert!(difference.norm_max() < 1e-13);
+            let right = self::samples(features, 3);
+            let applied = scatter.multiply("test", right.as_ref(), 2.0, 1)? - &expected * &right * faer::Scale(2.0);
+            assert!(applied.norm_max() < 1e-11 * features as f64);
+            assert!((scatter.squared_norm(1.0) / expected.squared_norm_l2() - 1.0).abs() < 1e-13);
+            let target = &expected * faer::Scale(2.0);
+            let copy = scatter.clone();
+            scatter.add(&copy);
+            assert!((scatter.dense("test", 1.0)? - target).norm_max() < 1e-12);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn bytes_are_about_half_of_the_full_matrix() {
+        assert_eq!(Scatter::bytes(256), Some(256 * 256 * 8));
+        assert_eq!(Scatter::bytes(512), Some((512 * 256 + 256 * 256) * 8));
+        assert_eq!(Scatter::bytes(usize::MAX), None);
+    }
+}

@@ -1,0 +1,169 @@
+use super::*;
+use faer::mat;
+
+fn batch(rows: usize, features: usize, salt: usize) -> Mat<f64> {
+    Mat::from_fn(rows, features, |i, j| ((i * 31 + j * 17 + salt * 13) % 23) as f64 / 23.0 + j as f64)
+}
+
+/// Mean and covariance in two plain passes over all rows.
+fn two_pass(rows: &Mat<f64>) -> (Vec<f64>, Mat<f64>) {
+    let (count, features) = rows.shape();
+    let mean: Vec<f64> = (0..features).map(|j| (0..count).map(|i| rows[(i, j)]).sum::<f64>() / count as f64).collect();
+    let product = |a, b| (0..count).map(|i| (rows[(i, a)] - mean[a]) * (rows[(i, b)] - mean[b])).sum::<f64>();
+    let covariance = Mat::from_fn(features, features, |a, b| product(a, b) / count as f64);
+    (mean, covariance)
+}
+
+fn is_collapsed<T>(stats: &ActivationStats<T>) -> bool {
+    matches!(stats.form, Form::Scatter(_))
+}
+
+fn check(stats: &ActivationStats<f64>, rows: &Mat<f64>) {
+    let (mean, covariance) = two_pass(rows);
+    assert_eq!(stats.samples(), rows.nrows() as u64);
+    for (ours, plain) in stats.mean().unwrap().iter().zip(&mean) {
+        assert!((ours - plain).abs() < 1e-13 * (1.0 + plain.abs()));
+    }
+    assert!((stats.covariance().unwrap() - covariance).norm_max() < 1e-14);
+}
+
+#[test]
+fn collapses_when_the_scatter_is_smaller_and_nobody_can_tell() {
+    let features = 20;
+    let mut stats = ActivationStats::new(features);
+    let mut all = Mat::<f64>::zeros(0, features);
+    let mut collapsed_at = None;
+    for salt in 0..12 {
+        let rows = batch(3, features, salt);
+        stats.update(rows.as_ref()).unwrap();
+        all = Mat::from_fn(all.nrows() + 3, features, |i, j| {
+            if i < all.nrows() { all[(i, j)] } else { rows[(i - all.nrows(), j)] }
+        });
+        check(&stats, &all);
+        if is_collapsed(&stats) && collapsed_at.is_none() {
+            collapsed_at = Some(all.nrows());
+        }
+    }
+    // 20 · 20 doubles of scatter against 20 + 1 for a sample.
+    assert_eq!(collapsed_at, Some(21));
+}
+
+#[test]
+fn merges_in_both_forms_and_mixed() {
+    for (first, second) in [(4, 5), (4, 60), (60, 4), (60, 70), (15, 15), (0, 60), (0, 4), (60, 0)] {
+        let rows = batch(first + second, 20, 1);
+        let (mut left, mut right) = (ActivationStats::new(20), ActivationStats::new(20));
+        if first > 0 {
+            left.update(rows.subrows(0, first)).unwrap();
+        }
+        if second > 0 {
+            right.update(rows.subrows(first, second)).unwrap();
+        }
+        assert_eq!((is_collapsed(&left), is_collapsed(&right)), (first > 20, second > 20));
+        left.merge(&right).unwrap();
+        assert_eq!(is_collapsed(&left), first + second > 20);
+        check(&left, &rows);
+    }
+}
+
+#[test]
+fn samples_and_scatter_are_the_same_second_moment() -> Result<()> {
+    let rows = batch(18, 20, 3);
+    let mut samples = ActivationStats::new(20);
+    samples.update(rows.as_ref())?;
+    let mut scatter = samples.clone();
+    // Two halves of the weight each: a second helping collapses, and halving weights restores the sums.
+    scatter.update(rows.as_ref())?;
+    assert!(!is_collapsed(&samples) && is_collapsed(&scatter));
+    let left = batch(4, 20, 9);
+    for centred in [true, false] {
+        let (a, b) = (Moment::of(&samples, centred), Moment::of(&scatter, centred));
+        assert_eq!(a.exponent(), b.exponent());
+        let close = |x: f64, y: f64| assert!((x - y).abs() <= 1e-12 * x.abs().max(1e-3), "{x} {y}");
+        close(a.trace(), b.trace());
+        close(a.trace_of_square("test", 1)?, b.trace_of_square("test", 1)?);
+        a.diagonal().iter().zip(b.diagonal()).for_each(|(&x, y)| close(x, y));
+        let scaled = a.scaled("test", 1)?;
+        close(scaled.squared_norm_l2(), a.trace_of_square("test", 1)?);
+        assert!((&scaled - b.scaled("test", 1)?).norm_max() < 1e-12 * scaled.norm_max());
+        let (x, y) = (a.congruence("test", left.as_ref(), 1)?, b.congruence("test", left.as_ref(), 1)?);
+        assert!((&x - y).norm_max() < 1e-12 * x.norm_max());
+        assert!((&x - &left * &scaled * left.transpose()).norm_max() < 1e-12 * x.norm_max());
+        let (x, y) = (a.multiply("test", left.transpose(), 1)?, b.multiply("test", left.transpose(), 1)?);
+        assert!((&x - y).norm_max() < 1e-12 * x.norm_max());
+        let other = batch(4, 20, 11);
+        let forms = a.row_forms("test", left.as_ref(), other.as_ref(), 1)?;
+        let theirs = b.row_forms("test", left.as_ref(), other.as_ref(), 1)?;
+        for (i, (&x, y)) in forms.iter().zip(theirs).enumerate() {
+            close(x, y);
+            close(x, (&left * &scaled * other.transpose())[(i, i)]);
+        }
+    }
+    let root = Moment::of(&samples, true).root("test")?.expect("18 samples of 20 inputs");
+    let product = &root * root.transpose();
+    assert!((product - Moment::of(&samples, true).scaled("test", 1)?).norm_max() < 1e-12);
+    assert!(Moment::of(&scatter, true).root("test")?.is_none());
+    Ok(())
+}
+
+#[test]
+fn many_segments_are_one_sample_form() {
+    // A segment holds 2²⁰ / 9000 = 116 samples.
+    let features = 9000;
+    let rows = Mat::from_fn(300, features, |i, j| ((i * 7 + j * 3) % 19) as f32);
+    let mut stats = ActivationStats::new(features);
+    stats.update(rows.subrows(0, 50)).unwrap();
+    stats.update(rows.subrows(50, 250)).unwrap();
+    let Form::Samples(samples) = &stats.form else { panic!("300 samples of 9000 inputs") };
+    let lengths: Vec<usize> = samples.segments().map(|(rows, _)| rows.nrows()).collect();
+    assert_eq!(lengths, [116, 116, 68]);
+    let stored = samples.segments().flat_map(|(rows, _)| (0..rows.nrows()).map(move |i| rows.row(i)));
+    for (i, row) in stored.enumerate() {
+        assert_eq!(row, rows.row(i));
+    }
+    let expected: f64 = (0..300).map(|i| f64::from(rows[(i, 5)])).sum::<f64>() / 300.0;
+    assert!((stats.mean().unwrap()[5] - expected).abs() < 1e-12);
+}
+
+#[test]
+fn a_mean_a_million_times_the_spread_costs_no_digits() {
+    let spread = batch(40, 6, 2);
+    let rows = Mat::from_fn(40, 6, |i, j| (spread[(i, j)] * 1024.0).round() / 1024.0);
+    let shifted = Mat::from_fn(40, 6, |i, j| rows[(i, j)] + 1_048_576.0);
+    let mut stats = ActivationStats::new(6);
+    for start in (0..40).step_by(8) {
+        stats.update(shifted.subrows(start, 8)).unwrap();
+    }
+    let (_, covariance) = two_pass(&rows);
+    assert!((stats.covariance().unwrap() - covariance).norm_max() < 1e-14);
+}
+
+#[test]
+fn constant_inputs_have_a_scatter_of_exactly_zero() {
+    for count in [5, 500] {
+        let mut stats = ActivationStats::new(8);
+        stats.update(Mat::from_fn(count, 8, |_, j| 0.1 + j as f64 / 3.0).as_ref()).unwrap();
+        assert_eq!(stats.covariance().unwrap(), Mat::<f64>::zeros(8, 8));
+        assert_eq!(Moment::of(&stats, true).trace(), 0.0);
+        assert!(Moment::of(&stats, false).trace() > 0.0);
+    }
+}
+
+#[test]
+fn a_count_that_overflows_is_refused_and_changes_nothing() {
+    let mut stats = ActivationStats::new(2);
+    stats.update(mat![[1.0, 2.0]].as_ref()).unwrap();
+    stats.samples = u64::MAX;
+    let error = stats.update(mat![[3.0, 4.0]].as_ref()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "ActivationStats::update: expected the number of samples within the range of its type, got an overflow"
+    );
+    let other = stats.clone();
+    assert!(matches!(stats.merge(&other), Err(Error::Overflow { .. })));
+    assert_eq!(stats.mean().unwrap()[0], 1.0);
+    stats.samples = 1;
+    stats.weight = f64::MAX;
+    let weighted = stats.update_weighted(mat![[3.0, 4.0]].as_ref(), &[1e100]);
+    assert!(matches!(weighted, Err(Error::Overflow { .. })), "{weighted:?}");
+}
