@@ -1,0 +1,120 @@
+//! The operator that every method diagonalises: `F (κ S + λ I) Fᵀ` on the output side.
+
+use core::cell::OnceCell;
+
+use faer::{Mat, MatMut, MatRef};
+
+use crate::covariance::Moment;
+use crate::kernel;
+use crate::solver::{self, PsdOperator};
+use crate::{Result, Scalar};
+
+/// `F (κ S + λ I) Fᵀ` for a factor `F` of shape outputs × inputs and the second moment `S` of the inputs.
+pub(crate) struct OutputOperator<'a, T> {
+    operation: &'static str,
+    factor: MatRef<'a, f64>,
+    moment: &'a Moment<'a, T>,
+    /// `κ`, what shrinkage leaves of `S`.
+    keep: f64,
+    /// `λ`, in units of the divided `S`.
+    ridge: f64,
+    threads: usize,
+    data_trace: OnceCell<f64>,
+}
+
+impl<'a, T: Scalar> OutputOperator<'a, T> {
+    pub(crate) fn new(
+        operation: &'static str,
+        factor: MatRef<'a, f64>,
+        moment: &'a Moment<'a, T>,
+        (keep, ridge): (f64, f64),
+        threads: usize,
+    ) -> Self {
+        debug_assert_eq!(factor.ncols(), moment.features());
+        Self { operation, factor, moment, keep, ridge, threads, data_trace: OnceCell::new() }
+    }
+
+    /// `tr F S Fᵀ`, the part of the trace that speaks of the data.
+    pub(crate) fn data_trace(&self) -> Result<f64> {
+        if let Some(&trace) = self.data_trace.get() {
+            return Ok(trace);
+        }
+        let forms = self.moment.row_forms(self.operation, self.factor, self.factor, self.threads)?;
+        Ok(*self.data_trace.get_or_init(|| forms.iter().sum()))
+    }
+}
+
+impl<T: Scalar> PsdOperator<f64> for OutputOperator<'_, T> {
+    fn dimension(&self) -> usize {
+        self.factor.nrows()
+    }
+
+    fn apply(&self, block: MatRef<'_, f64>, mut result: MatMut<'_, f64>) -> Result<()> {
+        let back = kernel::product(self.operation, self.factor.transpose(), block, self.threads)?;
+        let mut weighted = self.moment.multiply(self.operation, back.as_ref(), self.threads)?;
+        faer::zip!(&mut weighted, &back).for_each(|faer::unzip!(weighted, back)| {
+            *weighted = self.keep * *weighted + self.ridge * back;
+        });
+        result.fill(0.0);
+        kernel::add_product(result, 1.0, self.factor, weighted.as_ref(), self.threads);
+        Ok(())
+    }
+
+    fn trace(&self) -> Result<f64> {
+        Ok(self.keep * self.data_trace()? + self.ridge * kernel::squared_norm(self.factor))
+    }
+
+    /// Entry by entry, rounding in `F S Fᵀ` is bounded by that of `|F| |S| |F|ᵀ`, which dwarfs the product where the
+    /// weight is blind to the directions that vary most.
+    fn noise(&self) -> f64 {
+        let columns = self.factor.col_iter().zip(self.moment.diagonal());
+        let size = columns
+            .map(|(column, variance)| (self.keep * variance + self.ridge) * column.iter().map(|x| x * x).sum::<f64>());
+        solver::noise_level(self.factor.nrows().max(self.factor.ncols())) * size.sum::<f64>()
+    }
+
+    fn assemble(&self) -> Result<Mat<f64>> {
+        let mut matrix = self.moment.congruence(self.operation, self.factor, self.threads)?;
+        let trace = (0..matrix.nrows()).map(|i| matrix[(i, i)]).sum();
+        // Already known, to rounding, if the trace was asked for first.
+        let _ = self.data_trace.set(trace);
+        if self.keep != 1.0 {
+            matrix *= faer::Scale(self.keep);
+        }
+        if self.ridge > 0.0 {
+            let factor = self.factor;
+            kernel::add_symmetric_product(matrix.as_mut(), self.ridge, factor, factor.transpose(), self.threads);
+            kernel::mirror_lower(&mut matrix);
+        }
+        Ok(matrix)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ActivationStats;
+
+    /// Applying the operator and forming it are two implementations of one thing.
+    #[test]
+    fn applying_equals_assembling() -> Result<()> {
+        let entry = |i: usize, j: usize| ((i * 29 + j * 53) % 31) as f64 / 31.0 - 0.3;
+        let factor = Mat::from_fn(7, 12, entry);
+        for samples in [5, 40] {
+            let mut stats = ActivationStats::<f64>::new(12);
+            stats.update(Mat::from_fn(samples, 12, |i, j| entry(j, i) + 2.0).as_ref())?;
+            for centred in [true, false] {
+                let moment = Moment::of(&stats, centred);
+                let operator = OutputOperator::new("test", factor.as_ref(), &moment, (0.7, 0.2), 1);
+                let assembled = operator.assemble()?;
+                let mut applied = Mat::zeros(7, 7);
+                operator.apply(Mat::identity(7, 7).as_ref(), applied.as_mut())?;
+                assert!((&assembled - &applied).norm_max() < 1e-13 * assembled.norm_max());
+                let fresh = OutputOperator::new("test", factor.as_ref(), &moment, (0.7, 0.2), 1);
+                let trace: f64 = (0..7).map(|i| assembled[(i, i)]).sum();
+                assert!((fresh.trace()? / trace - 1.0).abs() < 1e-13);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,179 @@
+//! The dense path: form the operator, check it, diagonalise it, and climb down a ladder if that fails.
+
+use faer::{Mat, MatRef};
+
+use super::{Eigenpairs, PsdOperator, fix_signs, noise_level};
+use crate::kernel::{self, Pairs, Tridiagonal};
+use crate::{Error, Result, Scalar};
+
+/// One algorithm: eigenvalues in any order and eigenvectors of a finite symmetric matrix, or `None` when it gave up.
+pub(super) struct Rung {
+    pub(super) name: &'static str,
+    pub(super) solve: fn(MatRef<'_, f64>, usize) -> Result<Option<Pairs>>,
+}
+
+const OPERATION: &str = "top_eigenpairs";
+
+/// A rung's answer is taken when `‖Hv − λv‖` is below this many rounding errors.
+const RESIDUAL_RATIO: f64 = 100.0;
+
+/// Sweeps of the Jacobi iteration; quadratic convergence needs fewer than ten on any size in practice.
+const JACOBI_SWEEPS: usize = 60;
+
+pub(super) const LADDER: [Rung; 4] = [
+    Rung {
+        name: "dense eigendecomposition (divide and conquer)",
+        solve: |matrix, threads| kernel::symmetric_eigen(OPERATION, matrix, Tridiagonal::DivideAndConquer, threads),
+    },
+    Rung {
+        name: "dense eigendecomposition (QR iteration)",
+        solve: |matrix, threads| kernel::symmetric_eigen(OPERATION, matrix, Tridiagonal::QrIteration, threads),
+    },
+    // For a positive semidefinite matrix the singular pairs are the eigenpairs.
+    Rung {
+        name: "dense singular value decomposition",
+        solve: |matrix, threads| kernel::left_singular(OPERATION, matrix, threads),
+    },
+    Rung { name: "Jacobi iteration", solve: |matrix, _| jacobi(matrix) },
+];
+
+pub(super) fn top_eigenpairs<T: Scalar>(
+    operator: &dyn PsdOperator<T>,
+    count: usize,
+    ladder: &[Rung],
+    threads: usize,
+) -> Result<Eigenpairs> {
+    let dimension = operator.dimension();
+    let assembled = operator.assemble()?;
+    if assembled.shape() != (dimension, dimension) {
+        let found = format!("a matrix of shape {:?} for dimension {dimension}", assembled.shape());
+        return Err(Error::InvalidOperator { operation: OPERATION, found });
+    }
+    // faer's iteration spins on NaN: nothing unchecked may reach it.
+    if let Some((row, column)) = kernel::first_non_finite(assembled.as_ref()) {
+        let found = format!("{} at row {row}, column {column}", assembled[(row, column)]);
+        return Err(Error::InvalidOperator { operation: OPERATION, found });
+    }
+    let size = kernel::max_abs(assembled.as_ref());
+    // Entries near 1, so that no product underflows or overflows on the way.
+    let scale = if size > 0.0 { crate::covariance::power_of_two(-size.log2().floor() as i32) } else { 1.0 };
+    let matrix = kernel::widened(OPERATION, assembled.as_ref(), scale)?;
+    drop(assembled);
+    let tolerance = RESIDUAL_RATIO * dimension as f64 * T::EPSILON;
+    let noise = operator.noise() * scale;
+    require_symmetric(matrix.as_ref(), tolerance, noise)?;
+
+    let mut attempts = Vec::new();
+    for (index, rung) in ladder.iter().enumerate() {
+        attempts.push(rung.name);
+        let Some((values, vectors)) = (rung.solve)(matrix.as_ref(), threads)? else { continue };
+        let order = descending(&values);
+        let Some(order) = order.filter(|_| kernel::first_non_finite(vectors.as_ref()).is_none()) else { continue };
+        let largest = order.iter().map(|&at| values[at].abs()).fold(0.0, f64::max);
+        let lowest = order.last().map_or(0.0, |&at| values[at]);
+        let top = &order[..count];
+        let mut basis = Mat::from_fn(dimension, count, |row, column| vectors[(row, top[column])]);
+        let residual = residual(matrix.as_ref(), basis.as_ref(), top.iter().map(|&at| values[at]), threads)?;
+        if residual > RESIDUAL_RATIO * dimension as f64 * f64::EPSILON * largest {
+            continue;
+        }
+        if lowest < -(tolerance * largest + noise) {
+            let found = format!("a negative eigenvalue, {:e}", lowest / scale);
+            return Err(Error::InvalidOperator { operation: OPERATION, found });
+        }
+        fix_signs(&mut basis);
+        return Ok(Eigenpairs {
+            values: top.iter().map(|&at| values[at].max(0.0) / scale).collect(),
+            vectors: basis,
+            solver: rung.name,
+            fallback: index > 0,
+            residual: if largest > 0.0 { residual / largest } else { 0.0 },
+            noise: noise.max(noise_level(dimension) * largest) / scale,
+        });
+    }
+    Err(Error::NoConvergence { operation: OPERATION, dimension, attempts: attempts.join(", ") })
+}
+
+/// Where the values stand in descending order; `None` if one is not a number.
+fn descending(values: &[f64]) -> Option<Vec<usize>> {
+    if values.iter().any(|value| !value.is_finite()) {
+        return None;
+    }
+    let mut order: Vec<usize> = (0..values.len()).collect();
+    order.sort_by(|&a, &b| values[b].total_cmp(&values[a]));
+    Some(order)
+}
+
+/// Largest column norm of `H V − V diag(λ)`.
+fn residual(
+    matrix: MatRef<'_, f64>,
+    vectors: MatRef<'_, f64>,
+    values: impl Iterator<Item = f64>,
+    threads: usize,
+) -> Result<f64> {
+    let applied = kernel::product(OPERATION, matrix, vectors, threads)?;
+    let columns = applied.col_iter().zip(vectors.col_iter()).zip(values);
+    let norms = columns.map(|((applied, vector), value)| {
+        let squares = applied.iter().zip(vector.iter()).map(|(h, v)| (h - value * v).powi(2));
+        squares.sum::<f64>().sqrt()
+    });
+    Ok(norms.fold(0.0, f64::max))
+}
+
+fn require_symmetric(matrix: MatRef<'_, f64>, tolerance: f64, noise: f64) -> Result<()> {
+    let bound = tolerance * kernel::max_abs(matrix) + noise;
+    for column in 0..matrix.ncols() {
+        for row in column + 1..matrix.nrows() {
+            let (lower, upper) = (matrix[(row, column)], matrix[(column, row)]);
+            if (lower - upper).abs() > bound {
+                let found = format!("different entries at ({row}, {column}) and ({column}, {row})");
+                return Err(Error::InvalidOperator { operation: OPERATION, found });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Cyclic Jacobi iteration: slow, but it has no case in which it fails to converge.
+fn jacobi(matrix: MatRef<'_, f64>) -> Result<Option<Pairs>> {
+    let dimension = matrix.nrows();
+    let mut h = kernel::widened(OPERATION, matrix, 1.0)?;
+    kernel::mirror_lower(&mut h);
+    let mut vectors = kernel::zeros(OPERATION, dimension, dimension)?;
+    vectors.as_mut().diagonal_mut().column_vector_mut().fill(1.0);
+    let negligible = f64::EPSILON * kernel::squared_norm(h.as_ref()).sqrt() / dimension as f64;
+    for _ in 0..JACOBI_SWEEPS {
+        let mut rotated = false;
+        for p in 0..dimension {
+            for q in p + 1..dimension {
+                let off_diagonal = h[(p, q)];
+                if off_diagonal.abs() <= negligible {
+                    continue;
+                }
+                rotated = true;
+                // The rotation that annihilates h_pq (Golub and Van Loan, section 8.5).
+                let tau = (h[(q, q)] - h[(p, p)]) / (2.0 * off_diagonal);
+                let t = tau.signum() / (tau.abs() + (1.0 + tau * tau).sqrt());
+                let c = 1.0 / (1.0 + t * t).sqrt();
+                let s = t * c;
+                for i in 0..dimension {
+                    let (a, b) = (h[(i, p)], h[(i, q)]);
+                    h[(i, p)] = c * a - s * b;
+                    h[(i, q)] = s * a + c * b;
+                }
+                for i in 0..dimension {
+                    let (a, b) = (h[(p, i)], h[(q, i)]);
+                    h[(p, i)] = c * a - s * b;
+                    h[(q, i)] = s * a + c * b;
+                    let (a, b) = (vectors[(i, p)], vectors[(i, q)]);
+                    vectors[(i, p)] = c * a - s * b;
+                    vectors[(i, q)] = s * a + c * b;
+                }
+            }
+        }
+        if !rotated {
+            return Ok(Some(((0..dimension).map(|i| h[(i, i)]).collect(), vectors)));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,233 @@
+//! Top eigenpairs of symmetric positive semidefinite operators: the one kernel behind every method.
+//!
+//! Implement [`PsdOperator`] for an operator of your own (statistics in a file, on other machines) and hand it to
+//! [`top_eigenpairs`]. The compressors of this crate go the same way.
+
+mod complement;
+mod dense;
+
+use faer::{Mat, MatMut, MatRef};
+
+pub(crate) use self::complement::complete_basis;
+
+use crate::kernel;
+use crate::{Error, Result, Scalar};
+
+/// A symmetric positive semidefinite operator, known by what it does to a block of vectors.
+///
+/// ```
+/// use dalr::solver::{PsdOperator, Solver, top_eigenpairs};
+/// use faer::{MatMut, MatRef, mat};
+///
+/// /// diag(1, 2, 3)
+/// struct Diagonal;
+///
+/// impl PsdOperator<f64> for Diagonal {
+///     fn dimension(&self) -> usize {
+///         3
+///     }
+///     fn apply(&self, block: MatRef<'_, f64>, mut result: MatMut<'_, f64>) -> dalr::Result<()> {
+///         for row in 0..3 {
+///             for column in 0..block.ncols() {
+///                 result[(row, column)] = (row + 1) as f64 * block[(row, column)];
+///             }
+///         }
+///         Ok(())
+///     }
+///     fn trace(&self) -> dalr::Result<f64> {
+///         Ok(6.0)
+///     }
+/// }
+///
+/// # fn main() -> dalr::Result<()> {
+/// let pairs = top_eigenpairs(&Diagonal, 2, Solver::Auto, 1)?;
+/// assert!((pairs.values()[0] - 3.0).abs() < 1e-12 && (pairs.values()[1] - 2.0).abs() < 1e-12);
+/// assert!((pairs.vectors()[(2, 0)] - 1.0).abs() < 1e-12);
+/// # Ok(())
+/// # }
+/// ```
+pub trait PsdOperator<T: Scalar> {
+    /// Number of rows and columns.
+    fn dimension(&self) -> usize;
+
+    /// Writes the operator times `block` into `result`; both are dimension × any number of vectors.
+    ///
+    /// # Errors
+    ///
+    /// Whatever keeps the operator from being applied; the solver passes it on.
+    fn apply(&self, block: MatRef<'_, T>, result: MatMut<'_, T>) -> Result<()>;
+
+    /// Sum of the eigenvalues.
+    ///
+    /// # Errors
+    ///
+    /// As for [`apply`](Self::apply).
+    fn trace(&self) -> Result<f64>;
+
+    /// Eigenvalues up to this size are rounding noise in what [`apply`](Self::apply) computes: they say
+    /// nothing, and may come out negative. 0, the default, stands for rounding relative to the largest eigenvalue, which is
+    /// counted in any case; say more where large terms cancel.
+    fn noise(&self) -> f64 {
+        0.0
+    }
+
+    /// The operator as a matrix. By default it is applied to the columns of the identity; implement this
+    /// where there is a cheaper way.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Memory`] if the matrix does not fit, and as for [`apply`](Self::apply).
+    fn assemble(&self) -> Result<Mat<T>> {
+        let operation = "PsdOperator::assemble";
+        let dimension = self.dimension();
+        let mut matrix = kernel::zeros::<T>(operation, dimension, dimension)?;
+        let width = dimension.min(256);
+        for start in (0..dimension).step_by(width.max(1)) {
+            let count = width.min(dimension - start);
+            let mut block = kernel::zeros(operation, dimension, count)?;
+            for column in 0..count {
+                block[(start + column, column)] = T::from_f64(1.0);
+            }
+            self.apply(block.as_ref(), matrix.as_mut().subcols_mut(start, count))?;
+        }
+        Ok(matrix)
+    }
+}
+
+/// Which algorithm finds the eigenpairs.
+///
+/// ```
+/// use dalr::{Dalr, Solver};
+/// let compressor = Dalr::new().with_solver(Solver::DenseEigen);
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub enum Solver {
+    /// The cheapest that suits the problem.
+    #[default]
+    Auto,
+    /// Forms the matrix and diagonalises it, `O(d³)` for dimension `d`. Where faer's divide and conquer does not
+    /// converge, its QR iteration, then its singular value decomposition, then a Jacobi iteration take over.
+    DenseEigen,
+}
+
+/// The largest eigenvalues of an operator and their eigenvectors.
+///
+/// For an example see [`PsdOperator`].
+#[derive(Clone, Debug)]
+pub struct Eigenpairs {
+    values: Vec<f64>,
+    vectors: Mat<f64>,
+    solver: &'static str,
+    fallback: bool,
+    residual: f64,
+    noise: f64,
+}
+
+impl Eigenpairs {
+    /// Eigenvalues, descending; none is negative.
+    ///
+    /// For an example see [`Eigenpairs`].
+    pub fn values(&self) -> &[f64] {
+        &self.values
+    }
+
+    /// Orthonormal eigenvectors, one per column, each with its largest entry positive.
+    ///
+    /// For an example see [`Eigenpairs`].
+    pub fn vectors(&self) -> MatRef<'_, f64> {
+        self.vectors.as_ref()
+    }
+
+    /// Name of the algorithm that answered.
+    ///
+    /// For an example see [`Eigenpairs`].
+    pub fn solver(&self) -> &'static str {
+        self.solver
+    }
+
+    /// Whether the algorithm tried first had to be replaced.
+    ///
+    /// For an example see [`Eigenpairs`].
+    pub fn is_fallback(&self) -> bool {
+        self.fallback
+    }
+
+    /// Largest `‖H v − λ v‖` of the pairs, relative to the largest eigenvalue.
+    ///
+    /// For an example see [`Eigenpairs`].
+    pub fn residual(&self) -> f64 {
+        self.residual
+    }
+
+    /// How many of the eigenvalues stand out of rounding noise.
+    ///
+    /// For an example see [`Eigenpairs`].
+    pub fn numerical_rank(&self) -> usize {
+        self.values.iter().take_while(|&&value| value > self.noise).count()
+    }
+
+    pub(crate) fn into_parts(self) -> (Vec<f64>, Mat<f64>) {
+        (self.values, self.vectors)
+    }
+}
+
+/// Eigenvalues below this share of the largest are rounding noise.
+pub(crate) fn noise_level(dimension: usize) -> f64 {
+    4.0 * dimension as f64 * f64::EPSILON
+}
+
+/// The `count` largest eigenvalues of an operator and orthonormal eigenvectors, with signs fixed.
+///
+/// The result is the same, bit for bit, for the same operator and number of threads. `threads = 0` chooses:
+/// one inside a rayon worker, all of rayon's pool elsewhere.
+///
+/// # Errors
+///
+/// [`Error::Rank`] unless `1 ≤ count ≤ dimension`, [`Error::Empty`] for dimension 0,
+/// [`Error::InvalidOperator`] for one that is not finite, not symmetric or has a negative eigenvalue (beyond
+/// rounding), [`Error::NoConvergence`] when every algorithm gave up, and errors of the operator itself.
+///
+/// # Cost
+///
+/// `O(d³)` and `8 · 4d²` bytes for dimension `d`, and [`PsdOperator::assemble`].
+///
+/// For an example see [`PsdOperator`].
+pub fn top_eigenpairs<T: Scalar>(
+    operator: &dyn PsdOperator<T>,
+    count: usize,
+    solver: Solver,
+    threads: usize,
+) -> Result<Eigenpairs> {
+    let operation = "top_eigenpairs";
+    let dimension = operator.dimension();
+    if dimension == 0 {
+        return Err(Error::Empty { operation, what: "the operator's dimension" });
+    }
+    if !(1..=dimension).contains(&count) {
+        let expected = format!("a number of eigenpairs from 1 to {dimension}");
+        return Err(Error::Rank { operation, expected, found: count.to_string() });
+    }
+    match solver {
+        Solver::Auto | Solver::DenseEigen => dense::top_eigenpairs(operator, count, &dense::LADDER, threads),
+    }
+}
+
+/// Turns every column so that its largest entry is positive, the first of them where several tie.
+pub(crate) fn fix_signs(vectors: &mut Mat<f64>) {
+    for column in vectors.as_mut().col_iter_mut() {
+        let mut largest = 0.0_f64;
+        for &entry in column.as_ref().iter() {
+            if entry.abs() > largest.abs() {
+                largest = entry;
+            }
+        }
+        if largest < 0.0 {
+            column.iter_mut().for_each(|entry| *entry = -*entry);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
