@@ -1,0 +1,244 @@
+//! How many dimensions to keep: the ways to say it, and the one place where they become a number.
+
+use crate::{Error, Result};
+
+/// How many dimensions a compressed layer keeps.
+///
+/// For a weight of shape `m × n` the rank lies between 1 and `min(m, n)`; it saves parameters only below
+/// [`break_even`](Self::break_even), `mn / (m + n)`.
+///
+/// ```
+/// use dalr::Rank;
+/// assert_eq!(Rank::from(64), Rank::Fixed(64));
+/// assert_eq!(Rank::break_even(4096, 4096), 2048.0);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub enum Rank {
+    /// This many, from 1 to `min(m, n)`.
+    Fixed(usize),
+    /// As many as this share of the weight's parameters pays for: `⌊r · mn / (m + n)⌋`, for `r` in (0, 1].
+    ParameterRatio(f64),
+    /// The fewest whose energies (eigenvalues of the problem solved) sum to this fraction of all energy, in
+    /// (0, 1]; 1 asks for the numerical rank.
+    Energy(f64),
+    /// The fewest whose relative error on the calibration data is at most this, in (0, 1].
+    RelativeError(f64),
+}
+
+impl From<usize> for Rank {
+    fn from(rank: usize) -> Self {
+        Self::Fixed(rank)
+    }
+}
+
+/// What a solve tells about every rank, as far as [`Rank::resolve`] needs it.
+pub(crate) struct Spectrum<'a> {
+    pub(crate) energies: &'a [f64],
+    pub(crate) total_energy: f64,
+    /// Energies from here on are rounding noise.
+    pub(crate) numerical_rank: usize,
+    /// The relative error of each rank from 1, if there were samples.
+    pub(crate) relative_errors: Option<&'a [f64]>,
+    /// Below this, relative errors are rounding noise.
+    pub(crate) resolution: f64,
+}
+
+impl Rank {
+    /// The rank at which two factors take as many parameters as the `out × in` weight, `mn / (m + n)`.
+    ///
+    /// ```
+    /// assert_eq!(dalr::Rank::break_even(10, 84).floor(), 8.0);
+    /// ```
+    pub fn break_even(out_features: usize, in_features: usize) -> f64 {
+        let (m, n) = (out_features as f64, in_features as f64);
+        m * n / (m + n)
+    }
+
+    /// The rank up to which a problem must be solved before this can be resolved, multiples of `multiple`
+    /// wanted. All that can be refused without solving is refused here.
+    pub(crate) fn bound(self, operation: &'static str, shape: (usize, usize), multiple: usize) -> Result<usize> {
+        let (m, n) = shape;
+        let full = m.min(n);
+        if multiple == 0 {
+            let expected = "to be at least 1".into();
+            return Err(Error::OutOfRange { operation, parameter: "the rank multiple", expected, found: 0.0 });
+        }
+        let fraction = |parameter, value: f64| {
+            if value > 0.0 && value <= 1.0 {
+                return Ok(value);
+            }
+            Err(Error::OutOfRange { operation, parameter, expected: "in (0, 1]".into(), found: value })
+        };
+        match self {
+            Self::Fixed(rank) => {
+                validate_fixed(operation, rank, shape)?;
+                if !rank.is_multiple_of(multiple) {
+                    let expected = format!("a rank that is a multiple of {multiple}");
+                    return Err(Error::Rank { operation, expected, found: rank.to_string() });
+                }
+                Ok(rank)
+            }
+            Self::ParameterRatio(ratio) => {
+                let ratio = fraction("the parameter ratio", ratio)?;
+                let affordable = (ratio * Self::break_even(m, n)).floor() as usize;
+                let rank = affordable.min(full) / multiple * multiple;
+                if rank == 0 {
+                    let expected = format!(
+                        "a parameter ratio that pays for rank {multiple} of a {m} × {n} weight, {:.4} or more",
+                        multiple as f64 / Self::break_even(m, n)
+                    );
+                    return Err(Error::Rank { operation, expected, found: ratio.to_string() });
+                }
+                Ok(rank)
+            }
+            Self::Energy(energy) => fraction("the energy fraction", energy).map(|_| full),
+            Self::RelativeError(error) => fraction("the relative error", error).map(|_| full),
+        }
+    }
+
+    /// The rank for an `m × n` weight, given what solving up to [`bound`](Self::bound) told.
+    pub(crate) fn resolve(
+        self,
+        operation: &'static str,
+        shape: (usize, usize),
+        multiple: usize,
+        spectrum: &Spectrum<'_>,
+    ) -> Result<usize> {
+        let bound = self.bound(operation, shape, multiple)?;
+        let solved = spectrum.energies.len();
+        let rank = match self {
+            Self::Fixed(_) | Self::ParameterRatio(_) => bound,
+            Self::Energy(fraction) => {
+                let goal = fraction * spectrum.total_energy;
+                let mut sum = 0.0;
+                let mut enough = 0;
+                for energy in spectrum.energies {
+                    if sum >= goal {
+                        break;
+                    }
+                    sum += energy;
+                    enough += 1;
+                }
+                let reached = sum >= goal;
+                let numerical = spectrum.numerical_rank;
+                // Whether no energy beyond noise lies past what was solved for.
+                let complete = solved == shape.0.min(shape.1) || numerical < solved;
+                if complete {
+                    let needed = if reached && fraction < 1.0 { enough.min(numerical) } else { numerical };
+                    needed.max(1)
+                } else if reached && fraction < 1.0 {
+                    enough
+                } else {
+                    let expected = format!("a solve up to a rank that gathers {fraction} of the energy");
+                    return Err(Error::Rank { operation, expected, found: format!("one up to rank {solved}") });
+                }
+            }
+            Self::RelativeError(goal) => {
+                let errors = spectrum.relative_errors.ok_or(Error::NoSamples { operation })?;
+                let within = |&error: &f64| error <= goal.max(spectrum.resolution);
+                let Some(index) = errors.iter().position(within) else {
+                    let best = errors.iter().copied().fold(f64::INFINITY, f64::min);
+                    let expected = format!("a relative error of at most {goal} within reach");
+                    return Err(Error::Rank { operation, expected, found: format!("{best:.3e} at best") });
+                };
+                index + 1
+            }
+        };
+        let rounded = rank.next_multiple_of(multiple);
+        if rounded > shape.0.min(shape.1) {
+            let expected = format!("a multiple of {multiple} up to {}", shape.0.min(shape.1));
+            return Err(Error::Rank { operation, expected, found: format!("a need of rank {rank}") });
+        }
+        if rounded > solved {
+            let expected = format!("a rank up to the {solved} solved for");
+            return Err(Error::Rank { operation, expected, found: rounded.to_string() });
+        }
+        Ok(rounded)
+    }
+}
+
+/// Refuses ranks that no `m × n` matrix has.
+pub(crate) fn validate_fixed(operation: &'static str, rank: usize, shape: (usize, usize)) -> Result<()> {
+    let (m, n) = shape;
+    if (1..=m.min(n)).contains(&rank) {
+        return Ok(());
+    }
+    let expected = format!("a rank from 1 to {} for a {m} × {n} weight", m.min(n));
+    Err(Error::Rank { operation, expected, found: rank.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPE: (usize, usize) = (20, 12);
+
+    fn spectrum() -> Spectrum<'static> {
+        Spectrum {
+            energies: &[6.0, 3.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+            total_energy: 10.0,
+            numerical_rank: 3,
+            relative_errors: Some(&[0.7, 0.3, 0.2, 1e-9, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]),
+            resolution: 1e-8,
+        }
+    }
+
+    fn resolve(rank: Rank, multiple: usize) -> Result<usize> {
+        rank.resolve("test", SHAPE, multiple, &spectrum())
+    }
+
+    #[test]
+    fn every_form_resolves() {
+        assert_eq!(resolve(Rank::Fixed(5), 1), Ok(5));
+        // 20 · 12 / 32 = 7.5
+        assert_eq!(resolve(Rank::ParameterRatio(1.0), 1), Ok(7));
+        assert_eq!(resolve(Rank::ParameterRatio(0.5), 1), Ok(3));
+        assert_eq!(resolve(Rank::Energy(0.6), 1), Ok(1));
+        assert_eq!(resolve(Rank::Energy(0.61), 1), Ok(2));
+        assert_eq!(resolve(Rank::Energy(1.0), 1), Ok(3));
+        assert_eq!(resolve(Rank::RelativeError(0.3), 1), Ok(2));
+        assert_eq!(resolve(Rank::RelativeError(1e-12), 1), Ok(4));
+    }
+
+    #[test]
+    fn multiples_round_down_budgets_and_up_goals() {
+        assert_eq!(resolve(Rank::ParameterRatio(1.0), 4), Ok(4));
+        assert_eq!(resolve(Rank::Energy(0.61), 4), Ok(4));
+        assert_eq!(resolve(Rank::RelativeError(1e-9), 8), Ok(8));
+        assert_eq!(resolve(Rank::Fixed(8), 4), Ok(8));
+        assert!(matches!(resolve(Rank::Fixed(6), 4), Err(Error::Rank { .. })));
+        assert!(matches!(resolve(Rank::ParameterRatio(0.5), 4), Err(Error::Rank { .. })));
+        assert!(matches!(resolve(Rank::Energy(0.5), 16), Err(Error::Rank { .. })));
+        assert!(matches!(resolve(Rank::Fixed(6), 0), Err(Error::OutOfRange { .. })));
+    }
+
+    #[test]
+    fn out_of_range_is_refused_with_the_bounds() {
+        for rank in [0, 13] {
+            let error = resolve(Rank::Fixed(rank), 1).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                format!("test: expected a rank from 1 to 12 for a 20 × 12 weight, got {rank}")
+            );
+        }
+        for bad in [0.0, -0.1, 1.1, f64::NAN, f64::INFINITY] {
+            for rank in [Rank::ParameterRatio(bad), Rank::Energy(bad), Rank::RelativeError(bad)] {
+                assert!(matches!(resolve(rank, 1), Err(Error::OutOfRange { .. })), "{rank:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn goals_beyond_a_partial_solve_are_refused() {
+        let mut partial = spectrum();
+        partial.energies = &[6.0, 3.0];
+        partial.numerical_rank = 2;
+        partial.relative_errors = Some(&[0.7, 0.3]);
+        assert_eq!(Rank::Energy(0.9).resolve("test", SHAPE, 1, &partial), Ok(2));
+        assert!(Rank::Energy(0.95).resolve("test", SHAPE, 1, &partial).is_err());
+        assert!(Rank::RelativeError(0.1).resolve("test", SHAPE, 1, &partial).is_err());
+        assert!(Rank::Energy(0.9).resolve("test", SHAPE, 8, &partial).is_err());
+    }
+}
