@@ -1,0 +1,263 @@
+//! The result of one solve, good for every rank, and the compressed layer cut from it.
+
+use core::fmt;
+
+use faer::{Col, Mat, MatRef};
+
+use super::evaluate::{Denominator, output_error};
+use crate::bias::BiasCorrection;
+use crate::kernel;
+use crate::rank::Spectrum;
+use crate::{ActivationStats, Error, Linear, LowRankLinear, Rank, Report, Result, Scalar, Warning};
+
+/// One solve of a compression problem: its spectrum, the error of every rank up to the one solved for, and
+/// a compressed layer of any of them at the price of a copy.
+///
+/// ```
+/// use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor};
+/// use faer::Mat;
+///
+/// # fn main() -> dalr::Result<()> {
+/// let layer = Linear::new(Mat::from_fn(8, 6, |i, j| ((i * 5 + j * 3) % 7) as f64), None)?;
+/// let mut stats = ActivationStats::new(6);
+/// stats.update(Mat::from_fn(50, 6, |i, j| ((i * 11 + j * 7) % 13) as f64).as_ref())?;
+/// let decomposition = Dalr::new().decompose(&layer, &stats, 6)?;
+/// for rank in 1..=decomposition.max_rank() {
+///     println!("rank {rank}: error {:?}", decomposition.relative_error(rank));
+/// }
+/// let compressed = decomposition.truncate(2)?;
+/// assert_eq!(compressed.layer().rank(), 2);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Decomposition<T> {
+    pub(super) up: Mat<T>,
+    pub(super) down: Mat<T>,
+    pub(super) energies: Vec<f64>,
+    pub(super) total_energy: f64,
+    /// Energies that stand out of rounding noise.
+    pub(super) determined: usize,
+    pub(super) relative_errors: Option<Vec<f64>>,
+    pub(super) resolution: f64,
+    pub(super) kept_bias: Option<Col<T>>,
+    pub(super) correction: Option<BiasCorrection>,
+    pub(super) facts: Facts,
+}
+
+/// What a report says whatever the rank.
+#[derive(Clone)]
+pub(super) struct Facts {
+    pub(super) method: &'static str,
+    pub(super) samples: u64,
+    pub(super) shrinkage: Option<f64>,
+    pub(super) solver: String,
+    pub(super) residual: f64,
+    pub(super) warnings: Vec<Warning>,
+    pub(super) shape: (usize, usize),
+    pub(super) layer_bias: bool,
+}
+
+impl<T: Scalar> Decomposition<T> {
+    /// The largest rank that [`truncate`](Self::truncate) can be asked for.
+    ///
+    /// For an example see [`Decomposition`].
+    pub fn max_rank(&self) -> usize {
+        self.energies.len()
+    }
+
+    /// Eigenvalues of the operator solved (`W S Wᵀ`, shrinkage or ridge included), descending, one per
+    /// dimension up to [`max_rank`](Self::max_rank). For truncated SVD, the squared singular values of the
+    /// weight. Values below about `ε ·` the largest are rounding noise.
+    ///
+    /// For an example see [`Decomposition`].
+    pub fn energies(&self) -> &[f64] {
+        &self.energies
+    }
+
+    /// Sum of all eigenvalues, those past [`max_rank`](Self::max_rank) included: what is lost at rank `k` is
+    /// this less the first `k` energies.
+    ///
+    /// For an example see [`Decomposition`].
+    pub fn total_energy(&self) -> f64 {
+        self.total_energy
+    }
+
+    /// Predicted error of the layer of this rank on the calibration data, without the shrinkage or ridge that was solved
+    /// with: `√(1 − Σ_{i≤k} uᵢᵀ W S Wᵀ uᵢ / tr(W S Wᵀ))`. The denominator is that of [`Report::relative_error`].
+    ///
+    /// `None` without samples, and for ranks that were not solved for. With shrinkage or a ridge it can rise a little with
+    /// the rank, since the directions are ordered by the operator solved.
+    ///
+    /// For an example see [`Decomposition`].
+    pub fn relative_error(&self, rank: usize) -> Option<f64> {
+        self.relative_errors.as_ref()?.get(rank.checked_sub(1)?).copied()
+    }
+
+    /// The rank that `rank` comes to on this spectrum, rounded to a multiple of `multiple`: ratios round
+    /// down, energies and errors up, a fixed rank must match.
+    ///
+    /// # Errors
+    ///
+    /// A rank that cannot be had, or needs a solve up to a larger rank; [`Error::NoSamples`] for a relative
+    /// error without samples.
+    ///
+    /// ```
+    /// # use dalr::{ActivationStats, Linear, LowRankCompressor, Rank, TruncatedSvd};
+    /// # fn main() -> dalr::Result<()> {
+    /// let layer = Linear::new(faer::Mat::from_fn(4, 4, |i, j| if i == j { 4.0 - i as f64 } else { 0.0 }), None)?;
+    /// let decomposition = TruncatedSvd::new().decompose(&layer, &ActivationStats::new(4), 4)?;
+    /// // The energies are 16, 9, 4 and 1.
+    /// assert_eq!(decomposition.rank_for(Rank::Energy(0.8), 1)?, 2);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn rank_for(&self, rank: Rank, multiple: usize) -> Result<usize> {
+        let spectrum = Spectrum {
+            energies: &self.energies,
+            total_energy: self.total_energy,
+            numerical_rank: self.determined,
+            relative_errors: self.relative_errors.as_deref(),
+            resolution: self.resolution,
+        };
+        rank.resolve("Decomposition::rank_for", self.facts.shape, multiple, &spectrum)
+    }
+
+    /// The compressed layer of this rank. Cost: a copy of its factors, no further solve.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Rank`] unless `1 ≤ rank ≤ max_rank`.
+    ///
+    /// For an example see [`Decomposition`].
+    pub fn truncate(&self, rank: usize) -> Result<Compressed<T>> {
+        let operation = "Decomposition::truncate";
+        if !(1..=self.max_rank()).contains(&rank) {
+            let expected = format!("a rank from 1 to the {} solved for", self.max_rank());
+            return Err(Error::Rank { operation, expected, found: rank.to_string() });
+        }
+        let copy = |source: MatRef<'_, T>| {
+            let mut copy = kernel::zeros(operation, source.nrows(), source.ncols())?;
+            copy.copy_from(source);
+            Result::Ok(copy)
+        };
+        let (up, down) = (self.up.subcols(0, rank), self.down.subrows(0, rank));
+        let bias = match &self.correction {
+            Some(correction) => Some(correction.apply(operation, up)?),
+            None => self.kept_bias.clone(),
+        };
+        let layer = LowRankLinear::new(copy(down)?, copy(up)?, bias)?;
+        Ok(Compressed { report: self.report(rank, &layer), layer, corrected: self.correction.is_some() })
+    }
+
+    fn report(&self, rank: usize, layer: &LowRankLinear<T>) -> Report {
+        let facts = &self.facts;
+        let (m, n) = facts.shape;
+        let relative_error = self.relative_error(rank);
+        let mut warnings = facts.warnings.clone();
+        if rank > self.determined {
+            warnings.push(Warning::Filled { determined: self.determined, rank });
+        }
+        let break_even = Rank::break_even(m, n);
+        if rank as f64 >= break_even {
+            warnings.push(Warning::PastBreakEven { rank, break_even });
+        }
+        if relative_error.is_some_and(|error| error < self.resolution) {
+            warnings.push(Warning::BelowResolution { resolution: self.resolution });
+        }
+        Report {
+            method: facts.method.into(),
+            rank,
+            out_features: m,
+            in_features: n,
+            parameters_before: m * n + if facts.layer_bias { m } else { 0 },
+            parameters_after: layer.parameters(),
+            multiply_adds_before: m * n,
+            multiply_adds_after: layer.multiply_adds(),
+            relative_error,
+            samples: facts.samples,
+            shrinkage: facts.shrinkage,
+            solver: facts.solver.clone(),
+            residual: facts.residual,
+            warnings,
+        }
+    }
+}
+
+impl<T> fmt::Debug for Decomposition<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Decomposition")
+            .field("method", &self.facts.method)
+            .field("shape", &self.facts.shape)
+            .field("max_rank", &self.energies.len())
+            .field("total_energy", &self.total_energy)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A compressed layer and the report on it.
+///
+/// For an example see [`Report`].
+#[derive(Clone, Debug)]
+pub struct Compressed<T> {
+    layer: LowRankLinear<T>,
+    report: Report,
+    /// Whether errors are relative to the centred outputs.
+    corrected: bool,
+}
+
+impl<T: Scalar> Compressed<T> {
+    /// The compressed layer.
+    ///
+    /// For an example see [`Compressed`].
+    pub fn layer(&self) -> &LowRankLinear<T> {
+        &self.layer
+    }
+
+    /// What the compression did and what it cost.
+    ///
+    /// For an example see [`Compressed`].
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// The compressed layer, without the report.
+    ///
+    /// For an example see [`Compressed`].
+    pub fn into_layer(self) -> LowRankLinear<T> {
+        self.layer
+    }
+
+    /// Relative error against the dense `layer` on other data, computed from the residual in `f64`, so
+    /// down to rounding: the root of `Σ wᵢ ‖yᵢ − ŷᵢ‖²`, what a changed bias does included, relative to the
+    /// same denominator as [`Report::relative_error`]. To compare methods use [`relative_output_error`](crate::relative_output_error),
+    /// whose denominator is the same for all.
+    ///
+    /// # Errors
+    ///
+    /// A layer or statistics of another shape, no samples, or dense outputs that are all zero (or, for a corrected
+    /// bias, do not vary): nothing to be relative to.
+    ///
+    /// # Cost
+    ///
+    /// `O(p·m·n)` for `p` samples, `O(m·n²)` for collapsed statistics.
+    ///
+    /// ```
+    /// # use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, Rank};
+    /// # use faer::Mat;
+    /// # fn main() -> dalr::Result<()> {
+    /// # let layer = Linear::new(Mat::from_fn(8, 6, |i, j| ((i * 5 + j * 3) % 7) as f64), None)?;
+    /// # let (mut stats, mut held_out) = (ActivationStats::new(6), ActivationStats::new(6));
+    /// stats.update(Mat::from_fn(50, 6, |i, j| ((i * 11 + j * 7) % 13) as f64).as_ref())?;
+    /// held_out.update(Mat::from_fn(50, 6, |i, j| ((i * 5 + j * 9) % 13) as f64).as_ref())?;
+    /// let compressed = Dalr::new().compress(&layer, &stats, Rank::Fixed(3))?;
+    /// println!("held-out error: {:.3}", compressed.evaluate(&layer, &held_out)?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn evaluate(&self, layer: &Linear<T>, stats: &ActivationStats<T>) -> Result<f64> {
+        let denominator = if self.corrected { Denominator::Centred } else { Denominator::Uncentred };
+        let weight = (self.layer.up(), self.layer.down());
+        output_error("Compressed::evaluate", layer, weight.into(), self.layer.bias(), stats)?.relative_to(denominator)
+    }
+}

@@ -1,0 +1,71 @@
+//! The ridge regression of the outputs on the inputs that the paper's two absolute ridges project.
+
+use faer::{Mat, MatRef};
+
+use crate::covariance::Moment;
+use crate::kernel::{self, Tridiagonal};
+use crate::{Error, Result, Scalar};
+
+/// `R = W S (S + λI)⁻¹`, outputs × inputs: the minimiser of `‖W X − R X‖² + λ‖R‖²`, for `S = X Xᵀ`.
+///
+/// With fewer samples than inputs it is `W X (XᵀX + λI)⁻¹ Xᵀ`, and nothing of size inputs × inputs is
+/// formed. Where `λ` drowns in rounding (or is zero) the inverse becomes the pseudo-inverse, its limit.
+pub(super) fn ridge_regression<T: Scalar>(
+    operation: &'static str,
+    weight: MatRef<'_, f64>,
+    moment: &Moment<'_, T>,
+    lambda: f64,
+    threads: usize,
+) -> Result<Mat<f64>> {
+    let product = |a: MatRef<'_, f64>, b: MatRef<'_, f64>| kernel::product(operation, a, b, threads);
+    if moment.trace() == 0.0 {
+        return kernel::zeros(operation, weight.nrows(), weight.ncols());
+    }
+    if let Some(root) = moment.root(operation)? {
+        let mut gram = kernel::zeros(operation, root.ncols(), root.ncols())?;
+        kernel::add_symmetric_product(gram.as_mut(), 1.0, root.transpose(), root.as_ref(), threads);
+        kernel::mirror_lower(&mut gram);
+        let outputs = product(root.transpose(), weight.transpose())?;
+        let solution = solve_shifted(operation, gram, lambda, outputs, threads)?;
+        product(solution.transpose(), root.transpose())
+    } else {
+        let outputs = moment.multiply(operation, weight.transpose(), threads)?;
+        let solution = solve_shifted(operation, moment.scaled(operation, threads)?, lambda, outputs, threads)?;
+        Ok(solution.transpose().to_owned())
+    }
+}
+
+/// `(A + λI)⁻¹ B` for a positive semidefinite `A`, or `(A + λI)⁺ B` where `λ` is lost in rounding.
+fn solve_shifted(
+    operation: &'static str,
+    matrix: Mat<f64>,
+    lambda: f64,
+    right: Mat<f64>,
+    threads: usize,
+) -> Result<Mat<f64>> {
+    let dimension = matrix.nrows();
+    let trace: f64 = (0..dimension).map(|i| matrix[(i, i)]).sum();
+    let noise = crate::solver::noise_level(dimension) * trace;
+    if lambda > noise {
+        let mut shifted = matrix.clone();
+        for i in 0..dimension {
+            shifted[(i, i)] += lambda;
+        }
+        if let Some(solution) = kernel::cholesky_solve(operation, shifted, right.clone(), threads)? {
+            return Ok(solution);
+        }
+    }
+    for algorithm in [Tridiagonal::DivideAndConquer, Tridiagonal::QrIteration] {
+        let Some((values, vectors)) = kernel::symmetric_eigen(operation, matrix.as_ref(), algorithm, threads)? else {
+            continue;
+        };
+        let mut coordinates = kernel::product(operation, vectors.transpose(), right.as_ref(), threads)?;
+        for mut column in coordinates.as_mut().col_iter_mut() {
+            for (index, value) in values.iter().enumerate() {
+                column[index] = if *value > noise { column[index] / (value + lambda) } else { 0.0 };
+            }
+        }
+        return kernel::product(operation, vectors.as_ref(), coordinates.as_ref(), threads);
+    }
+    Err(Error::NoConvergence { operation, dimension, attempts: "divide and conquer, QR iteration".into() })
+}

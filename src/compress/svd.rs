@@ -1,0 +1,103 @@
+//! Truncated SVD of the weight, with and without bias correction: the baselines of the paper (section 4.1).
+
+use super::weighted::{Objective, Problem};
+use super::{Decomposition, LowRankCompressor};
+use crate::{ActivationStats, Linear, Result, Scalar, Solver};
+
+/// Truncated singular value decomposition: the rank-k matrix closest to the weight itself, blind to the data.
+///
+/// Minimises `‖W − C‖_F` (Eckart and Young). Without bias correction it needs no samples; given some, it
+/// reports its error on them.
+///
+/// ```
+/// use dalr::{ActivationStats, Linear, LowRankCompressor, Rank, TruncatedSvd};
+/// use faer::Mat;
+///
+/// # fn main() -> dalr::Result<()> {
+/// let layer = Linear::new(Mat::from_fn(6, 4, |i, j| (i + 2 * j) as f32), None)?;
+/// let compressed = TruncatedSvd::new().compress(&layer, &ActivationStats::new(4), Rank::Fixed(2))?;
+/// let difference = compressed.layer().to_linear()?.weight() - layer.weight();
+/// assert!(difference.norm_max() < 1e-5); // this weight has rank 2
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct TruncatedSvd {
+    correct_bias: bool,
+    solver: Solver,
+    threads: usize,
+    rank_multiple: usize,
+}
+
+impl TruncatedSvd {
+    /// Truncated SVD that keeps the bias as it is.
+    ///
+    /// For an example see [`TruncatedSvd`].
+    pub fn new() -> Self {
+        Self { correct_bias: false, solver: Solver::Auto, threads: 0, rank_multiple: 1 }
+    }
+
+    /// With `true`, `b̂ = b + (W − C) μ` (eq. 4 of the paper) makes up for what is lost on the mean input `μ`, also in a layer
+    /// that had no bias. Needs samples.
+    ///
+    /// For an example see [`TruncatedSvd`].
+    #[must_use]
+    pub fn with_bias_correction(mut self, correct: bool) -> Self {
+        self.correct_bias = correct;
+        self
+    }
+
+    /// Sets the algorithm; [`Solver::Auto`] by default.
+    ///
+    /// For an example see [`TruncatedSvd`].
+    #[must_use]
+    pub fn with_solver(mut self, solver: Solver) -> Self {
+        self.solver = solver;
+        self
+    }
+
+    /// Sets the number of threads; 0, the default, chooses: one inside a rayon worker, all of rayon's pool
+    /// elsewhere. Never more than that pool has.
+    ///
+    /// For an example see [`TruncatedSvd`].
+    #[must_use]
+    pub fn with_threads(mut self, threads: usize) -> Self {
+        self.threads = threads;
+        self
+    }
+
+    /// Makes every rank a multiple of this number, as hardware may like it: ratios round down, energies and errors up, a fixed rank
+    /// must match. 1 by default; 0 is an error when compressing.
+    ///
+    /// For an example see [`TruncatedSvd`].
+    #[must_use]
+    pub fn with_rank_multiple(mut self, multiple: usize) -> Self {
+        self.rank_multiple = multiple;
+        self
+    }
+}
+
+impl Default for TruncatedSvd {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl<T: Scalar> LowRankCompressor<T> for TruncatedSvd {
+    fn decompose(&self, layer: &Linear<T>, stats: &ActivationStats<T>, max_rank: usize) -> Result<Decomposition<T>> {
+        let problem = Problem {
+            operation: "TruncatedSvd::decompose",
+            method: if self.correct_bias { "svd+bc" } else { "svd" },
+            objective: Objective::Weight,
+            corrected: self.correct_bias,
+            solver: self.solver,
+            threads: self.threads,
+        };
+        problem.solve(layer, stats, max_rank)
+    }
+
+    fn rank_multiple(&self) -> usize {
+        self.rank_multiple
+    }
+}

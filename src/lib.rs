@@ -1,0 +1,96 @@
+//! Activation-aware low-rank compression of neural network layers.
+//!
+//! A fully connected layer `y = W x + b` with a weight of `m × n` numbers becomes two thin ones, `down` (`k × n`) and `up` (`m × k`),
+//! with `k (m + n)` numbers. Truncated SVD does that so that the *weight* changes least. When a network works on
+//! a domain of its own, most of what the weight can do is never asked for; this crate makes the layer's
+//! *outputs on that domain* change least:
+//!
+//! $$\min_{\operatorname{rank} C \le k,\ \hat b}\ \sum_i w_i \lVert W x_i + b - C x_i - \hat b \rVert^2$$
+//!
+//! which [`Dalr`] solves exactly, without an inverse, from statistics that are gathered batch by batch. It started
+//! from *Domain-Adaptive Deep Network Compression* (Masana et al., ICCV 2017, [arXiv 1709.01041](https://arxiv.org/abs/1709.01041)).
+//!
+//! ```
+//! use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, Rank};
+//! use faer::{Col, Mat};
+//!
+//! # fn main() -> dalr::Result<()> {
+//! # let weight = Mat::from_fn(8, 6, |i, j| ((i * 5 + j * 3) % 7) as f32);
+//! # let batches = [Mat::from_fn(50, 6, |i, j| ((i * 11 + j * 7) % 13) as f32)];
+//! let mut stats = ActivationStats::new(6);
+//! for batch in &batches {
+//!     stats.update(batch.as_ref())?; // samples × in
+//! }
+//! let layer = Linear::new(weight, Some(Col::zeros(8)))?; // out × in, as PyTorch stores it
+//! let compressed = Dalr::new().compress(&layer, &stats, Rank::Fixed(2))?;
+//! println!("{}", compressed.report());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Which method
+//!
+//! | you have | take |
+//! |---|---|
+//! | samples of the layer's inputs on the domain that matters | [`Dalr::new`] |
+//! | few of them, and others to check on | [`select_ridge`], then [`Dalr::with_ridge`] |
+//! | no samples | [`TruncatedSvd::new`] |
+//! | the mean input but no faith in more | [`TruncatedSvd::with_bias_correction`] |
+//! | a wish to reproduce the paper | [`Dalr::paper`], [`ActivationPruning`] |
+//!
+//! # Which rank
+//!
+//! Say what you want to spend or to lose ([`Rank`]); or solve once with [`LowRankCompressor::decompose`], look at
+//! the error of every rank, and cut with [`Decomposition::truncate`], which solves nothing again. A rank only saves
+//! parameters below [`Rank::break_even`]; past it the [`Report`] warns.
+//!
+//! # Precision, threads, errors
+//!
+//! Statistics are accumulated and problems solved in `f64`, whatever the [`Scalar`] of the data. Parallel kernels (feature `rayon`)
+//! use rayon's global pool, or one thread when called from inside it. The same input on the same number of threads gives
+//! the same bits. What cannot be done is an [`Error`] that says what was expected and what came; an operation that fails changes nothing.
+//!
+//! # Features
+//!
+//! - `rayon` (default): parallel kernels.
+//! - `nalgebra`: views and copies of nalgebra's matrices, in `interop::nalgebra`.
+//! - `serde`: `Serialize` and `Deserialize` for configuration, [`Rank`] and [`Report`].
+#![forbid(unsafe_code)]
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, clippy::print_stderr)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+mod bias;
+mod compress;
+mod covariance;
+mod error;
+#[cfg(feature = "nalgebra")]
+#[cfg_attr(docsrs, doc(cfg(feature = "nalgebra")))]
+pub mod interop;
+mod kernel;
+mod layer;
+mod operator;
+mod rank;
+mod report;
+mod scalar;
+pub mod solver;
+
+pub use compress::{
+    ActivationPruning, Compressed, Dalr, Decomposition, LowRankCompressor, PrunedLinear, Ridge, TruncatedSvd,
+    relative_output_error, select_ridge,
+};
+pub use covariance::ActivationStats;
+pub use error::{Error, Result};
+pub use layer::{Linear, LowRankLinear};
+pub use rank::Rank;
+pub use report::{Report, Warning};
+pub use scalar::Scalar;
+pub use solver::Solver;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
+#[cfg(doctest)]
+#[doc = include_str!("../docs/guide.md")]
+struct Guide;
