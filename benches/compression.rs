@@ -1,0 +1,64 @@
+//! Time of the two phases, statistics and compression, on random layers.
+//!
+//! `cargo bench` runs all; `cargo bench -- statistics` one group.
+
+use std::hint::black_box;
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, Rank, TruncatedSvd};
+use faer::Mat;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+/// Inputs after a ReLU, with a spread that falls off from channel to channel.
+fn activations(samples: usize, features: usize) -> Mat<f32> {
+    let mut rng = StdRng::seed_from_u64(1);
+    let spread = move |j: usize| (1.0 + j as f32).powf(-0.7);
+    Mat::from_fn(samples, features, |_, j| (rng.random_range(-1.0..1.0_f32) * spread(j)).max(0.0))
+}
+
+fn layer(out_features: usize, in_features: usize) -> Linear<f32> {
+    let mut rng = StdRng::seed_from_u64(2);
+    let weight = Mat::from_fn(out_features, in_features, |_, _| rng.random_range(-1.0..1.0));
+    Linear::new(weight, None).expect("finite and not empty")
+}
+
+fn stats(inputs: &Mat<f32>) -> ActivationStats<f32> {
+    let mut stats = ActivationStats::new(inputs.ncols());
+    stats.update(inputs.as_ref()).expect("finite and as wide as announced");
+    stats
+}
+
+fn statistics(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("statistics");
+    for features in [256, 1024] {
+        // Twice as many samples as inputs: they collapse to the scatter on the way.
+        let inputs = activations(2 * features, features);
+        group.throughput(Throughput::Elements((inputs.nrows() * features) as u64));
+        group.bench_with_input(BenchmarkId::from_parameter(features), &inputs, |bencher, inputs| {
+            bencher.iter(|| stats(black_box(inputs)));
+        });
+    }
+    group.finish();
+}
+
+fn compression(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("compression");
+    group.sample_size(10);
+    for (out_features, in_features, samples) in [(256, 256, 1000), (512, 1024, 500), (1024, 512, 2000)] {
+        let layer = layer(out_features, in_features);
+        let stats = stats(&activations(samples, in_features));
+        let rank = Rank::ParameterRatio(0.3);
+        let methods: [(&str, &dyn LowRankCompressor<f32>); 2] = [("svd", &TruncatedSvd::new()), ("dalr", &Dalr::new())];
+        for (name, method) in methods {
+            let shape = format!("{out_features}x{in_features}, {samples} samples");
+            group.bench_function(BenchmarkId::new(name, shape), |bencher| {
+                bencher.iter(|| method.compress(black_box(&layer), black_box(&stats), rank));
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, statistics, compression);
+criterion_main!(benches);

@@ -1,0 +1,81 @@
+//! Compresses a LeNet that was fine-tuned on optical digits, by every method of the DALR paper.
+//!
+//! `cargo run --release --example lenet_digits [-- --json FILE]` prints accuracies, errors and parameters, and draws
+//! `target/lenet_digits.svg`.
+
+mod comparison;
+mod figure;
+mod network;
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+
+use comparison::{Comparison, LAYERS, METHODS, NOTEBOOK_RANKS, RANKS, compare, pays};
+use network::Data;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut arguments = std::env::args_os().skip(1);
+    let json = match arguments.next() {
+        None => None,
+        Some(flag) if flag == "--json" => Some(PathBuf::from(arguments.next().ok_or("--json: expected a file")?)),
+        Some(other) => return Err(format!("expected --json FILE, got {}", other.display()).into()),
+    };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let data = Data::load(&root.join("data/lenet_digits.safetensors"))?;
+    let comparison = compare(&data)?;
+    print(&data, &comparison);
+    let picture = root.join("target/lenet_digits.svg");
+    figure::draw(&comparison, &picture)?;
+    println!("\npicture: target/lenet_digits.svg");
+    if let Some(path) = json {
+        std::fs::write(&path, serde_json::to_string_pretty(&comparison)? + "\n")?;
+        println!("numbers: {}", path.display());
+    }
+    Ok(())
+}
+
+fn print(data: &Data, comparison: &Comparison) {
+    println!(
+        "LeNet on optical digits: {} test images that neither training nor calibration saw",
+        data.test.labels.len()
+    );
+    println!("  trained on MNIST only      accuracy {:.4}", comparison.source_accuracy);
+    println!("  fine-tuned on {} digits  accuracy {:.4}", data.train.labels.len(), comparison.dense_accuracy);
+    println!("\nEach cell: accuracy of the network / error of the layer's outputs on the test images, relative to");
+    println!("how the dense outputs vary. Optimum: the least error of any weight of that rank. All methods but");
+    println!("pruning have the parameters given; pruning keeps as many inputs as these pay for.");
+    for (index, name) in LAYERS.into_iter().take(2).enumerate() {
+        let layer = &data.target.dense[index];
+        let dense = comparison.dense_parameters[index];
+        println!("\n{name}: {} → {}, {dense} parameters", layer.in_features(), layer.out_features());
+        print!("rank parameters");
+        METHODS.iter().for_each(|method| print!(" {method:>13}"));
+        println!("  optimum");
+        for (at, rank) in RANKS.into_iter().enumerate() {
+            let rows = METHODS.map(|method| comparison.find(name, method, rank));
+            let parameters = rows[0].map_or(0, |row| row.parameters);
+            print!("{rank:>4} {parameters:>5} {:>3.0}%", 100.0 * parameters as f64 / dense as f64);
+            for row in rows.into_iter().flatten() {
+                print!("  {:.3} / {:.3}", row.accuracy, row.relative_error);
+            }
+            println!(
+                "    {:.3}{}",
+                comparison.optimum[index][at],
+                if pays(rank, layer) { "" } else { "  does not pay" }
+            );
+        }
+    }
+    let dense: usize = comparison.dense_parameters.iter().sum();
+    println!("\nfc1, fc2 and fc3 at the ranks {NOTEBOOK_RANKS:?} of the paper's notebook, {dense} parameters dense");
+    println!("(error: of the network's outputs)");
+    for row in comparison.rows.iter().filter(|row| row.layer == "all") {
+        let (name, share) = (row.method, 100.0 * comparison.share(row));
+        println!(
+            "  {name:<13} {:>6} parameters ({share:.0} %)  accuracy {:.3}  error {:.3}",
+            row.parameters, row.accuracy, row.relative_error
+        );
+    }
+    for warning in &comparison.warnings {
+        println!("  warning: {warning}");
+    }
+}
