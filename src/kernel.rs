@@ -88,8 +88,7 @@ pub(crate) fn rounded<T: Scalar>(
 
 /// The first row and column, in this order, that holds a NaN or an infinity.
 pub(crate) fn first_non_finite<T: Scalar>(matrix: MatRef<'_, T>) -> Option<(usize, usize)> {
-    let rows_are_contiguous = matrix.col_stride().unsigned_abs() < matrix.row_stride().unsigned_abs();
-    let all_finite = if rows_are_contiguous {
+    let all_finite = if is_row_major(matrix) {
         matrix.row_iter().all(|row| row.iter().all(|x| x.to_f64().is_finite()))
     } else {
         matrix.col_iter().all(|column| column.iter().all(|x| x.to_f64().is_finite()))
@@ -118,12 +117,32 @@ pub(crate) fn require_finite<T: Scalar>(
 
 /// The largest magnitude of a matrix's entries.
 pub(crate) fn max_abs<T: Scalar>(matrix: MatRef<'_, T>) -> f64 {
-    matrix.col_iter().flat_map(|column| column.iter()).fold(0.0, |max, x| x.to_f64().abs().max(max))
+    let contiguous = if is_row_major(matrix) { matrix.transpose() } else { matrix };
+    contiguous.col_iter().flat_map(|column| column.iter()).fold(0.0, |max, x| x.to_f64().abs().max(max))
 }
 
 /// The sum of the squares of a matrix's entries.
-pub(crate) fn squared_norm(matrix: MatRef<'_, f64>) -> f64 {
-    matrix.col_iter().map(|column| column.iter().map(|x| x * x).sum::<f64>()).sum()
+pub(crate) fn squared_norm<T: Scalar>(matrix: MatRef<'_, T>) -> f64 {
+    let square = |x: &T| x.to_f64() * x.to_f64();
+    let contiguous = if is_row_major(matrix) { matrix.transpose() } else { matrix };
+    contiguous.col_iter().map(|column| column.iter().map(square).sum::<f64>()).sum()
+}
+
+/// The sum of the squares of each column.
+pub(crate) fn squared_column_norms<T: Scalar>(matrix: MatRef<'_, T>) -> Vec<f64> {
+    let mut sums = vec![0.0; matrix.ncols()];
+    if is_row_major(matrix) {
+        for row in matrix.row_iter() {
+            sums.iter_mut().zip(row.iter()).for_each(|(sum, x)| *sum += x.to_f64() * x.to_f64());
+        }
+    } else {
+        sums.iter_mut().zip(matrix.col_iter()).for_each(|(sum, column)| *sum = squared_norm(column.as_mat()));
+    }
+    sums
+}
+
+fn is_row_major<T: Scalar>(matrix: MatRef<'_, T>) -> bool {
+    matrix.col_stride().unsigned_abs() < matrix.row_stride().unsigned_abs()
 }
 
 /// `lhs · rhs`.
@@ -186,17 +205,21 @@ fn scratch(operation: &'static str, need: StackReq) -> Result<MemBuffer> {
 }
 
 /// `Q` and `R` of the thin QR factorisation of a tall matrix.
-pub(crate) fn thin_qr(operation: &'static str, mut matrix: Mat<f64>, threads: usize) -> Result<(Mat<f64>, Mat<f64>)> {
+pub(crate) fn thin_qr<T: Scalar>(
+    operation: &'static str,
+    mut matrix: Mat<T>,
+    threads: usize,
+) -> Result<(Mat<T>, Mat<T>)> {
     let (rows, columns) = matrix.shape();
     let par = parallelism(threads, work(rows, columns, columns));
-    let block = qr::recommended_block_size::<f64>(rows, columns);
+    let block = qr::recommended_block_size::<T>(rows, columns);
     let mut householder = zeros(operation, block, columns)?;
     let params = Spec::default();
     let mut buffer = scratch(
         operation,
         StackReq::any_of(&[
-            qr::qr_in_place_scratch::<f64>(rows, columns, block, par, params),
-            householder::apply_block_householder_sequence_on_the_left_in_place_scratch::<f64>(rows, block, columns),
+            qr::qr_in_place_scratch::<T>(rows, columns, block, par, params),
+            householder::apply_block_householder_sequence_on_the_left_in_place_scratch::<T>(rows, block, columns),
         ]),
     )?;
     qr::qr_in_place(matrix.as_mut(), householder.as_mut(), par, MemStack::new(&mut buffer), params);
@@ -207,7 +230,7 @@ pub(crate) fn thin_qr(operation: &'static str, mut matrix: Mat<f64>, threads: us
         }
     }
     let mut basis = zeros(operation, rows, columns)?;
-    basis.as_mut().diagonal_mut().column_vector_mut().fill(1.0);
+    basis.as_mut().diagonal_mut().column_vector_mut().fill(T::from_f64(1.0));
     householder::apply_block_householder_sequence_on_the_left_in_place_with_conj(
         matrix.as_ref(),
         householder.as_ref(),

@@ -67,10 +67,19 @@ impl<T: Scalar> PsdOperator<f64> for OutputOperator<'_, T> {
     /// Entry by entry, rounding in `F S Fᵀ` is bounded by that of `|F| |S| |F|ᵀ`, which dwarfs the product where the
     /// weight is blind to the directions that vary most.
     fn noise(&self) -> f64 {
-        let columns = self.factor.col_iter().zip(self.moment.diagonal());
-        let size = columns
-            .map(|(column, variance)| (self.keep * variance + self.ridge) * column.iter().map(|x| x * x).sum::<f64>());
-        solver::noise_level(self.factor.nrows().max(self.factor.ncols())) * size.sum::<f64>()
+        solver::noise_level(self.factor.nrows().max(self.factor.ncols()))
+            * term_size(self.factor, self.moment, (self.keep, self.ridge))
+    }
+
+    fn work(&self) -> f64 {
+        2.0 * kernel::work(self.factor.nrows(), self.factor.ncols(), 1) + self.moment.work()
+    }
+
+    fn assembly_work(&self) -> f64 {
+        let dimension = self.factor.nrows() as f64;
+        let inputs = self.moment.samples_kept().unwrap_or(self.factor.ncols()) as f64;
+        let ridge = if self.ridge > 0.0 { self.factor.ncols() as f64 } else { 0.0 };
+        dimension * (self.factor.ncols() as f64 * inputs + dimension * (inputs + ridge) / 2.0)
     }
 
     fn assemble(&self) -> Result<Mat<f64>> {
@@ -87,6 +96,80 @@ impl<T: Scalar> PsdOperator<f64> for OutputOperator<'_, T> {
             kernel::mirror_lower(&mut matrix);
         }
         Ok(matrix)
+    }
+}
+
+/// `Σ_j ‖F_j‖² (κ S_jj + λ)`: the size of the terms that add up to `tr F (κ S + λ I) Fᵀ`, however they cancel.
+pub(crate) fn term_size<T: Scalar>(
+    factor: MatRef<'_, T>,
+    moment: &Moment<'_, impl Scalar>,
+    (keep, ridge): (f64, f64),
+) -> f64 {
+    let weights = moment.diagonal().into_iter().map(|variance| keep * variance + ridge);
+    kernel::squared_column_norms(factor).into_iter().zip(weights).map(|(norm, weight)| norm * weight).sum()
+}
+
+/// `κ Z Zᵀ + λ W Wᵀ` for the outputs `Z` of the samples, outputs × samples, in the precision of the data: the same
+/// operator where samples are kept, with one matrix to multiply by instead of two.
+pub(crate) struct GramOperator<'a, T> {
+    outputs: MatRef<'a, T>,
+    weight: MatRef<'a, T>,
+    keep: f64,
+    ridge: f64,
+    noise: f64,
+    threads: usize,
+}
+
+impl<'a, T: Scalar> GramOperator<'a, T> {
+    /// `noise` is the size of rounding in the operator's eigenvalues.
+    pub(crate) fn new(
+        outputs: MatRef<'a, T>,
+        weight: MatRef<'a, T>,
+        (keep, ridge): (f64, f64),
+        noise: f64,
+        threads: usize,
+    ) -> Self {
+        Self { outputs, weight, keep, ridge, noise, threads }
+    }
+
+    /// Adds `factor · M Mᵀ · block` to `result`.
+    fn add(&self, mut result: MatMut<'_, T>, factor: f64, matrix: MatRef<'_, T>, block: MatRef<'_, T>) -> Result<()> {
+        let share = kernel::product("GramOperator::apply", matrix.transpose(), block, self.threads)?;
+        kernel::add_product(result.as_mut(), T::from_f64(factor), matrix, share.as_ref(), self.threads);
+        Ok(())
+    }
+}
+
+impl<T: Scalar> PsdOperator<T> for GramOperator<'_, T> {
+    fn dimension(&self) -> usize {
+        self.outputs.nrows()
+    }
+
+    fn apply(&self, block: MatRef<'_, T>, mut result: MatMut<'_, T>) -> Result<()> {
+        result.fill(T::default());
+        self.add(result.as_mut(), self.keep, self.outputs, block)?;
+        if self.ridge > 0.0 {
+            self.add(result, self.ridge, self.weight, block)?;
+        }
+        Ok(())
+    }
+
+    fn trace(&self) -> Result<f64> {
+        let anchor = if self.ridge > 0.0 { self.ridge * kernel::squared_norm(self.weight) } else { 0.0 };
+        Ok(self.keep * kernel::squared_norm(self.outputs) + anchor)
+    }
+
+    fn noise(&self) -> f64 {
+        self.noise
+    }
+
+    fn work(&self) -> f64 {
+        let anchor = if self.ridge > 0.0 { self.weight.ncols() } else { 0 };
+        kernel::work(2 * self.outputs.nrows(), self.outputs.ncols() + anchor, 1)
+    }
+
+    fn assembly_work(&self) -> f64 {
+        self.work() * self.dimension() as f64 / 4.0
     }
 }
 

@@ -3,9 +3,11 @@
 mod dalr;
 mod decomposition;
 mod evaluate;
+mod exact;
 mod projection;
 mod pruning;
 mod ridge;
+mod sampled;
 mod svd;
 mod weighted;
 

@@ -647,7 +647,7 @@ fn add_all<T: Scalar>(
     if samples.len() == 0 {
         return Ok(());
     }
-    samples.for_each_centred(operation, &channels.centre(), 1.0, |columns| {
+    samples.for_each_centred(operation, &channels.centre(), 1.0, |columns: MatRef<'_, f64>| {
         scatter.add_samples(columns, threads);
         Ok(())
     })

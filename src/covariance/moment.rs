@@ -10,6 +10,9 @@ use crate::{Result, Scalar};
 /// Second moments this far below `‖μ‖²` are rounding noise of constant inputs: `(2⁻⁴⁴)²`.
 const NEGLIGIBLE: f64 = 1.0 / (1_u128 << 88) as f64;
 
+/// Entries from which on samples are multiplied in their own precision where only a sum over all is wanted.
+const LARGE: usize = 1 << 22;
+
 /// `S` divided by a power of two, `2^exponent`, which brings its mean diagonal entry near 1 and keeps
 /// everything computed from it clear of overflow and underflow.
 pub(crate) struct Moment<'a, T> {
@@ -137,13 +140,13 @@ impl<'a, T: Scalar> Moment<'a, T> {
     }
 
     /// Visits the samples as `features × count` columns of which the sum of outer products is `S`.
-    fn for_each_sample_block(
+    fn for_each_sample_block<O: Scalar>(
         &self,
         operation: &'static str,
         stats: &ActivationStats<T>,
         samples: &Samples<T>,
         centre: &OwnedCentre,
-        visit: impl FnMut(MatRef<'_, f64>) -> Result<()>,
+        visit: impl FnMut(MatRef<'_, O>) -> Result<()>,
     ) -> Result<()> {
         let root = power_of_two(-self.exponent / 2) / stats.weight.sqrt();
         samples.for_each_centred(operation, &centre.get(), root, visit)
@@ -163,12 +166,14 @@ impl<'a, T: Scalar> Moment<'a, T> {
                 kernel::add_symmetric_product(result.as_mut(), 1.0, left, left.transpose(), threads);
             }
             Source::Data { stats, centre, restored } => match &stats.form {
-                Form::Samples(samples) => self.for_each_sample_block(operation, stats, samples, centre, |columns| {
-                    let outputs = kernel::product(operation, left, columns, threads)?;
-                    let outputs = outputs.as_ref();
-                    kernel::add_symmetric_product(result.as_mut(), 1.0, outputs, outputs.transpose(), threads);
-                    Ok(())
-                })?,
+                Form::Samples(samples) => {
+                    self.for_each_sample_block(operation, stats, samples, centre, |columns: MatRef<'_, f64>| {
+                        let outputs = kernel::product(operation, left, columns, threads)?;
+                        let outputs = outputs.as_ref();
+                        kernel::add_symmetric_product(result.as_mut(), 1.0, outputs, outputs.transpose(), threads);
+                        Ok(())
+                    })?
+                }
                 Form::Scatter(scatter) => {
                     let applied = scatter.multiply(operation, left.transpose(), self.factor(stats), threads)?;
                     kernel::add_symmetric_product(result.as_mut(), 1.0, left, applied.as_ref(), threads);
@@ -191,11 +196,13 @@ impl<'a, T: Scalar> Moment<'a, T> {
             _ if self.trace == 0.0 => {}
             Source::Identity => result.copy_from(right),
             Source::Data { stats, centre, restored } => match &stats.form {
-                Form::Samples(samples) => self.for_each_sample_block(operation, stats, samples, centre, |columns| {
-                    let outputs = kernel::product(operation, columns.transpose(), right, threads)?;
-                    kernel::add_product(result.as_mut(), 1.0, columns, outputs.as_ref(), threads);
-                    Ok(())
-                })?,
+                Form::Samples(samples) => {
+                    self.for_each_sample_block(operation, stats, samples, centre, |columns: MatRef<'_, f64>| {
+                        let outputs = kernel::product(operation, columns.transpose(), right, threads)?;
+                        kernel::add_product(result.as_mut(), 1.0, columns, outputs.as_ref(), threads);
+                        Ok(())
+                    })?
+                }
                 Form::Scatter(scatter) => {
                     result = scatter.multiply(operation, right, self.factor(stats), threads)?;
                     if let Some(mean) = restored {
@@ -228,15 +235,17 @@ impl<'a, T: Scalar> Moment<'a, T> {
             _ if self.trace == 0.0 => {}
             Source::Identity => add(a, b),
             Source::Data { stats, centre, .. } => match &stats.form {
-                Form::Samples(samples) => self.for_each_sample_block(operation, stats, samples, centre, |columns| {
-                    let left = kernel::product(operation, a, columns, threads)?;
-                    if same {
-                        add(left.as_ref(), left.as_ref());
-                    } else {
-                        add(left.as_ref(), kernel::product(operation, b, columns, threads)?.as_ref());
-                    }
-                    Ok(())
-                })?,
+                Form::Samples(samples) => {
+                    self.for_each_sample_block(operation, stats, samples, centre, |columns: MatRef<'_, f64>| {
+                        let left = kernel::product(operation, a, columns, threads)?;
+                        if same {
+                            add(left.as_ref(), left.as_ref());
+                        } else {
+                            add(left.as_ref(), kernel::product(operation, b, columns, threads)?.as_ref());
+                        }
+                        Ok(())
+                    })?
+                }
                 Form::Scatter(_) => add(a, self.multiply(operation, b.transpose(), threads)?.transpose()),
             },
         }
@@ -250,25 +259,10 @@ impl<'a, T: Scalar> Moment<'a, T> {
             Source::Identity => self.features as f64,
             Source::Data { stats, centre, restored } => match &stats.form {
                 // tr (X Xᵀ)² = ‖Xᵀ X‖², the smaller side as long as samples are kept.
-                Form::Samples(samples) => {
-                    let mut sum = 0.0;
-                    let mut index = 0;
-                    self.for_each_sample_block(operation, stats, samples, centre, |columns| {
-                        let mut other_index = 0;
-                        self.for_each_sample_block(operation, stats, samples, centre, |others| {
-                            if other_index <= index {
-                                let gram = kernel::product(operation, columns.transpose(), others, threads)?;
-                                let count = if other_index == index { 1.0 } else { 2.0 };
-                                sum += count * kernel::squared_norm(gram.as_ref());
-                            }
-                            other_index += 1;
-                            Ok(())
-                        })?;
-                        index += 1;
-                        Ok(())
-                    })?;
-                    sum
+                Form::Samples(samples) if samples.len() * self.features < LARGE => {
+                    self.gram_squared_norm::<f64>(operation, stats, samples, centre, threads)?
                 }
+                Form::Samples(samples) => self.gram_squared_norm::<T>(operation, stats, samples, centre, threads)?,
                 Form::Scatter(scatter) => {
                     let centred = scatter.squared_norm(self.factor(stats));
                     match restored {
@@ -285,6 +279,74 @@ impl<'a, T: Scalar> Moment<'a, T> {
         })
     }
 
+    /// `‖Xᵀ X‖²` for the samples as columns, segment by segment, multiplied in the precision `O`.
+    fn gram_squared_norm<O: Scalar>(
+        &self,
+        operation: &'static str,
+        stats: &ActivationStats<T>,
+        samples: &Samples<T>,
+        centre: &OwnedCentre,
+        threads: usize,
+    ) -> Result<f64> {
+        let (mut sum, mut index) = (0.0, 0);
+        self.for_each_sample_block(operation, stats, samples, centre, |columns: MatRef<'_, O>| {
+            let mut other_index = 0;
+            self.for_each_sample_block(operation, stats, samples, centre, |others: MatRef<'_, O>| {
+                if other_index <= index {
+                    let gram = kernel::product(operation, columns.transpose(), others, threads)?;
+                    let count = if other_index == index { 1.0 } else { 2.0 };
+                    sum += count * kernel::squared_norm(gram.as_ref());
+                }
+                other_index += 1;
+                Ok(())
+            })?;
+            index += 1;
+            Ok(())
+        })?;
+        Ok(sum)
+    }
+
+    /// The outputs `factor · W X` of the samples behind `S`, outputs × samples, in the precision of the samples; `None` unless samples
+    /// are kept. `S` is the product of `X` with its transpose.
+    pub(crate) fn outputs(
+        &self,
+        operation: &'static str,
+        weight: MatRef<'_, T>,
+        factor: f64,
+        threads: usize,
+    ) -> Result<Option<Mat<T>>> {
+        let Source::Data { stats, centre, .. } = &self.source else { return Ok(None) };
+        let Form::Samples(samples) = &stats.form else { return Ok(None) };
+        let mut outputs = kernel::zeros(operation, weight.nrows(), samples.len())?;
+        let root = power_of_two(-self.exponent / 2) / stats.weight.sqrt() * factor;
+        let mut start = 0;
+        samples.for_each_centred(operation, &centre.get(), root, |columns: MatRef<'_, T>| {
+            let target = outputs.as_mut().subcols_mut(start, columns.ncols());
+            kernel::add_product(target, T::from_f64(1.0), weight, columns, threads);
+            start += columns.ncols();
+            Ok(())
+        })?;
+        Ok(Some(outputs))
+    }
+
+    /// Multiply–adds of applying `S` to one vector.
+    pub(crate) fn work(&self) -> f64 {
+        let features = self.features as f64;
+        match (&self.source, self.samples_kept()) {
+            (Source::Identity, _) => 0.0,
+            (_, Some(samples)) => 2.0 * features * samples as f64,
+            (_, None) => features * features,
+        }
+    }
+
+    /// Number of samples behind `S` while they are kept.
+    pub(crate) fn samples_kept(&self) -> Option<usize> {
+        match &self.source {
+            Source::Data { stats: ActivationStats { form: Form::Samples(samples), .. }, .. } => Some(samples.len()),
+            _ => None,
+        }
+    }
+
     /// `features × samples` of which `S` is the product with its transpose; `None` unless samples are kept
     /// and are fewer than the inputs.
     pub(crate) fn root(&self, operation: &'static str) -> Result<Option<Mat<f64>>> {
@@ -295,7 +357,7 @@ impl<'a, T: Scalar> Moment<'a, T> {
         }
         let mut root = kernel::zeros(operation, self.features, samples.len())?;
         let mut start = 0;
-        self.for_each_sample_block(operation, stats, samples, centre, |columns| {
+        self.for_each_sample_block(operation, stats, samples, centre, |columns: MatRef<'_, f64>| {
             root.as_mut().subcols_mut(start, columns.ncols()).copy_from(columns);
             start += columns.ncols();
             Ok(())
@@ -310,10 +372,12 @@ impl<'a, T: Scalar> Moment<'a, T> {
             _ if self.trace == 0.0 => {}
             Source::Identity => dense.as_mut().diagonal_mut().column_vector_mut().fill(1.0),
             Source::Data { stats, centre, restored } => match &stats.form {
-                Form::Samples(samples) => self.for_each_sample_block(operation, stats, samples, centre, |columns| {
-                    kernel::add_symmetric_product(dense.as_mut(), 1.0, columns, columns.transpose(), threads);
-                    Ok(())
-                })?,
+                Form::Samples(samples) => {
+                    self.for_each_sample_block(operation, stats, samples, centre, |columns: MatRef<'_, f64>| {
+                        kernel::add_symmetric_product(dense.as_mut(), 1.0, columns, columns.transpose(), threads);
+                        Ok(())
+                    })?
+                }
                 Form::Scatter(scatter) => {
                     dense = scatter.dense(operation, self.factor(stats))?;
                     if let Some(mean) = restored {

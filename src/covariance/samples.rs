@@ -90,17 +90,17 @@ impl<T: Scalar> Samples<T> {
             .map(|(segment, weights)| (MatRef::from_row_major_slice(segment, weights.len(), self.features), weights))
     }
 
-    /// Calls `visit` with every segment as a `features × count` matrix in `f64`: one sample per column,
-    /// less `centre`, times the root of its weight, times `factor`.
-    pub(super) fn for_each_centred(
+    /// Calls `visit` with every segment as a `features × count` matrix, in `f64` or in the precision of the samples: one sample per
+    /// column, less `centre`, times the root of its weight, times `factor`.
+    pub(super) fn for_each_centred<O: Scalar>(
         &self,
         operation: &'static str,
         centre: &Centre<'_>,
         factor: f64,
-        mut visit: impl FnMut(MatRef<'_, f64>) -> Result<()>,
+        mut visit: impl FnMut(MatRef<'_, O>) -> Result<()>,
     ) -> Result<()> {
         let width = segment_rows(self.features).min(self.len());
-        let mut buffer: Mat<f64> = kernel::zeros(operation, self.features, width)?;
+        let mut buffer: Mat<O> = kernel::zeros(operation, self.features, width)?;
         for (rows, weights) in self.segments() {
             let mut target = buffer.as_mut().subcols_mut(0, weights.len());
             fill_centred(target.as_mut(), rows, Some(weights), centre, factor);
@@ -118,8 +118,8 @@ pub(super) struct Centre<'a> {
 }
 
 /// Column `i` of `target` becomes `(rowᵢ − centre) · √weightᵢ · factor`.
-pub(super) fn fill_centred<T: Scalar>(
-    mut target: MatMut<'_, f64>,
+pub(super) fn fill_centred<T: Scalar, O: Scalar>(
+    mut target: MatMut<'_, O>,
     rows: MatRef<'_, T>,
     weights: Option<&[f64]>,
     centre: &Centre<'_>,
@@ -129,7 +129,7 @@ pub(super) fn fill_centred<T: Scalar>(
         let scale = weights.map_or(1.0, |weights| weights[index].sqrt()) * factor;
         let centre = centre.origin.iter().zip(centre.offset);
         for ((to, x), (origin, offset)) in column.iter_mut().zip(row.iter()).zip(centre) {
-            *to = (x.to_f64() - origin - offset) * scale;
+            *to = O::from_f64((x.to_f64() - origin - offset) * scale);
         }
     }
 }

@@ -87,6 +87,8 @@ pub(super) fn top_eigenpairs<T: Scalar>(
             vectors: basis,
             solver: rung.name,
             fallback: index > 0,
+            steps: 0,
+            basis_size: dimension,
             residual: if largest > 0.0 { residual / largest } else { 0.0 },
             noise: noise.max(noise_level(dimension) * largest) / scale,
         });

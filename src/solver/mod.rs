@@ -5,6 +5,7 @@
 
 mod complement;
 mod dense;
+mod lanczos;
 
 use faer::{Mat, MatMut, MatRef};
 
@@ -71,6 +72,16 @@ pub trait PsdOperator<T: Scalar> {
         0.0
     }
 
+    /// Multiply–adds of applying the operator to one vector, for the choice of a solver. By default those of a dense matrix.
+    fn work(&self) -> f64 {
+        (self.dimension() as f64).powi(2)
+    }
+
+    /// Multiply–adds of [`assemble`](Self::assemble). By default those of applying it to the identity.
+    fn assembly_work(&self) -> f64 {
+        self.dimension() as f64 * self.work()
+    }
+
     /// The operator as a matrix. By default it is applied to the columns of the identity; implement this
     /// where there is a cheaper way.
     ///
@@ -110,6 +121,10 @@ pub enum Solver {
     /// Forms the matrix and diagonalises it, `O(d³)` for dimension `d`. Where faer's divide and conquer does not
     /// converge, its QR iteration, then its singular value decomposition, then a Jacobi iteration take over.
     DenseEigen,
+    /// Never forms the matrix: applies it to blocks of vectors, some `3k` of them for `k` eigenpairs, by block Lanczos with full
+    /// reorthogonalisation, and puts the result to the test with random directions. Hands over to
+    /// [`DenseEigen`](Self::DenseEigen) if that does not settle.
+    BlockLanczos,
 }
 
 /// The largest eigenvalues of an operator and their eigenvectors.
@@ -121,6 +136,8 @@ pub struct Eigenpairs {
     vectors: Mat<f64>,
     solver: &'static str,
     fallback: bool,
+    steps: usize,
+    basis_size: usize,
     residual: f64,
     noise: f64,
 }
@@ -154,6 +171,20 @@ impl Eigenpairs {
         self.fallback
     }
 
+    /// How often the operator was applied to a block of vectors; 0 for dense algorithms, which form it.
+    ///
+    /// For an example see [`Eigenpairs`].
+    pub fn steps(&self) -> usize {
+        self.steps
+    }
+
+    /// Number of vectors among which the eigenvectors were found; the dimension for dense algorithms.
+    ///
+    /// For an example see [`Eigenpairs`].
+    pub fn basis_size(&self) -> usize {
+        self.basis_size
+    }
+
     /// Largest `‖H v − λ v‖` of the pairs, relative to the largest eigenvalue.
     ///
     /// For an example see [`Eigenpairs`].
@@ -168,8 +199,17 @@ impl Eigenpairs {
         self.values.iter().take_while(|&&value| value > self.noise).count()
     }
 
-    pub(crate) fn into_parts(self) -> (Vec<f64>, Mat<f64>) {
-        (self.values, self.vectors)
+    pub(crate) fn as_mat(&self) -> &Mat<f64> {
+        &self.vectors
+    }
+}
+
+impl core::fmt::Display for Eigenpairs {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self.steps {
+            0 => f.write_str(self.solver),
+            steps => write!(f, "{} ({steps} steps, basis {})", self.solver, self.basis_size),
+        }
     }
 }
 
@@ -209,9 +249,42 @@ pub fn top_eigenpairs<T: Scalar>(
         let expected = format!("a number of eigenpairs from 1 to {dimension}");
         return Err(Error::Rank { operation, expected, found: count.to_string() });
     }
-    match solver {
-        Solver::Auto | Solver::DenseEigen => dense::top_eigenpairs(operator, count, &dense::LADDER, threads),
+    let iterating = match solver {
+        Solver::DenseEigen => false,
+        Solver::BlockLanczos => true,
+        Solver::Auto => lanczos_work(dimension, count, operator.work())
+            .is_some_and(|work| work < operator.assembly_work() + dense_work(dimension)),
+    };
+    if iterating && let Some(pairs) = iterate(operator, count, threads)? {
+        return Ok(pairs);
     }
+    let mut pairs = dense::top_eigenpairs(operator, count, &dense::LADDER, threads)?;
+    pairs.fallback |= iterating;
+    Ok(pairs)
+}
+
+/// Block Lanczos alone: `None` if it did not settle.
+pub(crate) fn iterate<T: Scalar>(
+    operator: &dyn PsdOperator<T>,
+    count: usize,
+    threads: usize,
+) -> Result<Option<Eigenpairs>> {
+    lanczos::top_eigenpairs(operator, count, lanczos::Layout::new(operator.dimension(), count), threads)
+}
+
+/// Multiply–adds, at the rate of large products in `f64`, that a dense eigendecomposition stands for.
+pub(crate) fn dense_work(dimension: usize) -> f64 {
+    6.0 * (dimension as f64).powi(3)
+}
+
+/// Multiply–adds of finding `count` eigenpairs by block Lanczos, where one vector's product takes `work`; `None` where the basis
+/// would fill the space. Products with thin blocks run at half the rate of large ones; most problems settle
+/// with a basis of three vectors per pair and are looked at three times until then.
+pub(crate) fn lanczos_work(dimension: usize, count: usize, work: f64) -> Option<f64> {
+    let basis = lanczos::Layout::new(dimension, count).expected_basis(count);
+    let looking = 3.0 * dense_work(basis);
+    let basis = basis as f64;
+    (basis < dimension as f64).then_some(2.0 * basis * work + 4.0 * dimension as f64 * basis * basis + looking)
 }
 
 /// Turns every column so that its largest entry is positive, the first of them where several tie.

@@ -188,3 +188,170 @@ fn a_completed_basis_is_orthonormal_and_follows_the_weight() -> Result<()> {
     }
     Ok(())
 }
+
+/// A diagonal operator in either precision, which counts what it is applied to.
+struct Diagonal<T> {
+    values: Vec<T>,
+    applied: core::cell::Cell<usize>,
+}
+
+impl<T: Scalar> Diagonal<T> {
+    fn new(values: &[f64]) -> Self {
+        Self { values: values.iter().map(|&value| T::from_f64(value)).collect(), applied: Default::default() }
+    }
+}
+
+impl<T: Scalar> PsdOperator<T> for Diagonal<T> {
+    fn dimension(&self) -> usize {
+        self.values.len()
+    }
+
+    fn apply(&self, block: MatRef<'_, T>, mut result: MatMut<'_, T>) -> Result<()> {
+        self.applied.set(self.applied.get() + block.ncols());
+        for column in 0..block.ncols() {
+            for (row, &value) in self.values.iter().enumerate() {
+                result[(row, column)] = value * block[(row, column)];
+            }
+        }
+        Ok(())
+    }
+
+    fn trace(&self) -> Result<f64> {
+        Ok(self.values.iter().map(|value| value.to_f64()).sum())
+    }
+}
+
+/// Solves by block Lanczos alone and checks orthogonality, and that the energy captured is the optimum.
+fn check_lanczos<T: Scalar>(name: &str, values: &[f64], count: usize, layout: lanczos::Layout) -> Eigenpairs {
+    let operator = Diagonal::<T>::new(values);
+    let pairs = lanczos::top_eigenpairs(&operator, count, layout, 1).unwrap();
+    let pairs = pairs.unwrap_or_else(|| panic!("{name}: did not settle"));
+    let (vectors, dimension) = (pairs.vectors(), values.len());
+    let identity = Mat::<f64>::identity(count, count);
+    let orthogonality = (vectors.transpose() * vectors - identity).norm_max();
+    assert!(orthogonality < 35.0 * dimension as f64 * f64::EPSILON, "{name}: {orthogonality:e}");
+    let mut sorted = values.to_vec();
+    sorted.sort_by(|a, b| b.total_cmp(a));
+    let (total, optimum) = (sorted.iter().sum::<f64>(), sorted[..count].iter().sum::<f64>());
+    let energy =
+        |column: usize| -> f64 { values.iter().enumerate().map(|(i, v)| v * vectors[(i, column)].powi(2)).sum() };
+    let captured: f64 = (0..count).map(energy).sum();
+    let relative = if T::EPSILON > f64::EPSILON { 1e-4 } else { 1e-6 };
+    let excess = optimum - captured;
+    assert!(excess <= relative * (total - optimum) + 20.0 * T::EPSILON * total, "{name}: {excess:e} of {optimum:e}");
+    for (ours, exact) in pairs.values().iter().zip(&sorted) {
+        assert!((ours - exact).abs() <= relative * sorted[0] + 20.0 * T::EPSILON * total, "{name}: {ours} {exact}");
+    }
+    pairs
+}
+
+#[test]
+fn block_lanczos_is_right_where_krylov_spaces_are_blind() {
+    let mixed = |counts: &[(usize, f64)]| -> Vec<f64> {
+        // Interleaved, so that eigenvectors are not the first unit vectors.
+        let values: Vec<f64> = counts.iter().flat_map(|&(count, value)| vec![value; count]).collect();
+        (0..values.len()).map(|i| values[i * 7 % values.len()]).collect()
+    };
+    let decay = |n: usize, f: fn(f64) -> f64| -> Vec<f64> { (0..n).map(|i| f(i as f64)).collect() };
+    let cases: Vec<(&str, Vec<f64>, usize)> = vec![
+        ("multiplicity above the block across the cut", mixed(&[(200, 1.0), (601, 0.1)]), 64),
+        ("multiplicity below the cut", mixed(&[(40, 1.0), (761, 0.1)]), 64),
+        ("three clusters", mixed(&[(30, 1.0), (100, 0.5), (271, 0.01)]), 80),
+        ("rank below k", mixed(&[(20, 1.0), (381, 0.0)]), 50),
+        ("all equal", vec![1.0; 301], 40),
+        ("one dominant", mixed(&[(1, 1e6), (400, 1.0)]), 10),
+        ("zero", vec![0.0; 100], 7),
+        ("1 × 1", vec![3.0], 1),
+        ("k = dimension", decay(60, |i| 1.0 / (1.0 + i)), 60),
+        ("k = dimension − 1", decay(60, |i| 1.0 / (1.0 + i)), 59),
+        ("power law", decay(500, |i| (1.0 + i).powf(-1.5)), 50),
+        ("geometric", decay(500, |i| 0.9_f64.powf(i)), 50),
+        ("slow", decay(500, |i| 1.0 - i / 500.0), 30),
+        ("tiny", decay(300, |i| 1e-30 * (1.0 + i).powf(-1.0)), 20),
+        ("huge", decay(300, |i| 1e30 * (1.0 + i).powf(-1.0)), 20),
+    ];
+    for (name, values, count) in &cases {
+        let layout = lanczos::Layout::new(values.len(), *count);
+        check_lanczos::<f64>(name, values, *count, layout);
+        check_lanczos::<f32>(name, values, *count, layout);
+    }
+}
+
+#[test]
+fn block_lanczos_restarts_in_a_small_basis() {
+    let values: Vec<f64> = (0..700).map(|i| (1.0 + f64::from(i)).powf(-1.0)).collect();
+    let layout = lanczos::Layout { block: 8, basis: 140 };
+    let pairs = check_lanczos::<f64>("restarted", &values, 40, layout);
+    assert!(pairs.basis_size() <= 140 && pairs.steps() * 8 > 140);
+    assert!(pairs.residual() < 1e-4);
+}
+
+#[test]
+fn block_lanczos_reports_a_residual_that_is_one() {
+    let values: Vec<f64> = (0..400).map(|i| (1.0 + f64::from(i)).powf(-1.2)).collect();
+    let operator = Diagonal::<f64>::new(&values);
+    let pairs = top_eigenpairs(&operator, 20, Solver::BlockLanczos, 1).unwrap();
+    assert_eq!(pairs.solver(), "block Lanczos");
+    assert!(!pairs.is_fallback() && pairs.basis_size() < 400);
+    let vectors = pairs.vectors();
+    let worst = (0..20).map(|column| {
+        let entry = |row: usize| (values[row] - pairs.values()[column]) * vectors[(row, column)];
+        (0..400).map(|row| entry(row).powi(2)).sum::<f64>().sqrt()
+    });
+    let worst = worst.fold(0.0, f64::max);
+    assert!(worst <= 1.5 * pairs.residual() + 1e-13, "{worst:e} {:e}", pairs.residual());
+}
+
+#[test]
+fn block_lanczos_refuses_what_breaks_the_contract() {
+    let refused = |matrix: Mat<f64>| match top_eigenpairs(&Given(matrix), 2, Solver::BlockLanczos, 1) {
+        Err(Error::InvalidOperator { found, .. }) => found,
+        other => panic!("{other:?}"),
+    };
+    let n = 40;
+    let identity = || Mat::<f64>::identity(n, n);
+    let mut skew = identity();
+    skew[(3, 9)] = 5.0;
+    assert!(refused(skew).starts_with("products that differ by"));
+    let mut nan = identity();
+    nan[(3, 3)] = f64::NAN;
+    assert!(refused(nan).contains("NaN"));
+    let mut negative = identity();
+    negative[(3, 3)] = -2.0;
+    assert!(refused(negative).starts_with("a negative eigenvalue"));
+    assert_eq!(refused(Mat::from_fn(n, n, |i, j| if i == j { -1.0 } else { 0.0 })), "a trace of -40");
+}
+
+#[test]
+fn block_lanczos_gives_up_in_time_and_hands_over() {
+    /// Noise in every product: nothing settles.
+    struct Noisy(core::cell::Cell<u64>);
+    impl PsdOperator<f32> for Noisy {
+        fn dimension(&self) -> usize {
+            600
+        }
+        fn apply(&self, block: MatRef<'_, f32>, mut result: MatMut<'_, f32>) -> Result<()> {
+            self.0.set(self.0.get() + block.ncols() as u64);
+            result.copy_from(block);
+            Ok(())
+        }
+        fn trace(&self) -> Result<f64> {
+            Ok(0.0)
+        }
+    }
+    let operator = Noisy(Default::default());
+    let pairs = top_eigenpairs(&operator, 5, Solver::BlockLanczos, 1).unwrap();
+    assert!(operator.0.get() < 2000, "{}", operator.0.get());
+    assert_eq!(pairs.values().len(), 5);
+}
+
+#[test]
+fn the_cost_model_iterates_on_large_problems_with_few_pairs_and_nowhere_else() {
+    let chosen = |dimension: usize, count: usize| {
+        let square = (dimension as f64).powi(2);
+        let dense = dense_work(dimension) + square * dimension as f64;
+        lanczos_work(dimension, count, square).is_some_and(|work| work < dense)
+    };
+    assert!(chosen(4096, 256) && chosen(1024, 16));
+    assert!(!chosen(64, 8) && !chosen(1000, 900));
+}

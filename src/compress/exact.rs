@@ -1,0 +1,103 @@
+//! Solving in `f64`, for any statistics, ridge, rank and solver.
+
+use std::borrow::Cow;
+
+use faer::{Mat, MatRef};
+
+use super::projection::ridge_regression;
+use super::weighted::{Objective, Solution, Task, relative_errors};
+use crate::covariance::{Moment, power_of_two};
+use crate::kernel;
+use crate::operator::OutputOperator;
+use crate::solver::{self, PsdOperator};
+use crate::{Result, Scalar};
+
+pub(super) fn solve<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Result<Solution<T>> {
+    let &Task { problem, moment, keep, ridge, .. } = task;
+    let (operation, threads) = (problem.operation, problem.threads);
+    let (m, n) = task.weight.shape();
+    let weight = kernel::widened(operation, task.weight, power_of_two(-task.weight_exponent))?;
+    let regressed = match problem.objective {
+        Objective::Paper(_) | Objective::Exact(_) => {
+            Some(ridge_regression(operation, weight.as_ref(), moment, ridge, threads)?)
+        }
+        _ => None,
+    };
+    let target = regressed.as_ref().unwrap_or(&weight);
+    let (factor, ridge) = match problem.objective {
+        Objective::Paper(_) => (&weight, 0.0),
+        _ => (target, ridge),
+    };
+
+    // Work on the smaller side: with `F = Q R`, the eigenvectors of `F S Fᵀ` are `Q` times those of `R S Rᵀ`.
+    let (basis, factor) = if m > n {
+        let (basis, triangle) = kernel::thin_qr(operation, factor.clone(), threads)?;
+        (Some(basis), Cow::Owned(triangle))
+    } else {
+        (None, Cow::Borrowed(factor))
+    };
+    let factor = factor.as_ref().as_ref();
+    let operator = OutputOperator::new(operation, factor, moment, (keep, ridge), threads);
+    let pairs = solver::top_eigenpairs(&operator, max_rank, problem.solver, threads)?;
+    let determined = pairs.numerical_rank();
+    let vectors = if determined < max_rank {
+        let kept = pairs.vectors().subcols(0, determined);
+        Cow::Owned(solver::complete_basis(operation, kept, factor, max_rank, threads)?)
+    } else {
+        Cow::Borrowed(pairs.as_mat())
+    };
+    let mut up = match &basis {
+        Some(basis) => kernel::product(operation, basis.as_ref(), vectors.as_ref().as_ref(), threads)?,
+        None => vectors.into_owned(),
+    };
+    solver::fix_signs(&mut up);
+    let down = kernel::product(operation, up.transpose(), target.as_ref(), threads)?;
+
+    // A squared error is a difference of energies: it is known to the noise in these.
+    let mut resolution = solver::noise_level(m.max(n)).sqrt();
+    let errors = match task.data {
+        None => None,
+        Some(data) => {
+            let plain = OutputOperator::new(operation, weight.as_ref(), data, (1.0, 0.0), threads);
+            let total = match problem.objective {
+                Objective::Anchored(_) | Objective::Shrunk => operator.data_trace()?,
+                _ => plain.data_trace()?,
+            };
+            if total > 0.0 {
+                resolution = resolution.max((plain.noise() / total).sqrt());
+            }
+            let reference = match &regressed {
+                Some(_) => Some(kernel::product(operation, up.transpose(), weight.as_ref(), threads)?),
+                None => None,
+            };
+            let captured = captured(operation, data, down.as_ref(), reference.as_ref(), threads)?;
+            Some(relative_errors(&captured, total))
+        }
+    };
+    let scale = faer::Scale(power_of_two(task.weight_exponent));
+    Ok(Solution {
+        up: kernel::rounded(operation, "the factor `up`", up.as_ref())?,
+        down: kernel::rounded(operation, "the factor `down`", (down * scale).as_ref())?,
+        total_energy: operator.trace()?,
+        pairs,
+        relative_errors: errors,
+        resolution,
+    })
+}
+
+/// What each dimension takes off the squared error on the data: `uᵢᵀ W S Wᵀ uᵢ` when `W` itself is projected, and
+/// `uᵢᵀ (2 R S Wᵀ − R S Rᵀ) uᵢ` when it is `R`, with `down = Uᵀ R` and `reference = Uᵀ W`.
+fn captured<T: Scalar>(
+    operation: &'static str,
+    data: &Moment<'_, T>,
+    down: MatRef<'_, f64>,
+    reference: Option<&Mat<f64>>,
+    threads: usize,
+) -> Result<Vec<f64>> {
+    let mut captured = data.row_forms(operation, down, down, threads)?;
+    if let Some(reference) = reference {
+        let cross = data.row_forms(operation, down, reference.as_ref(), threads)?;
+        captured.iter_mut().zip(cross).for_each(|(own, cross)| *own = 2.0 * cross - *own);
+    }
+    Ok(captured)
+}

@@ -1,0 +1,89 @@
+//! Solving in the precision of the data, for few dimensions of large layers: the outputs of the samples are computed
+//! once, and block Lanczos iterates on these.
+
+use super::weighted::{Objective, Solution, Task, relative_errors};
+use crate::covariance::power_of_two;
+use crate::kernel;
+use crate::operator::{self, GramOperator};
+use crate::solver::{self, PsdOperator, Solver};
+use crate::{Error, Result, Scalar};
+
+/// Rounding in an energy, as a multiple of `ε` and of the terms that add up to it.
+const ROUNDING: f64 = 4.0;
+
+/// Weights with entries further from 1, as powers of two, are left to `f64`, which rescales them.
+const EXPONENTS: core::ops::RangeInclusive<i32> = -24..=24;
+
+/// The solution, or `None` where this is not the way: statistics that have collapsed, ranks too large for the
+/// iteration to pay, or a result that only `f64` can tell from rounding.
+pub(super) fn solve<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Result<Option<Solution<T>>> {
+    let &Task { problem, weight, moment, keep, ridge, .. } = task;
+    let (operation, threads) = (problem.operation, problem.threads);
+    let (m, n) = weight.shape();
+    let by_weight = matches!(problem.objective, Objective::Weight);
+    let absolute = matches!(problem.objective, Objective::Paper(_) | Objective::Exact(_));
+    let width = if by_weight { Some(n) } else { moment.samples_kept() };
+    let Some(width) = width.filter(|&width| max_rank < width.min(m) && !absolute) else { return Ok(None) };
+    if problem.solver == Solver::DenseEigen || !EXPONENTS.contains(&task.weight_exponent) || moment.trace() == 0.0 {
+        return Ok(None);
+    }
+    let anchor = if ridge > 0.0 { n } else { 0 };
+    if problem.solver == Solver::Auto {
+        // What the other way must do in `f64`, on the smaller side.
+        let side = m.min(n) as f64;
+        let product = if by_weight { 0.0 } else { side * n as f64 * width as f64 };
+        let dense = product + side * side * (width + anchor) as f64 / 2.0;
+        let here = if by_weight { 0.0 } else { kernel::work(m, n, width) };
+        let iterating = solver::lanczos_work(m, max_rank, 2.0 * kernel::work(m, width + anchor, 1));
+        if !iterating.is_some_and(|work| here + work < 2.0 * dense + solver::dense_work(m.min(n))) {
+            return Ok(None);
+        }
+    }
+
+    let scale = power_of_two(-task.weight_exponent);
+    let data = match task.data {
+        Some(data) => match data.outputs(operation, weight, scale, threads)? {
+            Some(outputs) => Some((data, outputs)),
+            None => return Ok(None),
+        },
+        None => None,
+    };
+    // Truncated SVD is DALR with the weight itself for the outputs; all others see the data as the certificate does.
+    let (factor, keep) = match &data {
+        Some((_, outputs)) if !by_weight => (outputs.as_ref(), keep),
+        _ => (weight, keep * scale * scale),
+    };
+    let ridge = ridge * scale * scale;
+    let noise = ROUNDING * T::EPSILON * operator::term_size(weight, moment, (task.keep, task.ridge)) * scale * scale;
+    let operator = GramOperator::new(factor, weight, (keep, ridge), noise, threads);
+    let Some(pairs) = solver::iterate(&operator, max_rank, threads)? else { return Ok(None) };
+    if pairs.numerical_rank() < max_rank {
+        return Ok(None);
+    }
+    let up = kernel::rounded::<T>(operation, "the factor `up`", pairs.vectors())?;
+    let down = kernel::product(operation, up.transpose(), weight, threads)?;
+    if kernel::first_non_finite(down.as_ref()).is_some() {
+        return Err(Error::Overflow { operation, what: "the factor `down`" });
+    }
+
+    let mut resolution = (ROUNDING * T::EPSILON).sqrt();
+    let mut errors = None;
+    if let Some((data, outputs)) = &data {
+        let total = kernel::squared_norm(outputs.as_ref());
+        if total > 0.0 {
+            let noise = T::EPSILON * operator::term_size(weight, data, (1.0, 0.0)) * scale * scale;
+            resolution = resolution.max((ROUNDING * noise / total).sqrt());
+        }
+        let kept = kernel::product(operation, outputs.transpose(), up.as_ref(), threads)?;
+        let captured: Vec<f64> =
+            (0..max_rank).map(|column| kernel::squared_norm(kept.as_ref().subcols(column, 1))).collect();
+        let predicted = relative_errors(&captured, total);
+        let resolved = predicted.last().is_none_or(|&error| error > resolution);
+        if !resolved && T::EPSILON > f64::EPSILON {
+            return Ok(None);
+        }
+        errors = Some(predicted);
+    }
+    let total_energy = operator.trace()?;
+    Ok(Some(Solution { up, down, pairs, total_energy, relative_errors: errors, resolution }))
+}

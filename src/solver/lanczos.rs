@@ -1,0 +1,413 @@
+//! Block Lanczos with full reorthogonalisation: a few hundred products find what a dense solver finds in `O(d³)`.
+
+use faer::{Mat, MatMut, MatRef};
+
+use super::{Eigenpairs, PsdOperator, fix_signs};
+use crate::kernel::{self, Tridiagonal};
+use crate::{Error, Result, Scalar};
+
+const OPERATION: &str = "top_eigenpairs";
+const NAME: &str = "block Lanczos";
+
+/// Loss of captured energy, relative to the energy that is left uncaptured, at which the iteration may stop:
+/// for `f64` and for `f32`.
+const TOLERANCE: (f64, f64) = (1e-7, 1e-5);
+
+/// Random directions that must bring nothing new before a result is accepted, and how often they are
+/// multiplied: a Krylov space is blind to a multiplicity above its block size, whatever its residual.
+const PROBE_WIDTH: usize = 16;
+const PROBE_STEPS: usize = 3;
+
+/// Products per dimension of the result after which the dense path must be the better one.
+const PRODUCTS_PER_PAIR: usize = 40;
+
+/// How the iteration is laid out for a problem.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Layout {
+    /// Vectors multiplied at once.
+    pub(super) block: usize,
+    /// Vectors kept before the basis is restarted from its best part.
+    pub(super) basis: usize,
+}
+
+impl Layout {
+    /// Blocks wide enough for the products to run at full speed, narrow enough for the polynomial degree
+    /// to grow; a basis in which most problems converge without a restart.
+    pub(super) fn new(dimension: usize, count: usize) -> Self {
+        let block = (count / 4).next_multiple_of(8).clamp(8, 64).min(dimension);
+        let basis = (5 * count + 4 * block + PROBE_WIDTH * PROBE_STEPS).min(dimension);
+        Self { block, basis }
+    }
+
+    /// The basis in which a spectrum that decays is expected to settle.
+    pub(super) fn expected_basis(&self, count: usize) -> usize {
+        3 * count + 2 * self.block + PROBE_WIDTH * PROBE_STEPS
+    }
+}
+
+/// The leading eigenpairs, or `None` if they did not settle within the bound on products.
+pub(super) fn top_eigenpairs<T: Scalar>(
+    operator: &dyn PsdOperator<T>,
+    count: usize,
+    layout: Layout,
+    threads: usize,
+) -> Result<Option<Eigenpairs>> {
+    let dimension = operator.dimension();
+    let trace = operator.trace()?;
+    if !trace.is_finite() || trace < 0.0 {
+        return Err(Error::InvalidOperator { operation: OPERATION, found: format!("a trace of {trace}") });
+    }
+    let relative = if T::EPSILON > f64::EPSILON { TOLERANCE.1 } else { TOLERANCE.0 };
+    let may_restart = layout.basis < dimension;
+    let reserve = layout.block + PROBE_WIDTH * PROBE_STEPS;
+    let bound = PRODUCTS_PER_PAIR * (count + layout.block);
+
+    let mut space = Space::<T>::new(dimension, layout.basis, operator.noise(), threads)?;
+    let mut next = space.random_block(layout.block)?;
+    let mut check_at = 2 * (count + layout.block);
+    let mut accepted = None;
+    let mut probes_left = 0;
+    while next.ncols() > 0 && space.products <= bound {
+        space.extend(operator, next.as_ref())?;
+        let complete = space.size == dimension;
+        if probes_left > 1 && !complete {
+            probes_left -= 1;
+            next = space.next_block(PROBE_WIDTH)?;
+            continue;
+        }
+        let full = may_restart && space.size + reserve + layout.block > layout.basis;
+        let due = probes_left == 1 || complete || full || space.size >= check_at;
+        if !due || space.size < count {
+            next = space.next_block(layout.block)?;
+            continue;
+        }
+        let Some(ritz) = space.ritz()? else { return Ok(None) };
+        ritz.require_positive(T::EPSILON * dimension as f64, space.noise)?;
+        let captured = ritz.captured(count);
+        let allowed = relative * (trace - captured).max(0.0) + 8.0 * T::EPSILON * trace + space.noise;
+        let settled = ritz.possible_loss(count, &space.residual_norms(&ritz, count)) <= allowed;
+        let confirmed = accepted.is_some_and(|before: f64| captured - before <= allowed);
+        if complete || (probes_left == 1 && settled && confirmed) {
+            return space.finish(&ritz, count).map(Some);
+        }
+        if full {
+            space.restart(&ritz, count + layout.block)?;
+        }
+        // Settled ones are put to the test with random directions, unless they have just failed it.
+        if settled && probes_left == 0 {
+            accepted = Some(captured);
+            probes_left = PROBE_STEPS;
+            space.set_aside();
+            next = space.random_block(PROBE_WIDTH)?;
+        } else {
+            accepted = None;
+            probes_left = 0;
+            space.take_back()?;
+            check_at = space.size + (count / 4).max(layout.block);
+            next = space.next_block(layout.block)?;
+        }
+    }
+    Ok(None)
+}
+
+/// An orthonormal basis, the operator projected on it, and what the last product left outside of it.
+struct Space<T> {
+    basis: Mat<T>,
+    size: usize,
+    projected: Mat<f64>,
+    /// What is to enter the basis next, and what waits while random directions are tried.
+    residual: Option<Residual<T>>,
+    aside: Option<Residual<T>>,
+    products: usize,
+    steps: usize,
+    noise: f64,
+    random: u64,
+    threads: usize,
+}
+
+/// Directions outside of the basis `Q` that the operator leads to: `H Q = Q (QᵀHQ) + directions · coupling`.
+struct Residual<T> {
+    directions: Mat<T>,
+    /// One column for each of the first columns of the basis; zero for later ones.
+    coupling: Mat<f64>,
+}
+
+/// Eigenpairs of the projected operator, in descending order.
+struct Ritz {
+    values: Vec<f64>,
+    vectors: Mat<f64>,
+}
+
+impl<T: Scalar> Space<T> {
+    fn new(dimension: usize, capacity: usize, noise: f64, threads: usize) -> Result<Self> {
+        Ok(Self {
+            basis: kernel::zeros(OPERATION, dimension, capacity)?,
+            size: 0,
+            projected: kernel::zeros(OPERATION, capacity, capacity)?,
+            residual: None,
+            aside: None,
+            products: 0,
+            steps: 0,
+            noise,
+            // Any fixed seed: results must be reproducible.
+            random: 0x9e37_79b9_7f4a_7c15,
+            threads,
+        })
+    }
+
+    fn dimension(&self) -> usize {
+        self.basis.nrows()
+    }
+
+    fn basis(&self) -> MatRef<'_, T> {
+        self.basis.as_ref().subcols(0, self.size)
+    }
+
+    /// A number in [−1, 1): Vigna's splitmix64.
+    fn random(&mut self) -> f64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 52) as f64 - 1.0
+    }
+
+    /// Multiplies a block that is orthonormal to the basis, and takes it in.
+    fn extend(&mut self, operator: &dyn PsdOperator<T>, block: MatRef<'_, T>) -> Result<()> {
+        let range = self.size..self.size + block.ncols();
+        self.basis.as_mut().subcols_mut(range.start, range.len()).copy_from(block);
+        self.size = range.end;
+        let mut product = kernel::zeros(OPERATION, self.dimension(), block.ncols())?;
+        operator.apply(block, product.as_mut())?;
+        if let Some((row, column)) = kernel::first_non_finite(product.as_ref()) {
+            let found = format!("{} at row {row} of a product", product[(row, column)]);
+            return Err(Error::InvalidOperator { operation: OPERATION, found });
+        }
+        let coordinates = kernel::product(OPERATION, self.basis().transpose(), product.as_ref(), self.threads)?;
+        for (column, at) in range.clone().enumerate() {
+            for row in 0..self.size {
+                let entry = coordinates[(row, column)].to_f64();
+                self.projected[(row, at)] = entry;
+                self.projected[(at, row)] = entry;
+            }
+        }
+        self.require_symmetric(coordinates.as_ref().subrows(range.start, range.len()))?;
+        // Within the block both triangles were computed; their mean is symmetric.
+        for column in 0..range.len() {
+            for row in 0..column {
+                let (upper, lower) =
+                    (coordinates[(range.start + row, column)], coordinates[(range.start + column, row)]);
+                let mean = (upper.to_f64() + lower.to_f64()) / 2.0;
+                self.projected[(range.start + row, range.start + column)] = mean;
+                self.projected[(range.start + column, range.start + row)] = mean;
+            }
+        }
+        self.project_out(product.as_mut())?;
+        let (start, width) = (range.start, range.len());
+        let coupling = Mat::from_fn(width, range.end, |row, column| f64::from(u8::from(start + row == column)));
+        self.residual = Some(Residual { directions: product, coupling });
+        self.products += width;
+        self.steps += 1;
+        Ok(())
+    }
+
+    fn require_symmetric(&self, square: MatRef<'_, T>) -> Result<()> {
+        let bound = 100.0 * self.dimension() as f64 * T::EPSILON * kernel::max_abs(square) + self.noise;
+        for column in 0..square.ncols() {
+            for row in 0..column {
+                let difference = (square[(row, column)].to_f64() - square[(column, row)].to_f64()).abs();
+                if difference > bound {
+                    let found = format!("products that differ by {difference:e} from those of its transpose");
+                    return Err(Error::InvalidOperator { operation: OPERATION, found });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// `block -= Q Qᵀ block`, twice, which makes it orthogonal to the basis as far as rounding allows.
+    fn project_out(&self, mut block: MatMut<'_, T>) -> Result<()> {
+        for _ in 0..2 {
+            let share = kernel::product(OPERATION, self.basis().transpose(), block.as_ref(), self.threads)?;
+            kernel::add_product(block.as_mut(), T::from_f64(-1.0), self.basis(), share.as_ref(), self.threads);
+        }
+        Ok(())
+    }
+
+    /// The directions in which the basis must grow, filled up to `width` with random ones.
+    fn next_block(&mut self, width: usize) -> Result<Mat<T>> {
+        match self.residual.take() {
+            Some(Residual { directions, .. }) => {
+                let width = width.max(directions.ncols());
+                self.orthonormal(directions, width)
+            }
+            None => self.random_block(width),
+        }
+    }
+
+    fn random_block(&mut self, width: usize) -> Result<Mat<T>> {
+        let none = kernel::zeros(OPERATION, self.dimension(), 0)?;
+        self.orthonormal(none, width)
+    }
+
+    fn set_aside(&mut self) {
+        self.aside = self.residual.take();
+    }
+
+    /// Lets what was set aside enter the basis next, beside what the random directions led to.
+    fn take_back(&mut self) -> Result<()> {
+        let Some(mut aside) = self.aside.take() else { return Ok(()) };
+        self.project_out(aside.directions.as_mut())?;
+        let Some(residual) = self.residual.take() else {
+            self.residual = Some(aside);
+            return Ok(());
+        };
+        let (first, second) = (aside.directions.ncols(), residual.directions.ncols());
+        let mut directions = kernel::zeros(OPERATION, self.dimension(), first + second)?;
+        directions.as_mut().subcols_mut(0, first).copy_from(&aside.directions);
+        directions.as_mut().subcols_mut(first, second).copy_from(&residual.directions);
+        let mut coupling = kernel::zeros(OPERATION, first + second, residual.coupling.ncols())?;
+        coupling.as_mut().submatrix_mut(0, 0, first, aside.coupling.ncols()).copy_from(&aside.coupling);
+        coupling.as_mut().subrows_mut(first, second).copy_from(&residual.coupling);
+        self.residual = Some(Residual { directions, coupling });
+        Ok(())
+    }
+
+    /// An orthonormal block, orthogonal to the basis, that holds the span of `block`; columns that are
+    /// dependent, or nothing but rounding, give way to random ones, and so do missing ones.
+    fn orthonormal(&mut self, block: Mat<T>, width: usize) -> Result<Mat<T>> {
+        let dimension = self.dimension();
+        let room = self.basis.ncols() - self.size;
+        let width = width.min(room);
+        let scale = (0..self.size).map(|i| self.projected[(i, i)].abs()).fold(0.0, f64::max);
+        let mut floor = 4.0 * T::EPSILON * (dimension as f64).sqrt() * scale;
+        let mut columns = kernel::zeros(OPERATION, dimension, width)?;
+        let given = block.ncols().min(width);
+        columns.as_mut().subcols_mut(0, given).copy_from(block.as_ref().subcols(0, given));
+        let mut weak: Vec<usize> = (given..width).collect();
+        // Random columns are independent; a third round has never been seen.
+        for _ in 0..4 {
+            for &column in &weak {
+                for row in 0..dimension {
+                    columns[(row, column)] = T::from_f64(self.random());
+                }
+            }
+            if !weak.is_empty() {
+                self.project_out(columns.as_mut())?;
+            }
+            let (orthonormal, triangle) = kernel::thin_qr(OPERATION, columns, self.threads)?;
+            columns = orthonormal;
+            weak = (0..width).filter(|&i| triangle[(i, i)].to_f64().abs() <= floor).collect();
+            if weak.is_empty() {
+                // Rescaling tiny residuals has rescaled what they had left of the basis.
+                self.project_out(columns.as_mut())?;
+                return kernel::thin_qr(OPERATION, columns, self.threads).map(|(orthonormal, _)| orthonormal);
+            }
+            floor = T::EPSILON;
+        }
+        Err(Error::NoConvergence { operation: OPERATION, dimension, attempts: format!("{NAME}, orthogonalisation") })
+    }
+
+    fn ritz(&self) -> Result<Option<Ritz>> {
+        let projected = self.projected.as_ref().submatrix(0, 0, self.size, self.size);
+        for algorithm in [Tridiagonal::DivideAndConquer, Tridiagonal::QrIteration] {
+            if let Some((values, vectors)) = kernel::symmetric_eigen(OPERATION, projected, algorithm, self.threads)? {
+                if values.iter().all(|value| value.is_finite()) {
+                    let vectors = vectors.as_ref().reverse_cols().to_owned();
+                    return Ok(Some(Ritz { values: values.into_iter().rev().collect(), vectors }));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Bounds on `‖H x − θ x‖` of the leading Ritz pairs: what is outside of the basis, seen through their coordinates.
+    fn residual_norms(&self, ritz: &Ritz, count: usize) -> Vec<f64> {
+        let mut norms = vec![0.0; count];
+        for residual in self.residual.iter().chain(&self.aside) {
+            let directions = residual.directions.as_ref();
+            let inner = |i: usize, j: usize| -> f64 {
+                let terms = directions.col(i).iter().zip(directions.col(j).iter());
+                terms.map(|(a, b)| a.to_f64() * b.to_f64()).sum()
+            };
+            let width = directions.ncols();
+            let gram = Mat::from_fn(width, width, inner);
+            let coordinates = ritz.vectors.as_ref().submatrix(0, 0, residual.coupling.ncols(), count);
+            let coordinates = &residual.coupling * coordinates;
+            let weighted = gram * &coordinates;
+            for (column, norm) in norms.iter_mut().enumerate() {
+                let terms = coordinates.col(column).iter().zip(weighted.col(column).iter());
+                *norm += terms.map(|(a, b)| a * b).sum::<f64>().max(0.0).sqrt();
+            }
+        }
+        norms
+    }
+
+    /// Keeps the leading Ritz vectors as the basis; what is outside of it stays, coupled to them.
+    fn restart(&mut self, ritz: &Ritz, keep: usize) -> Result<()> {
+        let coordinates = ritz.vectors.as_ref().subcols(0, keep);
+        for residual in self.residual.iter_mut().chain(&mut self.aside) {
+            residual.coupling = &residual.coupling * coordinates.subrows(0, residual.coupling.ncols());
+        }
+        let coordinates = kernel::rounded::<T>(OPERATION, "the Ritz vectors", coordinates)?;
+        let kept = kernel::product(OPERATION, self.basis(), coordinates.as_ref(), self.threads)?;
+        self.basis.as_mut().subcols_mut(0, keep).copy_from(kept);
+        self.projected.fill(0.0);
+        for (index, value) in ritz.values.iter().take(keep).enumerate() {
+            self.projected[(index, index)] = *value;
+        }
+        self.size = keep;
+        Ok(())
+    }
+
+    fn finish(&self, ritz: &Ritz, count: usize) -> Result<Eigenpairs> {
+        let residual = self.residual_norms(ritz, count).into_iter().fold(0.0, f64::max);
+        let coordinates = ritz.vectors.as_ref().subcols(0, count);
+        let coordinates = kernel::rounded::<T>(OPERATION, "the Ritz vectors", coordinates)?;
+        let vectors = kernel::product(OPERATION, self.basis(), coordinates.as_ref(), self.threads)?;
+        // Orthonormal to `T`'s rounding so far; to that of `f64` from here on.
+        let wide = kernel::widened(OPERATION, vectors.as_ref(), 1.0)?;
+        let (mut vectors, _) = kernel::thin_qr(OPERATION, wide, self.threads)?;
+        fix_signs(&mut vectors);
+        let largest = ritz.values.first().copied().unwrap_or(0.0).max(0.0);
+        Ok(Eigenpairs {
+            values: ritz.values.iter().take(count).map(|value| value.max(0.0)).collect(),
+            vectors,
+            solver: NAME,
+            fallback: false,
+            steps: self.steps,
+            basis_size: self.size,
+            residual: if largest > 0.0 { residual / largest } else { 0.0 },
+            noise: self.noise.max(T::EPSILON * (self.dimension() as f64).sqrt() * largest),
+        })
+    }
+}
+
+impl Ritz {
+    fn captured(&self, count: usize) -> f64 {
+        self.values.iter().take(count).map(|value| value.max(0.0)).sum()
+    }
+
+    /// A bound on the energy that the leading `count` Ritz vectors miss: each at most its residual, and at most its
+    /// residual squared over the distance to the first Ritz value that is left out.
+    fn possible_loss(&self, count: usize, residuals: &[f64]) -> f64 {
+        let outside = self.values.get(count).copied().unwrap_or(0.0);
+        let loss = |(value, residual): (&f64, &f64)| {
+            let gap = value - outside;
+            if gap > *residual { residual * residual / gap } else { *residual }
+        };
+        self.values.iter().zip(residuals).map(loss).sum()
+    }
+
+    fn require_positive(&self, rounding: f64, noise: f64) -> Result<()> {
+        let (largest, lowest) = match (self.values.first(), self.values.last()) {
+            (Some(largest), Some(lowest)) => (largest.abs(), *lowest),
+            _ => return Ok(()),
+        };
+        if lowest < -(100.0 * rounding * largest.max(-lowest) + noise) && lowest < 0.0 {
+            let found = format!("a negative eigenvalue, {lowest:e}");
+            return Err(Error::InvalidOperator { operation: OPERATION, found });
+        }
+        Ok(())
+    }
+}
