@@ -7,7 +7,7 @@
 //!
 //! $$\min_{\operatorname{rank} C \le k,\ \hat b}\ \sum_i w_i \lVert W x_i + b - C x_i - \hat b \rVert^2$$
 //!
-//! which [`Dalr`] solves exactly, without an inverse, from statistics that are gathered batch by batch. It started
+//! which [`Dalr`] solves without an inverse, exactly or shrunk as the number of samples calls for, from statistics that are gathered batch by batch. It started
 //! from *Domain-Adaptive Deep Network Compression* (Masana et al., ICCV 2017, [arXiv 1709.01041](https://arxiv.org/abs/1709.01041)).
 //!
 //! ```

@@ -69,6 +69,7 @@ impl<T: Scalar> PsdOperator<f64> for OutputOperator<'_, T> {
     fn noise(&self) -> f64 {
         solver::noise_level(self.factor.nrows().max(self.factor.ncols()))
             * term_size(self.factor, self.moment, (self.keep, self.ridge))
+            + self.moment.quantum() * kernel::squared_norm(self.factor)
     }
 
     fn work(&self) -> f64 {

@@ -23,7 +23,8 @@ pub enum Rank {
     /// The fewest whose energies (eigenvalues of the problem solved) sum to this fraction of all energy, in
     /// (0, 1]; 1 asks for the numerical rank.
     Energy(f64),
-    /// The fewest whose relative error on the calibration data is at most this, in (0, 1].
+    /// The fewest whose relative error on the calibration data is at most this, in (0, 1]. A goal below what the predicted error can
+    /// resolve (about 1e-7) takes the full rank, which is exact.
     RelativeError(f64),
 }
 
@@ -82,12 +83,13 @@ impl Rank {
             }
             Self::ParameterRatio(ratio) => {
                 let ratio = fraction("the parameter ratio", ratio)?;
-                let affordable = (ratio * Self::break_even(m, n)).floor() as usize;
+                // The share that a rank takes must buy that rank: not lose it to rounding.
+                let affordable = (ratio * Self::break_even(m, n) * (1.0 + 8.0 * f64::EPSILON)).floor() as usize;
                 let rank = affordable.min(full) / multiple * multiple;
                 if rank == 0 {
                     let expected = format!(
-                        "a parameter ratio that pays for rank {multiple} of a {m} × {n} weight, {:.4} or more",
-                        multiple as f64 / Self::break_even(m, n)
+                        "a parameter ratio that pays for rank {multiple} of a {m} × {n} weight, {:.6} or more",
+                        (multiple as f64 / Self::break_even(m, n) * 1e6).ceil() / 1e6
                     );
                     return Err(Error::Rank { operation, expected, found: ratio.to_string() });
                 }
@@ -137,8 +139,13 @@ impl Rank {
             }
             Self::RelativeError(goal) => {
                 let errors = spectrum.relative_errors.ok_or(Error::NoSamples { operation })?;
-                let within = |&error: &f64| error <= goal.max(spectrum.resolution);
-                let Some(index) = errors.iter().position(within) else {
+                let reached = if goal >= spectrum.resolution {
+                    errors.iter().position(|&error| error <= goal)
+                } else {
+                    let full = shape.0.min(shape.1) - 1;
+                    errors.get(full).filter(|&&error| error <= spectrum.resolution).map(|_| full)
+                };
+                let Some(index) = reached else {
                     let best = errors.iter().copied().fold(f64::INFINITY, f64::min);
                     let expected = format!("a relative error of at most {goal} within reach");
                     return Err(Error::Rank { operation, expected, found: format!("{best:.3e} at best") });
@@ -199,19 +206,38 @@ mod tests {
         assert_eq!(resolve(Rank::Energy(0.61), 1), Ok(2));
         assert_eq!(resolve(Rank::Energy(1.0), 1), Ok(3));
         assert_eq!(resolve(Rank::RelativeError(0.3), 1), Ok(2));
-        assert_eq!(resolve(Rank::RelativeError(1e-12), 1), Ok(4));
+        assert_eq!(resolve(Rank::RelativeError(1e-8), 1), Ok(4));
+        // Nothing can tell which rank reaches that: the full one does.
+        assert_eq!(resolve(Rank::RelativeError(1e-12), 1), Ok(12));
     }
 
     #[test]
     fn multiples_round_down_budgets_and_up_goals() {
         assert_eq!(resolve(Rank::ParameterRatio(1.0), 4), Ok(4));
         assert_eq!(resolve(Rank::Energy(0.61), 4), Ok(4));
-        assert_eq!(resolve(Rank::RelativeError(1e-9), 8), Ok(8));
+        assert_eq!(resolve(Rank::RelativeError(1e-8), 8), Ok(8));
         assert_eq!(resolve(Rank::Fixed(8), 4), Ok(8));
         assert!(matches!(resolve(Rank::Fixed(6), 4), Err(Error::Rank { .. })));
         assert!(matches!(resolve(Rank::ParameterRatio(0.5), 4), Err(Error::Rank { .. })));
         assert!(matches!(resolve(Rank::Energy(0.5), 16), Err(Error::Rank { .. })));
         assert!(matches!(resolve(Rank::Fixed(6), 0), Err(Error::OutOfRange { .. })));
+    }
+
+    #[test]
+    fn the_share_that_a_rank_takes_buys_that_rank() {
+        for shape in [(200, 200), (110, 41), (11008, 4096), (6, 6)] {
+            for rank in (1..=(Rank::break_even(shape.0, shape.1) as usize)).step_by(shape.0 / 6) {
+                let ratio = (rank * (shape.0 + shape.1)) as f64 / (shape.0 * shape.1) as f64;
+                assert_eq!(Rank::ParameterRatio(ratio).bound("test", shape, 1), Ok(rank), "{shape:?}");
+            }
+            let Err(Error::Rank { expected, .. }) = Rank::ParameterRatio(1e-9).bound("test", shape, 1) else {
+                panic!()
+            };
+            let least: f64 = expected.split(' ').rev().nth(2).unwrap().parse().unwrap();
+            assert_eq!(Rank::ParameterRatio(least).bound("test", shape, 1), Ok(1), "{expected}");
+        }
+        // 0.29 · 100 is 28.999999999999996 in floating point.
+        assert_eq!(Rank::ParameterRatio(0.29).bound("test", (200, 200), 1), Ok(29));
     }
 
     #[test]

@@ -41,7 +41,8 @@ pub struct Report {
 }
 
 impl Report {
-    /// Name of the method: `svd`, `svd+bc`, `dalr`, `dalr-paper` or `dalr-exact`.
+    /// Name of the method: `svd`, `dalr`, `dalr-paper` or `dalr-exact`; `+bc` is added where the bias was corrected after the
+    /// solve (`dalr` corrects it along with the weight).
     ///
     /// For an example see [`Report`].
     pub fn method(&self) -> &str {
@@ -179,14 +180,15 @@ pub enum Warning {
     },
     /// The inputs never vary, so the data say nothing about which directions matter; the weight alone decided, as in truncated SVD.
     NoVariation,
-    /// The data determine fewer directions than the rank; the others are the leading ones of the weight.
+    /// The problem determines fewer directions than the rank (few samples, inputs that never vary, a weight of low rank); the
+    /// others are the leading ones of the weight.
     Filled {
-        /// Directions that the data determine.
+        /// Directions that stand out of rounding.
         determined: usize,
         /// Rank of the layer.
         rank: usize,
     },
-    /// The two factors take at least as many parameters as the weight: keep the layer dense.
+    /// The compressed layer takes at least as many parameters as the dense one, which loses nothing: keep that.
     PastBreakEven {
         /// Rank of the layer.
         rank: usize,
@@ -213,10 +215,10 @@ impl fmt::Display for Warning {
             }
             Self::NoVariation => write!(f, "the inputs do not vary; compressed as truncated SVD would"),
             Self::Filled { determined, rank } => {
-                write!(f, "the data determine {determined} of {rank} dimensions; the weight filled the others")
+                write!(f, "{determined} of {rank} dimensions stand out of rounding; the weight filled the others")
             }
             Self::PastBreakEven { rank, break_even } => {
-                write!(f, "rank {rank} is past break-even ({break_even:.1}): the dense layer is smaller")
+                write!(f, "rank {rank} is past break-even ({break_even:.1}): the dense layer takes no more")
             }
             Self::BelowResolution { resolution } => {
                 write!(f, "the relative error is below resolution ({resolution:.1e})")

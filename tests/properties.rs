@@ -264,8 +264,16 @@ proptest! {
         if energies[rank - 1] - next <= 1e-3 * energies[0] {
             return Ok(());
         }
-        let difference = weight_of(here.truncate(rank).unwrap().layer()) - weight_of(there.truncate(rank).unwrap().layer());
+        let (here, there) = (here.truncate(rank).unwrap(), there.truncate(rank).unwrap());
+        let difference = weight_of(here.layer()) - weight_of(there.layer());
         prop_assert!(largest(difference.as_ref()) <= 1e-9);
+        // What the bias makes up for is in the units of the outputs.
+        let size = problem.bias.norm_max() + problem.weight.norm_max() * problem.inputs.norm_max();
+        for (row, bias) in problem.bias.iter().enumerate() {
+            let [ours, theirs] = [(&here, 1.0), (&there, factor)].map(|(compressed, factor)| (compressed.layer().bias().unwrap()[row] - bias) / factor);
+            let rounding = f64::EPSILON * size * (1.0 + 1.0 / factor) * recipe.in_features as f64;
+            prop_assert!((ours - theirs).abs() <= 1e-9 * size + 100.0 * rounding, "{ours} {theirs}");
+        }
     }
 
     #[test]

@@ -36,6 +36,8 @@ pub struct Decomposition<T> {
     pub(super) down: Mat<T>,
     pub(super) energies: Vec<f64>,
     pub(super) total_energy: f64,
+    /// The energies over `total_energy`, which are numbers even where these underflow.
+    pub(super) shares: Vec<f64>,
     /// Energies that stand out of rounding noise.
     pub(super) determined: usize,
     pub(super) relative_errors: Option<Vec<f64>>,
@@ -84,10 +86,10 @@ impl<T: Scalar> Decomposition<T> {
     }
 
     /// Predicted error of the layer of this rank on the calibration data, without the shrinkage or ridge that was solved
-    /// with: `√(1 − Σ_{i≤k} uᵢᵀ W S Wᵀ uᵢ / tr(W S Wᵀ))`. The denominator is that of [`Report::relative_error`].
+    /// with: `√(1 − Σ_{i≤k} capturedᵢ / tr(W S Wᵀ))`, where `capturedᵢ` is `uᵢᵀ W S Wᵀ uᵢ`, or `uᵢᵀ (2 R S Wᵀ − R S Rᵀ) uᵢ` for the paper's and the
+    /// exact ridge, with which alone it can rise with the rank. The denominator is that of [`Report::relative_error`].
     ///
-    /// `None` without samples, and for ranks that were not solved for. With shrinkage or a ridge it can rise a little with
-    /// the rank, since the directions are ordered by the operator solved.
+    /// `None` without samples, and for ranks that were not solved for.
     ///
     /// For an example see [`Decomposition`].
     pub fn relative_error(&self, rank: usize) -> Option<f64> {
@@ -114,8 +116,8 @@ impl<T: Scalar> Decomposition<T> {
     /// ```
     pub fn rank_for(&self, rank: Rank, multiple: usize) -> Result<usize> {
         let spectrum = Spectrum {
-            energies: &self.energies,
-            total_energy: self.total_energy,
+            energies: &self.shares,
+            total_energy: 1.0,
             numerical_rank: self.determined,
             relative_errors: self.relative_errors.as_deref(),
             resolution: self.resolution,
@@ -159,7 +161,8 @@ impl<T: Scalar> Decomposition<T> {
             warnings.push(Warning::Filled { determined: self.determined, rank });
         }
         let break_even = Rank::break_even(m, n);
-        if rank as f64 >= break_even {
+        let (before, after) = (m * n + if facts.layer_bias { m } else { 0 }, layer.parameters());
+        if after >= before {
             warnings.push(Warning::PastBreakEven { rank, break_even });
         }
         if relative_error.is_some_and(|error| error < self.resolution) {
@@ -170,8 +173,8 @@ impl<T: Scalar> Decomposition<T> {
             rank,
             out_features: m,
             in_features: n,
-            parameters_before: m * n + if facts.layer_bias { m } else { 0 },
-            parameters_after: layer.parameters(),
+            parameters_before: before,
+            parameters_after: after,
             multiply_adds_before: m * n,
             multiply_adds_after: layer.multiply_adds(),
             relative_error,
@@ -235,8 +238,8 @@ impl<T: Scalar> Compressed<T> {
     ///
     /// # Errors
     ///
-    /// A layer or statistics of another shape, no samples, or dense outputs that are all zero (or, for a corrected
-    /// bias, do not vary): nothing to be relative to.
+    /// A layer or statistics of another shape, no samples, or an error with nothing to be relative to: dense outputs that are all
+    /// zero (or, for a corrected bias, do not vary).
     ///
     /// # Cost
     ///

@@ -89,7 +89,8 @@ pub(super) fn output_error<T: Scalar>(
             kernel::product(operation, up.as_ref(), down.as_ref(), 0)?
         }
     };
-    let difference = &weight - low;
+    let mut difference = low;
+    faer::zip!(&mut difference, &weight).for_each(|faer::unzip!(low, weight)| *low = weight - *low);
     let centred = Moment::of(stats, true);
     let spread = power_of_two(centred.exponent());
     let variance = |matrix: &Mat<f64>| {
@@ -115,7 +116,7 @@ pub(super) fn output_error<T: Scalar>(
 ///
 /// # Errors
 ///
-/// Layers or statistics of different shapes, no samples, or dense outputs that do not vary.
+/// Layers or statistics of different shapes, no samples, or dense outputs that do not vary while the replacement's differ.
 ///
 /// # Cost
 ///

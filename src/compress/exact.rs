@@ -74,10 +74,11 @@ pub(super) fn solve<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Result<So
             Some(relative_errors(&captured, total))
         }
     };
-    let scale = faer::Scale(power_of_two(task.weight_exponent));
+    let mut down = down;
+    down *= faer::Scale(power_of_two(task.weight_exponent));
     Ok(Solution {
         up: kernel::rounded(operation, "the factor `up`", up.as_ref())?,
-        down: kernel::rounded(operation, "the factor `down`", (down * scale).as_ref())?,
+        down: kernel::rounded(operation, "the factor `down`", down.as_ref())?,
         total_energy: operator.trace()?,
         pairs,
         relative_errors: errors,

@@ -135,8 +135,7 @@ impl ActivationPruning {
             Side::Inputs => (n, m),
             Side::Outputs => (m, n),
         };
-        // k(m + n) ≥ m and ≥ n only for one of the two: at least one unit stays in any case.
-        let count = (rank.saturating_mul(m + n) / other).clamp(1, units);
+        let count = (rank * (m + n) / other).min(units);
         let activity = match self.measure {
             Measure::Mean => stats.mean_absolute()?,
             Measure::Max => stats.max_absolute()?,

@@ -105,6 +105,8 @@ impl Problem {
         if !(total_energy.is_finite() && energies.iter().all(|energy| energy.is_finite())) {
             return Err(Error::Overflow { operation, what: "the energy of the outputs" });
         }
+        let total = solution.total_energy.max(f64::MIN_POSITIVE);
+        let shares = solution.pairs.values().iter().map(|value| value / total).collect();
         let down = solution.down;
         let correction =
             corrected.then(|| BiasCorrection::new(layer.weight(), layer.bias(), down.as_ref(), &stats.mean_or_zero()));
@@ -113,6 +115,7 @@ impl Problem {
             down,
             energies,
             total_energy,
+            shares,
             determined: solution.pairs.numerical_rank(),
             relative_errors: solution.relative_errors,
             resolution: solution.resolution.max(4.0 * T::EPSILON),

@@ -5,6 +5,7 @@ mod moment;
 mod samples;
 mod scatter;
 mod shrinkage;
+mod update;
 
 use core::fmt;
 
@@ -14,13 +15,9 @@ pub(crate) use self::moment::{Moment, even_exponent, power_of_two};
 pub(crate) use self::shrinkage::oracle_approximating;
 
 use self::channels::Channels;
-use self::samples::{Centre, Samples, fill_centred, segment_rows};
-use self::scatter::{Scatter, require_same};
-use crate::kernel;
+use self::samples::Samples;
+use self::scatter::Scatter;
 use crate::{Error, Result, Scalar};
-
-/// Weights outside of this range (and not zero) would lose their squares to underflow or overflow.
-const WEIGHTS: core::ops::RangeInclusive<f64> = 1e-100..=1e100;
 
 /// Statistics of a layer's inputs on the target domain, fed batch by batch.
 ///
@@ -30,7 +27,7 @@ const WEIGHTS: core::ops::RangeInclusive<f64> = 1e-100..=1e100;
 /// Golub and LeVeque (1983), about the first sample as the origin: a mean a million times larger than the
 /// spread costs no accuracy.
 ///
-/// While the samples take less memory than the scatter they are kept as they are, which is exact; the
+/// Samples are kept as they are, which is exact and the faster form to solve from, until they take twice the memory of the scatter; the
 /// object then collapses to the scatter and its size no longer grows. Nothing but memory and time tells
 /// the two forms apart.
 ///
@@ -68,13 +65,6 @@ pub struct ActivationStats<T> {
 enum Form<T> {
     Samples(Samples<T>),
     Scatter(Scatter),
-}
-
-/// Sample count and weight sums after some more samples, once they are known to be representable.
-struct Totals {
-    samples: u64,
-    weight: f64,
-    weight_squares: f64,
 }
 
 impl<T: Scalar> ActivationStats<T> {
@@ -173,76 +163,6 @@ impl<T: Scalar> ActivationStats<T> {
         self.add_batch("ActivationStats::update_weighted", batch, Some(weights))
     }
 
-    fn add_batch(&mut self, operation: &'static str, batch: MatRef<'_, T>, weights: Option<&[f64]>) -> Result<()> {
-        self.validate(operation, batch, weights)?;
-        let Some(first) = (0..batch.nrows()).find(|&row| weights.is_none_or(|weights| weights[row] > 0.0)) else {
-            return Ok(());
-        };
-        let kept = weights.map_or(batch.nrows(), |weights| weights.iter().filter(|&&w| w > 0.0).count());
-        let sum = weights.map_or(kept as f64, |weights| weights.iter().sum());
-        let squares = weights.map_or(kept as f64, |weights| weights.iter().map(|w| w * w).sum());
-        let totals = self.totals(operation, kept as u64, sum, squares)?;
-        self.require_representable(operation, kernel::max_abs(batch), totals.weight)?;
-        let collapse = self.room_for(operation, kept, true)?;
-
-        // All that can fail comes before anything that is kept changes.
-        let piece = segment_rows(self.features);
-        let mut channels = self.channels.clone();
-        if self.samples == 0 {
-            channels = Channels::starting_at(batch.row(first).iter().map(|x| x.to_f64()).collect());
-        }
-        channels.observe(batch, weights);
-        let mut buffer = Mat::new();
-        let mut collapsed = None;
-        if collapse || matches!(self.form, Form::Scatter(_)) {
-            buffer = kernel::zeros(operation, self.features, piece.min(batch.nrows()) + 1)?;
-        }
-        match &mut self.form {
-            Form::Samples(samples) if collapse => {
-                let mut scatter = Scatter::zeros(operation, self.features)?;
-                add_all(operation, &mut scatter, samples, &self.channels, self.threads)?;
-                collapsed = Some(scatter);
-            }
-            Form::Samples(samples) => {
-                let weight = |row: usize| weights.map_or(1.0, |weights| weights[row]);
-                samples.append(operation, batch.row_iter().enumerate().map(|(i, row)| (row, weight(i))))?;
-            }
-            Form::Scatter(_) => {}
-        }
-        if let Some(scatter) = collapsed {
-            self.form = Form::Scatter(scatter);
-        }
-
-        let mut weight = self.weight;
-        for start in (0..batch.nrows()).step_by(piece) {
-            let count = piece.min(batch.nrows() - start);
-            let rows = batch.subrows(start, count);
-            let weights = weights.map(|weights| &weights[start..start + count]);
-            let added = weights.map_or(count as f64, |weights| weights.iter().sum());
-            if added == 0.0 {
-                continue;
-            }
-            let mean = weighted_mean(rows, weights, added, &channels.origin);
-            let centre = Centre { origin: &channels.origin, offset: &mean };
-            let displacement = channels.displacement(&centre);
-            let total = weight + added;
-            if let Form::Scatter(scatter) = &mut self.form {
-                let mut target = buffer.as_mut().subcols_mut(0, count + 1);
-                fill_centred(target.as_mut().subcols_mut(0, count), rows, weights, &centre, 1.0);
-                // The pooling term (w_a w_b / w) δδᵀ, as one more sample.
-                let factor = (weight / total * added).sqrt();
-                let last = target.as_mut().col_mut(count);
-                last.iter_mut().zip(&displacement).for_each(|(to, d)| *to = d * factor);
-                scatter.add_samples(target.as_ref(), self.threads);
-            }
-            channels.shift(&displacement, added / total);
-            weight = total;
-        }
-        self.channels = channels;
-        self.set(totals);
-        Ok(())
-    }
-
     /// Adds the statistics of other samples, as if they had been fed to this object.
     ///
     /// Associative and commutative up to rounding. Either may be empty, and in either form.
@@ -268,135 +188,7 @@ impl<T: Scalar> ActivationStats<T> {
     /// # }
     /// ```
     pub fn merge(&mut self, other: &Self) -> Result<()> {
-        let operation = "ActivationStats::merge";
-        require_same(operation, self.features, other.features)?;
-        if other.samples == 0 {
-            return Ok(());
-        }
-        let totals = self.totals(operation, other.samples, other.weight, other.weight_squares)?;
-        self.require_representable(operation, other.channels.max_abs(), totals.weight)?;
-        let other_kept = match &other.form {
-            Form::Samples(samples) => Some(samples.len()),
-            Form::Scatter(_) => None,
-        };
-        let collapse = self.room_for(operation, other_kept.unwrap_or(0), other_kept.is_some())?;
-
-        let mut channels = self.channels.clone();
-        if self.samples == 0 {
-            channels = Channels::starting_at(other.channels.origin.clone());
-        }
-        channels.absorb(&other.channels);
-        let displacement = channels.displacement(&other.channels.centre());
-        if collapse || matches!(self.form, Form::Scatter(_)) {
-            let mut pooling = kernel::zeros(operation, self.features, 1)?;
-            let factor = (self.weight / totals.weight * other.weight).sqrt();
-            for (to, d) in pooling.as_mut().col_mut(0).iter_mut().zip(&displacement) {
-                *to = d * factor;
-            }
-            let mut fresh = None;
-            let target = match &mut self.form {
-                Form::Scatter(scatter) => scatter,
-                Form::Samples(samples) => {
-                    let scatter = fresh.insert(Scatter::zeros(operation, self.features)?);
-                    add_all(operation, scatter, samples, &self.channels, self.threads)?;
-                    scatter
-                }
-            };
-            match &other.form {
-                Form::Samples(samples) => add_all(operation, target, samples, &other.channels, self.threads)?,
-                Form::Scatter(scatter) => target.add(scatter),
-            }
-            target.add_samples(pooling.as_ref(), self.threads);
-            if let Some(scatter) = fresh {
-                self.form = Form::Scatter(scatter);
-            }
-        } else if let (Form::Samples(samples), Form::Samples(others)) = (&mut self.form, &other.form) {
-            let rows = others.segments().flat_map(|(rows, weights)| rows.row_iter().zip(weights.iter().copied()));
-            samples.append(operation, rows)?;
-        }
-        channels.shift(&displacement, other.weight / totals.weight);
-        self.channels = channels;
-        self.set(totals);
-        Ok(())
-    }
-
-    fn validate(&self, operation: &'static str, batch: MatRef<'_, T>, weights: Option<&[f64]>) -> Result<()> {
-        if self.features == 0 {
-            return Err(Error::Empty { operation, what: "the layer's inputs" });
-        }
-        if batch.ncols() != self.features {
-            let what = "columns in the batch (one per input)";
-            return Err(Error::Shape { operation, what, expected: self.features, found: batch.ncols() });
-        }
-        if batch.nrows() == 0 {
-            return Err(Error::Empty { operation, what: "the batch's rows" });
-        }
-        if let Some(weights) = weights {
-            if weights.len() != batch.nrows() {
-                let what = "weights (one per row of the batch)";
-                return Err(Error::Shape { operation, what, expected: batch.nrows(), found: weights.len() });
-            }
-            if let Some((row, weight)) = weights.iter().enumerate().find(|&(_, w)| *w != 0.0 && !WEIGHTS.contains(w)) {
-                let expected = format!("{row} to be 0 or between 1e-100 and 1e100");
-                return Err(Error::OutOfRange { operation, parameter: "sample weight", expected, found: *weight });
-            }
-        }
-        kernel::require_finite(operation, "the batch", batch)
-    }
-
-    fn totals(&self, operation: &'static str, samples: u64, weight: f64, squares: f64) -> Result<Totals> {
-        let samples =
-            self.samples.checked_add(samples).ok_or(Error::Overflow { operation, what: "the number of samples" })?;
-        let (weight, weight_squares) = (self.weight + weight, self.weight_squares + squares);
-        if !(weight.is_finite() && weight_squares.is_finite()) {
-            return Err(Error::Overflow { operation, what: "the total weight" });
-        }
-        Ok(Totals { samples, weight, weight_squares })
-    }
-
-    fn set(&mut self, totals: Totals) {
-        self.samples = totals.samples;
-        self.weight = totals.weight;
-        self.weight_squares = totals.weight_squares;
-    }
-
-    /// The trace of the scatter is at most `w · n · (2 max|x|)²`: it must be a finite number.
-    fn require_representable(&self, operation: &'static str, max_abs: f64, weight: f64) -> Result<()> {
-        let span = 2.0 * max_abs.max(self.channels.max_abs());
-        if (span * span * weight.max(1.0) * self.features as f64).is_finite() {
-            return Ok(());
-        }
-        Err(Error::Overflow { operation, what: "the square of the activations" })
-    }
-
-    /// Whether the samples must give way to a scatter when `count` more come, and whether there is room.
-    fn room_for(&self, operation: &'static str, count: usize, as_samples: bool) -> Result<bool> {
-        let scatter = Scatter::bytes(self.features);
-        let (now, collapse) = match &self.form {
-            Form::Scatter(_) => (scatter, false),
-            Form::Samples(samples) => {
-                let more = Samples::<T>::bytes(self.features, samples.len().saturating_add(count));
-                let collapse = !as_samples || scatter.zip(more).is_none_or(|(scatter, more)| scatter < more);
-                if collapse {
-                    let kept = Samples::<T>::bytes(self.features, samples.len());
-                    (kept.zip(scatter).and_then(|(kept, scatter)| kept.checked_add(scatter)), true)
-                } else {
-                    (more, false)
-                }
-            }
-        };
-        let limit = self.memory_limit.unwrap_or(isize::MAX as usize);
-        match now {
-            Some(needed) if needed <= limit => Ok(collapse),
-            needed => Err(Error::Memory {
-                operation,
-                needed: needed.unwrap_or(usize::MAX),
-                available: match self.memory_limit {
-                    Some(limit) => format!("the memory limit of {limit} bytes"),
-                    None => "this machine's address space".into(),
-                },
-            }),
-        }
+        self.add_statistics("ActivationStats::merge", other)
     }
 
     /// Number of inputs, the width of the batches.
@@ -634,36 +426,6 @@ impl<T> fmt::Debug for ActivationStats<T> {
             .field("form", &form)
             .finish_non_exhaustive()
     }
-}
-
-/// Adds the scatter of all `samples` about the mean in `channels`.
-fn add_all<T: Scalar>(
-    operation: &'static str,
-    scatter: &mut Scatter,
-    samples: &Samples<T>,
-    channels: &Channels,
-    threads: usize,
-) -> Result<()> {
-    if samples.len() == 0 {
-        return Ok(());
-    }
-    samples.for_each_centred(operation, &channels.centre(), 1.0, |columns: MatRef<'_, f64>| {
-        scatter.add_samples(columns, threads);
-        Ok(())
-    })
-}
-
-/// The weighted mean of `rows`, less `origin`.
-fn weighted_mean<T: Scalar>(rows: MatRef<'_, T>, weights: Option<&[f64]>, total: f64, origin: &[f64]) -> Vec<f64> {
-    let mut mean = vec![0.0; origin.len()];
-    for (index, row) in rows.row_iter().enumerate() {
-        let weight = weights.map_or(1.0, |weights| weights[index]);
-        for ((sum, x), origin) in mean.iter_mut().zip(row.iter()).zip(origin) {
-            *sum += weight * (x.to_f64() - origin);
-        }
-    }
-    mean.iter_mut().for_each(|sum| *sum /= total);
-    mean
 }
 
 #[cfg(test)]

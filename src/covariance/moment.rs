@@ -7,7 +7,7 @@ use super::{ActivationStats, Form, Samples};
 use crate::kernel;
 use crate::{Result, Scalar};
 
-/// Second moments this far below `‖μ‖²` are rounding noise of constant inputs: `(2⁻⁴⁴)²`.
+/// Variances this far below the squared mean of their input are rounding noise of a constant: `(2⁻⁴⁴)²`.
 const NEGLIGIBLE: f64 = 1.0 / (1_u128 << 88) as f64;
 
 /// Entries from which on samples are multiplied in their own precision where only a sum over all is wanted.
@@ -51,9 +51,10 @@ pub(crate) fn power_of_two(exponent: i32) -> f64 {
     2_f64.powi(half) * 2_f64.powi(exponent - half)
 }
 
-/// The even exponent of the power of two just below a positive number; 0 for zero.
+/// The even exponent of the power of two just below a positive number; 0 for zero. At the ends of the range it stops where
+/// that power's inverse is still a finite number.
 pub(crate) fn even_exponent(value: f64) -> i32 {
-    if value > 0.0 { (value.log2() / 2.0).floor() as i32 * 2 } else { 0 }
+    if value > 0.0 { ((value.log2() / 2.0).floor() as i32 * 2).clamp(-1000, 1000) } else { 0 }
 }
 
 impl<'a, T: Scalar> Moment<'a, T> {
@@ -77,21 +78,19 @@ impl<'a, T: Scalar> Moment<'a, T> {
             OwnedCentre { origin: zeros(), offset: zeros() }
         };
         let restored = (collapsed && !centred).then(|| Mat::from_fn(features, 1, |i, _| mean[i]));
-        let mut trace = match &stats.form {
-            Form::Scatter(scatter) => scatter.diagonal().map(|sum| sum / stats.weight).sum(),
+        let mut squares = match &stats.form {
+            Form::Scatter(scatter) => scatter.diagonal().map(|sum| sum / stats.weight).collect(),
             Form::Samples(samples) => {
                 let mut squares = zeros();
                 mean_squares(samples, &centre.get(), stats.weight, &mut squares);
-                squares.iter().sum()
+                squares
             }
         };
-        let mean_square: f64 = mean.iter().map(|m| m * m).sum();
-        if let Some(mean) = &restored {
-            trace += kernel::squared_norm(mean.as_ref());
+        if restored.is_some() {
+            squares.iter_mut().zip(&mean).for_each(|(square, m)| *square += m * m);
         }
-        if trace <= NEGLIGIBLE * mean_square {
-            trace = 0.0;
-        }
+        let varying = squares.iter().zip(&mean).filter(|&(square, m)| *square > NEGLIGIBLE * m * m);
+        let trace: f64 = varying.map(|(square, _)| square).sum();
         let exponent = even_exponent(trace / features.max(1) as f64);
         let trace = trace * power_of_two(-exponent);
         let restored = restored.map(|mean| mean * faer::Scale(power_of_two(-exponent / 2)));
@@ -110,6 +109,11 @@ impl<'a, T: Scalar> Moment<'a, T> {
     /// `tr S`; exactly zero when `S` is zero or nothing but rounding noise.
     pub(crate) fn trace(&self) -> f64 {
         self.trace
+    }
+
+    /// How finely entries of `S` can differ where their squares underflow: nothing to speak of for all but the tiniest inputs.
+    pub(crate) fn quantum(&self) -> f64 {
+        64.0 * self.features as f64 * f64::from_bits(1) * power_of_two(-self.exponent)
     }
 
     /// The diagonal of `S`.
@@ -393,7 +397,9 @@ impl<'a, T: Scalar> Moment<'a, T> {
 
     /// `S`, formed.
     pub(super) fn dense(&self, operation: &'static str, threads: usize) -> Result<Mat<f64>> {
-        Ok(self.scaled(operation, threads)? * faer::Scale(power_of_two(self.exponent)))
+        let mut dense = self.scaled(operation, threads)?;
+        dense *= faer::Scale(power_of_two(self.exponent));
+        Ok(dense)
     }
 }
 

@@ -33,7 +33,7 @@ fn collapses_when_the_scatter_is_smaller_and_nobody_can_tell() {
     let mut stats = ActivationStats::new(features);
     let mut all = Mat::<f64>::zeros(0, features);
     let mut collapsed_at = None;
-    for salt in 0..12 {
+    for salt in 0..16 {
         let rows = batch(3, features, salt);
         stats.update(rows.as_ref()).unwrap();
         all = Mat::from_fn(all.nrows() + 3, features, |i, j| {
@@ -44,13 +44,13 @@ fn collapses_when_the_scatter_is_smaller_and_nobody_can_tell() {
             collapsed_at = Some(all.nrows());
         }
     }
-    // 20 · 20 doubles of scatter against 20 + 1 for a sample.
-    assert_eq!(collapsed_at, Some(21));
+    // Twice 20 · 20 doubles of scatter against 20 + 1 for a sample.
+    assert_eq!(collapsed_at, Some(39));
 }
 
 #[test]
 fn merges_in_both_forms_and_mixed() {
-    for (first, second) in [(4, 5), (4, 60), (60, 4), (60, 70), (15, 15), (0, 60), (0, 4), (60, 0)] {
+    for (first, second) in [(4, 5), (4, 60), (60, 4), (60, 70), (25, 25), (0, 60), (0, 4), (60, 0)] {
         let rows = batch(first + second, 20, 1);
         let (mut left, mut right) = (ActivationStats::new(20), ActivationStats::new(20));
         if first > 0 {
@@ -59,9 +59,9 @@ fn merges_in_both_forms_and_mixed() {
         if second > 0 {
             right.update(rows.subrows(first, second)).unwrap();
         }
-        assert_eq!((is_collapsed(&left), is_collapsed(&right)), (first > 20, second > 20));
+        assert_eq!((is_collapsed(&left), is_collapsed(&right)), (first > 38, second > 38));
         left.merge(&right).unwrap();
-        assert_eq!(is_collapsed(&left), first + second > 20);
+        assert_eq!(is_collapsed(&left), first + second > 38);
         check(&left, &rows);
     }
 }
@@ -72,7 +72,8 @@ fn samples_and_scatter_are_the_same_second_moment() -> Result<()> {
     let mut samples = ActivationStats::new(20);
     samples.update(rows.as_ref())?;
     let mut scatter = samples.clone();
-    // Two halves of the weight each: a second helping collapses, and halving weights restores the sums.
+    // More helpings of the same collapse, and change neither mean nor covariance.
+    scatter.update(rows.as_ref())?;
     scatter.update(rows.as_ref())?;
     assert!(!is_collapsed(&samples) && is_collapsed(&scatter));
     let left = batch(4, 20, 9);
@@ -123,6 +124,80 @@ fn many_segments_are_one_sample_form() {
     }
     let expected: f64 = (0..300).map(|i| f64::from(rows[(i, 5)])).sum::<f64>() / 300.0;
     assert!((stats.mean().unwrap()[5] - expected).abs() < 1e-12);
+}
+
+/// Batches of several pieces, weighted, into a scatter; and the sums that go over segments.
+#[test]
+fn pieces_and_segments_add_up() -> Result<()> {
+    // A piece has 2²⁰ / 60000 = 17 rows.
+    let features = 60_000;
+    let rows = Mat::from_fn(40, features, |i, j| if j < 3 { ((i * 7 + j * 5) % 11) as f64 + 100.0 } else { 0.0 });
+    let weights: Vec<f64> = (0..40).map(|i| f64::from(i % 4)).collect();
+    let mut whole = ActivationStats::new(features);
+    whole.update_weighted(rows.as_ref(), &weights)?;
+    let narrow = Mat::from_fn(40, 3, |i, j| rows[(i, j)]);
+    let mut plain = ActivationStats::new(3);
+    for i in 0..40 {
+        plain.update_weighted(narrow.subrows(i, 1), &weights[i..=i])?;
+    }
+    assert!(!is_collapsed(&whole) && is_collapsed(&plain));
+    let (segmented, collapsed) = (Moment::of(&whole, true), Moment::of(&plain, true));
+    let scale = |moment: &Moment<'_, f64>| power_of_two(moment.exponent());
+    let squares =
+        |moment: &Moment<'_, f64>| -> Result<f64> { Ok(moment.trace_of_square("test", 1)? * scale(moment).powi(2)) };
+    assert!((squares(&segmented)? / squares(&collapsed)? - 1.0).abs() < 1e-12);
+    let root = segmented.root("test")?.expect("30 samples");
+    let top = root.subrows(0, 3);
+    let product = top * top.transpose() * faer::Scale(scale(&segmented));
+    assert!((product - plain.covariance()?).norm_max() < 1e-11);
+    Ok(())
+}
+
+#[test]
+fn a_large_weighted_batch_enters_a_scatter_piece_by_piece() -> Result<()> {
+    // A piece has 2¹⁶ rows at the most.
+    let count = (1 << 16) + 1000;
+    let rows = Mat::from_fn(count, 2, |i, j| ((i * (j + 3)) % 1009) as f64 + if i > 60_000 { 50.0 } else { 0.0 });
+    let weights: Vec<f64> = (0..count).map(|i| f64::from(1 + (i % 5) as u8)).collect();
+    let mut stats = ActivationStats::new(2);
+    stats.update_weighted(rows.as_ref(), &weights)?;
+    let total: f64 = weights.iter().sum();
+    let mean = |j: usize| (0..count).map(|i| weights[i] * rows[(i, j)]).sum::<f64>() / total;
+    let means = [mean(0), mean(1)];
+    let covariance = |a: usize, b: usize| {
+        let term = |i: usize| weights[i] * (rows[(i, a)] - means[a]) * (rows[(i, b)] - means[b]);
+        (0..count).map(term).sum::<f64>() / total
+    };
+    let ours = stats.covariance()?;
+    for (a, b) in [(0, 0), (0, 1), (1, 1)] {
+        assert!((ours[(a, b)] / covariance(a, b) - 1.0).abs() < 1e-11);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_constant_input_hides_nothing_of_the_others() {
+    for constant in [1e14, 1e30, f64::from(f32::MIN)] {
+        for count in [6, 600] {
+            let rows = Mat::from_fn(count, 5, |i, j| if j == 0 { constant } else { ((i * 7 + j * 3) % 13) as f64 });
+            let mut stats = ActivationStats::new(5);
+            stats.update(rows.as_ref()).unwrap();
+            let (_, expected) = two_pass(&Mat::from_fn(count, 5, |i, j| if j == 0 { 0.0 } else { rows[(i, j)] }));
+            assert!((stats.covariance().unwrap() - expected).norm_max() < 1e-12, "{constant} {count}");
+        }
+    }
+}
+
+#[test]
+fn tiny_inputs_have_a_finite_covariance() {
+    for scale in [1e-150, 1e-155, 1e-160] {
+        for count in [6, 600] {
+            let rows = Mat::from_fn(count, 3, |i, j| ((i * 7 + j * 3) % 13) as f64 * scale);
+            let mut stats = ActivationStats::new(3);
+            stats.update(rows.as_ref()).unwrap();
+            assert!(stats.covariance().unwrap().col_iter().all(|column| column.iter().all(|x| x.is_finite())));
+        }
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ use faer::{Mat, MatMut, MatRef};
 
 use super::{PsdOperator, Solver, top_eigenpairs};
 use crate::Result;
+use crate::covariance::{even_exponent, power_of_two};
 use crate::kernel;
 
 /// `P F Fᵀ P + shift · P` with `P = I − U Uᵀ`: its leading eigenvectors are orthogonal to `U` and, among
@@ -50,11 +51,7 @@ pub(crate) fn complete_basis(
     if have == count {
         return Ok(completed);
     }
-    // Projecting twice leaves a rest orthogonal to U by the measure of its own size, be it rounding noise.
-    let mut rest = unit_size(operation, factor)?;
-    project_out(operation, rest.as_mut(), basis, threads)?;
-    rest = unit_size(operation, rest.as_ref())?;
-    project_out(operation, rest.as_mut(), basis, threads)?;
+    let rest = outside(operation, basis, factor, threads)?;
     let mut matrix = kernel::zeros(operation, dimension, dimension)?;
     kernel::add_symmetric_product(matrix.as_mut(), 1.0, rest.as_ref(), rest.transpose(), threads);
     // Lifting the complement by its own mean eigenvalue keeps it clear of U, which stays at zero.
@@ -74,10 +71,31 @@ pub(crate) fn complete_basis(
     Ok(completed)
 }
 
-/// A copy with entries up to 1.
+/// `(I − UUᵀ) F` up to a factor, orthogonal to `U` by the measure of its own size; zero where nothing but rounding is left.
+fn outside(
+    operation: &'static str,
+    basis: MatRef<'_, f64>,
+    factor: MatRef<'_, f64>,
+    threads: usize,
+) -> Result<Mat<f64>> {
+    let mut rest = unit_size(operation, factor)?;
+    let mut size = kernel::squared_norm(rest.as_ref());
+    // A projection that takes away little has left little of `U`.
+    for _ in 0..8 {
+        project_out(operation, rest.as_mut(), basis, threads)?;
+        let left = kernel::squared_norm(rest.as_ref());
+        if left >= 0.5 * size {
+            return Ok(rest);
+        }
+        rest = unit_size(operation, rest.as_ref())?;
+        size = kernel::squared_norm(rest.as_ref());
+    }
+    kernel::zeros(operation, factor.nrows(), factor.ncols())
+}
+
+/// A copy with entries near 1.
 fn unit_size(operation: &'static str, matrix: MatRef<'_, f64>) -> Result<Mat<f64>> {
-    let size = kernel::max_abs(matrix);
-    kernel::widened(operation, matrix, if size > 0.0 { 1.0 / size } else { 1.0 })
+    kernel::widened(operation, matrix, power_of_two(-even_exponent(kernel::max_abs(matrix))))
 }
 
 /// `block -= U Uᵀ block`.

@@ -56,7 +56,7 @@ pub(super) fn top_eigenpairs<T: Scalar>(
     }
     let size = kernel::max_abs(assembled.as_ref());
     // Entries near 1, so that no product underflows or overflows on the way.
-    let scale = if size > 0.0 { crate::covariance::power_of_two(-size.log2().floor() as i32) } else { 1.0 };
+    let scale = crate::covariance::power_of_two(-crate::covariance::even_exponent(size));
     let matrix = kernel::widened(OPERATION, assembled.as_ref(), scale)?;
     drop(assembled);
     let tolerance = RESIDUAL_RATIO * dimension as f64 * T::EPSILON;
@@ -90,7 +90,7 @@ pub(super) fn top_eigenpairs<T: Scalar>(
             steps: 0,
             basis_size: dimension,
             residual: if largest > 0.0 { residual / largest } else { 0.0 },
-            noise: noise.max(noise_level(dimension) * largest) / scale,
+            noise: noise.max(noise_level(dimension) / f64::EPSILON * T::EPSILON * largest) / scale,
         });
     }
     Err(Error::NoConvergence { operation: OPERATION, dimension, attempts: attempts.join(", ") })

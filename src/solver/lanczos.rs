@@ -163,6 +163,11 @@ impl<T: Scalar> Space<T> {
         self.basis.as_ref().subcols(0, self.size)
     }
 
+    /// The size of the operator, as far as it has been seen.
+    fn scale(&self) -> f64 {
+        (0..self.size).map(|i| self.projected[(i, i)].abs()).fold(0.0, f64::max)
+    }
+
     /// A number in [−1, 1): Vigna's splitmix64.
     fn random(&mut self) -> f64 {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -212,7 +217,8 @@ impl<T: Scalar> Space<T> {
     }
 
     fn require_symmetric(&self, square: MatRef<'_, T>) -> Result<()> {
-        let bound = 100.0 * self.dimension() as f64 * T::EPSILON * kernel::max_abs(square) + self.noise;
+        let scale = self.scale().max(kernel::max_abs(square));
+        let bound = 100.0 * self.dimension() as f64 * T::EPSILON * scale + self.noise;
         for column in 0..square.ncols() {
             for row in 0..column {
                 let difference = (square[(row, column)].to_f64() - square[(column, row)].to_f64()).abs();
@@ -279,8 +285,7 @@ impl<T: Scalar> Space<T> {
         let dimension = self.dimension();
         let room = self.basis.ncols() - self.size;
         let width = width.min(room);
-        let scale = (0..self.size).map(|i| self.projected[(i, i)].abs()).fold(0.0, f64::max);
-        let mut floor = 4.0 * T::EPSILON * (dimension as f64).sqrt() * scale;
+        let mut floor = 4.0 * T::EPSILON * (dimension as f64).sqrt() * self.scale();
         let mut columns = kernel::zeros(OPERATION, dimension, width)?;
         let given = block.ncols().min(width);
         columns.as_mut().subcols_mut(0, given).copy_from(block.as_ref().subcols(0, given));
