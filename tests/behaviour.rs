@@ -217,7 +217,8 @@ fn the_same_input_gives_the_same_bits_and_other_threads_agree() {
 #[test]
 fn both_solvers_reach_the_same_error_and_certify_it() {
     let (layer, stats) = large();
-    let methods: [(&str, fn(Solver) -> Box<dyn LowRankCompressor<f32>>); 4] = [
+    type Method = fn(Solver) -> Box<dyn LowRankCompressor<f32>>;
+    let methods: [(&str, Method); 4] = [
         ("dalr", |solver| Box::new(Dalr::new().with_solver(solver))),
         ("no ridge", |solver| Box::new(Dalr::new().with_ridge(Ridge::None).with_solver(solver))),
         ("uncentred", |solver| Box::new(Dalr::new().with_bias_correction(false).with_solver(solver))),

@@ -316,11 +316,11 @@ impl<T: Scalar> Space<T> {
     fn ritz(&self) -> Result<Option<Ritz>> {
         let projected = self.projected.as_ref().submatrix(0, 0, self.size, self.size);
         for algorithm in [Tridiagonal::DivideAndConquer, Tridiagonal::QrIteration] {
-            if let Some((values, vectors)) = kernel::symmetric_eigen(OPERATION, projected, algorithm, self.threads)? {
-                if values.iter().all(|value| value.is_finite()) {
-                    let vectors = vectors.as_ref().reverse_cols().to_owned();
-                    return Ok(Some(Ritz { values: values.into_iter().rev().collect(), vectors }));
-                }
+            let pairs = kernel::symmetric_eigen(OPERATION, projected, algorithm, self.threads)?;
+            let finite = |(values, _): &(Vec<f64>, Mat<f64>)| values.iter().all(|value| value.is_finite());
+            if let Some((values, vectors)) = pairs.filter(finite) {
+                let vectors = vectors.as_ref().reverse_cols().to_owned();
+                return Ok(Some(Ritz { values: values.into_iter().rev().collect(), vectors }));
             }
         }
         Ok(None)
