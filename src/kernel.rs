@@ -39,6 +39,42 @@ pub(crate) fn parallelism(_threads: usize, _work: f64) -> Par {
     Par::Seq
 }
 
+/// Calls `fill` with every column of `target` and its index, on several threads if there is enough to do.
+pub(crate) fn for_each_column<T: Scalar>(
+    target: MatMut<'_, T>,
+    threads: usize,
+    fill: impl Fn(usize, faer::ColMut<'_, T>) + Sync,
+) {
+    #[cfg(feature = "rayon")]
+    if let Par::Rayon(parts) = parallelism(threads, work(target.nrows(), target.ncols(), 1)) {
+        use rayon::prelude::*;
+        let parts = parts.get().min(target.ncols().max(1));
+        let (each, more) = (target.ncols() / parts, target.ncols() % parts);
+        target.par_col_partition_mut(parts).enumerate().for_each(|(part, columns)| {
+            let start = part * each + part.min(more);
+            columns.col_iter_mut().enumerate().for_each(|(index, column)| fill(start + index, column));
+        });
+        return;
+    }
+    let _ = threads;
+    target.col_iter_mut().enumerate().for_each(|(index, column)| fill(index, column));
+}
+
+/// Calls `visit` with every row of a matrix and its index, as a slice whatever the memory layout.
+pub(crate) fn for_each_row<T: Scalar>(matrix: MatRef<'_, T>, mut visit: impl FnMut(usize, &[T])) {
+    if let Some(rows) = matrix.try_as_row_major() {
+        for (index, row) in rows.row_iter().enumerate() {
+            visit(index, row.as_slice());
+        }
+    } else {
+        let mut copy = vec![T::default(); matrix.ncols()];
+        for (index, row) in matrix.row_iter().enumerate() {
+            copy.iter_mut().zip(row.iter()).for_each(|(to, from)| *to = *from);
+            visit(index, &copy);
+        }
+    }
+}
+
 /// Multiply–adds of a product of an `a × b` with a `b × c` matrix.
 pub(crate) fn work(a: usize, b: usize, c: usize) -> f64 {
     a as f64 * b as f64 * c as f64
@@ -88,11 +124,11 @@ pub(crate) fn rounded<T: Scalar>(
 
 /// The first row and column, in this order, that holds a NaN or an infinity.
 pub(crate) fn first_non_finite<T: Scalar>(matrix: MatRef<'_, T>) -> Option<(usize, usize)> {
-    let all_finite = if is_row_major(matrix) {
-        matrix.row_iter().all(|row| row.iter().all(|x| x.to_f64().is_finite()))
-    } else {
-        matrix.col_iter().all(|column| column.iter().all(|x| x.to_f64().is_finite()))
-    };
+    // Without a way out, so that it vectorises.
+    let mut all_finite = true;
+    for_each_row(if is_row_major(matrix) { matrix } else { matrix.transpose() }, |_, row| {
+        all_finite &= row.iter().fold(true, |finite, x| finite & x.to_f64().is_finite());
+    });
     if all_finite {
         return None;
     }
@@ -117,8 +153,11 @@ pub(crate) fn require_finite<T: Scalar>(
 
 /// The largest magnitude of a matrix's entries.
 pub(crate) fn max_abs<T: Scalar>(matrix: MatRef<'_, T>) -> f64 {
-    let contiguous = if is_row_major(matrix) { matrix.transpose() } else { matrix };
-    contiguous.col_iter().flat_map(|column| column.iter()).fold(0.0, |max, x| x.to_f64().abs().max(max))
+    let mut max = 0.0_f64;
+    for_each_row(if is_row_major(matrix) { matrix } else { matrix.transpose() }, |_, row| {
+        max = row.iter().fold(max, |max, x| max.max(x.to_f64().abs()));
+    });
+    max
 }
 
 /// The sum of the squares of a matrix's entries.

@@ -68,7 +68,7 @@ impl<T: Scalar> PsdOperator<f64> for OutputOperator<'_, T> {
     /// weight is blind to the directions that vary most.
     fn noise(&self) -> f64 {
         solver::noise_level(self.factor.nrows().max(self.factor.ncols()))
-            * term_size(self.factor, self.moment, (self.keep, self.ridge))
+            * term_size(&kernel::squared_column_norms(self.factor), self.moment, (self.keep, self.ridge))
             + self.moment.quantum() * kernel::squared_norm(self.factor)
     }
 
@@ -100,14 +100,11 @@ impl<T: Scalar> PsdOperator<f64> for OutputOperator<'_, T> {
     }
 }
 
-/// `Σ_j ‖F_j‖² (κ S_jj + λ)`: the size of the terms that add up to `tr F (κ S + λ I) Fᵀ`, however they cancel.
-pub(crate) fn term_size<T: Scalar>(
-    factor: MatRef<'_, T>,
-    moment: &Moment<'_, impl Scalar>,
-    (keep, ridge): (f64, f64),
-) -> f64 {
-    let weights = moment.diagonal().into_iter().map(|variance| keep * variance + ridge);
-    kernel::squared_column_norms(factor).into_iter().zip(weights).map(|(norm, weight)| norm * weight).sum()
+/// `Σ_j ‖F_j‖² (κ S_jj + λ)`, given the squared norms of `F`'s columns: the size of the terms that add up to
+/// `tr F (κ S + λ I) Fᵀ`, however they cancel.
+pub(crate) fn term_size<T: Scalar>(norms: &[f64], moment: &Moment<'_, T>, (keep, ridge): (f64, f64)) -> f64 {
+    let weights = moment.diagonal().iter().map(|variance| keep * variance + ridge);
+    norms.iter().zip(weights).map(|(norm, weight)| norm * weight).sum()
 }
 
 /// `κ Z Zᵀ + λ W Wᵀ` for the outputs `Z` of the samples, outputs × samples, in the precision of the data: the same

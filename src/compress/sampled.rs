@@ -54,7 +54,8 @@ pub(super) fn solve<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Result<Op
         _ => (weight, keep * scale * scale),
     };
     let ridge = ridge * scale * scale;
-    let noise = ROUNDING * T::EPSILON * operator::term_size(weight, moment, (task.keep, task.ridge)) * scale * scale;
+    let norms = kernel::squared_column_norms(weight);
+    let noise = ROUNDING * T::EPSILON * operator::term_size(&norms, moment, (task.keep, task.ridge)) * scale * scale;
     let operator = GramOperator::new(factor, weight, (keep, ridge), noise, threads);
     let Some(pairs) = solver::iterate(&operator, max_rank, threads)? else { return Ok(None) };
     if pairs.numerical_rank() < max_rank {
@@ -71,7 +72,7 @@ pub(super) fn solve<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Result<Op
     if let Some((data, outputs)) = &data {
         let total = kernel::squared_norm(outputs.as_ref());
         if total > 0.0 {
-            let noise = T::EPSILON * operator::term_size(weight, data, (1.0, 0.0)) * scale * scale;
+            let noise = T::EPSILON * operator::term_size(&norms, data, (1.0, 0.0)) * scale * scale;
             resolution = resolution.max((ROUNDING * noise / total).sqrt());
         }
         let kept = kernel::product(operation, outputs.transpose(), up.as_ref(), threads)?;

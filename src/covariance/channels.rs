@@ -3,7 +3,7 @@
 use faer::MatRef;
 
 use super::samples::Centre;
-use crate::Scalar;
+use crate::{Scalar, kernel};
 
 /// One entry per input; all empty until the first sample comes.
 ///
@@ -51,19 +51,21 @@ impl Channels {
 
     /// Takes in the rows of positive weight, all but their mean.
     pub(super) fn observe<T: Scalar>(&mut self, rows: MatRef<'_, T>, weights: Option<&[f64]>) {
-        for (index, row) in rows.row_iter().enumerate() {
+        kernel::for_each_row(rows, |index, row| {
             let weight = weights.map_or(1.0, |weights| weights[index]);
             if weight == 0.0 {
-                continue;
+                return;
             }
-            for (channel, x) in row.iter().enumerate() {
+            let extremes = self.minimum.iter_mut().zip(&mut self.maximum);
+            let sums = self.absolute.iter_mut().zip(&mut self.active);
+            for ((x, (minimum, maximum)), (absolute, active)) in row.iter().zip(extremes).zip(sums) {
                 let x = x.to_f64();
-                self.minimum[channel] = self.minimum[channel].min(x);
-                self.maximum[channel] = self.maximum[channel].max(x);
-                self.absolute[channel] += weight * x.abs();
-                self.active[channel] += if x == 0.0 { 0.0 } else { weight };
+                *minimum = if x < *minimum { x } else { *minimum };
+                *maximum = if x > *maximum { x } else { *maximum };
+                *absolute += weight * x.abs();
+                *active += if x == 0.0 { 0.0 } else { weight };
             }
-        }
+        });
     }
 
     /// Takes in other channels, all but their mean.

@@ -21,6 +21,8 @@ pub(crate) struct Moment<'a, T> {
     exponent: i32,
     /// Of the divided `S`.
     trace: f64,
+    /// Of the divided `S`.
+    diagonal: Vec<f64>,
 }
 
 enum Source<'a, T> {
@@ -60,7 +62,8 @@ pub(crate) fn even_exponent(value: f64) -> i32 {
 impl<'a, T: Scalar> Moment<'a, T> {
     /// `S = I`.
     pub(crate) fn identity(features: usize) -> Self {
-        Self { source: Source::Identity, features, exponent: 0, trace: features as f64 }
+        let diagonal = vec![1.0; features];
+        Self { source: Source::Identity, features, exponent: 0, trace: features as f64, diagonal }
     }
 
     /// The covariance, or the uncentred second moment, of at least one sample.
@@ -94,7 +97,8 @@ impl<'a, T: Scalar> Moment<'a, T> {
         let exponent = even_exponent(trace / features.max(1) as f64);
         let trace = trace * power_of_two(-exponent);
         let restored = restored.map(|mean| mean * faer::Scale(power_of_two(-exponent / 2)));
-        Self { source: Source::Data { stats, centre, restored }, features, exponent, trace }
+        squares.iter_mut().for_each(|square| *square *= power_of_two(-exponent));
+        Self { source: Source::Data { stats, centre, restored }, features, exponent, trace, diagonal: squares }
     }
 
     pub(crate) fn features(&self) -> usize {
@@ -117,25 +121,8 @@ impl<'a, T: Scalar> Moment<'a, T> {
     }
 
     /// The diagonal of `S`.
-    pub(crate) fn diagonal(&self) -> Vec<f64> {
-        let mut diagonal = vec![0.0; self.features];
-        match &self.source {
-            _ if self.trace == 0.0 => {}
-            Source::Identity => diagonal.fill(1.0),
-            Source::Data { stats, centre, restored } => {
-                match &stats.form {
-                    Form::Samples(samples) => mean_squares(samples, &centre.get(), stats.weight, &mut diagonal),
-                    Form::Scatter(scatter) => {
-                        diagonal.iter_mut().zip(scatter.diagonal()).for_each(|(to, sum)| *to = sum / stats.weight);
-                    }
-                }
-                diagonal.iter_mut().for_each(|square| *square *= power_of_two(-self.exponent));
-                if let Some(mean) = restored {
-                    diagonal.iter_mut().zip(mean.col(0).iter()).for_each(|(to, m)| *to += m * m);
-                }
-            }
-        }
-        diagonal
+    pub(crate) fn diagonal(&self) -> &[f64] {
+        &self.diagonal
     }
 
     /// What turns the scatter into the divided `S`.
@@ -150,10 +137,11 @@ impl<'a, T: Scalar> Moment<'a, T> {
         stats: &ActivationStats<T>,
         samples: &Samples<T>,
         centre: &OwnedCentre,
+        threads: usize,
         visit: impl FnMut(MatRef<'_, O>) -> Result<()>,
     ) -> Result<()> {
         let root = power_of_two(-self.exponent / 2) / stats.weight.sqrt();
-        samples.for_each_centred(operation, &centre.get(), root, visit)
+        samples.for_each_centred(operation, &centre.get(), root, threads, visit)
     }
 
     /// `left · S · leftᵀ`, for `rows × features`.
@@ -170,14 +158,19 @@ impl<'a, T: Scalar> Moment<'a, T> {
                 kernel::add_symmetric_product(result.as_mut(), 1.0, left, left.transpose(), threads);
             }
             Source::Data { stats, centre, restored } => match &stats.form {
-                Form::Samples(samples) => {
-                    self.for_each_sample_block(operation, stats, samples, centre, |columns: MatRef<'_, f64>| {
+                Form::Samples(samples) => self.for_each_sample_block(
+                    operation,
+                    stats,
+                    samples,
+                    centre,
+                    threads,
+                    |columns: MatRef<'_, f64>| {
                         let outputs = kernel::product(operation, left, columns, threads)?;
                         let outputs = outputs.as_ref();
                         kernel::add_symmetric_product(result.as_mut(), 1.0, outputs, outputs.transpose(), threads);
                         Ok(())
-                    })?
-                }
+                    },
+                )?,
                 Form::Scatter(scatter) => {
                     let applied = scatter.multiply(operation, left.transpose(), self.factor(stats), threads)?;
                     kernel::add_symmetric_product(result.as_mut(), 1.0, left, applied.as_ref(), threads);
@@ -200,13 +193,18 @@ impl<'a, T: Scalar> Moment<'a, T> {
             _ if self.trace == 0.0 => {}
             Source::Identity => result.copy_from(right),
             Source::Data { stats, centre, restored } => match &stats.form {
-                Form::Samples(samples) => {
-                    self.for_each_sample_block(operation, stats, samples, centre, |columns: MatRef<'_, f64>| {
+                Form::Samples(samples) => self.for_each_sample_block(
+                    operation,
+                    stats,
+                    samples,
+                    centre,
+                    threads,
+                    |columns: MatRef<'_, f64>| {
                         let outputs = kernel::product(operation, columns.transpose(), right, threads)?;
                         kernel::add_product(result.as_mut(), 1.0, columns, outputs.as_ref(), threads);
                         Ok(())
-                    })?
-                }
+                    },
+                )?,
                 Form::Scatter(scatter) => {
                     result = scatter.multiply(operation, right, self.factor(stats), threads)?;
                     if let Some(mean) = restored {
@@ -239,8 +237,13 @@ impl<'a, T: Scalar> Moment<'a, T> {
             _ if self.trace == 0.0 => {}
             Source::Identity => add(a, b),
             Source::Data { stats, centre, .. } => match &stats.form {
-                Form::Samples(samples) => {
-                    self.for_each_sample_block(operation, stats, samples, centre, |columns: MatRef<'_, f64>| {
+                Form::Samples(samples) => self.for_each_sample_block(
+                    operation,
+                    stats,
+                    samples,
+                    centre,
+                    threads,
+                    |columns: MatRef<'_, f64>| {
                         let left = kernel::product(operation, a, columns, threads)?;
                         if same {
                             add(left.as_ref(), left.as_ref());
@@ -248,8 +251,8 @@ impl<'a, T: Scalar> Moment<'a, T> {
                             add(left.as_ref(), kernel::product(operation, b, columns, threads)?.as_ref());
                         }
                         Ok(())
-                    })?
-                }
+                    },
+                )?,
                 Form::Scatter(_) => add(a, self.multiply(operation, b.transpose(), threads)?.transpose()),
             },
         }
@@ -293,9 +296,9 @@ impl<'a, T: Scalar> Moment<'a, T> {
         threads: usize,
     ) -> Result<f64> {
         let (mut sum, mut index) = (0.0, 0);
-        self.for_each_sample_block(operation, stats, samples, centre, |columns: MatRef<'_, O>| {
+        self.for_each_sample_block(operation, stats, samples, centre, threads, |columns: MatRef<'_, O>| {
             let mut other_index = 0;
-            self.for_each_sample_block(operation, stats, samples, centre, |others: MatRef<'_, O>| {
+            self.for_each_sample_block(operation, stats, samples, centre, threads, |others: MatRef<'_, O>| {
                 if other_index <= index {
                     let gram = kernel::product(operation, columns.transpose(), others, threads)?;
                     let count = if other_index == index { 1.0 } else { 2.0 };
@@ -324,7 +327,7 @@ impl<'a, T: Scalar> Moment<'a, T> {
         let mut outputs = kernel::zeros(operation, weight.nrows(), samples.len())?;
         let root = power_of_two(-self.exponent / 2) / stats.weight.sqrt() * factor;
         let mut start = 0;
-        samples.for_each_centred(operation, &centre.get(), root, |columns: MatRef<'_, T>| {
+        samples.for_each_centred(operation, &centre.get(), root, threads, |columns: MatRef<'_, T>| {
             let target = outputs.as_mut().subcols_mut(start, columns.ncols());
             kernel::add_product(target, T::from_f64(1.0), weight, columns, threads);
             start += columns.ncols();
@@ -353,7 +356,7 @@ impl<'a, T: Scalar> Moment<'a, T> {
 
     /// `features × samples` of which `S` is the product with its transpose; `None` unless samples are kept
     /// and are fewer than the inputs.
-    pub(crate) fn root(&self, operation: &'static str) -> Result<Option<Mat<f64>>> {
+    pub(crate) fn root(&self, operation: &'static str, threads: usize) -> Result<Option<Mat<f64>>> {
         let Source::Data { stats, centre, .. } = &self.source else { return Ok(None) };
         let Form::Samples(samples) = &stats.form else { return Ok(None) };
         if samples.len() >= self.features {
@@ -361,7 +364,7 @@ impl<'a, T: Scalar> Moment<'a, T> {
         }
         let mut root = kernel::zeros(operation, self.features, samples.len())?;
         let mut start = 0;
-        self.for_each_sample_block(operation, stats, samples, centre, |columns: MatRef<'_, f64>| {
+        self.for_each_sample_block(operation, stats, samples, centre, threads, |columns: MatRef<'_, f64>| {
             root.as_mut().subcols_mut(start, columns.ncols()).copy_from(columns);
             start += columns.ncols();
             Ok(())
@@ -376,12 +379,17 @@ impl<'a, T: Scalar> Moment<'a, T> {
             _ if self.trace == 0.0 => {}
             Source::Identity => dense.as_mut().diagonal_mut().column_vector_mut().fill(1.0),
             Source::Data { stats, centre, restored } => match &stats.form {
-                Form::Samples(samples) => {
-                    self.for_each_sample_block(operation, stats, samples, centre, |columns: MatRef<'_, f64>| {
+                Form::Samples(samples) => self.for_each_sample_block(
+                    operation,
+                    stats,
+                    samples,
+                    centre,
+                    threads,
+                    |columns: MatRef<'_, f64>| {
                         kernel::add_symmetric_product(dense.as_mut(), 1.0, columns, columns.transpose(), threads);
                         Ok(())
-                    })?
-                }
+                    },
+                )?,
                 Form::Scatter(scatter) => {
                     dense = scatter.dense(operation, self.factor(stats))?;
                     if let Some(mean) = restored {
@@ -406,11 +414,13 @@ impl<'a, T: Scalar> Moment<'a, T> {
 /// Adds `(1/w) Σ wᵢ (xᵢ − centre)²`, input by input.
 fn mean_squares<T: Scalar>(samples: &Samples<T>, centre: &Centre<'_>, total: f64, squares: &mut [f64]) {
     for (rows, weights) in samples.segments() {
-        for (row, weight) in rows.row_iter().zip(weights) {
+        kernel::for_each_row(rows, |index, row| {
+            let weight = weights[index] / total;
             let centre = centre.origin.iter().zip(centre.offset);
-            for ((sum, x), (origin, offset)) in squares.iter_mut().zip(row.iter()).zip(centre) {
-                *sum += weight / total * (x.to_f64() - origin - offset).powi(2);
+            for ((sum, x), (origin, offset)) in squares.iter_mut().zip(row).zip(centre) {
+                let distance = x.to_f64() - origin - offset;
+                *sum += weight * distance * distance;
             }
-        }
+        });
     }
 }

@@ -5,8 +5,9 @@ use faer::{Mat, MatMut, MatRef};
 use crate::kernel;
 use crate::{Error, Result, Scalar};
 
-/// Entries that a segment aims at: big enough for fast products, small enough to convert piece by piece.
-const SEGMENT_ENTRIES: usize = 1 << 20;
+/// Entries that a segment aims at: small enough to convert piece by piece; and the fewest rows, for fast products.
+const SEGMENT_ENTRIES: usize = 1 << 22;
+const SEGMENT_ROWS: core::ops::RangeInclusive<usize> = 512..=1 << 16;
 
 /// Samples in segments of at most [`segment_rows`] rows, so that growing never copies what is there.
 #[derive(Clone)]
@@ -18,7 +19,7 @@ pub(super) struct Samples<T> {
 
 /// Samples in a segment, and the size of the pieces in which batches are worked through.
 pub(super) fn segment_rows(features: usize) -> usize {
-    (SEGMENT_ENTRIES / features.max(1)).clamp(16, 1 << 16)
+    (SEGMENT_ENTRIES / features.max(1)).clamp(*SEGMENT_ROWS.start(), *SEGMENT_ROWS.end())
 }
 
 impl<T: Scalar> Samples<T> {
@@ -66,7 +67,10 @@ impl<T: Scalar> Samples<T> {
                 let more = segment.len().max(self.features).min(capacity - segment.len());
                 segment.try_reserve_exact(more).map_err(|_| memory(needed))?;
             }
-            segment.extend(row.iter().copied());
+            match row.try_as_row_major() {
+                Some(row) => segment.extend_from_slice(row.as_slice()),
+                None => segment.extend(row.iter().copied()),
+            }
         }
         self.weights.push(weight);
         Ok(())
@@ -97,13 +101,14 @@ impl<T: Scalar> Samples<T> {
         operation: &'static str,
         centre: &Centre<'_>,
         factor: f64,
+        threads: usize,
         mut visit: impl FnMut(MatRef<'_, O>) -> Result<()>,
     ) -> Result<()> {
         let width = segment_rows(self.features).min(self.len());
         let mut buffer: Mat<O> = kernel::zeros(operation, self.features, width)?;
         for (rows, weights) in self.segments() {
             let mut target = buffer.as_mut().subcols_mut(0, weights.len());
-            fill_centred(target.as_mut(), rows, Some(weights), centre, factor);
+            fill_centred(target.as_mut(), rows, Some(weights), centre, factor, threads);
             visit(target.as_ref())?;
         }
         Ok(())
@@ -119,17 +124,18 @@ pub(super) struct Centre<'a> {
 
 /// Column `i` of `target` becomes `(rowᵢ − centre) · √weightᵢ · factor`.
 pub(super) fn fill_centred<T: Scalar, O: Scalar>(
-    mut target: MatMut<'_, O>,
+    target: MatMut<'_, O>,
     rows: MatRef<'_, T>,
     weights: Option<&[f64]>,
     centre: &Centre<'_>,
     factor: f64,
+    threads: usize,
 ) {
-    for (index, (column, row)) in target.as_mut().col_iter_mut().zip(rows.row_iter()).enumerate() {
+    kernel::for_each_column(target, threads, |index, column| {
         let scale = weights.map_or(1.0, |weights| weights[index].sqrt()) * factor;
         let centre = centre.origin.iter().zip(centre.offset);
-        for ((to, x), (origin, offset)) in column.iter_mut().zip(row.iter()).zip(centre) {
+        for ((to, x), (origin, offset)) in column.iter_mut().zip(rows.row(index).iter()).zip(centre) {
             *to = O::from_f64((x.to_f64() - origin - offset) * scale);
         }
-    }
+    });
 }

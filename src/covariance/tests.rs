@@ -83,7 +83,7 @@ fn samples_and_scatter_are_the_same_second_moment() -> Result<()> {
         let close = |x: f64, y: f64| assert!((x - y).abs() <= 1e-12 * x.abs().max(1e-3), "{x} {y}");
         close(a.trace(), b.trace());
         close(a.trace_of_square("test", 1)?, b.trace_of_square("test", 1)?);
-        a.diagonal().iter().zip(b.diagonal()).for_each(|(&x, y)| close(x, y));
+        a.diagonal().iter().zip(b.diagonal()).for_each(|(&x, &y)| close(x, y));
         let scaled = a.scaled("test", 1)?;
         close(scaled.squared_norm_l2(), a.trace_of_square("test", 1)?);
         assert!((&scaled - b.scaled("test", 1)?).norm_max() < 1e-12 * scaled.norm_max());
@@ -100,44 +100,44 @@ fn samples_and_scatter_are_the_same_second_moment() -> Result<()> {
             close(x, (&left * &scaled * other.transpose())[(i, i)]);
         }
     }
-    let root = Moment::of(&samples, true).root("test")?.expect("18 samples of 20 inputs");
+    let root = Moment::of(&samples, true).root("test", 1)?.expect("18 samples of 20 inputs");
     let product = &root * root.transpose();
     assert!((product - Moment::of(&samples, true).scaled("test", 1)?).norm_max() < 1e-12);
-    assert!(Moment::of(&scatter, true).root("test")?.is_none());
+    assert!(Moment::of(&scatter, true).root("test", 1)?.is_none());
     Ok(())
 }
 
 #[test]
 fn many_segments_are_one_sample_form() {
-    // A segment holds 2²⁰ / 9000 = 116 samples.
+    // A segment holds 512 samples.
     let features = 9000;
-    let rows = Mat::from_fn(300, features, |i, j| ((i * 7 + j * 3) % 19) as f32);
+    let rows = Mat::from_fn(1200, features, |i, j| ((i * 7 + j * 3) % 19) as f32);
     let mut stats = ActivationStats::new(features);
     stats.update(rows.subrows(0, 50)).unwrap();
-    stats.update(rows.subrows(50, 250)).unwrap();
-    let Form::Samples(samples) = &stats.form else { panic!("300 samples of 9000 inputs") };
+    stats.update(rows.subrows(50, 1150)).unwrap();
+    let Form::Samples(samples) = &stats.form else { panic!("1200 samples of 9000 inputs") };
     let lengths: Vec<usize> = samples.segments().map(|(rows, _)| rows.nrows()).collect();
-    assert_eq!(lengths, [116, 116, 68]);
+    assert_eq!(lengths, [512, 512, 176]);
     let stored = samples.segments().flat_map(|(rows, _)| (0..rows.nrows()).map(move |i| rows.row(i)));
     for (i, row) in stored.enumerate() {
         assert_eq!(row, rows.row(i));
     }
-    let expected: f64 = (0..300).map(|i| f64::from(rows[(i, 5)])).sum::<f64>() / 300.0;
+    let expected: f64 = (0..1200).map(|i| f64::from(rows[(i, 5)])).sum::<f64>() / 1200.0;
     assert!((stats.mean().unwrap()[5] - expected).abs() < 1e-12);
 }
 
 /// Batches of several pieces, weighted, into a scatter; and the sums that go over segments.
 #[test]
 fn pieces_and_segments_add_up() -> Result<()> {
-    // A piece has 2²⁰ / 60000 = 17 rows.
-    let features = 60_000;
-    let rows = Mat::from_fn(40, features, |i, j| if j < 3 { ((i * 7 + j * 5) % 11) as f64 + 100.0 } else { 0.0 });
-    let weights: Vec<f64> = (0..40).map(|i| f64::from(i % 4)).collect();
+    // A piece has 512 rows.
+    let features = 4000;
+    let rows = Mat::from_fn(1100, features, |i, j| if j < 3 { ((i * 7 + j * 5) % 11) as f64 + 100.0 } else { 0.0 });
+    let weights: Vec<f64> = (0..1100).map(|i| f64::from(i % 4)).collect();
     let mut whole = ActivationStats::new(features);
     whole.update_weighted(rows.as_ref(), &weights)?;
-    let narrow = Mat::from_fn(40, 3, |i, j| rows[(i, j)]);
+    let narrow = Mat::from_fn(1100, 3, |i, j| rows[(i, j)]);
     let mut plain = ActivationStats::new(3);
-    for i in 0..40 {
+    for i in 0..1100 {
         plain.update_weighted(narrow.subrows(i, 1), &weights[i..=i])?;
     }
     assert!(!is_collapsed(&whole) && is_collapsed(&plain));
@@ -146,7 +146,7 @@ fn pieces_and_segments_add_up() -> Result<()> {
     let squares =
         |moment: &Moment<'_, f64>| -> Result<f64> { Ok(moment.trace_of_square("test", 1)? * scale(moment).powi(2)) };
     assert!((squares(&segmented)? / squares(&collapsed)? - 1.0).abs() < 1e-12);
-    let root = segmented.root("test")?.expect("30 samples");
+    let root = segmented.root("test", 1)?.expect("825 samples");
     let top = root.subrows(0, 3);
     let product = top * top.transpose() * faer::Scale(scale(&segmented));
     assert!((product - plain.covariance()?).norm_max() < 1e-11);

@@ -85,7 +85,7 @@ impl<T: Scalar> ActivationStats<T> {
             let total = weight + added;
             if let Form::Scatter(scatter) = &mut self.form {
                 let mut target = buffer.as_mut().subcols_mut(0, count + 1);
-                fill_centred(target.as_mut().subcols_mut(0, count), rows, weights, &centre, 1.0);
+                fill_centred(target.as_mut().subcols_mut(0, count), rows, weights, &centre, 1.0, self.threads);
                 // The pooling term (w_a w_b / w) δδᵀ, as one more sample.
                 let factor = (weight / total * added).sqrt();
                 let last = target.as_mut().col_mut(count);
@@ -245,7 +245,7 @@ fn add_all<T: Scalar>(
     if samples.len() == 0 {
         return Ok(());
     }
-    samples.for_each_centred(operation, &channels.centre(), 1.0, |columns: MatRef<'_, f64>| {
+    samples.for_each_centred(operation, &channels.centre(), 1.0, threads, |columns: MatRef<'_, f64>| {
         scatter.add_samples(columns, threads);
         Ok(())
     })
@@ -254,12 +254,12 @@ fn add_all<T: Scalar>(
 /// The weighted mean of `rows`, less `origin`.
 fn weighted_mean<T: Scalar>(rows: MatRef<'_, T>, weights: Option<&[f64]>, total: f64, origin: &[f64]) -> Vec<f64> {
     let mut mean = vec![0.0; origin.len()];
-    for (index, row) in rows.row_iter().enumerate() {
+    kernel::for_each_row(rows, |index, row| {
         let weight = weights.map_or(1.0, |weights| weights[index]);
-        for ((sum, x), origin) in mean.iter_mut().zip(row.iter()).zip(origin) {
+        for ((sum, x), origin) in mean.iter_mut().zip(row).zip(origin) {
             *sum += weight * (x.to_f64() - origin);
         }
-    }
+    });
     mean.iter_mut().for_each(|sum| *sum /= total);
     mean
 }

@@ -11,7 +11,7 @@ const NAME: &str = "block Lanczos";
 
 /// Loss of captured energy, relative to the energy that is left uncaptured, at which the iteration may stop:
 /// for `f64` and for `f32`.
-const TOLERANCE: (f64, f64) = (1e-7, 1e-5);
+const TOLERANCE: (f64, f64) = (1e-7, 5e-5);
 
 /// Random directions that must bring nothing new before a result is accepted, and how often they are
 /// multiplied: a Krylov space is blind to a multiplicity above its block size, whatever its residual.
@@ -64,7 +64,7 @@ pub(super) fn top_eigenpairs<T: Scalar>(
 
     let mut space = Space::<T>::new(dimension, layout.basis, operator.noise(), threads)?;
     let mut next = space.random_block(layout.block)?;
-    let mut check_at = 2 * (count + layout.block);
+    let mut check_at = 5 * count / 2 + layout.block;
     let mut accepted = None;
     let mut probes_left = 0;
     while next.ncols() > 0 && space.products <= bound {
@@ -85,7 +85,9 @@ pub(super) fn top_eigenpairs<T: Scalar>(
         ritz.require_positive(T::EPSILON * dimension as f64, space.noise)?;
         let captured = ritz.captured(count);
         let allowed = relative * (trace - captured).max(0.0) + 8.0 * T::EPSILON * trace + space.noise;
-        let settled = ritz.possible_loss(count, &space.residual_norms(&ritz, count)) <= allowed;
+        // What random directions brought in besides loosens the bound a little.
+        let slack = if probes_left == 1 { 4.0 } else { 1.0 };
+        let settled = ritz.possible_loss(count, &space.residual_norms(&ritz, count)) <= slack * allowed;
         let confirmed = accepted.is_some_and(|before: f64| captured - before <= allowed);
         if complete || (probes_left == 1 && settled && confirmed) {
             return space.finish(&ritz, count).map(Some);
