@@ -309,3 +309,44 @@ fn layers_in_parallel_agree_with_one_after_the_other() {
         assert!((weight_of(compressed.layer()) - weight_of(alone.layer())).norm_max() < 1e-3);
     }
 }
+
+/// Wide layers multiply `f32` samples in `f32` and sum up in `f64`: as good as all in `f64`, also where the mean is a
+/// thousand times the spread and where channels lie six orders of magnitude apart.
+#[test]
+fn statistics_of_wide_layers_are_as_good_as_in_double_precision() {
+    let (n, p) = (520, 1700);
+    let mut rng = StdRng::seed_from_u64(9);
+    let mixing =
+        gaussian(&mut rng, n, n) * Mat::from_fn(n, n, |i, j| if i == j { 0.98_f64.powi(i as i32) } else { 0.0 });
+    let plain = gaussian(&mut rng, p, n) * mixing.transpose();
+    let weight: Mat<f32> = common::cast(gaussian(&mut rng, 40, n).as_ref());
+    let kinds: [fn(f64, usize) -> f64; 3] = [|x, _| x, |x, _| x + 1e4, |x, j| x * 10_f64.powf(6.0 * j as f64 / 520.0)];
+    for (kind, change) in kinds.iter().enumerate() {
+        let narrow: Mat<f32> = common::cast(Mat::from_fn(p, n, |i, j| change(plain[(i, j)], j)).as_ref());
+        let wide = Mat::from_fn(p, n, |i, j| f64::from(narrow[(i, j)]));
+        let (narrow, wide) = (stats(narrow.as_ref()), stats(wide.as_ref()));
+        assert!(format!("{narrow:?}{wide:?}").matches("scatter").count() == 2);
+        let (ours, exact) = (narrow.covariance().unwrap(), wide.covariance().unwrap());
+        let worst = (0..n)
+            .flat_map(|i| (0..n).map(move |j| (i, j)))
+            .map(|at| (ours[at] - exact[at]).abs() / (exact[(at.0, at.0)] * exact[(at.1, at.1)]).sqrt());
+        let worst = worst.fold(0.0, f64::max);
+        assert!(worst < 1e-6, "{kind}: {worst:e}");
+        let layer = Linear::new(weight.clone(), Some(Col::zeros(40))).unwrap();
+        let wide_layer =
+            Linear::new(Mat::from_fn(40, n, |i, j| f64::from(weight[(i, j)])), Some(Col::zeros(40))).unwrap();
+        let compressed = Dalr::new().with_ridge(Ridge::None).compress(&layer, &narrow, Rank::Fixed(12)).unwrap();
+        let optimum = Dalr::new().with_ridge(Ridge::None).compress(&wide_layer, &wide, Rank::Fixed(12)).unwrap();
+        let weight = Linear::new(weight_of(compressed.layer()), None).unwrap();
+        let dense = Linear::new(wide_layer.weight().to_owned(), None).unwrap();
+        let squared = {
+            // The weight alone, with the best bias for it: the objective of the centred problem.
+            let difference = dense.weight() - weight.weight();
+            (&difference * &exact * difference.transpose()).diagonal().column_vector().iter().sum::<f64>()
+        };
+        let total =
+            (dense.weight() * &exact * dense.weight().transpose()).diagonal().column_vector().iter().sum::<f64>();
+        let least = optimum.report().relative_error().unwrap().powi(2);
+        assert!(squared / total <= least * (1.0 + 1e-4) + 1e-6, "{kind}: {} {least}", squared / total);
+    }
+}

@@ -2,8 +2,9 @@
 
 use faer::{Mat, MatRef};
 
+use super::accumulator::Accumulator;
 use super::channels::Channels;
-use super::samples::{Centre, Samples, fill_centred, segment_rows};
+use super::samples::{Centre, Samples, segment_rows};
 use super::scatter::{Scatter, require_same};
 use super::{ActivationStats, Form};
 use crate::kernel;
@@ -49,15 +50,15 @@ impl<T: Scalar> ActivationStats<T> {
             channels = Channels::starting_at(batch.row(first).iter().map(|x| x.to_f64()).collect());
         }
         channels.observe(batch, weights);
-        let mut buffer = Mat::new();
         let mut collapsed = None;
+        let mut accumulator = None;
         if collapse || matches!(self.form, Form::Scatter(_)) {
-            buffer = kernel::zeros(operation, self.features, piece.min(batch.nrows()) + 1)?;
+            accumulator = Some(Accumulator::new(operation, self.features, batch.nrows())?);
         }
         match &mut self.form {
             Form::Samples(samples) if collapse => {
                 let mut scatter = Scatter::zeros(operation, self.features)?;
-                add_all(operation, &mut scatter, samples, &self.channels, self.threads)?;
+                Accumulator::add_all(operation, &mut scatter, samples, &self.channels.centre(), self.threads)?;
                 collapsed = Some(scatter);
             }
             Form::Samples(samples) => {
@@ -83,14 +84,10 @@ impl<T: Scalar> ActivationStats<T> {
             let centre = Centre { origin: &channels.origin, offset: &mean };
             let displacement = channels.displacement(&centre);
             let total = weight + added;
-            if let Form::Scatter(scatter) = &mut self.form {
-                let mut target = buffer.as_mut().subcols_mut(0, count + 1);
-                fill_centred(target.as_mut().subcols_mut(0, count), rows, weights, &centre, 1.0, self.threads);
+            if let (Form::Scatter(scatter), Some(accumulator)) = (&mut self.form, &mut accumulator) {
                 // The pooling term (w_a w_b / w) δδᵀ, as one more sample.
-                let factor = (weight / total * added).sqrt();
-                let last = target.as_mut().col_mut(count);
-                last.iter_mut().zip(&displacement).for_each(|(to, d)| *to = d * factor);
-                scatter.add_samples(target.as_ref(), self.threads);
+                let pooling = Some((displacement.as_slice(), (weight / total * added).sqrt()));
+                accumulator.add(scatter, rows, weights, &centre, pooling, self.threads);
             }
             channels.shift(&displacement, added / total);
             weight = total;
@@ -121,7 +118,7 @@ impl<T: Scalar> ActivationStats<T> {
         channels.absorb(&other.channels);
         let displacement = channels.displacement(&other.channels.centre());
         if collapse || matches!(self.form, Form::Scatter(_)) {
-            let mut pooling = kernel::zeros(operation, self.features, 1)?;
+            let mut pooling: Mat<f64> = kernel::zeros(operation, self.features, 1)?;
             let factor = (self.weight / totals.weight * other.weight).sqrt();
             for (to, d) in pooling.as_mut().col_mut(0).iter_mut().zip(&displacement) {
                 *to = d * factor;
@@ -131,12 +128,14 @@ impl<T: Scalar> ActivationStats<T> {
                 Form::Scatter(scatter) => scatter,
                 Form::Samples(samples) => {
                     let scatter = fresh.insert(Scatter::zeros(operation, self.features)?);
-                    add_all(operation, scatter, samples, &self.channels, self.threads)?;
+                    Accumulator::add_all(operation, scatter, samples, &self.channels.centre(), self.threads)?;
                     scatter
                 }
             };
             match &other.form {
-                Form::Samples(samples) => add_all(operation, target, samples, &other.channels, self.threads)?,
+                Form::Samples(samples) => {
+                    Accumulator::add_all(operation, target, samples, &other.channels.centre(), self.threads)?;
+                }
                 Form::Scatter(scatter) => target.add(scatter),
             }
             target.add_samples(pooling.as_ref(), self.threads);
@@ -205,12 +204,13 @@ impl<T: Scalar> ActivationStats<T> {
     /// Whether the samples must give way to a scatter when `count` more come, and whether there is room.
     fn room_for(&self, operation: &'static str, count: usize, as_samples: bool) -> Result<bool> {
         let scatter = Scatter::bytes(self.features);
+        let limit = self.memory_limit.unwrap_or(isize::MAX as usize);
         let (now, collapse) = match &self.form {
             Form::Scatter(_) => (scatter, false),
             Form::Samples(samples) => {
                 let more = Samples::<T>::bytes(self.features, samples.len().saturating_add(count));
-                let collapse =
-                    !as_samples || scatter.zip(more).is_none_or(|(scatter, more)| scatter < more / SAMPLES_WORTH);
+                let worth = |(scatter, more): (usize, usize)| more / SAMPLES_WORTH <= scatter && more <= limit;
+                let collapse = !as_samples || !scatter.zip(more).is_some_and(worth);
                 if collapse {
                     let kept = Samples::<T>::bytes(self.features, samples.len());
                     (kept.zip(scatter).and_then(|(kept, scatter)| kept.checked_add(scatter)), true)
@@ -219,7 +219,6 @@ impl<T: Scalar> ActivationStats<T> {
                 }
             }
         };
-        let limit = self.memory_limit.unwrap_or(isize::MAX as usize);
         match now {
             Some(needed) if needed <= limit => Ok(collapse),
             needed => Err(Error::Memory {
@@ -232,23 +231,6 @@ impl<T: Scalar> ActivationStats<T> {
             }),
         }
     }
-}
-
-/// Adds the scatter of all `samples` about the mean in `channels`.
-fn add_all<T: Scalar>(
-    operation: &'static str,
-    scatter: &mut Scatter,
-    samples: &Samples<T>,
-    channels: &Channels,
-    threads: usize,
-) -> Result<()> {
-    if samples.len() == 0 {
-        return Ok(());
-    }
-    samples.for_each_centred(operation, &channels.centre(), 1.0, threads, |columns: MatRef<'_, f64>| {
-        scatter.add_samples(columns, threads);
-        Ok(())
-    })
 }
 
 /// The weighted mean of `rows`, less `origin`.
