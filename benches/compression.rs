@@ -5,7 +5,7 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, Rank, TruncatedSvd};
+use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, Rank, Ridge, Solver, TruncatedSvd};
 use faer::Mat;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -60,5 +60,22 @@ fn compression(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, statistics, compression);
+fn solvers(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("solvers");
+    group.sample_size(10);
+    for (size, rank) in [(256, 16), (512, 32), (1024, 32), (1024, 256)] {
+        let layer = layer(size, size);
+        let stats = stats(&activations(size, size));
+        for solver in [Solver::Auto, Solver::DenseEigen, Solver::BlockLanczos] {
+            let method = Dalr::new().with_ridge(Ridge::None).with_solver(solver);
+            let name = BenchmarkId::new(format!("{solver:?}"), format!("{size}, rank {rank}"));
+            group.bench_function(name, |bencher| {
+                bencher.iter(|| method.compress(black_box(&layer), black_box(&stats), Rank::Fixed(rank)));
+            });
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, statistics, compression, solvers);
 criterion_main!(benches);

@@ -11,7 +11,7 @@ const NAME: &str = "block Lanczos";
 
 /// Loss of captured energy, relative to the energy that is left uncaptured, at which the iteration may stop:
 /// for `f64` and for `f32`.
-const TOLERANCE: (f64, f64) = (1e-7, 5e-5);
+const TOLERANCE: (f64, f64) = (1e-12, 5e-5);
 
 /// Random directions that must bring nothing new before a result is accepted, and how often they are
 /// multiplied: a Krylov space is blind to a multiplicity above its block size, whatever its residual.

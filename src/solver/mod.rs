@@ -277,6 +277,9 @@ pub(crate) fn dense_work(dimension: usize) -> f64 {
     6.0 * (dimension as f64).powi(3)
 }
 
+/// Below this dimension a dense solve takes milliseconds, and is exact.
+const SMALLEST_ITERATED: usize = 512;
+
 /// Multiply–adds of finding `count` eigenpairs by block Lanczos, where one vector's product takes `work`; `None` where the basis
 /// would fill the space. Products with thin blocks run at half the rate of large ones; most problems settle
 /// with a basis of three vectors per pair and are looked at three times until then.
@@ -284,7 +287,8 @@ pub(crate) fn lanczos_work(dimension: usize, count: usize, work: f64) -> Option<
     let basis = lanczos::Layout::new(dimension, count).expected_basis(count);
     let looking = 3.0 * dense_work(basis);
     let basis = basis as f64;
-    (basis < dimension as f64).then_some(2.0 * basis * work + 4.0 * dimension as f64 * basis * basis + looking)
+    (dimension >= SMALLEST_ITERATED && basis < dimension as f64)
+        .then_some(2.0 * basis * work + 4.0 * dimension as f64 * basis * basis + looking)
 }
 
 /// Turns every column so that its largest entry is positive, the first of them where several tie.
