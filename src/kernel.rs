@@ -215,11 +215,11 @@ pub(crate) fn set_product<T: Scalar>(target: MatMut<'_, T>, lhs: MatRef<'_, T>, 
 }
 
 /// The lower triangle of `target += alpha · lhs · rhs`, of which the upper one is known by symmetry.
-pub(crate) fn add_symmetric_product(
-    target: MatMut<'_, f64>,
-    alpha: f64,
-    lhs: MatRef<'_, f64>,
-    rhs: MatRef<'_, f64>,
+pub(crate) fn add_symmetric_product<T: Scalar>(
+    target: MatMut<'_, T>,
+    alpha: T,
+    lhs: MatRef<'_, T>,
+    rhs: MatRef<'_, T>,
     threads: usize,
 ) {
     let par = parallelism(threads, work(lhs.nrows(), lhs.ncols(), rhs.ncols()) / 2.0);
@@ -237,7 +237,7 @@ pub(crate) fn add_symmetric_product(
 }
 
 /// Copies the strictly lower triangle onto the upper one.
-pub(crate) fn mirror_lower(matrix: &mut Mat<f64>) {
+pub(crate) fn mirror_lower<T: Scalar>(matrix: &mut Mat<T>) {
     for column in 0..matrix.ncols() {
         for row in 0..column {
             matrix[(row, column)] = matrix[(column, row)];
@@ -295,35 +295,39 @@ pub(crate) enum Tridiagonal {
 }
 
 /// Eigenvalues and the eigenvectors, one per column, that belong to them.
-pub(crate) type Pairs = (Vec<f64>, Mat<f64>);
+pub(crate) type Pairs<T> = (Vec<f64>, Mat<T>);
 
 /// Eigenvalues, ascending, and eigenvectors of a finite symmetric matrix, of which the lower triangle
 /// is read. `None` if faer's iteration gave up.
-pub(crate) fn symmetric_eigen(
+pub(crate) fn symmetric_eigen<T: Scalar>(
     operation: &'static str,
-    matrix: MatRef<'_, f64>,
+    matrix: MatRef<'_, T>,
     algorithm: Tridiagonal,
     threads: usize,
-) -> Result<Option<Pairs>> {
+) -> Result<Option<Pairs<T>>> {
     let dimension = matrix.nrows();
     let par = parallelism(threads, work(dimension, dimension, dimension));
-    let mut params = <SelfAdjointEvdParams as Auto<f64>>::auto();
+    let mut params = <SelfAdjointEvdParams as Auto<T>>::auto();
     if let Tridiagonal::QrIteration = algorithm {
         params.recursion_threshold = usize::MAX;
     }
     let params = params.into();
     let mut buffer =
-        scratch(operation, evd::self_adjoint_evd_scratch::<f64>(dimension, ComputeEigenvectors::Yes, par, params))?;
-    let mut values = faer::diag::Diag::<f64>::zeros(dimension);
+        scratch(operation, evd::self_adjoint_evd_scratch::<T>(dimension, ComputeEigenvectors::Yes, par, params))?;
+    let mut values = faer::diag::Diag::<T>::zeros(dimension);
     let mut vectors = zeros(operation, dimension, dimension)?;
     let outcome =
         evd::self_adjoint_evd(matrix, values.as_mut(), Some(vectors.as_mut()), par, MemStack::new(&mut buffer), params);
-    Ok(outcome.ok().map(|()| (values.column_vector().iter().copied().collect(), vectors)))
+    Ok(outcome.ok().map(|()| (values.column_vector().iter().map(|value| value.to_f64()).collect(), vectors)))
 }
 
 /// Singular values, descending, and left singular vectors of a finite square matrix. `None` if faer's
 /// iteration gave up.
-pub(crate) fn left_singular(operation: &'static str, matrix: MatRef<'_, f64>, threads: usize) -> Result<Option<Pairs>> {
+pub(crate) fn left_singular(
+    operation: &'static str,
+    matrix: MatRef<'_, f64>,
+    threads: usize,
+) -> Result<Option<Pairs<f64>>> {
     let dimension = matrix.nrows();
     let par = parallelism(threads, work(dimension, dimension, dimension));
     let params = Spec::default();

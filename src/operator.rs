@@ -169,6 +169,19 @@ impl<T: Scalar> PsdOperator<T> for GramOperator<'_, T> {
     fn assembly_work(&self) -> f64 {
         self.work() * self.dimension() as f64 / 4.0
     }
+
+    fn assemble(&self) -> Result<Mat<T>> {
+        let dimension = self.dimension();
+        let mut matrix = kernel::zeros("GramOperator::assemble", dimension, dimension)?;
+        for (factor, part) in [(self.keep, self.outputs), (self.ridge, self.weight)] {
+            if factor > 0.0 {
+                let factor = T::from_f64(factor);
+                kernel::add_symmetric_product(matrix.as_mut(), factor, part, part.transpose(), self.threads);
+            }
+        }
+        kernel::mirror_lower(&mut matrix);
+        Ok(matrix)
+    }
 }
 
 #[cfg(test)]

@@ -239,6 +239,31 @@ fn both_solvers_reach_the_same_error_and_certify_it() {
     }
 }
 
+/// A rank that is a large share of a large layer: a dense solve, in single precision where the data are.
+#[test]
+fn large_ranks_of_large_layers_are_solved_as_well_in_single_precision() {
+    let mut rng = StdRng::seed_from_u64(12);
+    let (m, n, p, rank) = (1024, 1100, 1300, 400);
+    let spread = Mat::from_fn(1, n, |_, j| (1.0 + j as f64).powf(-0.6));
+    let noise = gaussian(&mut rng, p, n);
+    let inputs: Mat<f32> = common::cast(Mat::from_fn(p, n, |i, j| noise[(i, j)] * spread[(0, j)]).as_ref());
+    let weight: Mat<f32> = common::cast(gaussian(&mut rng, m, n).as_ref());
+    let layer = Linear::new(weight, Some(Col::zeros(m))).unwrap();
+    let stats = stats(inputs.as_ref());
+    for ridge in [Ridge::None, Ridge::Anchored(0.1)] {
+        let [single, double] = [Solver::Auto, Solver::DenseEigen].map(|solver| {
+            let dalr = Dalr::new().with_ridge(ridge).with_solver(solver);
+            let compressed = dalr.compress(&layer, &stats, Rank::Fixed(rank)).unwrap();
+            let measured = compressed.evaluate(&layer, &stats).unwrap();
+            let predicted = compressed.report().relative_error().unwrap();
+            assert!((predicted - measured).abs() < 1e-5 * measured, "{predicted} {measured}");
+            (compressed.report().solver().to_string(), measured)
+        });
+        assert_eq!(single.0, "dense eigendecomposition (single precision)");
+        assert!(single.1.powi(2) <= double.1.powi(2) * (1.0 + 1e-4) + 1e-6, "{} {}", single.1, double.1);
+    }
+}
+
 #[test]
 fn a_single_precision_operator_has_single_precision_noise() {
     struct RankFour(Mat<f32>);

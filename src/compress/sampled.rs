@@ -1,5 +1,5 @@
-//! Solving in the precision of the data, for few dimensions of large layers: the outputs of the samples are computed
-//! once, and block Lanczos iterates on these.
+//! Solving in the precision of the data, for large layers: the outputs of the samples are computed once, and block Lanczos iterates
+//! on these; or, for ranks too large for that, their Gram matrix is diagonalised.
 
 use super::weighted::{Objective, Solution, Task, relative_errors};
 use crate::covariance::power_of_two;
@@ -10,6 +10,9 @@ use crate::{Error, Result, Scalar};
 
 /// Rounding in an energy, as a multiple of `ε` and of the terms that add up to it.
 const ROUNDING: f64 = 4.0;
+
+/// Outputs from which on a dense solve in single precision is worth its rounding.
+const NARROW_DIMENSION: usize = 1024;
 
 /// Weights with entries further from 1, as powers of two, are left to `f64`, which rescales them.
 const EXPONENTS: core::ops::RangeInclusive<i32> = -24..=24;
@@ -27,15 +30,20 @@ pub(super) fn solve<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Result<Op
     if problem.solver == Solver::DenseEigen || !EXPONENTS.contains(&task.weight_exponent) || moment.trace() == 0.0 {
         return Ok(None);
     }
-    let anchor = if ridge > 0.0 { n } else { 0 };
+    let mut iterating = true;
     if problem.solver == Solver::Auto {
+        let anchor = if ridge > 0.0 { n } else { 0 };
         // What the other way must do in `f64`, on the smaller side.
         let side = m.min(n) as f64;
         let product = if by_weight { 0.0 } else { side * n as f64 * width as f64 };
         let dense = product + side * side * (width + anchor) as f64 / 2.0;
+        let dense = 2.0 * dense + solver::dense_work(m.min(n));
         let here = if by_weight { 0.0 } else { kernel::work(m, n, width) };
-        let iterating = solver::lanczos_work(m, max_rank, 2.0 * kernel::work(m, width + anchor, 1));
-        if !iterating.is_some_and(|work| here + work < 2.0 * dense + solver::dense_work(m.min(n))) {
+        let lanczos = solver::lanczos_work(m, max_rank, 2.0 * kernel::work(m, width + anchor, 1));
+        iterating = lanczos.is_some_and(|work| here + work < dense);
+        // Single precision halves the cost of a dense solve, on this side.
+        let single = here + kernel::work(m, m, width + anchor) / 2.0 + solver::dense_work(m) / 2.0;
+        if !iterating && (T::EPSILON == f64::EPSILON || m < NARROW_DIMENSION || single > dense) {
             return Ok(None);
         }
     }
@@ -57,7 +65,11 @@ pub(super) fn solve<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Result<Op
     let norms = kernel::squared_column_norms(weight);
     let noise = ROUNDING * T::EPSILON * operator::term_size(&norms, moment, (task.keep, task.ridge)) * scale * scale;
     let operator = GramOperator::new(factor, weight, (keep, ridge), noise, threads);
-    let Some(pairs) = solver::iterate(&operator, max_rank, threads)? else { return Ok(None) };
+    let solved = match iterating {
+        true => solver::iterate(&operator, max_rank, threads)?,
+        false => solver::narrow_dense(&operator, max_rank, threads)?,
+    };
+    let Some(pairs) = solved else { return Ok(None) };
     if pairs.numerical_rank() < max_rank {
         return Ok(None);
     }

@@ -6,12 +6,15 @@ use super::{Eigenpairs, PsdOperator, fix_signs, noise_level};
 use crate::kernel::{self, Pairs, Tridiagonal};
 use crate::{Error, Result, Scalar};
 
+type Solve = fn(MatRef<'_, f64>, usize) -> Result<Option<Pairs<f64>>>;
+
 /// One algorithm: eigenvalues in any order and eigenvectors of a finite symmetric matrix, or `None` when it gave up.
 pub(super) struct Rung {
     pub(super) name: &'static str,
-    pub(super) solve: fn(MatRef<'_, f64>, usize) -> Result<Option<Pairs>>,
+    pub(super) solve: Solve,
 }
 
+const NARROW: &str = "dense eigendecomposition (single precision)";
 const OPERATION: &str = "top_eigenpairs";
 
 /// A rung's answer is taken when `‖Hv − λv‖` is below this many rounding errors.
@@ -96,6 +99,58 @@ pub(super) fn top_eigenpairs<T: Scalar>(
     Err(Error::NoConvergence { operation: OPERATION, dimension, attempts: attempts.join(", ") })
 }
 
+/// One attempt in the precision of the operator, at a fraction of the time; `None` where it did not converge or the residuals are not those
+/// of that precision.
+pub(super) fn narrow_eigenpairs<T: Scalar>(
+    operator: &dyn PsdOperator<T>,
+    count: usize,
+    threads: usize,
+) -> Result<Option<Eigenpairs>> {
+    let dimension = operator.dimension();
+    let matrix = operator.assemble()?;
+    if kernel::first_non_finite(matrix.as_ref()).is_some() {
+        return Ok(None);
+    }
+    let solved = kernel::symmetric_eigen(OPERATION, matrix.as_ref(), Tridiagonal::DivideAndConquer, threads)?;
+    let Some((values, vectors)) = solved else { return Ok(None) };
+    let Some(order) = descending(&values) else { return Ok(None) };
+    let top = &order[..count];
+    let mut basis = kernel::zeros::<f64>(OPERATION, dimension, count)?;
+    for (to, &from) in basis.as_mut().col_iter_mut().zip(top) {
+        to.iter_mut().zip(vectors.col(from).iter()).for_each(|(to, from)| *to = from.to_f64());
+    }
+    drop(vectors);
+    if kernel::first_non_finite(basis.as_ref()).is_some() {
+        return Ok(None);
+    }
+    // Orthonormal to the rounding of `f64`, whatever `T` is.
+    let (mut basis, _) = kernel::thin_qr(OPERATION, basis, threads)?;
+    let narrow = kernel::rounded::<T>(OPERATION, "the eigenvectors", basis.as_ref())?;
+    let applied = kernel::product(OPERATION, matrix.as_ref(), narrow.as_ref(), threads)?;
+    let largest = values[order[0]].max(0.0);
+    let mut residual = 0.0_f64;
+    for (column, &at) in top.iter().enumerate() {
+        let terms = applied.col(column).iter().zip(basis.col(column).iter());
+        let squares = terms.map(|(h, v)| (h.to_f64() - values[at] * v).powi(2));
+        residual = residual.max(squares.sum::<f64>().sqrt());
+    }
+    let rounding = T::EPSILON * (dimension as f64).sqrt() * largest;
+    if residual.is_nan() || residual > RESIDUAL_RATIO * rounding {
+        return Ok(None);
+    }
+    fix_signs(&mut basis);
+    Ok(Some(Eigenpairs {
+        values: top.iter().map(|&at| values[at].max(0.0)).collect(),
+        vectors: basis,
+        solver: NARROW,
+        fallback: false,
+        steps: 0,
+        basis_size: dimension,
+        residual: if largest > 0.0 { residual / largest } else { 0.0 },
+        noise: operator.noise().max(rounding),
+    }))
+}
+
 /// Where the values stand in descending order; `None` if one is not a number.
 fn descending(values: &[f64]) -> Option<Vec<usize>> {
     if values.iter().any(|value| !value.is_finite()) {
@@ -137,7 +192,7 @@ fn require_symmetric(matrix: MatRef<'_, f64>, tolerance: f64, noise: f64) -> Res
 }
 
 /// Cyclic Jacobi iteration: slow, but it has no case in which it fails to converge.
-fn jacobi(matrix: MatRef<'_, f64>) -> Result<Option<Pairs>> {
+fn jacobi(matrix: MatRef<'_, f64>) -> Result<Option<Pairs<f64>>> {
     let dimension = matrix.nrows();
     let mut h = kernel::widened(OPERATION, matrix, 1.0)?;
     kernel::mirror_lower(&mut h);

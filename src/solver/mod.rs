@@ -272,6 +272,15 @@ pub(crate) fn iterate<T: Scalar>(
     lanczos::top_eigenpairs(operator, count, lanczos::Layout::new(operator.dimension(), count), threads)
 }
 
+/// A dense eigendecomposition in the operator's own precision: `None` if it did not succeed.
+pub(crate) fn narrow_dense<T: Scalar>(
+    operator: &dyn PsdOperator<T>,
+    count: usize,
+    threads: usize,
+) -> Result<Option<Eigenpairs>> {
+    dense::narrow_eigenpairs(operator, count, threads)
+}
+
 /// Multiply–adds, at the rate of large products in `f64`, that a dense eigendecomposition stands for.
 pub(crate) fn dense_work(dimension: usize) -> f64 {
     6.0 * (dimension as f64).powi(3)
