@@ -208,12 +208,6 @@ pub(crate) fn add_product<T: Scalar>(
     matmul(target, Accum::Add, lhs, rhs, alpha, par);
 }
 
-/// `target = lhs · rhs`.
-pub(crate) fn set_product<T: Scalar>(target: MatMut<'_, T>, lhs: MatRef<'_, T>, rhs: MatRef<'_, T>, threads: usize) {
-    let par = parallelism(threads, work(lhs.nrows(), lhs.ncols(), rhs.ncols()));
-    matmul(target, Accum::Replace, lhs, rhs, T::from_f64(1.0), par);
-}
-
 /// The lower triangle of `target += alpha · lhs · rhs`, of which the upper one is known by symmetry.
 pub(crate) fn add_symmetric_product<T: Scalar>(
     target: MatMut<'_, T>,

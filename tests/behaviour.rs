@@ -335,8 +335,8 @@ fn layers_in_parallel_agree_with_one_after_the_other() {
     }
 }
 
-/// Wide layers multiply `f32` samples in `f32` and sum up in `f64`: as good as all in `f64`, also where the mean is a
-/// thousand times the spread and where channels lie six orders of magnitude apart.
+/// Statistics of `f32` samples are as good as of the same numbers in `f64`, also where the mean is a thousand times the
+/// spread and where channels lie six orders of magnitude apart.
 #[test]
 fn statistics_of_wide_layers_are_as_good_as_in_double_precision() {
     let (n, p) = (520, 1700);
@@ -374,4 +374,81 @@ fn statistics_of_wide_layers_are_as_good_as_in_double_precision() {
         let least = optimum.report().relative_error().unwrap().powi(2);
         assert!(squared / total <= least * (1.0 + 1e-4) + 1e-6, "{kind}: {} {least}", squared / total);
     }
+}
+
+/// Data of low rank that have collapsed: nothing but rounding where the covariance is zero.
+#[test]
+fn collapsed_statistics_of_deficient_data_are_solved() {
+    let mut rng = StdRng::seed_from_u64(13);
+    let (m, n, p) = (120, 540, 1700);
+    let inputs: Mat<f32> = common::cast((gaussian(&mut rng, p, 30) * gaussian(&mut rng, 30, n)).as_ref());
+    let weight: Mat<f32> = common::cast(gaussian(&mut rng, m, n).as_ref());
+    let layer = Linear::new(weight, None).unwrap();
+    let stats = stats(inputs.as_ref());
+    assert!(format!("{stats:?}").contains("scatter"));
+    for solver in [Solver::Auto, Solver::DenseEigen, Solver::BlockLanczos] {
+        for rank in [10, 30, 60] {
+            let dalr = Dalr::new().with_ridge(Ridge::None).with_solver(solver);
+            let compressed = dalr.compress(&layer, &stats, Rank::Fixed(rank)).unwrap();
+            let error = compressed.evaluate(&layer, &stats).unwrap();
+            assert!(error < if rank < 30 { 0.9 } else { 1e-5 }, "{solver:?}, {rank}: {error}");
+        }
+    }
+}
+
+/// Inputs with a mean, seen from zero: one direction dominates, and single precision must not decide the others.
+#[test]
+fn a_dominant_direction_hides_nothing_from_any_solver() {
+    let mut rng = StdRng::seed_from_u64(14);
+    let (m, n, p) = (600, 600, 900);
+    let noise = gaussian(&mut rng, p, n);
+    for (mean, rank) in [(1.0, 64), (30.0, 5), (30.0, 64)] {
+        let entry = |i, j| mean + noise[(i, j)] * (1.0 + j as f64).powf(-0.7);
+        let inputs: Mat<f32> = common::cast(Mat::from_fn(p, n, entry).as_ref());
+        let weight: Mat<f32> = common::cast(gaussian(&mut rng, m, n).as_ref());
+        let (layer, stats) = (Linear::new(weight, None).unwrap(), stats(inputs.as_ref()));
+        for ridge in [Ridge::None, Ridge::Shrinkage] {
+            let [dense, auto, iterated] = [Solver::DenseEigen, Solver::Auto, Solver::BlockLanczos].map(|solver| {
+                let dalr = Dalr::new().with_ridge(ridge).with_solver(solver);
+                dalr.compress(&layer, &stats, Rank::Fixed(rank)).unwrap().evaluate(&layer, &stats).unwrap().powi(2)
+            });
+            for error in [auto, iterated] {
+                assert!(error <= dense * (1.0 + 1e-3), "mean {mean}, rank {rank}, {ridge:?}: {error} {dense}");
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_that_value_all_directions_alike_leave_the_choice_to_the_data() {
+    let mut rng = StdRng::seed_from_u64(15);
+    let n = 600;
+    let weight: Mat<f32> = common::cast(common::orthogonal(&mut rng, n, n).as_ref());
+    let inputs: Mat<f32> = common::cast(gaussian(&mut rng, 300, n).as_ref());
+    let (layer, stats) = (Linear::new(weight, None).unwrap(), stats(inputs.as_ref()));
+    let [dense, auto] = [Solver::DenseEigen, Solver::Auto].map(|solver| {
+        let compressed = Dalr::new().with_solver(solver).compress(&layer, &stats, Rank::Fixed(5)).unwrap();
+        compressed.evaluate(&layer, &stats).unwrap().powi(2)
+    });
+    assert!(auto <= dense * (1.0 + 1e-4), "{auto} {dense}");
+}
+
+/// Under a limit with room for the scatter and some samples, statistics never get stuck, whatever the batches.
+#[test]
+fn a_memory_limit_with_room_to_collapse_never_blocks_the_way() {
+    let rows = Mat::from_fn(400, 100, |i, j| ((i * 7 + j * 3) % 31) as f64);
+    for limit in [100_000, 150_000, 240_000] {
+        for size in [1, 10, 20] {
+            let mut stats = ActivationStats::new(100).with_memory_limit(limit);
+            for start in (0..400).step_by(size) {
+                stats.update(rows.subrows(start, size)).unwrap();
+            }
+            assert_eq!(stats.samples(), 400);
+        }
+    }
+    // Less than the scatter: samples, as many as fit.
+    let mut stats = ActivationStats::new(100).with_memory_limit(50_000);
+    stats.update(rows.subrows(0, 60)).unwrap();
+    assert!(stats.update(rows.subrows(60, 10)).is_err());
+    assert_eq!(stats.samples(), 60);
 }

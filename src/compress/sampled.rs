@@ -11,6 +11,13 @@ use crate::{Error, Result, Scalar};
 /// Rounding in an energy, as a multiple of `ε` and of the terms that add up to it.
 const ROUNDING: f64 = 4.0;
 
+/// The least share of energy left out at which single precision decides, with its rounding of some `10 ε` of the whole, what is
+/// best to keep: the squared error is then within about `2 · 10⁻⁴` of the optimum. Smaller errors are for `f64`.
+const LEAST_LEFT: f64 = 5e-3;
+
+/// The least share of the data that shrinkage may leave for single precision to see it.
+const LEAST_KEPT: f64 = 1e-2;
+
 /// Outputs from which on a dense solve in single precision is worth its rounding.
 const NARROW_DIMENSION: usize = 1024;
 
@@ -30,6 +37,10 @@ pub(super) fn solve<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Result<Op
     if problem.solver == Solver::DenseEigen || !EXPONENTS.contains(&task.weight_exponent) || moment.trace() == 0.0 {
         return Ok(None);
     }
+    let narrow = T::EPSILON > f64::EPSILON;
+    if narrow && keep < LEAST_KEPT {
+        return Ok(None);
+    }
     let mut iterating = true;
     if problem.solver == Solver::Auto {
         let anchor = if ridge > 0.0 { n } else { 0 };
@@ -43,7 +54,7 @@ pub(super) fn solve<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Result<Op
         iterating = lanczos.is_some_and(|work| here + work < dense);
         // Single precision halves the cost of a dense solve, on this side.
         let single = here + kernel::work(m, m, width + anchor) / 2.0 + solver::dense_work(m) / 2.0;
-        if !iterating && (T::EPSILON == f64::EPSILON || m < NARROW_DIMENSION || single > dense) {
+        if !iterating && (!narrow || m < NARROW_DIMENSION || single > dense) {
             return Ok(None);
         }
     }
@@ -70,7 +81,9 @@ pub(super) fn solve<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Result<Op
         false => solver::narrow_dense(&operator, max_rank, threads)?,
     };
     let Some(pairs) = solved else { return Ok(None) };
-    if pairs.numerical_rank() < max_rank {
+    let total_energy = operator.trace()?;
+    let captured: f64 = pairs.values().iter().sum();
+    if pairs.numerical_rank() < max_rank || (narrow && total_energy - captured < LEAST_LEFT * total_energy) {
         return Ok(None);
     }
     let up = kernel::rounded::<T>(operation, "the factor `up`", pairs.vectors())?;
@@ -91,12 +104,10 @@ pub(super) fn solve<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Result<Op
         let captured: Vec<f64> =
             (0..max_rank).map(|column| kernel::squared_norm(kept.as_ref().subcols(column, 1))).collect();
         let predicted = relative_errors(&captured, total);
-        let resolved = predicted.last().is_none_or(|&error| error > resolution);
-        if !resolved && T::EPSILON > f64::EPSILON {
+        if narrow && predicted.last().is_some_and(|error| error * error < LEAST_LEFT) {
             return Ok(None);
         }
         errors = Some(predicted);
     }
-    let total_energy = operator.trace()?;
     Ok(Some(Solution { up, down, pairs, total_energy, relative_errors: errors, resolution }))
 }

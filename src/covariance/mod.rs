@@ -26,8 +26,7 @@ use crate::{Error, Result, Scalar};
 /// from, and of each input the extremes, the mean magnitude and how often it is not zero. Batches may have any size and
 /// memory layout. Everything is accumulated in `f64`, whatever `T` is, by the pooled updates of Chan,
 /// Golub and LeVeque (1983), about the first sample as the origin: a mean a million times larger than the
-/// spread costs no accuracy. (From 512 inputs on, `f32` samples are centred in `f64`, multiplied piece by piece in `f32`, and the
-/// pieces summed up in `f64`.)
+/// spread costs no accuracy.
 ///
 /// Samples are kept as they are, which is exact and the faster form to solve from, until they take twice the memory of the scatter; the
 /// object then collapses to the scatter and its size no longer grows. Nothing but memory and time tells

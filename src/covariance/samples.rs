@@ -1,4 +1,4 @@
-//! The sample form: the samples themselves, kept while they take less memory than their scatter.
+//! The sample form: the samples themselves, kept until they take twice the memory of their scatter.
 
 use faer::{Mat, MatMut, MatRef};
 

@@ -1,12 +1,12 @@
 //! The collapsed form: the centred scatter matrix, its lower triangle kept as block columns.
 
-use faer::{Mat, MatMut, MatRef};
+use faer::{Mat, MatRef};
 
 use crate::kernel;
-use crate::{Error, Result, Scalar};
+use crate::{Error, Result};
 
 /// Columns of a block: wide enough for a matrix product, narrow enough to waste little above the diagonal.
-pub(super) const BLOCK: usize = 256;
+const BLOCK: usize = 256;
 
 /// A symmetric `features × features` matrix in `f64`. Block column `b` holds the rows from `b · BLOCK` on.
 #[derive(Clone)]
@@ -41,27 +41,6 @@ impl Scatter {
             let below = samples.subrows(start, block.nrows());
             let across = samples.subrows(start, block.ncols());
             kernel::add_product(block.as_mut(), 1.0, below, across.transpose(), threads);
-        }
-    }
-
-    /// The same for samples in a narrower type: block by block multiplied in that type, with `products` (`features × BLOCK`)
-    /// to put them, and summed up in `f64`.
-    pub(super) fn add_narrow_samples<T: Scalar>(
-        &mut self,
-        samples: MatRef<'_, T>,
-        mut products: MatMut<'_, T>,
-        threads: usize,
-    ) {
-        for (index, block) in self.blocks.iter_mut().enumerate() {
-            let start = index * BLOCK;
-            let mut products = products.as_mut().submatrix_mut(0, 0, block.nrows(), block.ncols());
-            let below = samples.subrows(start, block.nrows());
-            let across = samples.subrows(start, block.ncols());
-            kernel::set_product(products.as_mut(), below, across.transpose(), threads);
-            let products = products.as_ref();
-            kernel::for_each_column(block.as_mut(), threads, |column, entries| {
-                entries.iter_mut().zip(products.col(column).iter()).for_each(|(sum, x)| *sum += x.to_f64());
-            });
         }
     }
 

@@ -201,35 +201,37 @@ impl<T: Scalar> ActivationStats<T> {
         Err(Error::Overflow { operation, what: "the square of the activations" })
     }
 
-    /// Whether the samples must give way to a scatter when `count` more come, and whether there is room.
+    /// Whether the samples give way to a scatter when `count` more come, and whether there is room for what is kept then.
+    ///
+    /// Under a limit they give way while there is room for both, lest there be no way on later.
     fn room_for(&self, operation: &'static str, count: usize, as_samples: bool) -> Result<bool> {
-        let scatter = Scatter::bytes(self.features);
         let limit = self.memory_limit.unwrap_or(isize::MAX as usize);
-        let (now, collapse) = match &self.form {
-            Form::Scatter(_) => (scatter, false),
-            Form::Samples(samples) => {
-                let more = Samples::<T>::bytes(self.features, samples.len().saturating_add(count));
-                let worth = |(scatter, more): (usize, usize)| more / SAMPLES_WORTH <= scatter && more <= limit;
-                let collapse = !as_samples || !scatter.zip(more).is_some_and(worth);
-                if collapse {
-                    let kept = Samples::<T>::bytes(self.features, samples.len());
-                    (kept.zip(scatter).and_then(|(kept, scatter)| kept.checked_add(scatter)), true)
-                } else {
-                    (more, false)
-                }
-            }
+        let scatter = Scatter::bytes(self.features).unwrap_or(usize::MAX);
+        let bytes = |count| Samples::<T>::bytes(self.features, count).unwrap_or(usize::MAX);
+        let Form::Samples(samples) = &self.form else {
+            return self.require_room(operation, scatter, limit).map(|()| false);
         };
-        match now {
-            Some(needed) if needed <= limit => Ok(collapse),
-            needed => Err(Error::Memory {
-                operation,
-                needed: needed.unwrap_or(usize::MAX),
-                available: match self.memory_limit {
-                    Some(limit) => format!("the memory limit of {limit} bytes"),
-                    None => "this machine's address space".into(),
-                },
-            }),
+        let (kept, more) = (bytes(samples.len()), bytes(samples.len().saturating_add(count)));
+        let collapsing = kept.saturating_add(scatter);
+        if as_samples && more / SAMPLES_WORTH <= scatter && more.saturating_add(scatter) <= limit {
+            return Ok(false);
         }
+        if collapsing <= limit {
+            return Ok(true);
+        }
+        let needed = if as_samples { more.min(collapsing) } else { collapsing };
+        self.require_room(operation, needed, limit).map(|()| false)
+    }
+
+    fn require_room(&self, operation: &'static str, needed: usize, limit: usize) -> Result<()> {
+        if needed <= limit {
+            return Ok(());
+        }
+        let available = match self.memory_limit {
+            Some(limit) => format!("the memory limit of {limit} bytes"),
+            None => "this machine's address space".into(),
+        };
+        Err(Error::Memory { operation, needed, available })
     }
 }
 

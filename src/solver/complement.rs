@@ -12,6 +12,7 @@ use crate::kernel;
 struct Complement {
     matrix: Mat<f64>,
     trace: f64,
+    threads: usize,
 }
 
 impl PsdOperator<f64> for Complement {
@@ -21,7 +22,7 @@ impl PsdOperator<f64> for Complement {
 
     fn apply(&self, block: MatRef<'_, f64>, mut result: MatMut<'_, f64>) -> Result<()> {
         result.fill(0.0);
-        kernel::add_product(result, 1.0, self.matrix.as_ref(), block, 0);
+        kernel::add_product(result, 1.0, self.matrix.as_ref(), block, self.threads);
         Ok(())
     }
 
@@ -62,7 +63,7 @@ pub(crate) fn complete_basis(
         matrix[(i, i)] += shift;
     }
     kernel::mirror_lower(&mut matrix);
-    let complement = Complement { trace: trace + shift * (dimension - have) as f64, matrix };
+    let complement = Complement { trace: trace + shift * (dimension - have) as f64, matrix, threads };
     let pairs = top_eigenpairs(&complement, count - have, Solver::Auto, threads)?;
     let mut added = completed.as_mut().subcols_mut(have, count - have);
     added.copy_from(pairs.vectors());

@@ -75,7 +75,7 @@ pub(super) fn top_eigenpairs<T: Scalar>(
             next = space.next_block(PROBE_WIDTH)?;
             continue;
         }
-        let full = may_restart && space.size + reserve + layout.block > layout.basis;
+        let full = may_restart && space.size + reserve + space.pending() > layout.basis;
         let due = probes_left == 1 || complete || full || space.size >= check_at;
         if !due || space.size < count {
             next = space.next_block(layout.block)?;
@@ -92,11 +92,15 @@ pub(super) fn top_eigenpairs<T: Scalar>(
         if complete || (probes_left == 1 && settled && confirmed) {
             return space.finish(&ritz, count).map(Some);
         }
+        let testing = settled && probes_left == 0;
+        if !testing {
+            space.take_back()?;
+        }
         if full {
             space.restart(&ritz, count + layout.block)?;
         }
         // Settled ones are put to the test with random directions, unless they have just failed it.
-        if settled && probes_left == 0 {
+        if testing {
             accepted = Some(captured);
             probes_left = PROBE_STEPS;
             space.set_aside();
@@ -104,7 +108,6 @@ pub(super) fn top_eigenpairs<T: Scalar>(
         } else {
             accepted = None;
             probes_left = 0;
-            space.take_back()?;
             check_at = space.size + (count / 4).max(layout.block);
             next = space.next_block(layout.block)?;
         }
@@ -247,6 +250,11 @@ impl<T: Scalar> Space<T> {
         match self.residual.take() {
             Some(Residual { directions, .. }) => {
                 let width = width.max(directions.ncols());
+                let room = self.basis.ncols() - self.size;
+                if width > room && self.basis.ncols() < self.dimension() {
+                    // Directions would be lost: an empty block ends the iteration.
+                    return kernel::zeros(OPERATION, self.dimension(), 0);
+                }
                 self.orthonormal(directions, width)
             }
             None => self.random_block(width),
@@ -256,6 +264,11 @@ impl<T: Scalar> Space<T> {
     fn random_block(&mut self, width: usize) -> Result<Mat<T>> {
         let none = kernel::zeros(OPERATION, self.dimension(), 0)?;
         self.orthonormal(none, width)
+    }
+
+    /// Number of directions that are yet to enter the basis.
+    fn pending(&self) -> usize {
+        self.residual.iter().chain(&self.aside).map(|residual| residual.directions.ncols()).sum()
     }
 
     fn set_aside(&mut self) {
@@ -287,7 +300,8 @@ impl<T: Scalar> Space<T> {
         let dimension = self.dimension();
         let room = self.basis.ncols() - self.size;
         let width = width.min(room);
-        let mut floor = 4.0 * T::EPSILON * (dimension as f64).sqrt() * self.scale();
+        // What is dropped here is out of the loss bound, so it must be rounding beyond doubt.
+        let mut floor = 0.01 * T::EPSILON * self.scale();
         let mut columns = kernel::zeros(OPERATION, dimension, width)?;
         let given = block.ncols().min(width);
         columns.as_mut().subcols_mut(0, given).copy_from(block.as_ref().subcols(0, given));

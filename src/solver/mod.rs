@@ -185,7 +185,8 @@ impl Eigenpairs {
         self.basis_size
     }
 
-    /// Largest `‖H v − λ v‖` of the pairs, relative to the largest eigenvalue.
+    /// Largest `‖H v − λ v‖` of the pairs, relative to the largest eigenvalue; for block Lanczos, a bound that follows from
+    /// its basis, in exact arithmetic.
     ///
     /// For an example see [`Eigenpairs`].
     pub fn residual(&self) -> f64 {
@@ -231,7 +232,8 @@ pub(crate) fn noise_level(dimension: usize) -> f64 {
 ///
 /// # Cost
 ///
-/// `O(d³)` and `8 · 4d²` bytes for dimension `d`, and [`PsdOperator::assemble`].
+/// Dense: `O(d³)` and `8 · 4d²` bytes for dimension `d`, and [`PsdOperator::assemble`]. Block Lanczos: some `3k` products for `k`
+/// eigenpairs, `O(d k² + k³)` beside, and `O(d k)` memory.
 ///
 /// For an example see [`PsdOperator`].
 pub fn top_eigenpairs<T: Scalar>(
