@@ -13,6 +13,7 @@ use faer::{Accum, Auto, Conj, Mat, MatMut, MatRef, Par, Spec};
 use crate::{Error, Result, Scalar};
 
 /// Multiply–adds below which waking threads costs more than it saves.
+#[cfg(feature = "rayon")]
 const PARALLEL_THRESHOLD: f64 = 4e6;
 
 /// How many threads an operation of `work` multiply–adds gets; `threads = 0` means "choose".
@@ -35,7 +36,6 @@ pub(crate) fn parallelism(threads: usize, work: f64) -> Par {
 /// Without the `rayon` feature everything runs on the caller's thread.
 #[cfg(not(feature = "rayon"))]
 pub(crate) fn parallelism(_threads: usize, _work: f64) -> Par {
-    let _ = PARALLEL_THRESHOLD;
     Par::Seq
 }
 

@@ -115,6 +115,7 @@ pub(crate) struct GramOperator<'a, T> {
     keep: f64,
     ridge: f64,
     noise: f64,
+    trace: f64,
     threads: usize,
 }
 
@@ -127,7 +128,9 @@ impl<'a, T: Scalar> GramOperator<'a, T> {
         noise: f64,
         threads: usize,
     ) -> Self {
-        Self { outputs, weight, keep, ridge, noise, threads }
+        let anchor = if ridge > 0.0 { ridge * kernel::squared_norm(weight) } else { 0.0 };
+        let trace = keep * kernel::squared_norm(outputs) + anchor;
+        Self { outputs, weight, keep, ridge, noise, trace, threads }
     }
 
     /// Adds `factor · M Mᵀ · block` to `result`.
@@ -153,8 +156,7 @@ impl<T: Scalar> PsdOperator<T> for GramOperator<'_, T> {
     }
 
     fn trace(&self) -> Result<f64> {
-        let anchor = if self.ridge > 0.0 { self.ridge * kernel::squared_norm(self.weight) } else { 0.0 };
-        Ok(self.keep * kernel::squared_norm(self.outputs) + anchor)
+        Ok(self.trace)
     }
 
     fn noise(&self) -> f64 {

@@ -101,8 +101,7 @@ pub(super) fn solve<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Result<Op
             resolution = resolution.max((ROUNDING * noise / total).sqrt());
         }
         let kept = kernel::product(operation, outputs.transpose(), up.as_ref(), threads)?;
-        let captured: Vec<f64> =
-            (0..max_rank).map(|column| kernel::squared_norm(kept.as_ref().subcols(column, 1))).collect();
+        let captured = kernel::squared_column_norms(kept.as_ref());
         let predicted = relative_errors(&captured, total);
         if narrow && predicted.last().is_some_and(|error| error * error < LEAST_LEFT) {
             return Ok(None);

@@ -134,12 +134,11 @@ impl<'a, T: Scalar> Moment<'a, T> {
     fn for_each_sample_block<O: Scalar>(
         &self,
         operation: &'static str,
-        stats: &ActivationStats<T>,
-        samples: &Samples<T>,
-        centre: &OwnedCentre,
         threads: usize,
         visit: impl FnMut(MatRef<'_, O>) -> Result<()>,
     ) -> Result<()> {
+        let Source::Data { stats, centre, .. } = &self.source else { return Ok(()) };
+        let Form::Samples(samples) = &stats.form else { return Ok(()) };
         let root = power_of_two(-self.exponent / 2) / stats.weight.sqrt();
         samples.for_each_centred(operation, &centre.get(), root, threads, visit)
     }
@@ -157,20 +156,13 @@ impl<'a, T: Scalar> Moment<'a, T> {
             Source::Identity => {
                 kernel::add_symmetric_product(result.as_mut(), 1.0, left, left.transpose(), threads);
             }
-            Source::Data { stats, centre, restored } => match &stats.form {
-                Form::Samples(samples) => self.for_each_sample_block(
-                    operation,
-                    stats,
-                    samples,
-                    centre,
-                    threads,
-                    |columns: MatRef<'_, f64>| {
-                        let outputs = kernel::product(operation, left, columns, threads)?;
-                        let outputs = outputs.as_ref();
-                        kernel::add_symmetric_product(result.as_mut(), 1.0, outputs, outputs.transpose(), threads);
-                        Ok(())
-                    },
-                )?,
+            Source::Data { stats, restored, .. } => match &stats.form {
+                Form::Samples(_) => self.for_each_sample_block(operation, threads, |columns: MatRef<'_, f64>| {
+                    let outputs = kernel::product(operation, left, columns, threads)?;
+                    let outputs = outputs.as_ref();
+                    kernel::add_symmetric_product(result.as_mut(), 1.0, outputs, outputs.transpose(), threads);
+                    Ok(())
+                })?,
                 Form::Scatter(scatter) => {
                     let applied = scatter.multiply(operation, left.transpose(), self.factor(stats), threads)?;
                     kernel::add_symmetric_product(result.as_mut(), 1.0, left, applied.as_ref(), threads);
@@ -192,19 +184,12 @@ impl<'a, T: Scalar> Moment<'a, T> {
         match &self.source {
             _ if self.trace == 0.0 => {}
             Source::Identity => result.copy_from(right),
-            Source::Data { stats, centre, restored } => match &stats.form {
-                Form::Samples(samples) => self.for_each_sample_block(
-                    operation,
-                    stats,
-                    samples,
-                    centre,
-                    threads,
-                    |columns: MatRef<'_, f64>| {
-                        let outputs = kernel::product(operation, columns.transpose(), right, threads)?;
-                        kernel::add_product(result.as_mut(), 1.0, columns, outputs.as_ref(), threads);
-                        Ok(())
-                    },
-                )?,
+            Source::Data { stats, restored, .. } => match &stats.form {
+                Form::Samples(_) => self.for_each_sample_block(operation, threads, |columns: MatRef<'_, f64>| {
+                    let outputs = kernel::product(operation, columns.transpose(), right, threads)?;
+                    kernel::add_product(result.as_mut(), 1.0, columns, outputs.as_ref(), threads);
+                    Ok(())
+                })?,
                 Form::Scatter(scatter) => {
                     result = scatter.multiply(operation, right, self.factor(stats), threads)?;
                     if let Some(mean) = restored {
@@ -236,23 +221,16 @@ impl<'a, T: Scalar> Moment<'a, T> {
         match &self.source {
             _ if self.trace == 0.0 => {}
             Source::Identity => add(a, b),
-            Source::Data { stats, centre, .. } => match &stats.form {
-                Form::Samples(samples) => self.for_each_sample_block(
-                    operation,
-                    stats,
-                    samples,
-                    centre,
-                    threads,
-                    |columns: MatRef<'_, f64>| {
-                        let left = kernel::product(operation, a, columns, threads)?;
-                        if same {
-                            add(left.as_ref(), left.as_ref());
-                        } else {
-                            add(left.as_ref(), kernel::product(operation, b, columns, threads)?.as_ref());
-                        }
-                        Ok(())
-                    },
-                )?,
+            Source::Data { stats, .. } => match &stats.form {
+                Form::Samples(_) => self.for_each_sample_block(operation, threads, |columns: MatRef<'_, f64>| {
+                    let left = kernel::product(operation, a, columns, threads)?;
+                    if same {
+                        add(left.as_ref(), left.as_ref());
+                    } else {
+                        add(left.as_ref(), kernel::product(operation, b, columns, threads)?.as_ref());
+                    }
+                    Ok(())
+                })?,
                 Form::Scatter(_) => add(a, self.multiply(operation, b.transpose(), threads)?.transpose()),
             },
         }
@@ -264,12 +242,12 @@ impl<'a, T: Scalar> Moment<'a, T> {
         Ok(match &self.source {
             _ if self.trace == 0.0 => 0.0,
             Source::Identity => self.features as f64,
-            Source::Data { stats, centre, restored } => match &stats.form {
+            Source::Data { stats, restored, .. } => match &stats.form {
                 // tr (X Xᵀ)² = ‖Xᵀ X‖², the smaller side as long as samples are kept.
                 Form::Samples(samples) if samples.len() * self.features < LARGE => {
-                    self.gram_squared_norm::<f64>(operation, stats, samples, centre, threads)?
+                    self.gram_squared_norm::<f64>(operation, threads)?
                 }
-                Form::Samples(samples) => self.gram_squared_norm::<T>(operation, stats, samples, centre, threads)?,
+                Form::Samples(_) => self.gram_squared_norm::<T>(operation, threads)?,
                 Form::Scatter(scatter) => {
                     let centred = scatter.squared_norm(self.factor(stats));
                     match restored {
@@ -287,18 +265,11 @@ impl<'a, T: Scalar> Moment<'a, T> {
     }
 
     /// `‖Xᵀ X‖²` for the samples as columns, segment by segment, multiplied in the precision `O`.
-    fn gram_squared_norm<O: Scalar>(
-        &self,
-        operation: &'static str,
-        stats: &ActivationStats<T>,
-        samples: &Samples<T>,
-        centre: &OwnedCentre,
-        threads: usize,
-    ) -> Result<f64> {
+    fn gram_squared_norm<O: Scalar>(&self, operation: &'static str, threads: usize) -> Result<f64> {
         let (mut sum, mut index) = (0.0, 0);
-        self.for_each_sample_block(operation, stats, samples, centre, threads, |columns: MatRef<'_, O>| {
+        self.for_each_sample_block(operation, threads, |columns: MatRef<'_, O>| {
             let mut other_index = 0;
-            self.for_each_sample_block(operation, stats, samples, centre, threads, |others: MatRef<'_, O>| {
+            self.for_each_sample_block(operation, threads, |others: MatRef<'_, O>| {
                 if other_index <= index {
                     let gram = kernel::product(operation, columns.transpose(), others, threads)?;
                     let count = if other_index == index { 1.0 } else { 2.0 };
@@ -357,14 +328,14 @@ impl<'a, T: Scalar> Moment<'a, T> {
     /// `features × samples` of which `S` is the product with its transpose; `None` unless samples are kept
     /// and are fewer than the inputs.
     pub(crate) fn root(&self, operation: &'static str, threads: usize) -> Result<Option<Mat<f64>>> {
-        let Source::Data { stats, centre, .. } = &self.source else { return Ok(None) };
+        let Source::Data { stats, .. } = &self.source else { return Ok(None) };
         let Form::Samples(samples) = &stats.form else { return Ok(None) };
         if samples.len() >= self.features {
             return Ok(None);
         }
         let mut root = kernel::zeros(operation, self.features, samples.len())?;
         let mut start = 0;
-        self.for_each_sample_block(operation, stats, samples, centre, threads, |columns: MatRef<'_, f64>| {
+        self.for_each_sample_block(operation, threads, |columns: MatRef<'_, f64>| {
             root.as_mut().subcols_mut(start, columns.ncols()).copy_from(columns);
             start += columns.ncols();
             Ok(())
@@ -378,18 +349,11 @@ impl<'a, T: Scalar> Moment<'a, T> {
         match &self.source {
             _ if self.trace == 0.0 => {}
             Source::Identity => dense.as_mut().diagonal_mut().column_vector_mut().fill(1.0),
-            Source::Data { stats, centre, restored } => match &stats.form {
-                Form::Samples(samples) => self.for_each_sample_block(
-                    operation,
-                    stats,
-                    samples,
-                    centre,
-                    threads,
-                    |columns: MatRef<'_, f64>| {
-                        kernel::add_symmetric_product(dense.as_mut(), 1.0, columns, columns.transpose(), threads);
-                        Ok(())
-                    },
-                )?,
+            Source::Data { stats, restored, .. } => match &stats.form {
+                Form::Samples(_) => self.for_each_sample_block(operation, threads, |columns: MatRef<'_, f64>| {
+                    kernel::add_symmetric_product(dense.as_mut(), 1.0, columns, columns.transpose(), threads);
+                    Ok(())
+                })?,
                 Form::Scatter(scatter) => {
                     dense = scatter.dense(operation, self.factor(stats))?;
                     if let Some(mean) = restored {

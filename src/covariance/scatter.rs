@@ -2,8 +2,8 @@
 
 use faer::{Mat, MatRef};
 
+use crate::Result;
 use crate::kernel;
-use crate::{Error, Result};
 
 /// Columns of a block: wide enough for a matrix product, narrow enough to waste little above the diagonal.
 const BLOCK: usize = 256;
@@ -114,14 +114,6 @@ impl Scatter {
         }
         sum
     }
-}
-
-/// `BLOCK`-wide scatters add up block by block only if they are of one size.
-pub(super) fn require_same(operation: &'static str, expected: usize, found: usize) -> Result<()> {
-    if expected == found {
-        return Ok(());
-    }
-    Err(Error::Shape { operation, what: "inputs in the statistics to merge", expected, found })
 }
 
 #[cfg(test)]

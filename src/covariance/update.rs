@@ -5,7 +5,7 @@ use faer::{Mat, MatRef};
 use super::accumulator::Accumulator;
 use super::channels::Channels;
 use super::samples::{Centre, Samples, segment_rows};
-use super::scatter::{Scatter, require_same};
+use super::scatter::Scatter;
 use super::{ActivationStats, Form};
 use crate::kernel;
 use crate::{Error, Result, Scalar};
@@ -99,7 +99,10 @@ impl<T: Scalar> ActivationStats<T> {
 
     /// Adds other statistics.
     pub(super) fn add_statistics(&mut self, operation: &'static str, other: &Self) -> Result<()> {
-        require_same(operation, self.features, other.features)?;
+        if other.features != self.features {
+            let what = "inputs in the statistics to merge";
+            return Err(Error::Shape { operation, what, expected: self.features, found: other.features });
+        }
         if other.samples == 0 {
             return Ok(());
         }
