@@ -60,6 +60,19 @@ pub(crate) fn for_each_column<T: Scalar>(
     target.col_iter_mut().enumerate().for_each(|(index, column)| fill(index, column));
 }
 
+/// Calls `visit` with every part, on several threads if there is enough to do.
+pub(crate) fn for_each_part<P: Send>(parts: Vec<P>, work: f64, threads: usize, visit: impl Fn(P) + Sync + Send) {
+    #[cfg(feature = "rayon")]
+    if let Par::Rayon(count) = parallelism(threads, work) {
+        use rayon::prelude::*;
+        let each = parts.len().div_ceil(count.get());
+        parts.into_par_iter().with_min_len(each).for_each(visit);
+        return;
+    }
+    let _ = (work, threads);
+    parts.into_iter().for_each(visit);
+}
+
 /// Calls `visit` with every row of a matrix and its index, as a slice whatever the memory layout.
 pub(crate) fn for_each_row<T: Scalar>(matrix: MatRef<'_, T>, mut visit: impl FnMut(usize, &[T])) {
     if let Some(rows) = matrix.try_as_row_major() {
@@ -206,6 +219,12 @@ pub(crate) fn add_product<T: Scalar>(
 ) {
     let par = parallelism(threads, work(lhs.nrows(), lhs.ncols(), rhs.ncols()));
     matmul(target, Accum::Add, lhs, rhs, alpha, par);
+}
+
+/// `target = lhs · rhs`.
+pub(crate) fn set_product<T: Scalar>(target: MatMut<'_, T>, lhs: MatRef<'_, T>, rhs: MatRef<'_, T>, threads: usize) {
+    let par = parallelism(threads, work(lhs.nrows(), lhs.ncols(), rhs.ncols()));
+    matmul(target, Accum::Replace, lhs, rhs, T::from_f64(1.0), par);
 }
 
 /// The lower triangle of `target += alpha · lhs · rhs`, of which the upper one is known by symmetry.

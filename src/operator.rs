@@ -67,8 +67,8 @@ impl<T: Scalar> PsdOperator<f64> for OutputOperator<'_, T> {
     /// Entry by entry, rounding in `F S Fᵀ` is bounded by that of `|F| |S| |F|ᵀ`, which dwarfs the product where the
     /// weight is blind to the directions that vary most.
     fn noise(&self) -> f64 {
-        solver::noise_level(self.factor.nrows().max(self.factor.ncols()))
-            * term_size(&kernel::squared_column_norms(self.factor), self.moment, (self.keep, self.ridge))
+        let level = solver::noise_level(self.factor.nrows().max(self.factor.ncols())) + self.moment.rounding();
+        level * term_size(&kernel::squared_column_norms(self.factor), self.moment, (self.keep, self.ridge))
             + self.moment.quantum() * kernel::squared_norm(self.factor)
     }
 
@@ -200,7 +200,7 @@ mod tests {
             let mut stats = ActivationStats::<f64>::new(12);
             stats.update(Mat::from_fn(samples, 12, |i, j| entry(j, i) + 2.0).as_ref())?;
             for centred in [true, false] {
-                let moment = Moment::of(&stats, centred);
+                let moment = Moment::of("test", &stats, centred)?;
                 let operator = OutputOperator::new("test", factor.as_ref(), &moment, (0.7, 0.2), 1);
                 let assembled = operator.assemble()?;
                 let mut applied = Mat::zeros(7, 7);

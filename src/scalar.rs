@@ -10,8 +10,8 @@ mod sealed {
 
 /// The element type of weights and activations: `f32` or `f64`.
 ///
-/// Sealed: statistics and solvers are tuned for these two. Whatever the type of the data, statistics
-/// are accumulated and problems are solved in `f64`.
+/// Sealed: statistics and solvers are tuned for these two. Large problems in `f32` are multiplied in `f32` where that is known to
+/// suffice; all sums over samples are `f64`, and so is what is left to decide.
 pub trait Scalar:
     sealed::Sealed + faer::traits::RealField + Copy + Debug + Default + Display + Send + Sync + 'static
 {

@@ -391,7 +391,10 @@ fn collapsed_statistics_of_deficient_data_are_solved() {
             let dalr = Dalr::new().with_ridge(Ridge::None).with_solver(solver);
             let compressed = dalr.compress(&layer, &stats, Rank::Fixed(rank)).unwrap();
             let error = compressed.evaluate(&layer, &stats).unwrap();
-            assert!(error < if rank < 30 { 0.9 } else { 1e-5 }, "{solver:?}, {rank}: {error}");
+            // Nothing is left to lose but the rounding of a scatter in single precision.
+            assert!(error < if rank < 30 { 0.9 } else { 1e-3 }, "{solver:?}, {rank}: {error}");
+            let filled = compressed.report().warnings().iter().any(|w| matches!(w, Warning::Filled { .. }));
+            assert_eq!(filled, rank > 30, "{solver:?}, {rank}: {}", compressed.report());
         }
     }
 }

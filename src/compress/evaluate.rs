@@ -91,7 +91,7 @@ pub(super) fn output_error<T: Scalar>(
     };
     let mut difference = low;
     faer::zip!(&mut difference, &weight).for_each(|faer::unzip!(low, weight)| *low = weight - *low);
-    let centred = Moment::of(stats, true);
+    let centred = Moment::of(operation, stats, true)?;
     let spread = power_of_two(centred.exponent());
     let variance = |matrix: &Mat<f64>| {
         let forms = centred.row_forms(operation, matrix.as_ref(), matrix.as_ref(), 0)?;

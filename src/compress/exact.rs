@@ -9,7 +9,7 @@ use super::weighted::{Objective, Solution, Task, relative_errors};
 use crate::covariance::{Moment, power_of_two};
 use crate::kernel;
 use crate::operator::OutputOperator;
-use crate::solver::{self, PsdOperator};
+use crate::solver::{self, Eigenpairs, PsdOperator};
 use crate::{Result, Scalar};
 
 pub(super) fn solve<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Result<Solution<T>> {
@@ -39,7 +39,7 @@ pub(super) fn solve<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Result<So
     let factor = factor.as_ref().as_ref();
     let operator = OutputOperator::new(operation, factor, moment, (keep, ridge), threads);
     let pairs = solver::top_eigenpairs(&operator, max_rank, problem.solver, threads)?;
-    let determined = pairs.numerical_rank();
+    let determined = determined(operation, &pairs, factor, moment, (keep, ridge), threads)?;
     let vectors = if determined < max_rank {
         let kept = pairs.vectors().subcols(0, determined);
         Cow::Owned(solver::complete_basis(operation, kept, factor, max_rank, threads)?)
@@ -81,9 +81,33 @@ pub(super) fn solve<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Result<So
         down: kernel::rounded(operation, "the factor `down`", down.as_ref())?,
         total_energy: operator.trace()?,
         pairs,
+        determined,
         relative_errors: errors,
         resolution,
     })
+}
+
+/// How many of the pairs stand out of rounding. In statistics of single precision that is a question of each direction: rounding in `uᵀ F S Fᵀ u`
+/// is in proportion to `Σ_j (Fᵀu)_j² S_jj`.
+fn determined<T: Scalar>(
+    operation: &'static str,
+    pairs: &Eigenpairs,
+    factor: MatRef<'_, f64>,
+    moment: &Moment<'_, T>,
+    (keep, ridge): (f64, f64),
+    threads: usize,
+) -> Result<usize> {
+    let rounding = moment.rounding();
+    if rounding == 0.0 {
+        return Ok(pairs.numerical_rank());
+    }
+    let rows = kernel::product(operation, factor.transpose(), pairs.vectors(), threads)?;
+    let weights: Vec<f64> = moment.diagonal().iter().map(|variance| keep * variance + ridge).collect();
+    let stands_out = |(value, row): &(&f64, faer::ColRef<'_, f64>)| {
+        let size: f64 = row.iter().zip(&weights).map(|(x, weight)| x * x * weight).sum();
+        **value > rounding * size
+    };
+    Ok(pairs.values().iter().zip(rows.col_iter()).take_while(stands_out).count())
 }
 
 /// What each dimension takes off the squared error on the data: `uᵢᵀ W S Wᵀ uᵢ` when `W` itself is projected, and

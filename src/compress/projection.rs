@@ -26,26 +26,30 @@ pub(super) fn ridge_regression<T: Scalar>(
         kernel::add_symmetric_product(gram.as_mut(), 1.0, root.transpose(), root.as_ref(), threads);
         kernel::mirror_lower(&mut gram);
         let outputs = product(root.transpose(), weight.transpose())?;
-        let solution = solve_shifted(operation, gram, lambda, outputs, threads)?;
+        let solution = solve_shifted(operation, gram, lambda, outputs, (0.0, threads))?;
         product(solution.transpose(), root.transpose())
     } else {
         let outputs = moment.multiply(operation, weight.transpose(), threads)?;
-        let solution = solve_shifted(operation, moment.scaled(operation, threads)?, lambda, outputs, threads)?;
+        // The norm of a random symmetric matrix grows with the root of its size.
+        let rounding = 2.0 * moment.rounding() / (moment.features() as f64).sqrt();
+        let dense = moment.scaled(operation, threads)?;
+        let solution = solve_shifted(operation, dense, lambda, outputs, (rounding, threads))?;
         Ok(solution.transpose().to_owned())
     }
 }
 
-/// `(A + λI)⁻¹ B` for a positive semidefinite `A`, or `(A + λI)⁺ B` where `λ` is lost in rounding.
+/// `(A + λI)⁻¹ B` for a positive semidefinite `A`, or `(A + λI)⁺ B` where `λ` is lost in rounding: `f64`'s, or what is said of the
+/// matrix, relative to its trace.
 fn solve_shifted(
     operation: &'static str,
     matrix: Mat<f64>,
     lambda: f64,
     right: Mat<f64>,
-    threads: usize,
+    (rounding, threads): (f64, usize),
 ) -> Result<Mat<f64>> {
     let dimension = matrix.nrows();
     let trace: f64 = (0..dimension).map(|i| matrix[(i, i)]).sum();
-    let noise = crate::solver::noise_level(dimension) * trace;
+    let noise = (crate::solver::noise_level(dimension) + rounding) * trace;
     if lambda > noise {
         let mut shifted = matrix.clone();
         for i in 0..dimension {

@@ -108,5 +108,13 @@ pub(super) fn solve<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Result<Op
         }
         errors = Some(predicted);
     }
-    Ok(Some(Solution { up, down, pairs, total_energy, relative_errors: errors, resolution }))
+    Ok(Some(Solution {
+        up,
+        down,
+        determined: pairs.numerical_rank(),
+        pairs,
+        total_energy,
+        relative_errors: errors,
+        resolution,
+    }))
 }

@@ -61,14 +61,17 @@ impl Problem {
         }
 
         let weight_exponent = even_exponent(kernel::max_abs(layer.weight()));
-        let data = (stats.samples() > 0).then(|| Moment::of(stats, corrected));
+        let data = match stats.samples() {
+            0 => None,
+            _ => Some(Moment::of(operation, stats, corrected)?),
+        };
         let identity = Moment::identity(n);
         let uncentred;
         let moment: &Moment<'_, T> = match (objective, &data) {
             (Objective::Anchored(_) | Objective::Shrunk, Some(data)) => data,
             (Objective::Paper(_) | Objective::Exact(_), Some(data)) if !corrected => data,
             (Objective::Paper(_) | Objective::Exact(_), Some(_)) => {
-                uncentred = Moment::of(stats, false);
+                uncentred = Moment::of(operation, stats, false)?;
                 &uncentred
             }
             _ => &identity,
@@ -116,7 +119,7 @@ impl Problem {
             energies,
             total_energy,
             shares,
-            determined: solution.pairs.numerical_rank(),
+            determined: solution.determined,
             relative_errors: solution.relative_errors,
             resolution: solution.resolution.max(4.0 * T::EPSILON),
             kept_bias: layer.bias().map(|bias| bias.to_owned()),
@@ -177,6 +180,8 @@ pub(super) struct Solution<T> {
     pub(super) up: Mat<T>,
     pub(super) down: Mat<T>,
     pub(super) pairs: Eigenpairs,
+    /// How many of the pairs stand out of rounding.
+    pub(super) determined: usize,
     pub(super) total_energy: f64,
     pub(super) relative_errors: Option<Vec<f64>>,
     /// The smallest relative error that can be told from zero.

@@ -1,56 +1,110 @@
-//! Adding samples to a scatter, centred and multiplied in `f64`.
+//! Adding samples to a scatter: centred in `f64`, multiplied in `f64` or in the precision of the samples, summed up in `f64`.
 
 use faer::{Mat, MatRef};
 
-use super::samples::{Centre, Samples, fill_centred, segment_rows};
+use super::channels::Channels;
+use super::samples::{Centre, fill_centred};
 use super::scatter::Scatter;
 use crate::kernel;
 use crate::{Result, Scalar};
 
-/// Room for one piece of samples, reserved before anything changes.
-pub(super) struct Accumulator {
-    columns: Mat<f64>,
+/// Inputs from which on samples in single precision are multiplied as such. For fewer, `f64` costs next to nothing.
+pub(super) const NARROW_FEATURES: usize = 512;
+
+/// Weights are multiplied together when they lie within this factor of each other, lest the squares of the small ones underflow.
+const WEIGHT_RANGE: f64 = (1_u64 << 60) as f64;
+
+/// Room for one piece of samples and its product, reserved before anything changes.
+pub(super) enum Accumulator<T> {
+    Wide(Mat<f64>),
+    Narrow {
+        columns: Mat<T>,
+        product: Mat<T>,
+        /// A power of two for each input, about its span: products of the divided samples are clear of overflow and underflow.
+        scales: Vec<f64>,
+    },
 }
 
-impl Accumulator {
-    /// For pieces of up to `rows` samples and one extra direction.
+/// Samples, one per row, each with a weight or with 1, and where they are measured from.
+#[derive(Clone, Copy)]
+pub(super) struct Piece<'a, T> {
+    pub(super) rows: MatRef<'a, T>,
+    pub(super) weights: Option<&'a [f64]>,
+    pub(super) centre: Centre<'a>,
+    /// A direction that counts as one more centred sample of this weight.
+    pub(super) extra: (&'a [f64], f64),
+}
+
+impl<T: Scalar> Accumulator<T> {
+    /// For pieces of up to `rows` samples; none at all for 0.
     pub(super) fn new(operation: &'static str, features: usize, rows: usize) -> Result<Self> {
-        let width = rows.min(segment_rows(features)) + 1;
-        Ok(Self { columns: kernel::zeros(operation, features, width)? })
+        if rows == 0 {
+            return Ok(Self::Wide(Mat::new()));
+        }
+        let width = rows + 1;
+        if T::EPSILON == f64::EPSILON || features < NARROW_FEATURES {
+            return Ok(Self::Wide(kernel::zeros(operation, features, width)?));
+        }
+        let columns = kernel::zeros(operation, features, width)?;
+        let product = Scatter::product_room(operation, features)?;
+        Ok(Self::Narrow { columns, product, scales: vec![1.0; features] })
     }
 
-    /// Adds `Σ wᵢ (rowᵢ − centre)(rowᵢ − centre)ᵀ`, and of an extra direction, given with a factor, the outer product.
-    pub(super) fn add<T: Scalar>(
-        &mut self,
-        scatter: &mut Scatter,
-        rows: MatRef<'_, T>,
-        weights: Option<&[f64]>,
-        centre: &Centre<'_>,
-        extra: Option<(&[f64], f64)>,
-        threads: usize,
-    ) {
-        let width = rows.nrows() + usize::from(extra.is_some());
-        let mut columns = self.columns.as_mut().subcols_mut(0, width);
-        fill_centred(columns.as_mut().subcols_mut(0, rows.nrows()), rows, weights, centre, 1.0, threads);
-        if let Some((direction, factor)) = extra {
-            let last = columns.as_mut().col_mut(rows.nrows());
-            last.iter_mut().zip(direction).for_each(|(to, d)| *to = d * factor);
+    /// Adds `Σ wᵢ (rowᵢ − centre)(rowᵢ − centre)ᵀ` and the extra direction. `channels` knows how far the inputs spread.
+    pub(super) fn add(&mut self, scatter: &mut Scatter, piece: Piece<'_, T>, channels: &Channels, threads: usize) {
+        match self {
+            Self::Wide(columns) => {
+                let columns = piece.fill(columns, |weight| weight, None, threads);
+                scatter.add_samples(columns, threads);
+            }
+            Self::Narrow { columns, product, scales } => {
+                channels.fill_scales(scales);
+                let mut ceiling = f64::INFINITY;
+                while let Some(largest) = piece.largest_weight_below(ceiling) {
+                    let floor = largest / WEIGHT_RANGE;
+                    let share = |weight: f64| if weight > floor && weight < ceiling { weight / largest } else { 0.0 };
+                    let columns = piece.fill(columns, share, Some(scales), threads);
+                    scatter.add_narrow_samples(columns, product.as_mut(), (scales, largest), threads);
+                    // What lies at the floor or below is left for the next round.
+                    ceiling = floor.next_up();
+                }
+            }
         }
-        scatter.add_samples(columns.as_ref(), threads);
+    }
+}
+
+impl<T: Scalar> Piece<'_, T> {
+    fn weight(&self, index: usize) -> f64 {
+        self.weights.map_or(1.0, |weights| weights[index])
     }
 
-    /// Adds the scatter of all `samples` about `centre`.
-    pub(super) fn add_all<T: Scalar>(
-        operation: &'static str,
-        scatter: &mut Scatter,
-        samples: &Samples<T>,
-        centre: &Centre<'_>,
+    /// The largest positive weight below a bound; a bounded number of calls visits all.
+    fn largest_weight_below(&self, ceiling: f64) -> Option<f64> {
+        let own = match self.weights {
+            None => 1.0,
+            Some(weights) => weights.iter().copied().filter(|&weight| weight < ceiling).fold(0.0, f64::max),
+        };
+        let largest = [own, self.extra.1].into_iter().filter(|&weight| weight < ceiling).fold(0.0, f64::max);
+        (largest > 0.0).then_some(largest)
+    }
+
+    /// The centred samples, and last the extra direction, as columns: each times the root of what `share` makes of its weight, and
+    /// divided by the inputs' scales.
+    fn fill<'a, O: Scalar>(
+        &self,
+        columns: &'a mut Mat<O>,
+        share: impl Fn(f64) -> f64 + Sync,
+        scales: Option<&[f64]>,
         threads: usize,
-    ) -> Result<()> {
-        let mut accumulator = Self::new(operation, scatter.features(), samples.len())?;
-        for (rows, weights) in samples.segments() {
-            accumulator.add(scatter, rows, Some(weights), centre, None, threads);
+    ) -> MatRef<'a, O> {
+        let count = self.rows.nrows();
+        let mut target = columns.as_mut().subcols_mut(0, count + 1);
+        let roots = |index| share(self.weight(index)).sqrt();
+        fill_centred(target.as_mut().subcols_mut(0, count), self.rows, roots, &self.centre, scales, threads);
+        let factor = share(self.extra.1).sqrt();
+        for (index, (to, x)) in target.as_mut().col_mut(count).iter_mut().zip(self.extra.0).enumerate() {
+            *to = O::from_f64(x * factor / scales.map_or(1.0, |scales| scales[index]));
         }
-        Ok(())
+        columns.as_ref().subcols(0, count + 1)
     }
 }

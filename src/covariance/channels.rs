@@ -2,8 +2,12 @@
 
 use faer::MatRef;
 
+use super::moment::{even_exponent, power_of_two};
 use super::samples::Centre;
 use crate::{Scalar, kernel};
+
+/// Inputs that are worked on at once: few enough for all that is kept of them to stay in a processor's first cache.
+const PART: usize = 512;
 
 /// One entry per input; all empty until the first sample comes.
 ///
@@ -49,23 +53,59 @@ impl Channels {
         extremes.filter(|x| x.is_finite()).fold(0.0, |max, x| x.abs().max(max))
     }
 
-    /// Takes in the rows of positive weight, all but their mean.
-    pub(super) fn observe<T: Scalar>(&mut self, rows: MatRef<'_, T>, weights: Option<&[f64]>) {
-        kernel::for_each_row(rows, |index, row| {
-            let weight = weights.map_or(1.0, |weights| weights[index]);
-            if weight == 0.0 {
-                return;
-            }
-            let extremes = self.minimum.iter_mut().zip(&mut self.maximum);
-            let sums = self.absolute.iter_mut().zip(&mut self.active);
-            for ((x, (minimum, maximum)), (absolute, active)) in row.iter().zip(extremes).zip(sums) {
-                let x = x.to_f64();
-                *minimum = if x < *minimum { x } else { *minimum };
-                *maximum = if x > *maximum { x } else { *maximum };
-                *absolute += weight * x.abs();
-                *active += if x == 0.0 { 0.0 } else { weight };
-            }
+    /// Powers of two about how far each input spreads, so that centred and divided samples stay below 4; 1 for a constant.
+    pub(super) fn fill_scales(&self, scales: &mut [f64]) {
+        for (scale, (low, high)) in scales.iter_mut().zip(self.minimum.iter().zip(&self.maximum)) {
+            let span = high - low;
+            *scale = if span > 0.0 { power_of_two(even_exponent(span)) } else { 1.0 };
+        }
+    }
+
+    /// Takes in the rows, none of which comes before the first of positive weight; returns the total weight after `before`.
+    pub(super) fn observe<T: Scalar>(
+        &mut self,
+        rows: MatRef<'_, T>,
+        weights: Option<&[f64]>,
+        before: f64,
+        threads: usize,
+    ) -> f64 {
+        let added = weights.map_or(rows.nrows() as f64, |weights| weights.iter().sum());
+        if added == 0.0 {
+            return before;
+        }
+        let total = before + added;
+        let share = added / total;
+        let places = self.origin.chunks(PART).zip(self.offset.chunks_mut(PART));
+        let extremes = self.minimum.chunks_mut(PART).zip(self.maximum.chunks_mut(PART));
+        let sums = self.absolute.chunks_mut(PART).zip(self.active.chunks_mut(PART));
+        let parts = places.zip(extremes).zip(sums).enumerate().collect();
+        let work = kernel::work(rows.nrows(), rows.ncols(), 8);
+        kernel::for_each_part(parts, work, threads, |(index, part)| {
+            let (((origin, offset), (minimum, maximum)), (absolute, active)) = part;
+            let mut distance = vec![0.0; origin.len()];
+            kernel::for_each_row(rows.subcols(index * PART, origin.len()), |index, row| {
+                let weight = weights.map_or(1.0, |weights| weights[index]);
+                if weight == 0.0 {
+                    return;
+                }
+                let places = distance.iter_mut().zip(origin);
+                let extremes = minimum.iter_mut().zip(maximum.iter_mut());
+                let sums = absolute.iter_mut().zip(active.iter_mut());
+                for (((x, (distance, origin)), (minimum, maximum)), (absolute, active)) in
+                    row.iter().zip(places).zip(extremes).zip(sums)
+                {
+                    let x = x.to_f64();
+                    *distance += weight * (x - origin);
+                    *minimum = if x < *minimum { x } else { *minimum };
+                    *maximum = if x > *maximum { x } else { *maximum };
+                    *absolute += weight * x.abs();
+                    *active += if x == 0.0 { 0.0 } else { weight };
+                }
+            });
+            // Chan, Golub and LeVeque's pooled mean.
+            offset.iter_mut().zip(distance).for_each(|(offset, sum)| *offset += (sum / added - *offset) * share);
         });
+        total
     }
 
     /// Takes in other channels, all but their mean.
@@ -86,8 +126,31 @@ impl Channels {
         own.zip(others).map(|((o, m), (other_o, other_m))| (other_o - o) + (other_m - m)).collect()
     }
 
-    /// Moves the mean by `share` of a displacement (Chan, Golub and LeVeque's pooled mean).
+    /// Moves the mean by `share` of a displacement.
     pub(super) fn shift(&mut self, displacement: &[f64], share: f64) {
         self.offset.iter_mut().zip(displacement).for_each(|(offset, d)| *offset += d * share);
     }
+}
+
+/// The weighted mean of `rows`, less `origin`.
+pub(super) fn weighted_mean<T: Scalar>(
+    rows: MatRef<'_, T>,
+    weights: Option<&[f64]>,
+    total: f64,
+    origin: &[f64],
+    threads: usize,
+) -> Vec<f64> {
+    let mut mean = vec![0.0; origin.len()];
+    let parts = mean.chunks_mut(PART).zip(origin.chunks(PART)).enumerate().collect();
+    let work = kernel::work(rows.nrows(), rows.ncols(), 2);
+    kernel::for_each_part(parts, work, threads, |(index, (mean, origin))| {
+        kernel::for_each_row(rows.subcols(index * PART, origin.len()), |index, row| {
+            let weight = weights.map_or(1.0, |weights| weights[index]);
+            for ((sum, x), origin) in mean.iter_mut().zip(row).zip(origin) {
+                *sum += weight * (x.to_f64() - origin);
+            }
+        });
+        mean.iter_mut().for_each(|sum| *sum /= total);
+    });
+    mean
 }

@@ -2,6 +2,7 @@
 
 mod accumulator;
 mod channels;
+mod collapsed;
 mod moment;
 mod samples;
 mod scatter;
@@ -16,21 +17,23 @@ pub(crate) use self::moment::{Moment, even_exponent, power_of_two};
 pub(crate) use self::shrinkage::oracle_approximating;
 
 use self::channels::Channels;
+use self::collapsed::Collapsed;
 use self::samples::Samples;
-use self::scatter::Scatter;
 use crate::{Error, Result, Scalar};
 
 /// Statistics of a layer's inputs on the target domain, fed batch by batch.
 ///
 /// Keeps the total weight `w = Σ wᵢ`, the mean `μ` and what the scatter `Σ wᵢ (xᵢ − μ)(xᵢ − μ)ᵀ` follows
 /// from, and of each input the extremes, the mean magnitude and how often it is not zero. Batches may have any size and
-/// memory layout. Everything is accumulated in `f64`, whatever `T` is, by the pooled updates of Chan,
-/// Golub and LeVeque (1983), about the first sample as the origin: a mean a million times larger than the
+/// memory layout: small ones are gathered until they are worth a product. Everything is summed up in `f64`, whatever `T` is, by the
+/// pooled updates of Chan, Golub and LeVeque (1983), about the first sample as the origin: a mean a million times larger than the
 /// spread costs no accuracy.
 ///
 /// Samples are kept as they are, which is exact and the faster form to solve from, until they take twice the memory of the scatter; the
-/// object then collapses to the scatter and its size no longer grows. Nothing but memory and time tells
-/// the two forms apart.
+/// object then collapses to the scatter, and a quarter more for small batches, and its size no longer grows. Nothing but
+/// memory and time tells the two forms of `f64` data apart. `f32` data of 512 inputs or more are then centred, scaled input by input
+/// and multiplied in `f32`, a thousand samples or so at a time: each entry of the scatter has a rounding of about `10⁻⁶ √(S_ii S_jj)`, which the solvers
+/// know of.
 ///
 /// Statistics of shards are combined with [`merge`](Self::merge), in any order, and one object serves
 /// all layers that read the same input.
@@ -65,7 +68,7 @@ pub struct ActivationStats<T> {
 #[derive(Clone)]
 enum Form<T> {
     Samples(Samples<T>),
-    Scatter(Scatter),
+    Scatter(Collapsed<T>),
 }
 
 impl<T: Scalar> ActivationStats<T> {
@@ -271,7 +274,7 @@ impl<T: Scalar> ActivationStats<T> {
     pub fn covariance(&self) -> Result<Mat<f64>> {
         let operation = "ActivationStats::covariance";
         self.require_samples(operation)?;
-        Moment::of(self, true).dense(operation, self.threads)
+        Moment::of(operation, self, true)?.dense(operation, self.threads)
     }
 
     /// Largest activation of each input.

@@ -10,6 +10,9 @@ use crate::{Result, Scalar};
 /// Variances this far below the squared mean of their input are rounding noise of a constant: `(2⁻⁴⁴)²`.
 const NEGLIGIBLE: f64 = 1.0 / (1_u128 << 88) as f64;
 
+/// Rounding errors in a sum of products in single precision: a random walk of about a thousand steps, at the most, whose ends average out.
+const NARROW_ROUNDING: f64 = 16.0;
+
 /// Entries from which on samples are multiplied in their own precision where only a sum over all is wanted.
 const LARGE: usize = 1 << 22;
 
@@ -30,9 +33,10 @@ enum Source<'a, T> {
     Identity,
     Data {
         stats: &'a ActivationStats<T>,
-        /// Where samples are measured from, and `μ` when the form at hand must put it back.
+        /// Where samples are measured from.
         centre: OwnedCentre,
-        restored: Option<Mat<f64>>,
+        /// Inputs × any number; what `S` holds besides the scatter, in units of the divided `S`.
+        completion: Option<Mat<f64>>,
     },
 }
 
@@ -67,38 +71,42 @@ impl<'a, T: Scalar> Moment<'a, T> {
     }
 
     /// The covariance, or the uncentred second moment, of at least one sample.
-    pub(crate) fn of(stats: &'a ActivationStats<T>, centred: bool) -> Self {
+    pub(crate) fn of(operation: &'static str, stats: &'a ActivationStats<T>, centred: bool) -> Result<Self> {
         let features = stats.features;
         let channels = &stats.channels;
         let zeros = || vec![0.0; features];
         let mean: Vec<f64> = stats.mean_or_zero();
-        let collapsed = matches!(stats.form, Form::Scatter(_));
-        // Samples are measured from where S is centred; a scatter is centred as it is, and the mean is put
-        // back as a term of rank one.
-        let centre = if centred || collapsed {
+        let centre = if centred {
             OwnedCentre { origin: channels.origin.clone(), offset: channels.offset.clone() }
         } else {
             OwnedCentre { origin: zeros(), offset: zeros() }
         };
-        let restored = (collapsed && !centred).then(|| Mat::from_fn(features, 1, |i, _| mean[i]));
-        let mut squares = match &stats.form {
-            Form::Scatter(scatter) => scatter.diagonal().map(|sum| sum / stats.weight).collect(),
-            Form::Samples(samples) => {
-                let mut squares = zeros();
-                mean_squares(samples, &centre.get(), stats.weight, &mut squares);
-                squares
+        let mut squares = zeros();
+        let mut completion = None;
+        match &stats.form {
+            Form::Samples(samples) => mean_squares(samples, &centre.get(), stats.weight, &mut squares),
+            Form::Scatter(collapsed) => {
+                completion = collapsed.completion(operation, &channels.origin, &centre.get(), centred)?;
+                for (square, sum) in squares.iter_mut().zip(collapsed.scatter().diagonal()) {
+                    *square = sum / stats.weight;
+                }
+                if let Some(columns) = &completion {
+                    for column in columns.col_iter() {
+                        squares.iter_mut().zip(column.iter()).for_each(|(square, x)| *square += x * x / stats.weight);
+                    }
+                }
             }
-        };
-        if restored.is_some() {
-            squares.iter_mut().zip(&mean).for_each(|(square, m)| *square += m * m);
         }
         let varying = squares.iter().zip(&mean).filter(|&(square, m)| *square > NEGLIGIBLE * m * m);
         let trace: f64 = varying.map(|(square, _)| square).sum();
         let exponent = even_exponent(trace / features.max(1) as f64);
         let trace = trace * power_of_two(-exponent);
-        let restored = restored.map(|mean| mean * faer::Scale(power_of_two(-exponent / 2)));
+        let root = power_of_two(-exponent / 2) / stats.weight.sqrt();
+        if let Some(columns) = &mut completion {
+            *columns *= faer::Scale(root);
+        }
         squares.iter_mut().for_each(|square| *square *= power_of_two(-exponent));
-        Self { source: Source::Data { stats, centre, restored }, features, exponent, trace, diagonal: squares }
+        Ok(Self { source: Source::Data { stats, centre, completion }, features, exponent, trace, diagonal: squares })
     }
 
     pub(crate) fn features(&self) -> usize {
@@ -118,6 +126,18 @@ impl<'a, T: Scalar> Moment<'a, T> {
     /// How finely entries of `S` can differ where their squares underflow: nothing to speak of for all but the tiniest inputs.
     pub(crate) fn quantum(&self) -> f64 {
         64.0 * self.features as f64 * f64::from_bits(1) * power_of_two(-self.exponent)
+    }
+
+    /// Rounding in an entry of `S`, relative to `√(S_ii S_jj)`, where it comes from products in single precision; zero where all is `f64`.
+    pub(crate) fn rounding(&self) -> f64 {
+        match &self.source {
+            Source::Data { stats: ActivationStats { form: Form::Scatter(collapsed), .. }, .. }
+                if collapsed.scatter().precision() > f64::EPSILON =>
+            {
+                NARROW_ROUNDING * collapsed.scatter().precision()
+            }
+            _ => 0.0,
+        }
     }
 
     /// The diagonal of `S`.
@@ -156,18 +176,19 @@ impl<'a, T: Scalar> Moment<'a, T> {
             Source::Identity => {
                 kernel::add_symmetric_product(result.as_mut(), 1.0, left, left.transpose(), threads);
             }
-            Source::Data { stats, restored, .. } => match &stats.form {
+            Source::Data { stats, completion, .. } => match &stats.form {
                 Form::Samples(_) => self.for_each_sample_block(operation, threads, |columns: MatRef<'_, f64>| {
                     let outputs = kernel::product(operation, left, columns, threads)?;
                     let outputs = outputs.as_ref();
                     kernel::add_symmetric_product(result.as_mut(), 1.0, outputs, outputs.transpose(), threads);
                     Ok(())
                 })?,
-                Form::Scatter(scatter) => {
-                    let applied = scatter.multiply(operation, left.transpose(), self.factor(stats), threads)?;
+                Form::Scatter(collapsed) => {
+                    let applied =
+                        collapsed.scatter().multiply(operation, left.transpose(), self.factor(stats), threads)?;
                     kernel::add_symmetric_product(result.as_mut(), 1.0, left, applied.as_ref(), threads);
-                    if let Some(mean) = restored {
-                        let output = kernel::product(operation, left, mean.as_ref(), threads)?;
+                    if let Some(columns) = completion {
+                        let output = kernel::product(operation, left, columns.as_ref(), threads)?;
                         let output = output.as_ref();
                         kernel::add_symmetric_product(result.as_mut(), 1.0, output, output.transpose(), threads);
                     }
@@ -184,17 +205,17 @@ impl<'a, T: Scalar> Moment<'a, T> {
         match &self.source {
             _ if self.trace == 0.0 => {}
             Source::Identity => result.copy_from(right),
-            Source::Data { stats, restored, .. } => match &stats.form {
+            Source::Data { stats, completion, .. } => match &stats.form {
                 Form::Samples(_) => self.for_each_sample_block(operation, threads, |columns: MatRef<'_, f64>| {
                     let outputs = kernel::product(operation, columns.transpose(), right, threads)?;
                     kernel::add_product(result.as_mut(), 1.0, columns, outputs.as_ref(), threads);
                     Ok(())
                 })?,
-                Form::Scatter(scatter) => {
-                    result = scatter.multiply(operation, right, self.factor(stats), threads)?;
-                    if let Some(mean) = restored {
-                        let share = kernel::product(operation, mean.transpose(), right, threads)?;
-                        kernel::add_product(result.as_mut(), 1.0, mean.as_ref(), share.as_ref(), threads);
+                Form::Scatter(collapsed) => {
+                    result = collapsed.scatter().multiply(operation, right, self.factor(stats), threads)?;
+                    if let Some(columns) = completion {
+                        let share = kernel::product(operation, columns.transpose(), right, threads)?;
+                        kernel::add_product(result.as_mut(), 1.0, columns.as_ref(), share.as_ref(), threads);
                     }
                 }
             },
@@ -242,21 +263,26 @@ impl<'a, T: Scalar> Moment<'a, T> {
         Ok(match &self.source {
             _ if self.trace == 0.0 => 0.0,
             Source::Identity => self.features as f64,
-            Source::Data { stats, restored, .. } => match &stats.form {
+            Source::Data { stats, completion, .. } => match &stats.form {
                 // tr (X Xᵀ)² = ‖Xᵀ X‖², the smaller side as long as samples are kept.
                 Form::Samples(samples) if samples.len() * self.features < LARGE => {
                     self.gram_squared_norm::<f64>(operation, threads)?
                 }
                 Form::Samples(_) => self.gram_squared_norm::<T>(operation, threads)?,
-                Form::Scatter(scatter) => {
-                    let centred = scatter.squared_norm(self.factor(stats));
-                    match restored {
+                Form::Scatter(collapsed) => {
+                    let centred = collapsed.scatter().squared_norm(self.factor(stats));
+                    match completion {
                         None => centred,
-                        // ‖Σ + μμᵀ‖² = ‖Σ‖² + 2 μᵀΣμ + ‖μ‖⁴
-                        Some(mean) => {
-                            let applied = scatter.multiply(operation, mean.as_ref(), self.factor(stats), threads)?;
-                            let cross: f64 = applied.col(0).iter().zip(mean.col(0).iter()).map(|(a, b)| a * b).sum();
-                            centred + 2.0 * cross + kernel::squared_norm(mean.as_ref()).powi(2)
+                        // ‖Σ + CCᵀ‖² = ‖Σ‖² + 2 tr CᵀΣC + ‖CᵀC‖²
+                        Some(columns) => {
+                            let columns = columns.as_ref();
+                            let applied =
+                                collapsed.scatter().multiply(operation, columns, self.factor(stats), threads)?;
+                            let terms = applied.col_iter().zip(columns.col_iter());
+                            let cross: f64 =
+                                terms.map(|(a, c)| a.iter().zip(c.iter()).map(|(a, c)| a * c).sum::<f64>()).sum();
+                            let gram = kernel::product(operation, columns.transpose(), columns, threads)?;
+                            centred + 2.0 * cross + kernel::squared_norm(gram.as_ref())
                         }
                     }
                 }
@@ -349,16 +375,16 @@ impl<'a, T: Scalar> Moment<'a, T> {
         match &self.source {
             _ if self.trace == 0.0 => {}
             Source::Identity => dense.as_mut().diagonal_mut().column_vector_mut().fill(1.0),
-            Source::Data { stats, restored, .. } => match &stats.form {
+            Source::Data { stats, completion, .. } => match &stats.form {
                 Form::Samples(_) => self.for_each_sample_block(operation, threads, |columns: MatRef<'_, f64>| {
                     kernel::add_symmetric_product(dense.as_mut(), 1.0, columns, columns.transpose(), threads);
                     Ok(())
                 })?,
-                Form::Scatter(scatter) => {
-                    dense = scatter.dense(operation, self.factor(stats))?;
-                    if let Some(mean) = restored {
-                        let mean = mean.as_ref();
-                        kernel::add_symmetric_product(dense.as_mut(), 1.0, mean, mean.transpose(), threads);
+                Form::Scatter(collapsed) => {
+                    dense = collapsed.scatter().dense(operation, self.factor(stats))?;
+                    if let Some(columns) = completion {
+                        let columns = columns.as_ref();
+                        kernel::add_symmetric_product(dense.as_mut(), 1.0, columns, columns.transpose(), threads);
                     }
                 }
             },

@@ -36,6 +36,28 @@ impl<T: Scalar> Samples<T> {
         self.weights.len()
     }
 
+    /// Reserves room for this many more samples in a segment that no more than these will fill.
+    pub(super) fn reserve(&mut self, operation: &'static str, count: usize) -> Result<()> {
+        let needed = Self::bytes(self.features, count).unwrap_or(usize::MAX);
+        let memory = |_| Error::Memory { operation, needed, available: "this machine's memory".into() };
+        self.weights.try_reserve_exact(count).map_err(memory)?;
+        if self.segments.is_empty() {
+            self.segments.try_reserve_exact(1).map_err(memory)?;
+            self.segments.push(Vec::new());
+        }
+        for segment in &mut self.segments {
+            segment.try_reserve_exact(self.features.saturating_mul(count)).map_err(memory)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the samples and keeps the room of the first segment.
+    pub(super) fn clear(&mut self) {
+        self.weights.clear();
+        self.segments.truncate(1);
+        self.segments.iter_mut().for_each(Vec::clear);
+    }
+
     /// Appends the rows of positive weight; on failure nothing is appended.
     pub(super) fn append<'a>(
         &mut self,
@@ -108,7 +130,7 @@ impl<T: Scalar> Samples<T> {
         let mut buffer: Mat<O> = kernel::zeros(operation, self.features, width)?;
         for (rows, weights) in self.segments() {
             let mut target = buffer.as_mut().subcols_mut(0, weights.len());
-            fill_centred(target.as_mut(), rows, Some(weights), centre, factor, threads);
+            fill_centred(target.as_mut(), rows, |index| weights[index].sqrt() * factor, centre, None, threads);
             visit(target.as_ref())?;
         }
         Ok(())
@@ -117,25 +139,32 @@ impl<T: Scalar> Samples<T> {
 
 /// A point that samples are measured from, as `origin + offset`: taking the origin away first keeps the
 /// digits of the offset when the mean is large against the spread.
+#[derive(Clone, Copy)]
 pub(super) struct Centre<'a> {
     pub(super) origin: &'a [f64],
     pub(super) offset: &'a [f64],
 }
 
-/// Column `i` of `target` becomes `(rowᵢ − centre) · √weightᵢ · factor`.
+/// Column `i` of `target` becomes `(rowᵢ − centre) · factor(i)`, and each of its entries is divided by the input's scale, if there are such.
 pub(super) fn fill_centred<T: Scalar, O: Scalar>(
     target: MatMut<'_, O>,
     rows: MatRef<'_, T>,
-    weights: Option<&[f64]>,
+    factor: impl Fn(usize) -> f64 + Sync,
     centre: &Centre<'_>,
-    factor: f64,
+    scales: Option<&[f64]>,
     threads: usize,
 ) {
     kernel::for_each_column(target, threads, |index, column| {
-        let scale = weights.map_or(1.0, |weights| weights[index].sqrt()) * factor;
+        let factor = factor(index);
         let centre = centre.origin.iter().zip(centre.offset);
-        for ((to, x), (origin, offset)) in column.iter_mut().zip(rows.row(index).iter()).zip(centre) {
-            *to = O::from_f64((x.to_f64() - origin - offset) * scale);
+        let entries = column.iter_mut().zip(rows.row(index).iter()).zip(centre);
+        match scales {
+            None => entries.for_each(|((to, x), (origin, offset))| {
+                *to = O::from_f64((x.to_f64() - origin - offset) * factor);
+            }),
+            Some(scales) => entries.zip(scales).for_each(|(((to, x), (origin, offset)), scale)| {
+                *to = O::from_f64((x.to_f64() - origin - offset) * factor / scale);
+            }),
         }
     });
 }

@@ -1,9 +1,9 @@
 //! The collapsed form: the centred scatter matrix, its lower triangle kept as block columns.
 
-use faer::{Mat, MatRef};
+use faer::{Mat, MatMut, MatRef};
 
-use crate::Result;
 use crate::kernel;
+use crate::{Result, Scalar};
 
 /// Columns of a block: wide enough for a matrix product, narrow enough to waste little above the diagonal.
 const BLOCK: usize = 256;
@@ -13,6 +13,8 @@ const BLOCK: usize = 256;
 pub(super) struct Scatter {
     features: usize,
     blocks: Vec<Mat<f64>>,
+    /// `ε` of the least precise products in it; zero without any.
+    precision: f64,
 }
 
 impl Scatter {
@@ -31,7 +33,7 @@ impl Scatter {
             .step_by(BLOCK)
             .map(|start| kernel::zeros(operation, features - start, BLOCK.min(features - start)))
             .collect::<Result<_>>()?;
-        Ok(Self { features, blocks })
+        Ok(Self { features, blocks, precision: 0.0 })
     }
 
     /// `+= rows · rowsᵀ`, for `features × count` with one sample per column.
@@ -42,6 +44,42 @@ impl Scatter {
             let across = samples.subrows(start, block.ncols());
             kernel::add_product(block.as_mut(), 1.0, below, across.transpose(), threads);
         }
+        self.precision = self.precision.max(f64::EPSILON);
+    }
+
+    /// Room for the product of one block column.
+    pub(super) fn product_room<T: Scalar>(operation: &'static str, features: usize) -> Result<Mat<T>> {
+        kernel::zeros(operation, features, BLOCK.min(features))
+    }
+
+    /// `+= factor · D rows · rowsᵀ D` with the scales on the diagonal of `D`: multiplied in `T`, scaled and summed up in `f64`.
+    pub(super) fn add_narrow_samples<T: Scalar>(
+        &mut self,
+        samples: MatRef<'_, T>,
+        mut room: MatMut<'_, T>,
+        (scales, factor): (&[f64], f64),
+        threads: usize,
+    ) {
+        for (index, block) in self.blocks.iter_mut().enumerate() {
+            let start = index * BLOCK;
+            let below = samples.subrows(start, block.nrows());
+            let across = samples.subrows(start, block.ncols());
+            let mut product = room.as_mut().submatrix_mut(0, 0, block.nrows(), block.ncols());
+            kernel::set_product(product.as_mut(), below, across.transpose(), threads);
+            let (product, scales) = (product.as_ref(), &scales[start..]);
+            kernel::for_each_column(block.as_mut(), threads, |column, sums| {
+                let factor = factor * scales[column];
+                let products = product.col(column).iter().zip(scales);
+                for (sum, (x, scale)) in sums.iter_mut().zip(products) {
+                    *sum += x.to_f64() * (factor * scale);
+                }
+            });
+        }
+        self.precision = self.precision.max(T::EPSILON);
+    }
+
+    pub(super) fn precision(&self) -> f64 {
+        self.precision
     }
 
     pub(super) fn features(&self) -> usize {
@@ -52,6 +90,7 @@ impl Scatter {
         for (block, other) in self.blocks.iter_mut().zip(&other.blocks) {
             *block += other;
         }
+        self.precision = self.precision.max(other.precision);
     }
 
     /// `self · right · factor`, for `features × columns`.
@@ -142,6 +181,23 @@ mod tests {
             scatter.add(&copy);
             assert!((scatter.dense("test", 1.0)? - target).norm_max() < 1e-12);
         }
+        Ok(())
+    }
+
+    /// Powers of two for scales and numbers of few digits: single precision multiplies these without rounding.
+    #[test]
+    fn narrow_products_are_scaled_back() -> Result<()> {
+        let features = 300;
+        let narrow = Mat::from_fn(features, 7, |i, j| ((i * 37 + j * 11) % 16) as f32 - 7.0);
+        let scales: Vec<f64> = (0..features).map(|i| 2_f64.powi(i as i32 % 90 - 50)).collect();
+        let wide = Mat::from_fn(features, 7, |i, j| f64::from(narrow[(i, j)]) * scales[i]);
+        let mut scatter = Scatter::zeros("test", features)?;
+        let mut room = Scatter::product_room::<f32>("test", features)?;
+        for factor in [1.0, 4.0] {
+            scatter.add_narrow_samples(narrow.as_ref(), room.as_mut(), (&scales, factor), 1);
+        }
+        assert_eq!(scatter.dense("test", 1.0)?, &wide * wide.transpose() * faer::Scale(5.0));
+        assert_eq!(scatter.precision(), f64::from(f32::EPSILON));
         Ok(())
     }
 

@@ -78,7 +78,7 @@ fn samples_and_scatter_are_the_same_second_moment() -> Result<()> {
     assert!(!is_collapsed(&samples) && is_collapsed(&scatter));
     let left = batch(4, 20, 9);
     for centred in [true, false] {
-        let (a, b) = (Moment::of(&samples, centred), Moment::of(&scatter, centred));
+        let (a, b) = (Moment::of("test", &samples, centred)?, Moment::of("test", &scatter, centred)?);
         assert_eq!(a.exponent(), b.exponent());
         let close = |x: f64, y: f64| assert!((x - y).abs() <= 1e-12 * x.abs().max(1e-3), "{x} {y}");
         close(a.trace(), b.trace());
@@ -100,10 +100,10 @@ fn samples_and_scatter_are_the_same_second_moment() -> Result<()> {
             close(x, (&left * &scaled * other.transpose())[(i, i)]);
         }
     }
-    let root = Moment::of(&samples, true).root("test", 1)?.expect("18 samples of 20 inputs");
+    let root = Moment::of("test", &samples, true)?.root("test", 1)?.expect("18 samples of 20 inputs");
     let product = &root * root.transpose();
-    assert!((product - Moment::of(&samples, true).scaled("test", 1)?).norm_max() < 1e-12);
-    assert!(Moment::of(&scatter, true).root("test", 1)?.is_none());
+    assert!((product - Moment::of("test", &samples, true)?.scaled("test", 1)?).norm_max() < 1e-12);
+    assert!(Moment::of("test", &scatter, true)?.root("test", 1)?.is_none());
     Ok(())
 }
 
@@ -141,7 +141,7 @@ fn pieces_and_segments_add_up() -> Result<()> {
         plain.update_weighted(narrow.subrows(i, 1), &weights[i..=i])?;
     }
     assert!(!is_collapsed(&whole) && is_collapsed(&plain));
-    let (segmented, collapsed) = (Moment::of(&whole, true), Moment::of(&plain, true));
+    let (segmented, collapsed) = (Moment::of("test", &whole, true)?, Moment::of("test", &plain, true)?);
     let scale = |moment: &Moment<'_, f64>| power_of_two(moment.exponent());
     let squares =
         |moment: &Moment<'_, f64>| -> Result<f64> { Ok(moment.trace_of_square("test", 1)? * scale(moment).powi(2)) };
@@ -219,8 +219,42 @@ fn constant_inputs_have_a_scatter_of_exactly_zero() {
         let mut stats = ActivationStats::new(8);
         stats.update(Mat::from_fn(count, 8, |_, j| 0.1 + j as f64 / 3.0).as_ref()).unwrap();
         assert_eq!(stats.covariance().unwrap(), Mat::<f64>::zeros(8, 8));
-        assert_eq!(Moment::of(&stats, true).trace(), 0.0);
-        assert!(Moment::of(&stats, false).trace() > 0.0);
+        assert_eq!(Moment::of("test", &stats, true).unwrap().trace(), 0.0);
+        assert!(Moment::of("test", &stats, false).unwrap().trace() > 0.0);
+    }
+}
+
+/// Products in single precision: channels of all scales, an outlier for the first sample, weights whose squares would underflow.
+#[test]
+fn narrow_products_survive_extreme_scales_outliers_and_weights() {
+    let (features, count) = (accumulator::NARROW_FEATURES, 1700);
+    let scale = |j: usize| 10_f32.powi([0, 17, -24, -6][j % 4]);
+    let entry = |i: usize, j: usize| {
+        let outlier = if i == 0 { 1e6 } else { 0.0 };
+        // The last input varies in the samples of the least weights only.
+        let hidden = j == features - 1 && i % 3 != 2;
+        if hidden { 3.0 } else { scale(j) * (((i * 31 + j * 17 + i * j % 7) % 23) as f32 - 9.0 + outlier) }
+    };
+    let narrow = Mat::from_fn(count, features, entry);
+    let wide = Mat::from_fn(count, features, |i, j| f64::from(narrow[(i, j)]));
+    let weights: Vec<f64> = (0..count).map(|i| [1.0, 1e40, 1e-60][i % 3]).collect();
+    let mut ours = ActivationStats::new(features);
+    let mut exact = ActivationStats::new(features);
+    for start in (0..count).step_by(100) {
+        ours.update_weighted(narrow.subrows(start, 100), &weights[start..start + 100]).unwrap();
+        exact.update_weighted(wide.subrows(start, 100), &weights[start..start + 100]).unwrap();
+    }
+    assert!(is_collapsed(&ours) && is_collapsed(&exact));
+    let (moment, plain) = (Moment::of("test", &ours, true).unwrap(), Moment::of("test", &exact, true).unwrap());
+    assert!(moment.rounding() > 0.0 && plain.rounding() == 0.0);
+    let (ours, exact) = (ours.covariance().unwrap(), exact.covariance().unwrap());
+    for i in 0..features {
+        assert!(exact[(i, i)] > 0.0, "{i}");
+        for j in 0..=i {
+            let size = exact[(i, i)].sqrt() * exact[(j, j)].sqrt();
+            let error = (ours[(i, j)] - exact[(i, j)]).abs();
+            assert!(error <= moment.rounding() * size, "{i} {j}: {error:e} {size:e}");
+        }
     }
 }
 

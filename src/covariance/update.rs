@@ -1,10 +1,10 @@
 //! How statistics grow: batch by batch, or by those of other samples. All that can fail comes before anything changes.
 
-use faer::{Mat, MatRef};
+use faer::MatRef;
 
-use super::accumulator::Accumulator;
 use super::channels::Channels;
-use super::samples::{Centre, Samples, segment_rows};
+use super::collapsed::Collapsed;
+use super::samples::{Samples, segment_rows};
 use super::scatter::Scatter;
 use super::{ActivationStats, Form};
 use crate::kernel;
@@ -43,54 +43,34 @@ impl<T: Scalar> ActivationStats<T> {
         self.require_representable(operation, kernel::max_abs(batch), totals.weight)?;
         let collapse = self.room_for(operation, kept, true)?;
 
-        // All that can fail comes before anything that is kept changes.
-        let piece = segment_rows(self.features);
         let mut channels = self.channels.clone();
         if self.samples == 0 {
             channels = Channels::starting_at(batch.row(first).iter().map(|x| x.to_f64()).collect());
         }
-        channels.observe(batch, weights);
-        let mut collapsed = None;
-        let mut accumulator = None;
-        if collapse || matches!(self.form, Form::Scatter(_)) {
-            accumulator = Some(Accumulator::new(operation, self.features, batch.nrows())?);
+        let mut weight = self.weight;
+        for start in (0..batch.nrows()).step_by(segment_rows(self.features)) {
+            let count = segment_rows(self.features).min(batch.nrows() - start);
+            let weights = weights.map(|weights| &weights[start..start + count]);
+            weight = channels.observe(batch.subrows(start, count), weights, weight, self.threads);
         }
         match &mut self.form {
             Form::Samples(samples) if collapse => {
-                let mut scatter = Scatter::zeros(operation, self.features)?;
-                Accumulator::add_all(operation, &mut scatter, samples, &self.channels.centre(), self.threads)?;
-                collapsed = Some(scatter);
+                let mut collapsed = Collapsed::new(operation, self.features)?;
+                let mut accumulator = collapsed.prepare(operation, samples.len() + batch.nrows())?;
+                for (rows, weights) in samples.segments() {
+                    collapsed.add(rows, Some(weights), &channels, &mut accumulator, self.threads)?;
+                }
+                collapsed.add(batch, weights, &channels, &mut accumulator, self.threads)?;
+                self.form = Form::Scatter(collapsed);
             }
             Form::Samples(samples) => {
                 let weight = |row: usize| weights.map_or(1.0, |weights| weights[row]);
                 samples.append(operation, batch.row_iter().enumerate().map(|(i, row)| (row, weight(i))))?;
             }
-            Form::Scatter(_) => {}
-        }
-        if let Some(scatter) = collapsed {
-            self.form = Form::Scatter(scatter);
-        }
-
-        let mut weight = self.weight;
-        for start in (0..batch.nrows()).step_by(piece) {
-            let count = piece.min(batch.nrows() - start);
-            let rows = batch.subrows(start, count);
-            let weights = weights.map(|weights| &weights[start..start + count]);
-            let added = weights.map_or(count as f64, |weights| weights.iter().sum());
-            if added == 0.0 {
-                continue;
+            Form::Scatter(collapsed) => {
+                let mut accumulator = collapsed.prepare(operation, batch.nrows())?;
+                collapsed.add(batch, weights, &channels, &mut accumulator, self.threads)?;
             }
-            let mean = weighted_mean(rows, weights, added, &channels.origin);
-            let centre = Centre { origin: &channels.origin, offset: &mean };
-            let displacement = channels.displacement(&centre);
-            let total = weight + added;
-            if let (Form::Scatter(scatter), Some(accumulator)) = (&mut self.form, &mut accumulator) {
-                // The pooling term (w_a w_b / w) δδᵀ, as one more sample.
-                let pooling = Some((displacement.as_slice(), (weight / total * added).sqrt()));
-                accumulator.add(scatter, rows, weights, &centre, pooling, self.threads);
-            }
-            channels.shift(&displacement, added / total);
-            weight = total;
         }
         self.channels = channels;
         self.set(totals);
@@ -120,36 +100,41 @@ impl<T: Scalar> ActivationStats<T> {
         }
         channels.absorb(&other.channels);
         let displacement = channels.displacement(&other.channels.centre());
-        if collapse || matches!(self.form, Form::Scatter(_)) {
-            let mut pooling: Mat<f64> = kernel::zeros(operation, self.features, 1)?;
-            let factor = (self.weight / totals.weight * other.weight).sqrt();
-            for (to, d) in pooling.as_mut().col_mut(0).iter_mut().zip(&displacement) {
-                *to = d * factor;
-            }
-            let mut fresh = None;
-            let target = match &mut self.form {
-                Form::Scatter(scatter) => scatter,
-                Form::Samples(samples) => {
-                    let scatter = fresh.insert(Scatter::zeros(operation, self.features)?);
-                    Accumulator::add_all(operation, scatter, samples, &self.channels.centre(), self.threads)?;
-                    scatter
-                }
-            };
-            match &other.form {
-                Form::Samples(samples) => {
-                    Accumulator::add_all(operation, target, samples, &other.channels.centre(), self.threads)?;
-                }
-                Form::Scatter(scatter) => target.add(scatter),
-            }
-            target.add_samples(pooling.as_ref(), self.threads);
-            if let Some(scatter) = fresh {
-                self.form = Form::Scatter(scatter);
-            }
-        } else if let (Form::Samples(samples), Form::Samples(others)) = (&mut self.form, &other.form) {
-            let rows = others.segments().flat_map(|(rows, weights)| rows.row_iter().zip(weights.iter().copied()));
-            samples.append(operation, rows)?;
-        }
+        let between: Vec<f64> =
+            other.channels.origin.iter().zip(&channels.origin).map(|(theirs, own)| theirs - own).collect();
         channels.shift(&displacement, other.weight / totals.weight);
+        match (&mut self.form, &other.form) {
+            (Form::Samples(samples), Form::Samples(others)) if !collapse => {
+                let rows = others.segments().flat_map(|(rows, weights)| rows.row_iter().zip(weights.iter().copied()));
+                samples.append(operation, rows)?;
+            }
+            (own, others) => {
+                let mut fresh = None;
+                let (collapsed, kept) = match own {
+                    Form::Scatter(collapsed) => (collapsed, None),
+                    Form::Samples(samples) => {
+                        (fresh.insert(Collapsed::new(operation, self.features)?), Some(&*samples))
+                    }
+                };
+                let waiting = match others {
+                    Form::Samples(samples) => samples,
+                    Form::Scatter(others) => others.gathered(),
+                };
+                let mut accumulator = collapsed.prepare(operation, kept.map_or(0, Samples::len) + waiting.len())?;
+                for (rows, weights) in kept.into_iter().flat_map(Samples::segments) {
+                    collapsed.add(rows, Some(weights), &channels, &mut accumulator, self.threads)?;
+                }
+                if let Form::Scatter(others) = others {
+                    collapsed.add_scatter(others, &between, self.threads);
+                }
+                for (rows, weights) in waiting.segments() {
+                    collapsed.add(rows, Some(weights), &channels, &mut accumulator, self.threads)?;
+                }
+                if let Some(collapsed) = fresh {
+                    self.form = Form::Scatter(collapsed);
+                }
+            }
+        }
         self.channels = channels;
         self.set(totals);
         Ok(())
@@ -210,13 +195,14 @@ impl<T: Scalar> ActivationStats<T> {
     fn room_for(&self, operation: &'static str, count: usize, as_samples: bool) -> Result<bool> {
         let limit = self.memory_limit.unwrap_or(isize::MAX as usize);
         let scatter = Scatter::bytes(self.features).unwrap_or(usize::MAX);
+        let collapsed = Collapsed::<T>::bytes(self.features).unwrap_or(usize::MAX);
         let bytes = |count| Samples::<T>::bytes(self.features, count).unwrap_or(usize::MAX);
         let Form::Samples(samples) = &self.form else {
-            return self.require_room(operation, scatter, limit).map(|()| false);
+            return self.require_room(operation, collapsed, limit).map(|()| false);
         };
         let (kept, more) = (bytes(samples.len()), bytes(samples.len().saturating_add(count)));
-        let collapsing = kept.saturating_add(scatter);
-        if as_samples && more / SAMPLES_WORTH <= scatter && more.saturating_add(scatter) <= limit {
+        let collapsing = kept.saturating_add(collapsed);
+        if as_samples && more / SAMPLES_WORTH <= scatter && more.saturating_add(collapsed) <= limit {
             return Ok(false);
         }
         if collapsing <= limit {
@@ -236,17 +222,4 @@ impl<T: Scalar> ActivationStats<T> {
         };
         Err(Error::Memory { operation, needed, available })
     }
-}
-
-/// The weighted mean of `rows`, less `origin`.
-fn weighted_mean<T: Scalar>(rows: MatRef<'_, T>, weights: Option<&[f64]>, total: f64, origin: &[f64]) -> Vec<f64> {
-    let mut mean = vec![0.0; origin.len()];
-    kernel::for_each_row(rows, |index, row| {
-        let weight = weights.map_or(1.0, |weights| weights[index]);
-        for ((sum, x), origin) in mean.iter_mut().zip(row).zip(origin) {
-            *sum += weight * (x.to_f64() - origin);
-        }
-    });
-    mean.iter_mut().for_each(|sum| *sum /= total);
-    mean
 }

@@ -1,0 +1,163 @@
+//! The collapsed form: a scatter, and the samples that are gathered for its next update.
+
+use faer::{Mat, MatRef};
+
+use super::accumulator::{Accumulator, Piece};
+use super::channels::{Channels, weighted_mean};
+use super::samples::{Centre, Samples, segment_rows};
+use super::scatter::Scatter;
+use crate::kernel;
+use crate::{Result, Scalar};
+
+/// The centred scatter of some samples and, as they are, a few more: small batches wait until they are worth a matrix product.
+#[derive(Clone)]
+pub(super) struct Collapsed<T> {
+    scatter: Scatter,
+    /// Total weight of the samples in the scatter.
+    weight: f64,
+    /// Their mean, less the statistics' origin.
+    offset: Vec<f64>,
+    gathered: Samples<T>,
+}
+
+/// Samples that wait at the most: they take a quarter of the scatter's memory, and make no more than a piece.
+fn gathering<T>(features: usize) -> usize {
+    (features / size_of::<T>()).clamp(1, segment_rows(features))
+}
+
+impl<T: Scalar> Collapsed<T> {
+    /// Bytes that this form takes; `None` beyond the address space.
+    pub(super) fn bytes(features: usize) -> Option<usize> {
+        Scatter::bytes(features)?.checked_add(Samples::<T>::bytes(features, gathering::<T>(features))?)
+    }
+
+    pub(super) fn new(operation: &'static str, features: usize) -> Result<Self> {
+        let scatter = Scatter::zeros(operation, features)?;
+        Ok(Self { scatter, weight: 0.0, offset: vec![0.0; features], gathered: Samples::new(features) })
+    }
+
+    pub(super) fn scatter(&self) -> &Scatter {
+        &self.scatter
+    }
+
+    /// The samples that are not in the scatter yet.
+    pub(super) fn gathered(&self) -> &Samples<T> {
+        &self.gathered
+    }
+
+    /// Makes sure that adding this many samples cannot fail, and hands out the room that it takes.
+    pub(super) fn prepare(&mut self, operation: &'static str, count: usize) -> Result<Accumulator<T>> {
+        let features = self.scatter.features();
+        let full = gathering::<T>(features);
+        self.gathered.reserve(operation, full - self.gathered.len())?;
+        let multiplies = self.gathered.len().saturating_add(count) >= full;
+        Accumulator::new(operation, features, if multiplies { count.clamp(full, segment_rows(features)) } else { 0 })
+    }
+
+    /// Adds samples, one per row. `channels` have seen them; their origin is that of this form.
+    pub(super) fn add(
+        &mut self,
+        rows: MatRef<'_, T>,
+        weights: Option<&[f64]>,
+        channels: &Channels,
+        accumulator: &mut Accumulator<T>,
+        threads: usize,
+    ) -> Result<()> {
+        let (full, most) = (gathering::<T>(rows.ncols()), segment_rows(rows.ncols()));
+        let mut start = 0;
+        while start < rows.nrows() {
+            let left = rows.nrows() - start;
+            let part = |count| (rows.subrows(start, count), weights.map(|weights| &weights[start..start + count]));
+            if self.gathered.len() == 0 && left >= full {
+                let (rows, weights) = part(left.min(most));
+                self.multiply(rows, weights, channels, accumulator, threads);
+                start += rows.nrows();
+                continue;
+            }
+            let (rows, weights) = part(left.min(full - self.gathered.len()));
+            let weight = |row: usize| weights.map_or(1.0, |weights| weights[row]);
+            let weighted = rows.row_iter().enumerate().map(|(index, row)| (row, weight(index)));
+            self.gathered.append("ActivationStats", weighted)?;
+            start += rows.nrows();
+            if self.gathered.len() == full {
+                let mut gathered = std::mem::replace(&mut self.gathered, Samples::new(rows.ncols()));
+                for (rows, weights) in gathered.segments() {
+                    self.multiply(rows, Some(weights), channels, accumulator, threads);
+                }
+                gathered.clear();
+                self.gathered = gathered;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a piece of samples to the scatter: about their own mean, and the distance of this one from that of the scatter as one more
+    /// sample (Chan, Golub and LeVeque's pooling term `(w_a w_b / w) δδᵀ`).
+    fn multiply(
+        &mut self,
+        rows: MatRef<'_, T>,
+        weights: Option<&[f64]>,
+        channels: &Channels,
+        accumulator: &mut Accumulator<T>,
+        threads: usize,
+    ) {
+        let added = weights.map_or(rows.nrows() as f64, |weights| weights.iter().sum());
+        if added == 0.0 {
+            return;
+        }
+        let mean = weighted_mean(rows, weights, added, &channels.origin, threads);
+        let displacement: Vec<f64> = mean.iter().zip(&self.offset).map(|(mean, offset)| mean - offset).collect();
+        let total = self.weight + added;
+        let centre = Centre { origin: &channels.origin, offset: &mean };
+        let piece = Piece { rows, weights, centre, extra: (&displacement, self.weight / total * added) };
+        accumulator.add(&mut self.scatter, piece, channels, threads);
+        self.shift(&displacement, added);
+    }
+
+    /// Adds another scatter, without the samples that wait beside it. `between` leads from this form's origin to the other's.
+    pub(super) fn add_scatter(&mut self, other: &Self, between: &[f64], threads: usize) {
+        if other.weight == 0.0 {
+            return;
+        }
+        let means = other.offset.iter().zip(&self.offset).zip(between);
+        let displacement: Vec<f64> = means.map(|((theirs, own), between)| between + (theirs - own)).collect();
+        let factor = (self.weight / (self.weight + other.weight) * other.weight).sqrt();
+        let pooling = Mat::from_fn(displacement.len(), 1, |row, _| displacement[row] * factor);
+        self.scatter.add(&other.scatter);
+        self.scatter.add_samples(pooling.as_ref(), threads);
+        self.shift(&displacement, other.weight);
+    }
+
+    fn shift(&mut self, displacement: &[f64], added: f64) {
+        self.weight += added;
+        let share = added / self.weight;
+        self.offset.iter_mut().zip(displacement).for_each(|(offset, d)| *offset += d * share);
+    }
+
+    /// Columns of which the outer products, added to the scatter, make it that of all samples about `centre`; `None` where there is nothing
+    /// to add, because the scatter's own mean is the centre.
+    pub(super) fn completion(
+        &self,
+        operation: &'static str,
+        origin: &[f64],
+        centre: &Centre<'_>,
+        at_mean: bool,
+    ) -> Result<Option<Mat<f64>>> {
+        if at_mean && self.gathered.len() == 0 {
+            return Ok(None);
+        }
+        let mut columns = kernel::zeros(operation, origin.len(), self.gathered.len() + 1)?;
+        let root = self.weight.sqrt();
+        let means = origin.iter().zip(&self.offset).zip(centre.origin.iter().zip(centre.offset));
+        for (to, ((from, own), (origin, offset))) in columns.as_mut().col_mut(0).iter_mut().zip(means) {
+            *to = ((from - origin) + (own - offset)) * root;
+        }
+        let mut start = 1;
+        self.gathered.for_each_centred(operation, centre, 1.0, 1, |samples: MatRef<'_, f64>| {
+            columns.as_mut().subcols_mut(start, samples.ncols()).copy_from(samples);
+            start += samples.ncols();
+            Ok(())
+        })?;
+        Ok(Some(columns))
+    }
+}
