@@ -4,10 +4,11 @@ use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
 use faer::linalg::cholesky::llt;
 use faer::linalg::evd::{self, ComputeEigenvectors, SelfAdjointEvdParams};
 use faer::linalg::matmul::matmul;
-use faer::linalg::matmul::triangular::{self, BlockStructure};
+use faer::linalg::matmul::triangular;
+pub(crate) use faer::linalg::matmul::triangular::BlockStructure;
 use faer::linalg::qr::no_pivoting::factor as qr;
 use faer::linalg::svd::{self, ComputeSvdVectors};
-use faer::linalg::{householder, triangular_solve};
+use faer::linalg::{householder, triangular_inverse, triangular_solve};
 use faer::{Accum, Auto, Conj, Mat, MatMut, MatRef, Par, Spec};
 
 use crate::{Error, Result, Scalar};
@@ -355,24 +356,81 @@ pub(crate) fn left_singular(
     Ok(outcome.ok().map(|()| (values.column_vector().iter().copied().collect(), vectors)))
 }
 
-/// `matrix⁻¹ · right` by Cholesky; `matrix` is overwritten, its lower triangle is read. `None` if it is
-/// not numerically positive definite.
-pub(crate) fn cholesky_solve(
-    operation: &'static str,
-    mut matrix: Mat<f64>,
-    mut right: Mat<f64>,
-    threads: usize,
-) -> Result<Option<Mat<f64>>> {
+/// The lower Cholesky factor of a symmetric matrix of which the lower triangle is read; what is above the diagonal is not to be used.
+/// `None` if the matrix is not numerically positive definite.
+pub(crate) fn cholesky(operation: &'static str, mut matrix: Mat<f64>, threads: usize) -> Result<Option<Mat<f64>>> {
     let dimension = matrix.nrows();
-    let par = parallelism(threads, work(dimension, dimension, dimension.max(right.ncols())));
+    let par = parallelism(threads, work(dimension, dimension, dimension));
     let params = Spec::default();
     let mut buffer = scratch(operation, llt::factor::cholesky_in_place_scratch::<f64>(dimension, par, params))?;
     let factored =
         llt::factor::cholesky_in_place(matrix.as_mut(), Default::default(), par, MemStack::new(&mut buffer), params);
-    if factored.is_err() {
-        return Ok(None);
-    }
-    triangular_solve::solve_lower_triangular_in_place(matrix.as_ref(), right.as_mut(), par);
-    triangular_solve::solve_upper_triangular_in_place(matrix.transpose(), right.as_mut(), par);
+    Ok(factored.is_ok().then_some(matrix))
+}
+
+/// `matrix⁻¹ · right` by Cholesky; of `matrix` the lower triangle is read. `None` if it is not numerically positive definite.
+pub(crate) fn cholesky_solve(
+    operation: &'static str,
+    matrix: Mat<f64>,
+    mut right: Mat<f64>,
+    threads: usize,
+) -> Result<Option<Mat<f64>>> {
+    let Some(root) = cholesky(operation, matrix, threads)? else { return Ok(None) };
+    let par = parallelism(threads, work(root.nrows(), root.nrows(), right.ncols()));
+    triangular_solve::solve_lower_triangular_in_place(root.as_ref(), right.as_mut(), par);
+    triangular_solve::solve_upper_triangular_in_place(root.transpose(), right.as_mut(), par);
     Ok(first_non_finite(right.as_ref()).is_none().then_some(right))
+}
+
+/// `lhs · rhs` for a square `rhs` of which only one triangle counts.
+pub(crate) fn triangular_product<T: Scalar>(
+    operation: &'static str,
+    lhs: MatRef<'_, T>,
+    rhs: MatRef<'_, T>,
+    triangle: BlockStructure,
+    threads: usize,
+) -> Result<Mat<T>> {
+    let mut result = zeros(operation, lhs.nrows(), rhs.ncols())?;
+    triangular::matmul(
+        result.as_mut(),
+        BlockStructure::Rectangular,
+        Accum::Replace,
+        lhs,
+        BlockStructure::Rectangular,
+        rhs,
+        triangle,
+        T::from_f64(1.0),
+        parallelism(threads, work(lhs.nrows(), lhs.ncols(), rhs.ncols()) / 2.0),
+    );
+    Ok(result)
+}
+
+/// An orthonormal basis of the span of independent columns, and of every number of the first of them. Exact to rounding for columns that are
+/// nearly orthonormal already, by the Cholesky factor of their Gram matrix; by QR otherwise.
+pub(crate) fn orthonormalized(operation: &'static str, columns: Mat<f64>, threads: usize) -> Result<Mat<f64>> {
+    /// Departure from the identity up to which the Gram matrix loses nothing.
+    const NEARLY: f64 = 0.1;
+    let count = columns.ncols();
+    let mut gram = zeros(operation, count, count)?;
+    add_symmetric_product(gram.as_mut(), 1.0, columns.transpose(), columns.as_ref(), threads);
+    let departure = (0..count).flat_map(|j| (j..count).map(move |i| (i, j))).fold(0.0_f64, |sum, (i, j)| {
+        let expected = if i == j { 1.0 } else { 0.0 };
+        sum + (gram[(i, j)] - expected).powi(2)
+    });
+    if departure < NEARLY * NEARLY
+        && let Some(root) = cholesky(operation, gram, threads)?
+    {
+        // `C R⁻¹` with `R = Lᵀ`. The inverse of a matrix near the identity is as good as solving, and a product is much faster.
+        let mut inverse = zeros(operation, count, count)?;
+        let par = parallelism(threads, work(count, count, count) / 3.0);
+        triangular_inverse::invert_lower_triangular(inverse.as_mut(), root.as_ref(), par);
+        return triangular_product(
+            operation,
+            columns.as_ref(),
+            inverse.transpose(),
+            BlockStructure::TriangularUpper,
+            threads,
+        );
+    }
+    Ok(thin_qr(operation, columns, threads)?.0)
 }

@@ -4,10 +4,10 @@ mod dalr;
 mod decomposition;
 mod evaluate;
 mod exact;
+mod narrow;
 mod projection;
 mod pruning;
 mod ridge;
-mod sampled;
 mod svd;
 mod weighted;
 

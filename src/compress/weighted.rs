@@ -6,7 +6,7 @@
 use faer::{Mat, MatRef};
 
 use super::decomposition::{Decomposition, Facts};
-use super::{exact, sampled};
+use super::{exact, narrow};
 use crate::bias::BiasCorrection;
 use crate::covariance::{Moment, even_exponent, oracle_approximating, power_of_two};
 use crate::kernel;
@@ -98,7 +98,7 @@ impl Problem {
 
         let task =
             Task { problem: self, weight: layer.weight(), weight_exponent, moment, data: data.as_ref(), keep, ridge };
-        let solution = match sampled::solve(&task, max_rank)? {
+        let solution = match narrow::solve(&task, max_rank)? {
             Some(solution) => solution,
             None => exact::solve(&task, max_rank)?,
         };

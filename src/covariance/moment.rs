@@ -369,6 +369,40 @@ impl<'a, T: Scalar> Moment<'a, T> {
         Ok(Some(root))
     }
 
+    /// A lower triangular root `L` with `L Lᵀ = κ S + λ I + D`, and the diagonal of `λ I + D`: what lifts the matrix out of rounding. What is above
+    /// the diagonal of `L` is not to be used. `None` where that is not enough.
+    pub(crate) fn root_of(
+        &self,
+        operation: &'static str,
+        (keep, ridge): (f64, f64),
+        threads: usize,
+    ) -> Result<Option<(Mat<f64>, Vec<f64>)>> {
+        let size = self.features as f64;
+        let mut dense = self.scaled(operation, threads)?;
+        dense *= faer::Scale(keep);
+        // The norm of a random symmetric matrix grows with the root of its size.
+        for lift in [4.0 * f64::EPSILON * size, self.rounding() / 8.0 * size.sqrt()] {
+            let mut lifted = kernel::widened(operation, dense.as_ref(), 1.0)?;
+            let mut added = vec![0.0; self.features];
+            let mut dead = Vec::new();
+            for (index, added) in added.iter_mut().enumerate() {
+                let diagonal = lifted[(index, index)];
+                *added = ridge + lift * diagonal;
+                lifted[(index, index)] = diagonal + *added;
+                if diagonal + *added <= 0.0 {
+                    // An input that never varies: any number will do, and is taken out again.
+                    lifted[(index, index)] = 1.0;
+                    dead.push(index);
+                }
+            }
+            if let Some(mut root) = kernel::cholesky(operation, lifted, threads)? {
+                dead.iter().for_each(|&index| root[(index, index)] = 0.0);
+                return Ok(kernel::first_non_finite(root.as_ref()).is_none().then_some((root, added)));
+            }
+        }
+        Ok(None)
+    }
+
     /// The divided `S`, formed.
     pub(crate) fn scaled(&self, operation: &'static str, threads: usize) -> Result<Mat<f64>> {
         let mut dense = kernel::zeros(operation, self.features, self.features)?;

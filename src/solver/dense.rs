@@ -124,7 +124,7 @@ pub(super) fn narrow_eigenpairs<T: Scalar>(
         return Ok(None);
     }
     // Orthonormal to the rounding of `f64`, whatever `T` is.
-    let (mut basis, _) = kernel::thin_qr(OPERATION, basis, threads)?;
+    let mut basis = kernel::orthonormalized(OPERATION, basis, threads)?;
     let narrow = kernel::rounded::<T>(OPERATION, "the eigenvectors", basis.as_ref())?;
     let applied = kernel::product(OPERATION, matrix.as_ref(), narrow.as_ref(), threads)?;
     let largest = values[order[0]].max(0.0);

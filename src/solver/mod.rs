@@ -4,6 +4,7 @@
 //! [`top_eigenpairs`]. The compressors of this crate go the same way.
 
 mod complement;
+pub(crate) mod cost;
 mod dense;
 mod lanczos;
 
@@ -200,6 +201,13 @@ impl Eigenpairs {
         self.values.iter().take_while(|&&value| value > self.noise).count()
     }
 
+    /// The same eigenvalues with other vectors, signs fixed.
+    pub(crate) fn with_vectors(mut self, mut vectors: Mat<f64>) -> Self {
+        fix_signs(&mut vectors);
+        self.vectors = vectors;
+        self
+    }
+
     pub(crate) fn as_mat(&self) -> &Mat<f64> {
         &self.vectors
     }
@@ -254,8 +262,8 @@ pub fn top_eigenpairs<T: Scalar>(
     let iterating = match solver {
         Solver::DenseEigen => false,
         Solver::BlockLanczos => true,
-        Solver::Auto => lanczos_work(dimension, count, operator.work())
-            .is_some_and(|work| work < operator.assembly_work() + dense_work(dimension)),
+        Solver::Auto => cost::lanczos(dimension, count, operator.work())
+            .is_some_and(|work| work < operator.assembly_work() + cost::dense(dimension)),
     };
     if iterating && let Some(pairs) = iterate(operator, count, threads)? {
         return Ok(pairs);
@@ -281,25 +289,6 @@ pub(crate) fn narrow_dense<T: Scalar>(
     threads: usize,
 ) -> Result<Option<Eigenpairs>> {
     dense::narrow_eigenpairs(operator, count, threads)
-}
-
-/// Multiply–adds, at the rate of large products in `f64`, that a dense eigendecomposition stands for.
-pub(crate) fn dense_work(dimension: usize) -> f64 {
-    6.0 * (dimension as f64).powi(3)
-}
-
-/// Below this dimension a dense solve takes milliseconds, and is exact.
-const SMALLEST_ITERATED: usize = 512;
-
-/// Multiply–adds of finding `count` eigenpairs by block Lanczos, where one vector's product takes `work`; `None` where the basis
-/// would fill the space. Products with thin blocks run at half the rate of large ones; most problems settle
-/// with a basis of three vectors per pair and are looked at three times until then.
-pub(crate) fn lanczos_work(dimension: usize, count: usize, work: f64) -> Option<f64> {
-    let basis = lanczos::Layout::new(dimension, count).expected_basis(count);
-    let looking = 3.0 * dense_work(basis);
-    let basis = basis as f64;
-    (dimension >= SMALLEST_ITERATED && basis < dimension as f64)
-        .then_some(2.0 * basis * work + 4.0 * dimension as f64 * basis * basis + looking)
 }
 
 /// Turns every column so that its largest entry is positive, the first of them where several tie.

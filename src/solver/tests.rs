@@ -349,8 +349,8 @@ fn block_lanczos_gives_up_in_time_and_hands_over() {
 fn the_cost_model_iterates_on_large_problems_with_few_pairs_and_nowhere_else() {
     let chosen = |dimension: usize, count: usize| {
         let square = (dimension as f64).powi(2);
-        let dense = dense_work(dimension) + square * dimension as f64;
-        lanczos_work(dimension, count, square).is_some_and(|work| work < dense)
+        let dense = cost::dense(dimension) + square * dimension as f64;
+        cost::lanczos(dimension, count, square).is_some_and(|work| work < dense)
     };
     assert!(chosen(4096, 256) && chosen(1024, 16));
     assert!(!chosen(64, 8) && !chosen(1000, 900));
