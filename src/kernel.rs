@@ -311,14 +311,18 @@ pub(crate) enum Tridiagonal {
 /// Eigenvalues and the eigenvectors, one per column, that belong to them.
 pub(crate) type Pairs<T> = (Vec<f64>, Mat<T>);
 
-/// Eigenvalues, ascending, and eigenvectors of a finite symmetric matrix, of which the lower triangle
-/// is read. `None` if faer's iteration gave up.
+/// Eigenvalues, ascending, and eigenvectors of a symmetric matrix, of which the lower triangle
+/// is read. `None` if faer's iteration gave up, or the matrix is not finite: that iteration would spin on NaN
+/// for some `30 d²` rounds.
 pub(crate) fn symmetric_eigen<T: Scalar>(
     operation: &'static str,
     matrix: MatRef<'_, T>,
     algorithm: Tridiagonal,
     threads: usize,
 ) -> Result<Option<Pairs<T>>> {
+    if first_non_finite(matrix).is_some() {
+        return Ok(None);
+    }
     let dimension = matrix.nrows();
     let par = parallelism(threads, work(dimension, dimension, dimension));
     let mut params = <SelfAdjointEvdParams as Auto<T>>::auto();
@@ -335,13 +339,16 @@ pub(crate) fn symmetric_eigen<T: Scalar>(
     Ok(outcome.ok().map(|()| (values.column_vector().iter().map(|value| value.to_f64()).collect(), vectors)))
 }
 
-/// Singular values, descending, and left singular vectors of a finite square matrix. `None` if faer's
-/// iteration gave up.
+/// Singular values, descending, and left singular vectors of a square matrix. `None` if faer's
+/// iteration gave up, or the matrix is not finite.
 pub(crate) fn left_singular(
     operation: &'static str,
     matrix: MatRef<'_, f64>,
     threads: usize,
 ) -> Result<Option<Pairs<f64>>> {
+    if first_non_finite(matrix).is_some() {
+        return Ok(None);
+    }
     let dimension = matrix.nrows();
     let par = parallelism(threads, work(dimension, dimension, dimension));
     let params = Spec::default();
