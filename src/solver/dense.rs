@@ -3,6 +3,7 @@
 use faer::{Mat, MatRef};
 
 use super::{Eigenpairs, PsdOperator, fix_signs, noise_level};
+use crate::covariance::{even_exponent, power_of_two};
 use crate::kernel::{self, Pairs, Tridiagonal};
 use crate::{Error, Result, Scalar};
 
@@ -17,7 +18,8 @@ pub(super) struct Rung {
 const NARROW: &str = "dense eigendecomposition (single precision)";
 const OPERATION: &str = "top_eigenpairs";
 
-/// A rung's answer is taken when `‖Hv − λv‖` is below this many rounding errors.
+/// A rung's answer is taken when `‖Hv − λv‖`, what its vectors lack of being orthonormal, and what its values lack of adding up to
+/// the trace are below this many rounding errors.
 const RESIDUAL_RATIO: f64 = 100.0;
 
 /// Sweeps of the Jacobi iteration; quadratic convergence needs fewer than ten on any size in practice.
@@ -32,11 +34,7 @@ pub(super) const LADDER: [Rung; 4] = [
         name: "dense eigendecomposition (QR iteration)",
         solve: |matrix, threads| kernel::symmetric_eigen(OPERATION, matrix, Tridiagonal::QrIteration, threads),
     },
-    // For a positive semidefinite matrix the singular pairs are the eigenpairs.
-    Rung {
-        name: "dense singular value decomposition",
-        solve: |matrix, threads| kernel::left_singular(OPERATION, matrix, threads),
-    },
+    Rung { name: "dense singular value decomposition", solve: by_singular_values },
     Rung { name: "Jacobi iteration", solve: |matrix, _| jacobi(matrix) },
 ];
 
@@ -59,12 +57,13 @@ pub(super) fn top_eigenpairs<T: Scalar>(
     }
     let size = kernel::max_abs(assembled.as_ref());
     // Entries near 1, so that no product underflows or overflows on the way.
-    let scale = crate::covariance::power_of_two(-crate::covariance::even_exponent(size));
+    let scale = power_of_two(-even_exponent(size));
     let matrix = kernel::widened(OPERATION, assembled.as_ref(), scale)?;
     drop(assembled);
     let tolerance = RESIDUAL_RATIO * dimension as f64 * T::EPSILON;
     let noise = operator.noise() * scale;
     require_symmetric(matrix.as_ref(), tolerance, noise)?;
+    let trace: f64 = (0..dimension).map(|i| matrix[(i, i)]).sum();
 
     let mut attempts = Vec::new();
     for (index, rung) in ladder.iter().enumerate() {
@@ -77,7 +76,11 @@ pub(super) fn top_eigenpairs<T: Scalar>(
         let top = &order[..count];
         let mut basis = Mat::from_fn(dimension, count, |row, column| vectors[(row, top[column])]);
         let residual = residual(matrix.as_ref(), basis.as_ref(), top.iter().map(|&at| values[at]), threads)?;
-        if residual > RESIDUAL_RATIO * dimension as f64 * f64::EPSILON * largest {
+        let rounding = RESIDUAL_RATIO * dimension as f64 * f64::EPSILON;
+        let sum: f64 = values.iter().sum();
+        let orthonormal = non_orthonormality(basis.as_ref(), threads)? <= rounding;
+        // Vectors of length zero have no residual, and other pairs than the leading ones are pairs as well.
+        if !(orthonormal && residual <= rounding * largest && (sum - trace).abs() <= rounding * largest) {
             continue;
         }
         if lowest < -(tolerance * largest + noise) {
@@ -107,9 +110,16 @@ pub(super) fn narrow_eigenpairs<T: Scalar>(
     threads: usize,
 ) -> Result<Option<Eigenpairs>> {
     let dimension = operator.dimension();
-    let matrix = operator.assemble()?;
+    let mut matrix = operator.assemble()?;
     if kernel::first_non_finite(matrix.as_ref()).is_some() {
         return Ok(None);
+    }
+    // Entries near 1: below some thousandths, faer's divide and conquer loses digits in single precision. In two steps, lest the factor
+    // be out of range.
+    let exponent = even_exponent(kernel::max_abs(matrix.as_ref()));
+    let unit = power_of_two(exponent);
+    for _ in 0..2 {
+        matrix *= faer::Scale(T::from_f64(power_of_two(-exponent / 2)));
     }
     let solved = kernel::symmetric_eigen(OPERATION, matrix.as_ref(), Tridiagonal::DivideAndConquer, threads)?;
     let Some((values, vectors)) = solved else { return Ok(None) };
@@ -128,26 +138,25 @@ pub(super) fn narrow_eigenpairs<T: Scalar>(
     let narrow = kernel::rounded::<T>(OPERATION, "the eigenvectors", basis.as_ref())?;
     let applied = kernel::product(OPERATION, matrix.as_ref(), narrow.as_ref(), threads)?;
     let largest = values[order[0]].max(0.0);
-    let mut residual = 0.0_f64;
-    for (column, &at) in top.iter().enumerate() {
+    let residual = greatest(top.iter().enumerate().map(|(column, &at)| {
         let terms = applied.col(column).iter().zip(basis.col(column).iter());
         let squares = terms.map(|(h, v)| (h.to_f64() - values[at] * v).powi(2));
-        residual = residual.max(squares.sum::<f64>().sqrt());
-    }
+        squares.sum::<f64>().sqrt()
+    }));
     let rounding = T::EPSILON * (dimension as f64).sqrt() * largest;
     if residual.is_nan() || residual > RESIDUAL_RATIO * rounding {
         return Ok(None);
     }
     fix_signs(&mut basis);
     Ok(Some(Eigenpairs {
-        values: top.iter().map(|&at| values[at].max(0.0)).collect(),
+        values: top.iter().map(|&at| values[at].max(0.0) * unit).collect(),
         vectors: basis,
         solver: NARROW,
         fallback: false,
         steps: 0,
         basis_size: dimension,
         residual: if largest > 0.0 { residual / largest } else { 0.0 },
-        noise: operator.noise().max(rounding),
+        noise: operator.noise().max(rounding * unit),
     }))
 }
 
@@ -174,7 +183,30 @@ fn residual(
         let squares = applied.iter().zip(vector.iter()).map(|(h, v)| (h - value * v).powi(2));
         squares.sum::<f64>().sqrt()
     });
-    Ok(norms.fold(0.0, f64::max))
+    Ok(greatest(norms))
+}
+
+/// Largest entry of `VᵀV − I`.
+fn non_orthonormality(vectors: MatRef<'_, f64>, threads: usize) -> Result<f64> {
+    let mut gram = kernel::product(OPERATION, vectors.transpose(), vectors, threads)?;
+    gram.as_mut().diagonal_mut().column_vector_mut().iter_mut().for_each(|entry| *entry -= 1.0);
+    Ok(greatest(gram.as_ref().col_iter().flat_map(|column| column.iter().map(|entry| entry.abs()))))
+}
+
+/// The largest of non-negative numbers; NaN, which `f64::max` would pass over, if there is one.
+fn greatest(values: impl Iterator<Item = f64>) -> f64 {
+    values.fold(0.0, |most, value| if value > most || value.is_nan() { value } else { most })
+}
+
+/// For a positive semidefinite matrix the singular pairs are the eigenpairs. `uᵀHu` tells where one is not.
+fn by_singular_values(matrix: MatRef<'_, f64>, threads: usize) -> Result<Option<Pairs<f64>>> {
+    let Some((mut values, vectors)) = kernel::left_singular(OPERATION, matrix, threads)? else { return Ok(None) };
+    let applied = kernel::product(OPERATION, matrix, vectors.as_ref(), threads)?;
+    for (value, (applied, vector)) in values.iter_mut().zip(applied.col_iter().zip(vectors.col_iter())) {
+        let form: f64 = applied.iter().zip(vector.iter()).map(|(h, v)| h * v).sum();
+        *value = value.copysign(form);
+    }
+    Ok(Some((values, vectors)))
 }
 
 fn require_symmetric(matrix: MatRef<'_, f64>, tolerance: f64, noise: f64) -> Result<()> {
@@ -198,7 +230,9 @@ fn jacobi(matrix: MatRef<'_, f64>) -> Result<Option<Pairs<f64>>> {
     kernel::mirror_lower(&mut h);
     let mut vectors = kernel::zeros(OPERATION, dimension, dimension)?;
     vectors.as_mut().diagonal_mut().column_vector_mut().fill(1.0);
-    let negligible = f64::EPSILON * kernel::squared_norm(h.as_ref()).sqrt() / dimension as f64;
+    // Of the size of rounding in a rotation: below it, what one of them annihilates another brings back for ever where
+    // eigenvalues coincide.
+    let negligible = f64::EPSILON * kernel::squared_norm(h.as_ref()).sqrt();
     for _ in 0..JACOBI_SWEEPS {
         let mut rotated = false;
         for p in 0..dimension {
@@ -226,6 +260,7 @@ fn jacobi(matrix: MatRef<'_, f64>) -> Result<Option<Pairs<f64>>> {
                     vectors[(i, p)] = c * a - s * b;
                     vectors[(i, q)] = s * a + c * b;
                 }
+                (h[(p, q)], h[(q, p)]) = (0.0, 0.0);
             }
         }
         if !rotated {
