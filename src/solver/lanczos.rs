@@ -3,6 +3,7 @@
 use faer::{Mat, MatMut, MatRef};
 
 use super::{Eigenpairs, PsdOperator, fix_signs};
+use crate::covariance::{even_exponent, power_of_two};
 use crate::kernel::{self, Tridiagonal};
 use crate::{Error, Result, Scalar};
 
@@ -21,6 +22,15 @@ const PROBE_STEPS: usize = 3;
 /// Products per dimension of the result after which the dense path must be the better one.
 const PRODUCTS_PER_PAIR: usize = 40;
 
+/// How many times more than what the first products suggest a trace may be. The tolerance is relative to the trace: one that is far too
+/// large would let anything pass. For an operator of rank one, the estimate is `χ²` distributed with as many degrees of
+/// freedom as the block has vectors, 8 at least: it is this far off in one of 10¹¹ cases.
+const TRACE_DOUBT: f64 = 1000.0;
+
+/// Operators are divided by a power of two, since the squares of what they compute must stay in range; for `f32`, where squares are
+/// formed in `f64`, products themselves must.
+const EXPONENT: (i32, i32) = (1000, 120);
+
 /// How the iteration is laid out for a problem.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Layout {
@@ -35,13 +45,13 @@ impl Layout {
     /// to grow; a basis in which most problems converge without a restart.
     pub(super) fn new(dimension: usize, count: usize) -> Self {
         let block = (count / 4).next_multiple_of(8).clamp(8, 64).min(dimension);
-        let basis = (5 * count + 4 * block + PROBE_WIDTH * PROBE_STEPS).min(dimension);
+        let basis = count.saturating_mul(5).saturating_add(4 * block + PROBE_WIDTH * PROBE_STEPS).min(dimension);
         Self { block, basis }
     }
 
     /// The basis in which a spectrum that decays is expected to settle.
     pub(super) fn expected_basis(&self, count: usize) -> usize {
-        3 * count + 2 * self.block + PROBE_WIDTH * PROBE_STEPS
+        count.saturating_mul(3).saturating_add(2 * self.block + PROBE_WIDTH * PROBE_STEPS)
     }
 }
 
@@ -53,16 +63,20 @@ pub(super) fn top_eigenpairs<T: Scalar>(
     threads: usize,
 ) -> Result<Option<Eigenpairs>> {
     let dimension = operator.dimension();
-    let trace = operator.trace()?;
-    if !trace.is_finite() || trace < 0.0 {
+    let (trace, noise) = (operator.trace()?, operator.noise());
+    if !(trace.is_finite() && trace >= -(noise * dimension as f64)) {
         return Err(Error::InvalidOperator { operation: OPERATION, found: format!("a trace of {trace}") });
     }
-    let relative = if T::EPSILON > f64::EPSILON { TOLERANCE.1 } else { TOLERANCE.0 };
+    let narrow = T::EPSILON > f64::EPSILON;
+    let (relative, limit) = if narrow { (TOLERANCE.1, EXPONENT.1) } else { (TOLERANCE.0, EXPONENT.0) };
+    let exponent = even_exponent((trace / dimension as f64).max(noise)).clamp(-limit, limit);
+    let trace = trace.max(0.0) * power_of_two(-exponent);
     let may_restart = layout.basis < dimension;
     let reserve = layout.block + PROBE_WIDTH * PROBE_STEPS;
-    let bound = PRODUCTS_PER_PAIR * (count + layout.block);
+    let bound = PRODUCTS_PER_PAIR.saturating_mul(count.saturating_add(layout.block));
 
-    let mut space = Space::<T>::new(dimension, layout.basis, operator.noise(), threads)?;
+    let size = Size { exponent, trace, noise: noise * power_of_two(-exponent) };
+    let mut space = Space::<T>::new(dimension, layout.basis, size, threads)?;
     let mut next = space.random_block(layout.block)?;
     let mut check_at = 5 * count / 2 + layout.block;
     let mut accepted = None;
@@ -82,9 +96,9 @@ pub(super) fn top_eigenpairs<T: Scalar>(
             continue;
         }
         let Some(ritz) = space.ritz()? else { return Ok(None) };
-        ritz.require_positive(T::EPSILON * dimension as f64, space.noise)?;
+        ritz.require_positive(T::EPSILON * dimension as f64, &space.unit)?;
         let captured = ritz.captured(count);
-        let allowed = relative * (trace - captured).max(0.0) + 8.0 * T::EPSILON * trace + space.noise;
+        let allowed = relative * (trace - captured).max(0.0) + 8.0 * T::EPSILON * trace + space.unit.noise;
         // What random directions brought in besides loosens the bound a little.
         let slack = if probes_left == 1 { 4.0 } else { 1.0 };
         let settled = ritz.possible_loss(count, &space.residual_norms(&ritz, count)) <= slack * allowed;
@@ -115,6 +129,16 @@ pub(super) fn top_eigenpairs<T: Scalar>(
     Ok(None)
 }
 
+/// How large the operator is, by its own account.
+struct Size {
+    /// Everything the iteration computes is divided by two to this power, an even number.
+    exponent: i32,
+    /// So divided.
+    trace: f64,
+    /// So divided.
+    noise: f64,
+}
+
 /// An orthonormal basis, the operator projected on it, and what the last product left outside of it.
 struct Space<T> {
     basis: Mat<T>,
@@ -125,7 +149,7 @@ struct Space<T> {
     aside: Option<Residual<T>>,
     products: usize,
     steps: usize,
-    noise: f64,
+    unit: Size,
     random: u64,
     threads: usize,
 }
@@ -144,7 +168,7 @@ struct Ritz {
 }
 
 impl<T: Scalar> Space<T> {
-    fn new(dimension: usize, capacity: usize, noise: f64, threads: usize) -> Result<Self> {
+    fn new(dimension: usize, capacity: usize, unit: Size, threads: usize) -> Result<Self> {
         Ok(Self {
             basis: kernel::zeros(OPERATION, dimension, capacity)?,
             size: 0,
@@ -153,7 +177,7 @@ impl<T: Scalar> Space<T> {
             aside: None,
             products: 0,
             steps: 0,
-            noise,
+            unit,
             // Any fixed seed: results must be reproducible.
             random: 0x9e37_79b9_7f4a_7c15,
             threads,
@@ -187,12 +211,7 @@ impl<T: Scalar> Space<T> {
         let range = self.size..self.size + block.ncols();
         self.basis.as_mut().subcols_mut(range.start, range.len()).copy_from(block);
         self.size = range.end;
-        let mut product = kernel::zeros(OPERATION, self.dimension(), block.ncols())?;
-        operator.apply(block, product.as_mut())?;
-        if let Some((row, column)) = kernel::first_non_finite(product.as_ref()) {
-            let found = format!("{} at row {row} of a product", product[(row, column)]);
-            return Err(Error::InvalidOperator { operation: OPERATION, found });
-        }
+        let mut product = self.multiply(operator, block)?;
         let coordinates = kernel::product(OPERATION, self.basis().transpose(), product.as_ref(), self.threads)?;
         for (column, at) in range.clone().enumerate() {
             for row in 0..self.size {
@@ -202,6 +221,9 @@ impl<T: Scalar> Space<T> {
             }
         }
         self.require_symmetric(coordinates.as_ref().subrows(range.start, range.len()))?;
+        if self.steps == 0 {
+            self.require_trace()?;
+        }
         // Within the block both triangles were computed; their mean is symmetric.
         for column in 0..range.len() {
             for row in 0..column {
@@ -221,13 +243,49 @@ impl<T: Scalar> Space<T> {
         Ok(())
     }
 
+    /// The operator, divided, times a block of unit vectors.
+    fn multiply(&self, operator: &dyn PsdOperator<T>, block: MatRef<'_, T>) -> Result<Mat<T>> {
+        let mut product = kernel::zeros(OPERATION, self.dimension(), block.ncols())?;
+        if self.unit.exponent == 0 {
+            operator.apply(block, product.as_mut())?;
+        } else {
+            // Half before and half after, lest either be out of range.
+            let half = T::from_f64(power_of_two(-self.unit.exponent / 2));
+            let mut divided = kernel::zeros(OPERATION, block.nrows(), block.ncols())?;
+            divided.copy_from(block);
+            divided *= faer::Scale(half);
+            operator.apply(divided.as_ref(), product.as_mut())?;
+            product *= faer::Scale(half);
+        }
+        if let Some((row, column)) = kernel::first_non_finite(product.as_ref()) {
+            let found = format!("{} at row {row} of a product", product[(row, column)]);
+            return Err(Error::InvalidOperator { operation: OPERATION, found });
+        }
+        // No product of a unit vector is longer than the largest eigenvalue, and none of these exceeds their sum.
+        let (largest, size) = (kernel::max_abs(product.as_ref()), &self.unit);
+        if largest > 2.0 * size.trace + self.dimension() as f64 * size.noise {
+            return Err(size.contradicted(format!("a product with an entry of {:e}", size.restored(largest))));
+        }
+        Ok(product)
+    }
+
+    fn require_trace(&self) -> Result<()> {
+        let (share, dimension) = (self.size as f64 / self.dimension() as f64, self.dimension() as f64);
+        let estimate = (0..self.size).map(|i| self.projected[(i, i)]).sum::<f64>().max(0.0) / share;
+        if self.unit.trace > TRACE_DOUBT * estimate + dimension * self.unit.noise {
+            return Err(self.unit.contradicted(format!("products that suggest {:e}", self.unit.restored(estimate))));
+        }
+        Ok(())
+    }
+
     fn require_symmetric(&self, square: MatRef<'_, T>) -> Result<()> {
         let scale = self.scale().max(kernel::max_abs(square));
-        let bound = 100.0 * self.dimension() as f64 * T::EPSILON * scale + self.noise;
+        let bound = 100.0 * self.dimension() as f64 * T::EPSILON * scale + self.unit.noise;
         for column in 0..square.ncols() {
             for row in 0..column {
                 let difference = (square[(row, column)].to_f64() - square[(column, row)].to_f64()).abs();
                 if difference > bound {
+                    let difference = self.unit.restored(difference);
                     let found = format!("products that differ by {difference:e} from those of its transpose");
                     return Err(Error::InvalidOperator { operation: OPERATION, found });
                 }
@@ -392,15 +450,27 @@ impl<T: Scalar> Space<T> {
         fix_signs(&mut vectors);
         let largest = ritz.values.first().copied().unwrap_or(0.0).max(0.0);
         Ok(Eigenpairs {
-            values: ritz.values.iter().take(count).map(|value| value.max(0.0)).collect(),
+            values: ritz.values.iter().take(count).map(|value| self.unit.restored(value.max(0.0))).collect(),
             vectors,
             solver: NAME,
             fallback: false,
             steps: self.steps,
             basis_size: self.size,
             residual: if largest > 0.0 { residual / largest } else { 0.0 },
-            noise: self.noise.max(T::EPSILON * (self.dimension() as f64).sqrt() * largest),
+            noise: self.unit.restored(self.unit.noise.max(T::EPSILON * (self.dimension() as f64).sqrt() * largest)),
         })
+    }
+}
+
+impl Size {
+    /// A number of the divided operator in the operator's own units.
+    fn restored(&self, value: f64) -> f64 {
+        value * power_of_two(self.exponent)
+    }
+
+    fn contradicted(&self, found: String) -> Error {
+        let found = format!("a trace of {:e} but {found}", self.restored(self.trace));
+        Error::InvalidOperator { operation: OPERATION, found }
     }
 }
 
@@ -420,13 +490,13 @@ impl Ritz {
         self.values.iter().zip(residuals).map(loss).sum()
     }
 
-    fn require_positive(&self, rounding: f64, noise: f64) -> Result<()> {
+    fn require_positive(&self, rounding: f64, unit: &Size) -> Result<()> {
         let (largest, lowest) = match (self.values.first(), self.values.last()) {
             (Some(largest), Some(lowest)) => (largest.abs(), *lowest),
             _ => return Ok(()),
         };
-        if lowest < -(100.0 * rounding * largest.max(-lowest) + noise) && lowest < 0.0 {
-            let found = format!("a negative eigenvalue, {lowest:e}");
+        if lowest < -(100.0 * rounding * largest.max(-lowest) + unit.noise) && lowest < 0.0 {
+            let found = format!("a negative eigenvalue, {:e}", unit.restored(lowest));
             return Err(Error::InvalidOperator { operation: OPERATION, found });
         }
         Ok(())

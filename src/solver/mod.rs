@@ -3,6 +3,7 @@
 //! Implement [`PsdOperator`] for an operator of your own (statistics in a file, on other machines) and hand it to
 //! [`top_eigenpairs`]. The compressors of this crate go the same way.
 
+mod checked;
 mod complement;
 pub(crate) mod cost;
 mod dense;
@@ -12,6 +13,7 @@ use faer::{Mat, MatMut, MatRef};
 
 pub(crate) use self::complement::complete_basis;
 
+use self::checked::Checked;
 use crate::kernel;
 use crate::{Error, Result, Scalar};
 
@@ -235,8 +237,8 @@ pub(crate) fn noise_level(dimension: usize) -> f64 {
 /// # Errors
 ///
 /// [`Error::Rank`] unless `1 ≤ count ≤ dimension`, [`Error::Empty`] for dimension 0,
-/// [`Error::InvalidOperator`] for one that is not finite, not symmetric or has a negative eigenvalue (beyond
-/// rounding), [`Error::NoConvergence`] when every algorithm gave up, and errors of the operator itself.
+/// [`Error::InvalidOperator`] for one that is not finite, not symmetric, has a negative eigenvalue (beyond
+/// rounding), or a trace or noise that it cannot have, [`Error::NoConvergence`] when every algorithm gave up, and errors of the operator itself.
 ///
 /// # Cost
 ///
@@ -251,10 +253,8 @@ pub fn top_eigenpairs<T: Scalar>(
     threads: usize,
 ) -> Result<Eigenpairs> {
     let operation = "top_eigenpairs";
+    let operator: &dyn PsdOperator<T> = &Checked::new(operation, operator)?;
     let dimension = operator.dimension();
-    if dimension == 0 {
-        return Err(Error::Empty { operation, what: "the operator's dimension" });
-    }
     if !(1..=dimension).contains(&count) {
         let expected = format!("a number of eigenpairs from 1 to {dimension}");
         return Err(Error::Rank { operation, expected, found: count.to_string() });

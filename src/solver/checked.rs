@@ -1,0 +1,57 @@
+//! An operator whose plain numbers were looked at once and stay what they were.
+
+use faer::{Mat, MatMut, MatRef};
+
+use super::PsdOperator;
+use crate::{Error, Result, Scalar};
+
+/// A user's operator as the solvers see it: sizes of buffers follow from its dimension, and a comparison with a noise that is no number
+/// would pass whatever is compared, so neither may be wrong, nor change from one call to the next.
+pub(super) struct Checked<'a, T> {
+    operator: &'a dyn PsdOperator<T>,
+    dimension: usize,
+    noise: f64,
+}
+
+impl<'a, T: Scalar> Checked<'a, T> {
+    pub(super) fn new(operation: &'static str, operator: &'a dyn PsdOperator<T>) -> Result<Self> {
+        let (dimension, noise) = (operator.dimension(), operator.noise());
+        if dimension == 0 {
+            return Err(Error::Empty { operation, what: "the operator's dimension" });
+        }
+        if !(noise >= 0.0 && noise.is_finite()) {
+            return Err(Error::InvalidOperator { operation, found: format!("a noise of {noise}") });
+        }
+        Ok(Self { operator, dimension, noise })
+    }
+}
+
+impl<T: Scalar> PsdOperator<T> for Checked<'_, T> {
+    fn dimension(&self) -> usize {
+        self.dimension
+    }
+
+    fn apply(&self, block: MatRef<'_, T>, result: MatMut<'_, T>) -> Result<()> {
+        self.operator.apply(block, result)
+    }
+
+    fn trace(&self) -> Result<f64> {
+        self.operator.trace()
+    }
+
+    fn noise(&self) -> f64 {
+        self.noise
+    }
+
+    fn work(&self) -> f64 {
+        self.operator.work()
+    }
+
+    fn assembly_work(&self) -> f64 {
+        self.operator.assembly_work()
+    }
+
+    fn assemble(&self) -> Result<Mat<T>> {
+        self.operator.assemble()
+    }
+}
