@@ -1,6 +1,9 @@
 //! Generators and oracles that the integration tests share.
 #![allow(dead_code)]
 
+pub mod families;
+pub mod jacobi;
+
 use dalr::{ActivationStats, Linear, LowRankLinear, Scalar};
 use faer::{Col, Mat, MatRef};
 use rand::SeedableRng;
