@@ -75,7 +75,8 @@ fn matrix_of(name: &str, values: &[f64]) -> Mat<f64> {
     if name == "graded" { Mat::from_fn(values.len(), values.len(), diagonal) } else { with_eigenvalues(values) }
 }
 
-/// Keeps the worst ratio of each family, and prints and checks it in the end.
+/// Prints and checks the worst ratio of a family; `--nocapture` shows them.
+#[allow(clippy::print_stdout)]
 fn check(what: &str, family: &str, ratios: impl IntoIterator<Item = (f64, String)>) {
     let worst = ratios.into_iter().reduce(|a, b| if b.0 > a.0 || b.0.is_nan() { b } else { a });
     let (ratio, at) = worst.unwrap_or_default();
@@ -185,7 +186,6 @@ fn completed_bases_are_orthonormal_and_optimal_on_every_spectrum() -> Result<()>
                 let excess = (tail(completed.as_ref().subcols(have, count - have)) - least).abs() / size;
                 let orthogonality = lack_of_orthonormality(completed.as_ref()) / f64::EPSILON;
                 let at = format!("n = {n}, {have} + {}, scale {scale:.0e}", count - have);
-                // `f64::max` would pass over NaN.
                 ratios.extend([(excess, at.clone()), (orthogonality, at)]);
             }
         }
