@@ -202,9 +202,11 @@ fn traces_that_cannot_be_are_refused_where_they_are_used() {
         for trace in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1.0, 0.0, 1e-300, 1e300, f64::MAX] {
             let operator = Hostile::new(dimension, decaying).with_trace(trace);
             refused_in_both_precisions(&format!("a trace of {trace}"), &operator, iterating);
-            // The dense path sees the trace itself.
+            // The dense path, which small operators take, sees the trace itself.
             check_residual::<f64>(&operator, Solver::DenseEigen);
-            check_residual::<f32>(&operator, Solver::Auto);
+            if dimension < 256 {
+                check_residual::<f32>(&operator, Solver::Auto);
+            }
         }
         // Smaller errors cost accuracy in proportion, or time, but do no harm.
         for factor in [0.6, 3.0] {
