@@ -77,5 +77,32 @@ fn solvers(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, statistics, compression, solvers);
+/// The outputs' leading directions, as other libraries find them: by a whole singular value decomposition.
+fn decompositions(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("decompositions");
+    group.sample_size(10);
+    for size in [128, 256, 512] {
+        let layer = layer(size, size);
+        let inputs = activations(size, size);
+        let outputs = layer.weight() * inputs.transpose();
+        let stats = stats(&inputs);
+        let rank = Rank::Fixed(size / 16);
+        for solver in [Solver::DenseEigen, Solver::BlockLanczos] {
+            let method = Dalr::new().with_ridge(Ridge::None).with_bias_correction(false).with_solver(solver);
+            group.bench_function(BenchmarkId::new(format!("dalr, {solver:?}"), size), |bencher| {
+                bencher.iter(|| method.compress(black_box(&layer), black_box(&stats), rank));
+            });
+        }
+        group.bench_function(BenchmarkId::new("faer, thin SVD", size), |bencher| {
+            bencher.iter(|| black_box(&outputs).thin_svd());
+        });
+        let copy = nalgebra::DMatrix::from_fn(size, size, |i, j| outputs[(i, j)]);
+        group.bench_function(BenchmarkId::new("nalgebra, SVD", size), |bencher| {
+            bencher.iter(|| black_box(&copy).clone().svd(true, false));
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, statistics, compression, solvers, decompositions);
 criterion_main!(benches);

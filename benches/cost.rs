@@ -1,11 +1,14 @@
 //! How the cost grows with the shape of a problem and the number of threads, and how well the solver is chosen: Markdown tables.
 //!
-//! `cargo bench --bench cost -- [statistics] [growth] [threads] [grid]`; without arguments, all of them. Best of several runs each.
+//! `cargo bench --bench cost -- [statistics] [phases] [growth] [threads] [grid]`; without arguments, all of them. Best of several runs each.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
+use dalr::solver::{PsdOperator, top_eigenpairs};
 use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, Rank, Ridge, Solver};
-use faer::{Mat, MatRef};
+use faer::linalg::matmul::matmul;
+use faer::{Accum, Mat, MatMut, MatRef, Par};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rand_distr::StandardNormal;
@@ -100,6 +103,120 @@ fn statistics() {
     }
 }
 
+/// `Z Zᵀ`, with a clock.
+struct Timed<'a> {
+    outputs: MatRef<'a, f32>,
+    seconds: Cell<f64>,
+    vectors: Cell<usize>,
+}
+
+fn product(left: MatRef<'_, f32>, right: MatRef<'_, f32>) -> Mat<f32> {
+    let mut result = Mat::zeros(left.nrows(), right.ncols());
+    matmul(result.as_mut(), Accum::Replace, left, right, 1.0, Par::rayon(0));
+    result
+}
+
+impl PsdOperator<f32> for Timed<'_> {
+    fn dimension(&self) -> usize {
+        self.outputs.nrows()
+    }
+
+    fn apply(&self, block: MatRef<'_, f32>, mut result: MatMut<'_, f32>) -> dalr::Result<()> {
+        let time = seconds(|| {
+            result.copy_from(product(self.outputs, product(self.outputs.transpose(), block).as_ref()));
+        });
+        self.seconds.set(self.seconds.get() + time);
+        self.vectors.set(self.vectors.get() + block.ncols());
+        Ok(())
+    }
+
+    fn trace(&self) -> dalr::Result<f64> {
+        Ok(self.outputs.squared_norm_l2().into())
+    }
+}
+
+fn phases() {
+    println!("\n## Where the time goes: 4096 × 4096, 5994 samples, f32\n");
+    println!("| phase | time | multiply–adds per second | share of a large product's rate |\n|---|---|---|---|");
+    let (n, p, k) = (4096, 5994, 256);
+    let inputs = Inputs::new(p, n);
+    let weight = layer(n, n).weight().to_owned();
+    let square = Mat::<f32>::from_fn(n, n, |i, j| ((i * 7 + j * 5) % 11) as f32 - 5.0);
+    let mut result = Mat::<f32>::zeros(n, n);
+    let reference = |time: f64| (n as f64).powi(3) / time;
+    let whole = reference(best(|| {
+        matmul(result.as_mut(), Accum::Replace, square.as_ref(), square.as_ref(), 1.0, Par::rayon(0))
+    }));
+    let row = |phase: &str, time: f64, work: f64| {
+        println!("| {phase} | {time:.3} s | {:.0} G | {:.0} % |", work / time / 1e9, work / time / whole * 100.0);
+    };
+    row("a product of 4096 × 4096 matrices, the reference", (n as f64).powi(3) / whole, (n as f64).powi(3));
+    let size = |a: usize, b: usize, c: usize| a as f64 * b as f64 * c as f64;
+    println!("| statistics, samples kept | {:.3} s | | |", best(|| drop(inputs.stats(p, 512, 0))));
+    let more = Inputs::new(1024, n);
+    let repeated = Mat::<f32>::from_fn(8704, n, |i, j| more.numbers[i % 1024 * n + j]);
+    let mut collapsed = ActivationStats::new(n);
+    collapsed.update(repeated.as_ref()).expect("finite");
+    // A symmetric update has half of the multiply–adds of a product.
+    let time = best(|| {
+        for _ in 0..4 {
+            collapsed.update(more.rows(0, 1024)).expect("finite");
+        }
+    });
+    row("statistics, collapsed: 4096 more samples", time, size(n, n, 4096) / 2.0);
+    let mut outputs = Mat::zeros(n, p);
+    let form = best(|| {
+        matmul(outputs.as_mut(), Accum::Replace, weight.as_ref(), inputs.rows(0, p).transpose(), 1.0, Par::rayon(0));
+    });
+    row("outputs `Z = W X`", form, size(n, n, p));
+    let operator = Timed { outputs: outputs.as_ref(), seconds: Cell::new(0.0), vectors: Cell::new(0) };
+    let lanczos = seconds(|| {
+        top_eigenpairs(&operator, k, Solver::BlockLanczos, 0).expect("a Gram matrix");
+    });
+    let vectors = operator.vectors.get();
+    row(
+        &format!("block Lanczos, {k} pairs: products with {vectors} vectors"),
+        operator.seconds.get(),
+        size(2 * n, p, vectors),
+    );
+    let orthogonalising = 4.0 * size(n, vectors, vectors) / 2.0;
+    row("block Lanczos: orthogonalisation, Ritz values, tests", lanczos - operator.seconds.get(), orthogonalising);
+    let up = Mat::<f32>::from_fn(n, k, |i, j| if i == j { 1.0 } else { 0.0 });
+    let factors = best(|| {
+        drop(product(up.transpose(), weight.as_ref()));
+        drop(product(outputs.transpose(), up.as_ref()));
+    });
+    row("`down` and the certificate", factors, size(n, k, n + p));
+    let gram = best(|| {
+        let outputs = outputs.as_ref();
+        let lower = faer::linalg::matmul::triangular::BlockStructure::TriangularLower;
+        let full = faer::linalg::matmul::triangular::BlockStructure::Rectangular;
+        let target = result.as_mut();
+        faer::linalg::matmul::triangular::matmul(
+            target,
+            lower,
+            Accum::Replace,
+            outputs,
+            full,
+            outputs.transpose(),
+            full,
+            1.0,
+            Par::rayon(0),
+        );
+    });
+    row("dense: forming `Z Zᵀ`", gram, size(n, n, p) / 2.0);
+    let mut mirrored = result.clone();
+    for column in 0..n {
+        for row in 0..column {
+            mirrored[(row, column)] = mirrored[(column, row)];
+        }
+    }
+    let dense = seconds(|| {
+        mirrored.self_adjoint_eigen(faer::Side::Lower).expect("finite");
+    });
+    row("dense: its eigendecomposition (`6 d³`)", dense, 6.0 * (n as f64).powi(3));
+}
+
 fn growth() {
     println!("\n## Growth: time of statistics and of compression, f32, no ridge\n");
     println!("| out | in | samples | rank | statistics | compression |\n|---|---|---|---|---|---|");
@@ -132,15 +249,19 @@ fn threads() {
         let (one, two) = (run(1), run(2));
         println!("| {name} | {one:.2} s | {two:.2} s | {:.2} |", one / two);
     };
+    let square = Mat::<f32>::from_fn(4096, 4096, |i, j| ((i * 7 + j * 5) % 11) as f32 - 5.0);
+    let mut result = Mat::<f32>::zeros(4096, 4096);
+    let mut gemm = |threads| {
+        best(|| matmul(result.as_mut(), Accum::Replace, square.as_ref(), square.as_ref(), 1.0, Par::rayon(threads)))
+    };
+    let (one, two) = (gemm(1), gemm(2));
+    println!("| a product of 4096 × 4096 matrices | {one:.2} s | {two:.2} s | {:.2} |", one / two);
     row("compression", &|threads| compress(&layer, &stats, 256, Solver::Auto, threads));
     let collapsed = inputs.stats(8192, 8192, 0);
-    let mut collapsed_more = collapsed.clone();
-    collapsed_more.update(inputs.rows(0, 1024)).expect("finite");
-    row("statistics, collapsed", &|threads| {
-        best(|| {
-            let mut stats = collapsed_more.clone().with_threads(threads);
-            stats.update(inputs.rows(0, 8192)).expect("finite");
-        })
+    row("statistics, collapsed: 8192 samples", &|threads| {
+        let mut stats = collapsed.clone().with_threads(threads);
+        stats.update(inputs.rows(0, 1024)).expect("finite");
+        best(|| stats.update(inputs.rows(0, 8192)).expect("finite"))
     });
 }
 
@@ -168,8 +289,8 @@ fn grid() {
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    let parts: [(&str, fn()); 4] =
-        [("statistics", statistics), ("growth", growth), ("threads", threads), ("grid", grid)];
+    let parts: [(&str, fn()); 5] =
+        [("statistics", statistics), ("phases", phases), ("growth", growth), ("threads", threads), ("grid", grid)];
     for (name, part) in parts {
         if arguments.is_empty() || arguments.iter().any(|argument| argument == name) {
             part();

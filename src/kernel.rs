@@ -165,31 +165,52 @@ pub(crate) fn require_finite<T: Scalar>(
     }
 }
 
+/// Accumulators side by side, so that a fold vectorises.
+const LANES: usize = 16;
+
+fn fold<T: Scalar>(lanes: &mut [f64; LANES], entries: &[T], step: impl Fn(f64, f64) -> f64) {
+    let (chunks, rest) = entries.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane = step(*lane, x.to_f64());
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *lane = step(*lane, x.to_f64());
+    }
+}
+
+/// Folds all entries, in an order that depends on nothing but the shape and layout of the matrix.
+fn fold_all<T: Scalar>(matrix: MatRef<'_, T>, step: impl Fn(f64, f64) -> f64 + Copy) -> [f64; LANES] {
+    let mut lanes = [0.0; LANES];
+    for_each_row(if is_row_major(matrix) { matrix } else { matrix.transpose() }, |_, row| fold(&mut lanes, row, step));
+    lanes
+}
+
 /// The largest magnitude of a matrix's entries.
 pub(crate) fn max_abs<T: Scalar>(matrix: MatRef<'_, T>) -> f64 {
-    let mut max = 0.0_f64;
-    for_each_row(if is_row_major(matrix) { matrix } else { matrix.transpose() }, |_, row| {
-        max = row.iter().fold(max, |max, x| max.max(x.to_f64().abs()));
-    });
-    max
+    let larger = |max: f64, x: f64| if x.abs() > max { x.abs() } else { max };
+    fold_all(matrix, larger).into_iter().fold(0.0, larger)
 }
 
 /// The sum of the squares of a matrix's entries.
 pub(crate) fn squared_norm<T: Scalar>(matrix: MatRef<'_, T>) -> f64 {
-    let square = |x: &T| x.to_f64() * x.to_f64();
-    let contiguous = if is_row_major(matrix) { matrix.transpose() } else { matrix };
-    contiguous.col_iter().map(|column| column.iter().map(square).sum::<f64>()).sum()
+    fold_all(matrix, |sum, x| sum + x * x).into_iter().sum()
 }
 
 /// The sum of the squares of each column.
 pub(crate) fn squared_column_norms<T: Scalar>(matrix: MatRef<'_, T>) -> Vec<f64> {
     let mut sums = vec![0.0; matrix.ncols()];
     if is_row_major(matrix) {
-        for row in matrix.row_iter() {
-            sums.iter_mut().zip(row.iter()).for_each(|(sum, x)| *sum += x.to_f64() * x.to_f64());
-        }
+        for_each_row(matrix, |_, row| {
+            sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x.to_f64() * x.to_f64());
+        });
     } else {
-        sums.iter_mut().zip(matrix.col_iter()).for_each(|(sum, column)| *sum = squared_norm(column.as_mat()));
+        for_each_row(matrix.transpose(), |index, column| {
+            let mut lanes = [0.0; LANES];
+            fold(&mut lanes, column, |sum, x| sum + x * x);
+            sums[index] = lanes.iter().sum();
+        });
     }
     sums
 }
@@ -412,6 +433,51 @@ pub(crate) fn triangular_product<T: Scalar>(
     Ok(result)
 }
 
+/// An orthonormal basis of the span of some columns, and of every number of the first of them, and how far each column reaches out of the span of
+/// those before it (the diagonal of `R`). By the Cholesky factor of their Gram matrix in `f64`, where the columns are clearly independent, which loses
+/// some digits of orthogonality; by QR otherwise.
+pub(crate) fn orthonormal_columns<T: Scalar>(
+    operation: &'static str,
+    columns: Mat<T>,
+    threads: usize,
+) -> Result<(Mat<T>, Vec<f64>)> {
+    /// Sine of the angle between a unit column and those before it from which on they are clearly independent.
+    const CLEARLY: f64 = 1e-3;
+    let count = columns.ncols();
+    let lengths: Vec<f64> = squared_column_norms(columns.as_ref()).into_iter().map(f64::sqrt).collect();
+    if lengths.iter().all(|length| length.is_normal()) {
+        let mut unit = widened(operation, columns.as_ref(), 1.0)?;
+        for (column, length) in unit.as_mut().col_iter_mut().zip(&lengths) {
+            column.iter_mut().for_each(|entry| *entry /= length);
+        }
+        let mut gram = zeros(operation, count, count)?;
+        add_symmetric_product(gram.as_mut(), 1.0, unit.transpose(), unit.as_ref(), threads);
+        let root = cholesky(operation, gram, threads)?;
+        if let Some(root) = root.filter(|root| (0..count).all(|i| root[(i, i)] > CLEARLY)) {
+            let basis = times_inverse(operation, unit.as_ref(), root.as_ref(), threads)?;
+            let basis = rounded(operation, "an orthonormal basis", basis.as_ref())?;
+            let lengths = lengths.iter().enumerate().map(|(i, length)| length * root[(i, i)]).collect();
+            return Ok((basis, lengths));
+        }
+    }
+    let (basis, triangle) = thin_qr(operation, columns, threads)?;
+    Ok((basis, (0..count).map(|i| triangle[(i, i)].to_f64().abs()).collect()))
+}
+
+/// `columns · R⁻¹` for a well-conditioned `R = Lᵀ`: its inverse is then as good as solving, and a product is much faster.
+fn times_inverse(
+    operation: &'static str,
+    columns: MatRef<'_, f64>,
+    root: MatRef<'_, f64>,
+    threads: usize,
+) -> Result<Mat<f64>> {
+    let count = root.nrows();
+    let mut inverse = zeros(operation, count, count)?;
+    let par = parallelism(threads, work(count, count, count) / 3.0);
+    triangular_inverse::invert_lower_triangular(inverse.as_mut(), root, par);
+    triangular_product(operation, columns, inverse.transpose(), BlockStructure::TriangularUpper, threads)
+}
+
 /// An orthonormal basis of the span of independent columns, and of every number of the first of them. Exact to rounding for columns that are
 /// nearly orthonormal already, by the Cholesky factor of their Gram matrix; by QR otherwise.
 pub(crate) fn orthonormalized(operation: &'static str, columns: Mat<f64>, threads: usize) -> Result<Mat<f64>> {
@@ -427,17 +493,7 @@ pub(crate) fn orthonormalized(operation: &'static str, columns: Mat<f64>, thread
     if departure < NEARLY * NEARLY
         && let Some(root) = cholesky(operation, gram, threads)?
     {
-        // `C R⁻¹` with `R = Lᵀ`. The inverse of a matrix near the identity is as good as solving, and a product is much faster.
-        let mut inverse = zeros(operation, count, count)?;
-        let par = parallelism(threads, work(count, count, count) / 3.0);
-        triangular_inverse::invert_lower_triangular(inverse.as_mut(), root.as_ref(), par);
-        return triangular_product(
-            operation,
-            columns.as_ref(),
-            inverse.transpose(),
-            BlockStructure::TriangularUpper,
-            threads,
-        );
+        return times_inverse(operation, columns.as_ref(), root.as_ref(), threads);
     }
     Ok(thin_qr(operation, columns, threads)?.0)
 }

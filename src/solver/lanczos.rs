@@ -101,7 +101,7 @@ pub(super) fn top_eigenpairs<T: Scalar>(
         let allowed = relative * (trace - captured).max(0.0) + 8.0 * T::EPSILON * trace + space.unit.noise;
         // What random directions brought in besides loosens the bound a little.
         let slack = if probes_left == 1 { 4.0 } else { 1.0 };
-        let settled = ritz.possible_loss(count, &space.residual_norms(&ritz, count)) <= slack * allowed;
+        let settled = ritz.possible_loss(count, &space.residual_norms(&ritz, count)?) <= slack * allowed;
         let confirmed = accepted.is_some_and(|before: f64| captured - before <= allowed);
         if complete || (probes_left == 1 && settled && confirmed) {
             return space.finish(&ritz, count).map(Some);
@@ -234,7 +234,9 @@ impl<T: Scalar> Space<T> {
                 self.projected[(range.start + column, range.start + row)] = mean;
             }
         }
-        self.project_out(product.as_mut())?;
+        // Out of the basis twice; the first time's coordinates are known.
+        kernel::add_product(product.as_mut(), T::from_f64(-1.0), self.basis(), coordinates.as_ref(), self.threads);
+        self.project_out_once(product.as_mut())?;
         let (start, width) = (range.start, range.len());
         let coupling = Mat::from_fn(width, range.end, |row, column| f64::from(u8::from(start + row == column)));
         self.residual = Some(Residual { directions: product, coupling });
@@ -294,13 +296,17 @@ impl<T: Scalar> Space<T> {
         Ok(())
     }
 
-    /// `block -= Q Qᵀ block`, twice, which makes it orthogonal to the basis as far as rounding allows.
-    fn project_out(&self, mut block: MatMut<'_, T>) -> Result<()> {
-        for _ in 0..2 {
-            let share = kernel::product(OPERATION, self.basis().transpose(), block.as_ref(), self.threads)?;
-            kernel::add_product(block.as_mut(), T::from_f64(-1.0), self.basis(), share.as_ref(), self.threads);
-        }
+    /// `block -= Q Qᵀ block`.
+    fn project_out_once(&self, mut block: MatMut<'_, T>) -> Result<()> {
+        let share = kernel::product(OPERATION, self.basis().transpose(), block.as_ref(), self.threads)?;
+        kernel::add_product(block.as_mut(), T::from_f64(-1.0), self.basis(), share.as_ref(), self.threads);
         Ok(())
+    }
+
+    /// The same twice, which makes a block of any size orthogonal to the basis as far as rounding allows.
+    fn project_out(&self, mut block: MatMut<'_, T>) -> Result<()> {
+        self.project_out_once(block.as_mut())?;
+        self.project_out_once(block)
     }
 
     /// The directions in which the basis must grow, filled up to `width` with random ones.
@@ -374,13 +380,14 @@ impl<T: Scalar> Space<T> {
             if !weak.is_empty() {
                 self.project_out(columns.as_mut())?;
             }
-            let (orthonormal, triangle) = kernel::thin_qr(OPERATION, columns, self.threads)?;
+            let (orthonormal, lengths) = kernel::orthonormal_columns(OPERATION, columns, self.threads)?;
             columns = orthonormal;
-            weak = (0..width).filter(|&i| triangle[(i, i)].to_f64().abs() <= floor).collect();
+            weak = (0..width).filter(|&i| lengths[i] <= floor).collect();
             if weak.is_empty() {
-                // Rescaling tiny residuals has rescaled what they had left of the basis.
-                self.project_out(columns.as_mut())?;
-                return kernel::thin_qr(OPERATION, columns, self.threads).map(|(orthonormal, _)| orthonormal);
+                // Rescaling small residuals has rescaled what they had left of the basis.
+                self.project_out_once(columns.as_mut())?;
+                let orthonormal = kernel::orthonormal_columns(OPERATION, columns, self.threads)?;
+                return Ok(orthonormal.0);
             }
             floor = T::EPSILON;
         }
@@ -389,11 +396,13 @@ impl<T: Scalar> Space<T> {
 
     fn ritz(&self) -> Result<Option<Ritz>> {
         let projected = self.projected.as_ref().submatrix(0, 0, self.size, self.size);
+        // In the precision of the products, which is all that there is.
+        let projected = kernel::rounded::<T>(OPERATION, "the projected operator", projected)?;
         for algorithm in [Tridiagonal::DivideAndConquer, Tridiagonal::QrIteration] {
-            let pairs = kernel::symmetric_eigen(OPERATION, projected, algorithm, self.threads)?;
-            let finite = |(values, _): &(Vec<f64>, Mat<f64>)| values.iter().all(|value| value.is_finite());
+            let pairs = kernel::symmetric_eigen(OPERATION, projected.as_ref(), algorithm, self.threads)?;
+            let finite = |(values, _): &(Vec<f64>, Mat<T>)| values.iter().all(|value| value.is_finite());
             if let Some((values, vectors)) = pairs.filter(finite) {
-                let vectors = vectors.as_ref().reverse_cols().to_owned();
+                let vectors = kernel::widened(OPERATION, vectors.as_ref().reverse_cols(), 1.0)?;
                 return Ok(Some(Ritz { values: values.into_iter().rev().collect(), vectors }));
             }
         }
@@ -401,32 +410,29 @@ impl<T: Scalar> Space<T> {
     }
 
     /// Bounds on `‖H x − θ x‖` of the leading Ritz pairs: what is outside of the basis, seen through their coordinates.
-    fn residual_norms(&self, ritz: &Ritz, count: usize) -> Vec<f64> {
+    fn residual_norms(&self, ritz: &Ritz, count: usize) -> Result<Vec<f64>> {
         let mut norms = vec![0.0; count];
         for residual in self.residual.iter().chain(&self.aside) {
-            let directions = residual.directions.as_ref();
-            let inner = |i: usize, j: usize| -> f64 {
-                let terms = directions.col(i).iter().zip(directions.col(j).iter());
-                terms.map(|(a, b)| a.to_f64() * b.to_f64()).sum()
-            };
-            let width = directions.ncols();
-            let gram = Mat::from_fn(width, width, inner);
+            let directions = kernel::widened(OPERATION, residual.directions.as_ref(), 1.0)?;
+            let directions = directions.as_ref();
+            let gram = kernel::product(OPERATION, directions.transpose(), directions, self.threads)?;
             let coordinates = ritz.vectors.as_ref().submatrix(0, 0, residual.coupling.ncols(), count);
-            let coordinates = &residual.coupling * coordinates;
-            let weighted = gram * &coordinates;
+            let coordinates = kernel::product(OPERATION, residual.coupling.as_ref(), coordinates, self.threads)?;
+            let weighted = kernel::product(OPERATION, gram.as_ref(), coordinates.as_ref(), self.threads)?;
             for (column, norm) in norms.iter_mut().enumerate() {
                 let terms = coordinates.col(column).iter().zip(weighted.col(column).iter());
                 *norm += terms.map(|(a, b)| a * b).sum::<f64>().max(0.0).sqrt();
             }
         }
-        norms
+        Ok(norms)
     }
 
     /// Keeps the leading Ritz vectors as the basis; what is outside of it stays, coupled to them.
     fn restart(&mut self, ritz: &Ritz, keep: usize) -> Result<()> {
         let coordinates = ritz.vectors.as_ref().subcols(0, keep);
         for residual in self.residual.iter_mut().chain(&mut self.aside) {
-            residual.coupling = &residual.coupling * coordinates.subrows(0, residual.coupling.ncols());
+            let coordinates = coordinates.subrows(0, residual.coupling.ncols());
+            residual.coupling = kernel::product(OPERATION, residual.coupling.as_ref(), coordinates, self.threads)?;
         }
         let coordinates = kernel::rounded::<T>(OPERATION, "the Ritz vectors", coordinates)?;
         let kept = kernel::product(OPERATION, self.basis(), coordinates.as_ref(), self.threads)?;
@@ -440,13 +446,13 @@ impl<T: Scalar> Space<T> {
     }
 
     fn finish(&self, ritz: &Ritz, count: usize) -> Result<Eigenpairs> {
-        let residual = self.residual_norms(ritz, count).into_iter().fold(0.0, f64::max);
+        let residual = self.residual_norms(ritz, count)?.into_iter().fold(0.0, f64::max);
         let coordinates = ritz.vectors.as_ref().subcols(0, count);
         let coordinates = kernel::rounded::<T>(OPERATION, "the Ritz vectors", coordinates)?;
         let vectors = kernel::product(OPERATION, self.basis(), coordinates.as_ref(), self.threads)?;
         // Orthonormal to `T`'s rounding so far; to that of `f64` from here on.
         let wide = kernel::widened(OPERATION, vectors.as_ref(), 1.0)?;
-        let (mut vectors, _) = kernel::thin_qr(OPERATION, wide, self.threads)?;
+        let mut vectors = kernel::orthonormalized(OPERATION, wide, self.threads)?;
         fix_signs(&mut vectors);
         let largest = ritz.values.first().copied().unwrap_or(0.0).max(0.0);
         Ok(Eigenpairs {
