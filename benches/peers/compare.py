@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Times dalr beside what people run in Python, on the same files, in one run, with the same number of threads.
 
-    benches/peers/run.sh [--quick | --tiny | SHAPE ...]     (run.sh makes the environment first)
+    benches/peers/run.sh [--quick | --tiny | SHAPE ...] [--write]     (run.sh makes the environment first)
+
+--write keeps the numbers in benches/peers/results.json and writes all that are there into docs/benchmarks.md and a picture.
 
 Every contender is a process of its own, so that its peak memory is its own. The clock runs from weight and inputs in
 memory (for dalr: from the file, batch by batch, less the reading) to the two factors. The error is computed here, in
@@ -25,6 +27,17 @@ SHAPES = {  # out, in, samples, rank
     "llm-down": (4096, 11008, 16384, 1024),
     "quick": (1024, 2048, 1500, 64),
     "tiny": (128, 192, 300, 16),
+}
+STATISTICS = "statistics"  # only the statistics, of samples enough to collapse
+SHAPES[STATISTICS] = (1, 4096, 16384, 1)
+TITLES = {
+    "fc7": "VGG19 fc7",
+    "half-fc6": "Half of VGG19's fc6",
+    "fc6": "VGG19's fc6",
+    "llm-up": "LLM up-projection",
+    "llm-down": "LLM down-projection",
+    "quick": "Quick",
+    STATISTICS: "Statistics alone",
 }
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "target" / "release" / "examples" / "compress_matrices"
@@ -133,6 +146,23 @@ def plain_svd(weight, inputs, rank):
     return U[:, :rank].numpy(), (s[:rank, None] * Vt[:rank]).numpy(), time.perf_counter() - start
 
 
+def gram_of(size):
+    """What everybody's calibration loop does: X'X in float32, batch by batch."""
+
+    def gram(weight, inputs, rank):
+        import torch
+
+        X = torch.from_numpy(inputs)
+        start = time.perf_counter()
+        total = torch.zeros(X.shape[1], X.shape[1])
+        for batch in X.split(size):
+            total.addmm_(batch.T, batch)
+        seconds = time.perf_counter() - start
+        return total[:1, :1].numpy(), total[:1].numpy(), seconds
+
+    return gram
+
+
 PEERS = {
     "paper (NumPy f64)": paper,
     "SVD-LLM (PyTorch)": svd_llm,
@@ -142,13 +172,16 @@ PEERS = {
 }
 
 
+GRAMS = {f"X'X in batches of {size} (PyTorch, f32)": gram_of(size) for size in (512, 2048)}
+
+
 def child(name, folder, shape, threads):
     import numpy
     import torch
 
     torch.set_num_threads(threads)
     weight, inputs = load(folder, shape)
-    up, down, seconds = PEERS[name](weight, inputs, shape[3])
+    up, down, seconds = (PEERS | GRAMS)[name](weight, inputs, shape[3])
     numpy.save(folder / "up.npy", numpy.ascontiguousarray(up, numpy.float32))
     numpy.save(folder / "down.npy", numpy.ascontiguousarray(down, numpy.float32))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -185,10 +218,11 @@ def run_dalr(method, folder, shape, threads):
     if status:
         sys.exit(f"dalr failed: {status}")
     words = output.split()
+    measured = {"seconds": float(words[1]) + float(words[4]), "peak": usage.ru_maxrss / 1024}
+    if method == STATISTICS:
+        return measured
     factors = numpy.fromfile(folder / "factors.f32", numpy.float32)
-    return {
-        "seconds": float(words[1]) + float(words[4]),
-        "peak": usage.ru_maxrss / 1024,
+    return measured | {
         "up": factors[: m * rank].reshape(m, rank),
         "down": factors[m * rank :].reshape(rank, n),
     }
@@ -207,36 +241,103 @@ def relative_error(folder, shape, up, down):
     return (error / total) ** 0.5
 
 
-def compare(name, threads, limit, repeat):
+def compare(name, threads, limit, repeat, without):
     shape = SHAPES[name]
-    m, n, p, rank = shape
+    alone = name == STATISTICS
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         generate(folder, shape)
-        contenders = [("dalr, no ridge", None), *((peer, peer) for peer in PEERS), ("dalr, default", None)]
-        for label, peer in contenders:
+        ours = {"dalr, statistics": STATISTICS} if alone else {"dalr, no ridge": "dalr-plain", "dalr, default": "dalr"}
+        for label in [*ours, *(GRAMS if alone else PEERS)]:
+            if any(text in label for text in without):
+                continue
             results = []
-            for _ in range(repeat if peer is None else 1):
-                method = "dalr-plain" if label == "dalr, no ridge" else "dalr"
-                results.append(run_peer(peer, folder, shape, threads, limit) if peer else run_dalr(method, folder, shape, threads))
+            for _ in range(repeat if label in ours or alone else 1):
+                run = (lambda: run_dalr(ours[label], folder, shape, threads)) if label in ours else (lambda: run_peer(label, folder, shape, threads, limit))
+                results.append(run())
             if results[0] is None:
-                print(f"{label}: not within {limit} s", flush=True)
+                print(f"{label}: not within {limit:.0f} s", flush=True)
+                rows.append({"contender": label, "seconds": None, "limit": limit})
                 continue
             results.sort(key=lambda result: result["seconds"])
             result = results[len(results) // 2]
-            error = relative_error(folder, shape, result["up"], result["down"]) if label != "dalr, default" else None
+            comparable = not alone and label != "dalr, default"
+            error = relative_error(folder, shape, result["up"], result["down"]) if comparable else None
             rows.append({"contender": label, "seconds": result["seconds"], "peak": result["peak"], "error": error})
             print(f"{label}: {result['seconds']:.2f} s", flush=True)
-    ours = rows[0]["seconds"]
-    print(f"\n### {name}: {m} × {n}, {p} samples, rank {rank}, {threads} threads\n")
-    print("| contender | time | × dalr | relative error | peak memory |\n|---|---|---|---|---|")
-    for row in sorted(rows, key=lambda row: row["seconds"]):
-        error = "–" if row["error"] is None else f"{row['error']:.5f}"
-        print(f"| {row['contender']} | {row['seconds']:.2f} s | {row['seconds'] / ours:.1f} | {error} | {row['peak']:.0f} MB |")
-    files = 4 * (m * n + p * n) / 2**20
-    print(f"\nWeight and inputs take {files:.0f} MB.\n", flush=True)
-    return rows
+    return {"shape": shape, "threads": threads, "rows": rows}
+
+
+def table(name, result):
+    m, n, p, rank = result["shape"]
+    alone = name == STATISTICS
+    timed = sorted((row for row in result["rows"] if row["seconds"]), key=lambda row: row["seconds"])
+    ours = next(row["seconds"] for row in timed if row["contender"] in ("dalr, no ridge", "dalr, statistics"))
+    what = f"{n} inputs, {p} samples" if alone else f"{m} × {n}, {p} samples, rank {rank}"
+    lines = [f"### {TITLES.get(name, name)}: {what}, {result['threads']} threads", ""]
+    last = "n² p per second" if alone else "relative error"
+    lines += [f"| contender | time | × dalr | {last} | peak memory |", "|---|---|---|---|---|"]
+    for row in timed:
+        number = "–" if row["error"] is None else f"{row['error']:.5f}"
+        if alone:
+            number = f"{n * n * p / row['seconds'] / 1e9:.0f} G"
+        label = f"**{row['contender']}**" if row["contender"].startswith("dalr, ") and row["seconds"] == ours else row["contender"]
+        lines.append(f"| {label} | {row['seconds']:.2f} s | {row['seconds'] / ours:.1f} | {number} | {row['peak']:.0f} MB |")
+    for row in result["rows"]:
+        if not row["seconds"]:
+            lines.append(f"| {row['contender']} | over {row['limit']:.0f} s | over {row['limit'] / ours:.0f} | | |")
+    lines += ["", f"Weight and inputs take {4 * (m * n + p * n) / 2**20:.0f} MB." if not alone else f"The inputs take {4 * p * n / 2**20:.0f} MB."]
+    return "\n".join(lines) + "\n"
+
+
+def picture(results):
+    """Bars of the times, each panel with its own scale, as one SVG."""
+    width, label, bar, gap = 860, 270, 18, 6
+    parts, y = [], 10
+    for name, result in results.items():
+        rows = sorted((row for row in result["rows"] if row["seconds"]), key=lambda row: row["seconds"])
+        longest = rows[-1]["seconds"]
+        m, n, p, rank = result["shape"]
+        what = f"{n} inputs, {p} samples" if name == STATISTICS else f"{m} × {n}, {p} samples, rank {rank}"
+        y += 16
+        parts.append(f'<text x="8" y="{y}" class="title">{TITLES.get(name, name)}: {what}</text>')
+        y += 8
+        for row in rows:
+            length = max(2.0, row["seconds"] / longest * (width - label - 110))
+            own = "own" if row["contender"].startswith("dalr") else "peer"
+            text = f"{row['seconds']:.2f} s" + (f", error {row['error']:.4f}" if row["error"] else "")
+            contender = row["contender"].replace("&", "&amp;")
+            parts.append(f'<text x="{label - 8}" y="{y + 13}" text-anchor="end">{contender}</text>')
+            parts.append(f'<rect x="{label}" y="{y}" width="{length:.1f}" height="{bar}" class="{own}"/>')
+            inside = length > (width - label) * 0.6
+            x, anchor, kind = (label + length - 6, "end", ' class="inside"') if inside else (label + length + 6, "start", "")
+            parts.append(f'<text x="{x:.1f}" y="{y + 13}" text-anchor="{anchor}"{kind}>{text}</text>')
+            y += bar + gap
+        y += 12
+    style = (
+        "text{font:13px sans-serif;fill:#222}.title{font-weight:bold}.own{fill:#c2410c}.peer{fill:#94a3b8}.inside{fill:#fff}"
+        "@media(prefers-color-scheme:dark){text{fill:#ddd}.peer{fill:#64748b}}"
+    )
+    body = "\n".join(parts)
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y}" role="img" aria-label="Times of dalr and of its peers">'
+    return f"{head}\n<style>{style}</style>\n{body}\n</svg>\n"
+
+
+def write(results):
+    """Merges the numbers with those of earlier runs, and brings the documentation up to them."""
+    kept = ROOT / "benches" / "peers" / "results.json"
+    known = json.loads(kept.read_text()) if kept.exists() else {}
+    known |= results
+    known = {name: known[name] for name in TITLES if name in known}
+    kept.write_text(json.dumps(known, indent=1) + "\n")
+    (ROOT / "docs" / "benchmarks.svg").write_text(picture(known))
+    page = ROOT / "docs" / "benchmarks.md"
+    begin, end = "<!-- written by benches/peers/compare.py -->\n", "<!-- end of what is written -->\n"
+    before, rest = page.read_text().split(begin)
+    after = rest.split(end)[1]
+    tables = "\n".join(table(name, result) for name, result in known.items())
+    page.write_text(f"{before}{begin}\n{tables}\n{end}{after}")
 
 
 def main():
@@ -246,7 +347,9 @@ def main():
     parser.add_argument("--tiny", action="store_true", help="a shape of seconds, and a check of the errors")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--limit", type=float, default=1800, help="seconds a peer may take")
+    parser.add_argument("--without", action="append", default=[], help="leave out the peers whose names hold this (some need over 20 GB for fc6)")
     parser.add_argument("--repeat", type=int, default=3, help="runs of dalr, of which the median counts")
+    parser.add_argument("--write", action="store_true", help="keep the numbers, and write them into docs/")
     parser.add_argument("--json", type=pathlib.Path, help="file for all numbers")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
@@ -255,11 +358,16 @@ def main():
     if options.child:
         return child(options.child, options.folder, options.shape, options.threads)
     shapes = ["quick"] if options.quick else ["tiny"] if options.tiny else options.shapes or ["fc7", "half-fc6"]
-    results = {name: compare(name, options.threads, options.limit, options.repeat) for name in shapes}
+    results = {}
+    for name in shapes:
+        results[name] = compare(name, options.threads, options.limit, options.repeat, options.without)
+        print(f"\n{table(name, results[name])}", flush=True)
+        if options.write:
+            write({name: results[name]})
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
     if options.tiny:
-        errors = {row["contender"]: row["error"] for row in results["tiny"]}
+        errors = {row["contender"]: row["error"] for row in results["tiny"]["rows"]}
         least = errors["output Gram + eigh (PyTorch)"]
         assert abs(errors["dalr, no ridge"] - least) < 1e-4 * least, errors
         assert errors["SVD of the weight (PyTorch)"] > 1.1 * least, errors
