@@ -30,7 +30,7 @@ impl BiasCorrection {
 
     /// The corrected bias that belongs to the first columns of `up`.
     pub(crate) fn apply<T: Scalar>(&self, operation: &'static str, up: MatRef<'_, T>) -> Result<Col<T>> {
-        let compressed = times(up, &self.waist_mean[..up.ncols()]);
+        let compressed = times(up, &self.waist_mean);
         let corrected = self.output_mean.iter().zip(&compressed).map(|(dense, low)| T::from_f64(dense - low));
         let corrected: Col<T> = corrected.collect();
         if corrected.iter().all(|x| x.to_f64().is_finite()) {
@@ -40,7 +40,7 @@ impl BiasCorrection {
     }
 }
 
-/// `matrix · vector`, accumulated in `f64`.
+/// `matrix · vector`, accumulated in `f64`; entries of the vector past the matrix's columns do not count.
 pub(crate) fn times<T: Scalar>(matrix: MatRef<'_, T>, vector: &[f64]) -> Vec<f64> {
     let mut product = vec![0.0; matrix.nrows()];
     for (column, x) in matrix.col_iter().zip(vector) {

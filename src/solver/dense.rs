@@ -1,6 +1,6 @@
 //! The dense path: form the operator, check it, diagonalise it, and climb down a ladder if that fails.
 
-use faer::{Mat, MatRef};
+use faer::MatRef;
 
 use super::{Eigenpairs, PsdOperator, fix_signs, noise_level};
 use crate::covariance::{even_exponent, power_of_two};
@@ -71,11 +71,14 @@ pub(super) fn top_eigenpairs<T: Scalar>(
         let Some((values, vectors)) = (rung.solve)(matrix.as_ref(), threads)? else { continue };
         let order = descending(&values);
         let Some(order) = order.filter(|_| kernel::first_non_finite(vectors.as_ref()).is_none()) else { continue };
-        let largest = order.iter().map(|&at| values[at].abs()).fold(0.0, f64::max);
-        let lowest = order.last().map_or(0.0, |&at| values[at]);
-        let top = &order[..count];
-        let mut basis = Mat::from_fn(dimension, count, |row, column| vectors[(row, top[column])]);
-        let residual = residual(matrix.as_ref(), basis.as_ref(), top.iter().map(|&at| values[at]), threads)?;
+        let largest = order.iter().map(|(_, value)| value.abs()).fold(0.0, f64::max);
+        let lowest = order.last().map_or(0.0, |&(_, value)| value);
+        let Some(top) = order.get(..count) else { continue };
+        let mut basis = kernel::zeros(OPERATION, dimension, count)?;
+        for (mut to, &(at, _)) in basis.as_mut().col_iter_mut().zip(top) {
+            to.copy_from(vectors.col(at));
+        }
+        let residual = residual(matrix.as_ref(), basis.as_ref(), top.iter().map(|&(_, value)| value), threads)?;
         let rounding = RESIDUAL_RATIO * dimension as f64 * f64::EPSILON;
         let sum: f64 = values.iter().sum();
         let orthonormal = non_orthonormality(basis.as_ref(), threads)? <= rounding;
@@ -89,7 +92,7 @@ pub(super) fn top_eigenpairs<T: Scalar>(
         }
         fix_signs(&mut basis);
         return Ok(Eigenpairs {
-            values: top.iter().map(|&at| values[at].max(0.0) / scale).collect(),
+            values: top.iter().map(|(_, value)| value.max(0.0) / scale).collect(),
             vectors: basis,
             solver: rung.name,
             fallback: index > 0,
@@ -124,9 +127,9 @@ pub(super) fn narrow_eigenpairs<T: Scalar>(
     let solved = kernel::symmetric_eigen(OPERATION, matrix.as_ref(), Tridiagonal::DivideAndConquer, threads)?;
     let Some((values, vectors)) = solved else { return Ok(None) };
     let Some(order) = descending(&values) else { return Ok(None) };
-    let top = &order[..count];
+    let Some(top) = order.get(..count) else { return Ok(None) };
     let mut basis = kernel::zeros::<f64>(OPERATION, dimension, count)?;
-    for (to, &from) in basis.as_mut().col_iter_mut().zip(top) {
+    for (to, &(from, _)) in basis.as_mut().col_iter_mut().zip(top) {
         to.iter_mut().zip(vectors.col(from).iter()).for_each(|(to, from)| *to = from.to_f64());
     }
     drop(vectors);
@@ -137,10 +140,10 @@ pub(super) fn narrow_eigenpairs<T: Scalar>(
     let mut basis = kernel::orthonormalized(OPERATION, basis, threads)?;
     let narrow = kernel::rounded::<T>(OPERATION, "the eigenvectors", basis.as_ref())?;
     let applied = kernel::product(OPERATION, matrix.as_ref(), narrow.as_ref(), threads)?;
-    let largest = values[order[0]].max(0.0);
-    let residual = greatest(top.iter().enumerate().map(|(column, &at)| {
-        let terms = applied.col(column).iter().zip(basis.col(column).iter());
-        let squares = terms.map(|(h, v)| (h.to_f64() - values[at] * v).powi(2));
+    let largest = top.first().map_or(0.0, |(_, value)| value.max(0.0));
+    let columns = applied.col_iter().zip(basis.col_iter()).zip(top);
+    let residual = greatest(columns.map(|((applied, vector), (_, value))| {
+        let squares = applied.iter().zip(vector.iter()).map(|(h, v)| (h.to_f64() - value * v).powi(2));
         squares.sum::<f64>().sqrt()
     }));
     let rounding = T::EPSILON * (dimension as f64).sqrt() * largest;
@@ -149,7 +152,7 @@ pub(super) fn narrow_eigenpairs<T: Scalar>(
     }
     fix_signs(&mut basis);
     Ok(Some(Eigenpairs {
-        values: top.iter().map(|&at| values[at].max(0.0) * unit).collect(),
+        values: top.iter().map(|(_, value)| value.max(0.0) * unit).collect(),
         vectors: basis,
         solver: NARROW,
         fallback: false,
@@ -160,13 +163,13 @@ pub(super) fn narrow_eigenpairs<T: Scalar>(
     }))
 }
 
-/// Where the values stand in descending order; `None` if one is not a number.
-fn descending(values: &[f64]) -> Option<Vec<usize>> {
+/// The values in descending order, each after its place; `None` if one is not a number.
+fn descending(values: &[f64]) -> Option<Vec<(usize, f64)>> {
     if values.iter().any(|value| !value.is_finite()) {
         return None;
     }
-    let mut order: Vec<usize> = (0..values.len()).collect();
-    order.sort_by(|&a, &b| values[b].total_cmp(&values[a]));
+    let mut order: Vec<(usize, f64)> = values.iter().copied().enumerate().collect();
+    order.sort_by(|(_, a), (_, b)| b.total_cmp(a));
     Some(order)
 }
 
