@@ -101,6 +101,33 @@ fn a_rung_that_fails_hands_over_and_the_result_says_so() -> Result<()> {
     Ok(())
 }
 
+/// As faer's own solvers were reported to, on an 11 × 11 of all sizes: with whatever rungs give up, those that are left answer.
+#[test]
+fn an_eleven_by_eleven_on_which_solvers_give_up() -> Result<()> {
+    let spectra =
+        [[1.0; 11], core::array::from_fn(|i| 10_f64.powi(-2 * i as i32)), core::array::from_fn(|i| f64::from(i < 4))];
+    for values in spectra {
+        let operator = Given(with_eigenvalues(&values));
+        for lost in 0..1_u32 << dense::LADDER.len() {
+            let gives_up = |index: usize| lost & 1 << index != 0;
+            let rungs = dense::LADDER.into_iter().enumerate();
+            let ladder: Vec<_> = rungs
+                .map(|(index, rung)| if gives_up(index) { dense::Rung { name: rung.name, ..GIVES_UP } } else { rung })
+                .collect();
+            let Some(working) = (0..ladder.len()).find(|&index| !gives_up(index)) else {
+                let error = dense::top_eigenpairs(&operator, 5, &ladder, 1).unwrap_err();
+                let Error::NoConvergence { dimension: 11, attempts, .. } = error else { panic!("{error}") };
+                assert!(dense::LADDER.iter().all(|rung| attempts.contains(rung.name)), "{attempts}");
+                continue;
+            };
+            let pairs = dense::top_eigenpairs(&operator, 5, &ladder, 1)?;
+            assert_eq!((pairs.solver(), pairs.is_fallback()), (dense::LADDER[working].name, working > 0));
+            assert!(Ratios::of(&operator.0, &values, &pairs).worst() < 35.0, "{}: {values:?}", pairs.solver());
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn no_rung_of_faers_spins_on_what_is_no_number() -> Result<()> {
     // It does not get here, being checked twice; if it did, some `30 d²` rounds over the whole matrix would take hours.
