@@ -1,6 +1,7 @@
 //! Generators and oracles that the integration tests share.
 #![allow(dead_code)]
 
+pub mod case;
 pub mod families;
 pub mod jacobi;
 
