@@ -382,7 +382,7 @@ impl<T: Scalar> Space<T> {
             }
             let (orthonormal, lengths) = kernel::orthonormal_columns(OPERATION, columns, self.threads)?;
             columns = orthonormal;
-            weak = (0..width).filter(|&i| lengths[i] <= floor).collect();
+            weak = lengths.iter().enumerate().filter(|&(_, &length)| length <= floor).map(|(index, _)| index).collect();
             if weak.is_empty() {
                 // Rescaling small residuals has rescaled what they had left of the basis.
                 self.project_out_once(columns.as_mut())?;
