@@ -129,6 +129,32 @@ pub enum Error {
         /// How the operator breaks the contract.
         found: String,
     },
+
+    /// A file could not be read or written.
+    #[error("{operation}: expected access to {path}, got an I/O error: {message}")]
+    Io {
+        /// The operation that failed.
+        operation: &'static str,
+        /// The file or folder.
+        path: String,
+        /// What kind of failure it was.
+        kind: std::io::ErrorKind,
+        /// What the operating system said.
+        message: String,
+    },
+
+    /// A file, or bytes in its format, are damaged or not what they should be.
+    #[error("{operation}: expected {expected} in {path}, got {found}")]
+    Format {
+        /// The operation that refused.
+        operation: &'static str,
+        /// The file, or what else the bytes came from.
+        path: String,
+        /// What should be there.
+        expected: String,
+        /// What is.
+        found: String,
+    },
 }
 
 /// A `Result` with this crate's [`Error`].

@@ -57,6 +57,7 @@
 //!
 //! - `rayon` (default): parallel kernels.
 //! - `nalgebra`: views and copies of nalgebra's matrices, in `interop::nalgebra`.
+//! - `safetensors`: `ActivationStats::save` and `load`, safe against crashes; the format is described in `interop::safetensors`.
 //! - `serde`: `Serialize` and `Deserialize` for configuration, [`Rank`] and [`Report`].
 #![forbid(unsafe_code)]
 // Nothing panics, whatever it is given: an `Error` is returned. Not seen by these lints: indices into faer's matrices, which come from
@@ -99,8 +100,8 @@ mod compress;
 )]
 mod covariance;
 mod error;
-#[cfg(feature = "nalgebra")]
-#[cfg_attr(docsrs, doc(cfg(feature = "nalgebra")))]
+#[cfg(any(feature = "nalgebra", feature = "safetensors"))]
+#[cfg_attr(docsrs, doc(cfg(any(feature = "nalgebra", feature = "safetensors"))))]
 pub mod interop;
 mod kernel;
 mod layer;

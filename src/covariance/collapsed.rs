@@ -12,16 +12,16 @@ use crate::{Result, Scalar};
 /// The centred scatter of some samples and, as they are, a few more: small batches wait until they are worth a matrix product.
 #[derive(Clone)]
 pub(super) struct Collapsed<T> {
-    scatter: Scatter,
+    pub(super) scatter: Scatter,
     /// Total weight of the samples in the scatter.
-    weight: f64,
+    pub(super) weight: f64,
     /// Their mean, less the statistics' origin.
-    offset: Vec<f64>,
-    gathered: Samples<T>,
+    pub(super) offset: Vec<f64>,
+    pub(super) gathered: Samples<T>,
 }
 
 /// Samples that wait at the most: they take a quarter of the scatter's memory, and make no more than a piece.
-fn gathering<T>(features: usize) -> usize {
+pub(super) fn gathering<T>(features: usize) -> usize {
     (features / size_of::<T>()).clamp(1, segment_rows(features))
 }
 

@@ -4,16 +4,24 @@ mod accumulator;
 mod channels;
 mod collapsed;
 mod moment;
+#[cfg(feature = "safetensors")]
+mod parts;
 mod samples;
 mod scatter;
 mod shrinkage;
 mod update;
+#[cfg(feature = "safetensors")]
+mod validity;
 
 use core::fmt;
 
 use faer::{Col, Mat, MatRef};
 
 pub(crate) use self::moment::{Moment, even_exponent, power_of_two};
+#[cfg(feature = "safetensors")]
+pub(crate) use self::parts::{Head, Piece, PieceMut, ScatterHead};
+#[cfg(feature = "safetensors")]
+pub(crate) use self::scatter::BLOCK;
 pub(crate) use self::shrinkage::oracle_approximating;
 
 use self::channels::Channels;

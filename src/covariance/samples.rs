@@ -13,8 +13,8 @@ const SEGMENT_ROWS: core::ops::RangeInclusive<usize> = 512..=1 << 16;
 #[derive(Clone)]
 pub(super) struct Samples<T> {
     features: usize,
-    segments: Vec<Vec<T>>,
-    weights: Vec<f64>,
+    pub(super) segments: Vec<Vec<T>>,
+    pub(super) weights: Vec<f64>,
 }
 
 /// Samples in a segment, and the size of the pieces in which batches are worked through.

@@ -6,15 +6,15 @@ use crate::kernel;
 use crate::{Result, Scalar};
 
 /// Columns of a block: wide enough for a matrix product, narrow enough to waste little above the diagonal.
-const BLOCK: usize = 256;
+pub(crate) const BLOCK: usize = 256;
 
 /// A symmetric `features × features` matrix in `f64`. Block column `b` holds the rows from `b · BLOCK` on.
 #[derive(Clone)]
 pub(super) struct Scatter {
     features: usize,
-    blocks: Vec<Mat<f64>>,
+    pub(super) blocks: Vec<Mat<f64>>,
     /// `ε` of the least precise products in it; zero without any.
-    precision: f64,
+    pub(super) precision: f64,
 }
 
 impl Scatter {

@@ -15,7 +15,7 @@ use crate::{Error, Result, Scalar};
 const SAMPLES_WORTH: usize = 2;
 
 /// Weights outside of this range (and not zero) would lose their squares to underflow or overflow.
-const WEIGHTS: core::ops::RangeInclusive<f64> = 1e-100..=1e100;
+pub(super) const WEIGHTS: core::ops::RangeInclusive<f64> = 1e-100..=1e100;
 
 /// Sample count and weight sums after some more samples, once they are known to be representable.
 struct Totals {
@@ -181,7 +181,7 @@ impl<T: Scalar> ActivationStats<T> {
     }
 
     /// The trace of the scatter is at most `w · n · (2 max|x|)²`: it must be a finite number.
-    fn require_representable(&self, operation: &'static str, max_abs: f64, weight: f64) -> Result<()> {
+    pub(super) fn require_representable(&self, operation: &'static str, max_abs: f64, weight: f64) -> Result<()> {
         let span = 2.0 * max_abs.max(self.channels.max_abs());
         if (span * span * weight.max(1.0) * self.features as f64).is_finite() {
             return Ok(());

@@ -1,0 +1,208 @@
+//! What statistics are made of, as plain numbers and arrays: the one way in and out, for files.
+
+use super::channels::Channels;
+use super::collapsed::Collapsed;
+use super::samples::{Samples, segment_rows};
+use super::scatter::Scatter;
+use super::{ActivationStats, Form};
+use crate::{Error, Result, Scalar};
+
+/// All that statistics hold beside their arrays; says how many of these there are and how long each is.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Head {
+    pub(crate) features: usize,
+    pub(crate) samples: u64,
+    pub(crate) weight: f64,
+    pub(crate) weight_squares: f64,
+    /// What the collapsed form adds; `None` while all samples are kept.
+    pub(crate) scatter: Option<ScatterHead>,
+    pub(crate) memory_limit: Option<usize>,
+    pub(crate) threads: usize,
+}
+
+/// All that the collapsed form holds beside its arrays.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ScatterHead {
+    /// Total weight of the samples in the scatter.
+    pub(crate) weight: f64,
+    /// `ε` of the least precise products in the scatter.
+    pub(crate) precision: f64,
+    /// Samples that wait for the next update of the scatter.
+    pub(crate) gathered: usize,
+}
+
+/// A piece of an array: in `f64`, or in the precision of the samples.
+pub(crate) enum Piece<'a, T> {
+    Double(&'a [f64]),
+    Native(&'a [T]),
+}
+
+/// As [`Piece`], to be filled.
+pub(crate) enum PieceMut<'a, T> {
+    Double(&'a mut [f64]),
+    Native(&'a mut [T]),
+}
+
+impl Head {
+    /// Entries of each array over the inputs; these are empty until the first sample comes.
+    pub(crate) fn channels(&self) -> usize {
+        if self.samples == 0 { 0 } else { self.features }
+    }
+
+    /// Samples kept as they are; `None` if there are more than can be addressed.
+    pub(crate) fn samples_kept(&self) -> Option<usize> {
+        match &self.scatter {
+            Some(scatter) => Some(scatter.gathered),
+            None => usize::try_from(self.samples).ok(),
+        }
+    }
+
+    /// Entries of the scatter's block columns; `None` if there are more than can be addressed.
+    pub(crate) fn scatter_entries(&self) -> Option<usize> {
+        if self.scatter.is_some() { Some(Scatter::bytes(self.features)? / size_of::<f64>()) } else { Some(0) }
+    }
+}
+
+impl Channels {
+    fn arrays(&self) -> [(&'static str, &Vec<f64>); 6] {
+        [
+            ("origin", &self.origin),
+            ("offset", &self.offset),
+            ("minimum", &self.minimum),
+            ("maximum", &self.maximum),
+            ("absolute", &self.absolute),
+            ("active", &self.active),
+        ]
+    }
+}
+
+impl<T: Scalar> ActivationStats<T> {
+    /// The names of the arrays over the inputs, in the order of [`for_each_array`](Self::for_each_array).
+    pub(crate) fn channel_names() -> [&'static str; 6] {
+        Channels::default().arrays().map(|(name, _)| name)
+    }
+
+    pub(crate) fn head(&self) -> Head {
+        Head {
+            features: self.features,
+            samples: self.samples,
+            weight: self.weight,
+            weight_squares: self.weight_squares,
+            scatter: match &self.form {
+                Form::Samples(_) => None,
+                Form::Scatter(Collapsed { scatter, weight, gathered, .. }) => {
+                    Some(ScatterHead { weight: *weight, precision: scatter.precision, gathered: gathered.len() })
+                }
+            },
+            memory_limit: self.memory_limit,
+            threads: self.threads,
+        }
+    }
+
+    /// The mean of every input, bit for bit as [`mean`](Self::mean) gives it; none without samples.
+    pub(crate) fn means(&self) -> impl Iterator<Item = f64> + '_ {
+        self.channels.mean()
+    }
+
+    /// Visits all arrays piece by piece: those over the inputs; the weights of the samples that are kept; in the collapsed form the
+    /// scatter's offset and its block columns, column by column; and the samples that are kept, one after the other.
+    pub(crate) fn for_each_array<E>(
+        &self,
+        mut visit: impl FnMut(Piece<'_, T>) -> core::result::Result<(), E>,
+    ) -> core::result::Result<(), E> {
+        for (_, array) in self.channels.arrays() {
+            visit(Piece::Double(array))?;
+        }
+        let kept = match &self.form {
+            Form::Samples(samples) => samples,
+            Form::Scatter(collapsed) => &collapsed.gathered,
+        };
+        visit(Piece::Double(&kept.weights))?;
+        if let Form::Scatter(collapsed) = &self.form {
+            visit(Piece::Double(&collapsed.offset))?;
+            for block in &collapsed.scatter.blocks {
+                (0..block.ncols()).try_for_each(|column| visit(Piece::Double(block.col_as_slice(column))))?;
+            }
+        }
+        kept.segments.iter().try_for_each(|segment| visit(Piece::Native(segment)))
+    }
+
+    /// Statistics of this head with the arrays that `fill` writes, piece by piece in the order of
+    /// [`for_each_array`](Self::for_each_array); to be [validated](Self::validate_parts) before use. Allocates what the
+    /// statistics need and no more.
+    pub(crate) fn from_parts(
+        operation: &'static str,
+        head: &Head,
+        mut fill: impl FnMut(PieceMut<'_, T>) -> Result<()>,
+    ) -> Result<Self> {
+        let channels = || zeros::<f64>(operation, head.channels());
+        let mut stats = Self {
+            features: head.features,
+            samples: head.samples,
+            weight: head.weight,
+            weight_squares: head.weight_squares,
+            channels: Channels {
+                origin: channels()?,
+                offset: channels()?,
+                minimum: channels()?,
+                maximum: channels()?,
+                absolute: channels()?,
+                active: channels()?,
+            },
+            form: blank(operation, head)?,
+            memory_limit: head.memory_limit,
+            threads: head.threads,
+        };
+        let Channels { origin, offset, minimum, maximum, absolute, active } = &mut stats.channels;
+        for array in [origin, offset, minimum, maximum, absolute, active] {
+            fill(PieceMut::Double(array))?;
+        }
+        let (kept, scatter) = match &mut stats.form {
+            Form::Samples(samples) => (samples, None),
+            Form::Scatter(Collapsed { scatter, offset, gathered, .. }) => (gathered, Some((offset, scatter))),
+        };
+        fill(PieceMut::Double(&mut kept.weights))?;
+        if let Some((offset, scatter)) = scatter {
+            fill(PieceMut::Double(offset))?;
+            for block in &mut scatter.blocks {
+                for column in 0..block.ncols() {
+                    fill(PieceMut::Double(block.col_as_slice_mut(column)))?;
+                }
+            }
+        }
+        for segment in &mut kept.segments {
+            fill(PieceMut::Native(segment))?;
+        }
+        Ok(stats)
+    }
+}
+
+fn zeros<N: Clone + Default>(operation: &'static str, count: usize) -> Result<Vec<N>> {
+    let needed = count.saturating_mul(size_of::<N>());
+    let mut zeros = Vec::new();
+    let memory = |_| Error::Memory { operation, needed, available: "this machine's memory".into() };
+    zeros.try_reserve_exact(count).map_err(memory)?;
+    zeros.resize(count, N::default());
+    Ok(zeros)
+}
+
+/// Samples, and a scatter if there is one, of the right sizes, all zero.
+fn blank<T: Scalar>(operation: &'static str, head: &Head) -> Result<Form<T>> {
+    let features = head.features;
+    let needed = usize::MAX;
+    let memory = || Error::Memory { operation, needed, available: "this machine's address space".into() };
+    let count = head.samples_kept().ok_or_else(memory)?;
+    Samples::<T>::bytes(features, count).ok_or_else(memory)?;
+    let rows = segment_rows(features);
+    let mut samples = Samples::new(features);
+    samples.weights = zeros(operation, count)?;
+    samples.segments = zeros(operation, count.div_ceil(rows))?;
+    for (index, segment) in samples.segments.iter_mut().enumerate() {
+        *segment = zeros(operation, rows.min(count - index * rows) * features)?;
+    }
+    let Some(ScatterHead { weight, precision, .. }) = head.scatter else { return Ok(Form::Samples(samples)) };
+    let mut scatter = Scatter::zeros(operation, features)?;
+    scatter.precision = precision;
+    let offset = zeros(operation, features)?;
+    Ok(Form::Scatter(Collapsed { scatter, weight, offset, gathered: samples }))
+}
