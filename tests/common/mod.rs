@@ -3,6 +3,7 @@
 
 pub mod case;
 pub mod families;
+pub mod file;
 pub mod jacobi;
 
 use dalr::{ActivationStats, Linear, LowRankLinear, Scalar};
