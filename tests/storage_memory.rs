@@ -74,6 +74,13 @@ fn no_more_than_the_file_is_long() {
             .replace("[3]", &format!("[{count}]"));
         hostile.push(put_together(&wide, &data));
     }
+    // A header that is right in every respect, of a file that is cut off.
+    for (rows, features) in [(2000, 2000), (5000, 500)] {
+        let mut stats = ActivationStats::<f32>::new(features);
+        stats.update(Mat::from_fn(rows, features, |i, j| (i * j) as f32).as_ref()).unwrap();
+        let (header, data) = take_apart(&stats.to_safetensors().unwrap());
+        hostile.push(put_together(&header, &data[..1000]));
+    }
     for filling in ["[", "{\"a\":", "0,", "\"a\":[0],", " "] {
         hostile.push(put_together(&filling.repeat(4000 / filling.len()), &data));
         hostile.push(put_together(&format!("{{\"a\":{{\"shape\":[{}", filling.repeat(3900 / filling.len())), &data));

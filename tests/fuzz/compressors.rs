@@ -1,0 +1,302 @@
+//! Any layer, any data, any setting: an error, or a layer whose error is what the report says and no larger than that of truncated SVD.
+
+use dalr::{
+    ActivationPruning, ActivationStats, Compressed, Dalr, Linear, LowRankCompressor, Rank, Ridge, Scalar, Solver,
+    TruncatedSvd,
+};
+use faer::{Col, Mat, MatRef};
+use rand::Rng;
+use rand::rngs::StdRng;
+
+use super::{SPECIAL, fuzz, magnitude, pick};
+use crate::common::gaussian;
+
+#[test]
+fn compressors() {
+    fuzz("compressors", |rng| if rng.random() { case::<f32>(rng) } else { case::<f64>(rng) });
+}
+
+/// A layer and its inputs, in numbers that `T` holds.
+struct Data {
+    weight: Mat<f64>,
+    bias: Option<Vec<f64>>,
+    inputs: Mat<f64>,
+    weights: Vec<f64>,
+}
+
+impl Data {
+    fn new<T: Scalar>(rng: &mut StdRng) -> Self {
+        let most = if rng.random_ratio(1, 30) { 50 } else { 13 };
+        let (m, n) = (rng.random_range(1..most), rng.random_range(1..most));
+        let samples = rng.random_range(1..=4 * n);
+        let weight = structured(rng, m, n) * faer::Scale(scale::<T>(rng));
+        let mean = gaussian(rng, 1, n) * faer::Scale(pick(rng, &[0.0, 1.0, 1e3, 1e6]));
+        let relu = rng.random_ratio(1, 3);
+        let spread = structured(rng, samples, n);
+        let size = scale::<T>(rng);
+        let entry = |i: usize, j: usize| {
+            let x = (spread[(i, j)] + mean[(0, j)]) * size;
+            if relu { x.max(0.0) } else { x }
+        };
+        let inputs = Mat::from_fn(samples, n, entry);
+        let bias = rng.random::<bool>().then(|| {
+            let size = weight.norm_max() * inputs.norm_max() * pick(rng, &[0.0, 1.0, 1.0, 100.0]);
+            (0..m).map(|_| rng.random_range(-1.0..1.0) * size).collect()
+        });
+        let weighted = rng.random_ratio(1, 3);
+        let weights = (0..samples).map(|_| if weighted { magnitude(rng, -2.0..2.0) } else { 1.0 }).collect();
+        let mut data = Self { weight, bias, inputs, weights };
+        data.sprinkle(rng);
+        let narrow = |x: f64| T::from_f64(x).to_f64();
+        data.weight = Mat::from_fn(m, n, |i, j| narrow(data.weight[(i, j)]));
+        data.inputs = Mat::from_fn(samples, n, |i, j| narrow(data.inputs[(i, j)]));
+        data.bias.iter_mut().flatten().for_each(|b| *b = narrow(*b));
+        data
+    }
+
+    /// Special numbers in a quarter of all cases.
+    fn sprinkle(&mut self, rng: &mut StdRng) {
+        if !rng.random_ratio(1, 4) {
+            return;
+        }
+        let number = pick(rng, &SPECIAL);
+        for _ in 0..rng.random_range(1..4) {
+            match (rng.random_range(0..5), &mut self.bias) {
+                (0 | 1, _) => {
+                    let (i, j) = (rng.random_range(0..self.weight.nrows()), rng.random_range(0..self.weight.ncols()));
+                    self.weight[(i, j)] = number;
+                }
+                (2 | 3, _) => {
+                    let (i, j) = (rng.random_range(0..self.inputs.nrows()), rng.random_range(0..self.inputs.ncols()));
+                    self.inputs[(i, j)] = number;
+                }
+                (_, Some(bias)) => {
+                    let i = rng.random_range(0..bias.len());
+                    bias[i] = number;
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+fn scale<T>(rng: &mut StdRng) -> f64 {
+    match rng.random_range(0..4) {
+        0 | 1 => 1.0,
+        2 => magnitude(rng, -5.0..5.0),
+        _ if size_of::<T>() == 4 => magnitude(rng, -45.0..38.0),
+        _ => magnitude(rng, -320.0..300.0),
+    }
+}
+
+fn structured(rng: &mut StdRng, rows: usize, columns: usize) -> Mat<f64> {
+    let noise = gaussian(rng, rows, columns);
+    match rng.random_range(0..8) {
+        0 => gaussian(rng, rows, 1) * gaussian(rng, 1, columns),
+        1 => Mat::zeros(rows, columns),
+        2 => Mat::identity(rows, columns),
+        3 => Mat::from_fn(rows, columns, |i, j| noise[(i, j / 2)]),
+        4 => Mat::from_fn(rows, columns, |i, j| noise[(i, j)] * 10_f64.powi(-(j as i32))),
+        5 => Mat::full(rows, columns, 0.1),
+        _ => noise,
+    }
+}
+
+fn strength(rng: &mut StdRng) -> f64 {
+    if rng.random_ratio(1, 8) { pick(rng, &SPECIAL) } else { magnitude(rng, -8.0..8.0) }
+}
+
+/// A method, as a list of settings.
+#[derive(Clone, Copy, Debug)]
+struct Method {
+    ridge: Option<Ridge>,
+    correct: Option<bool>,
+    solver: Solver,
+    multiple: usize,
+}
+
+impl Method {
+    fn new(rng: &mut StdRng) -> Self {
+        let ridge = match rng.random_range(0..8) {
+            0 => None,
+            1 | 2 => Some(Ridge::None),
+            3 | 4 => Some(Ridge::Shrinkage),
+            5 => Some(Ridge::Anchored(strength(rng))),
+            6 => Some(Ridge::Paper(strength(rng))),
+            _ => Some(Ridge::Exact(strength(rng))),
+        };
+        let multiple = if rng.random_ratio(1, 8) { rng.random_range(0..5) } else { 1 };
+        let solver = pick(rng, &[Solver::Auto, Solver::DenseEigen, Solver::BlockLanczos]);
+        Self { ridge, correct: pick(rng, &[None, Some(true), Some(false)]), solver, multiple }
+    }
+
+    fn compressor<T: Scalar>(&self) -> Box<dyn LowRankCompressor<T>> {
+        match (self.ridge, self.correct) {
+            (None, correct) => Box::new(
+                TruncatedSvd::new()
+                    .with_bias_correction(correct.unwrap_or(false))
+                    .with_solver(self.solver)
+                    .with_rank_multiple(self.multiple),
+            ),
+            (Some(ridge), correct) => {
+                let dalr = Dalr::new().with_ridge(ridge).with_solver(self.solver).with_rank_multiple(self.multiple);
+                Box::new(correct.map_or(dalr.clone(), |correct| dalr.with_bias_correction(correct)))
+            }
+        }
+    }
+
+    fn corrects(&self, has_bias: bool) -> bool {
+        let automatic = has_bias && matches!(self.ridge, Some(Ridge::None | Ridge::Shrinkage | Ridge::Anchored(_)));
+        self.correct.unwrap_or(automatic)
+    }
+}
+
+fn rank(rng: &mut StdRng, full: usize) -> Rank {
+    let fraction = if rng.random_ratio(1, 8) { pick(rng, &SPECIAL) } else { rng.random_range(0.0..1.0) };
+    match rng.random_range(0..8) {
+        0 => Rank::ParameterRatio(fraction),
+        1 => Rank::Energy(fraction),
+        2 => Rank::RelativeError(fraction),
+        3 => Rank::Fixed(pick(rng, &[0, full, full + 1, usize::MAX])),
+        _ => Rank::Fixed(rng.random_range(1..=full)),
+    }
+}
+
+fn case<T: Scalar>(rng: &mut StdRng) {
+    let data = Data::new::<T>(rng);
+    let (m, n) = data.weight.shape();
+    let cast = |matrix: &Mat<f64>| Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| T::from_f64(matrix[(i, j)]));
+    let bias: Option<Col<T>> = data.bias.as_ref().map(|bias| bias.iter().map(|&b| T::from_f64(b)).collect());
+    let finite = data.weight.is_all_finite() && data.bias.iter().flatten().all(|b| b.is_finite());
+    let layer = Linear::new(cast(&data.weight), bias);
+    assert_eq!(layer.is_ok(), finite);
+    let mut stats = ActivationStats::<T>::new(n);
+    let fed = stats.update_weighted(cast(&data.inputs).as_ref(), &data.weights);
+    assert!(fed.is_err() || data.inputs.is_all_finite());
+    let Ok(layer) = layer else { return };
+
+    let method = Method::new(rng);
+    let rank = rank(rng, m.min(n));
+    let compressed = match rank {
+        Rank::Fixed(rank) if rng.random() => {
+            let solved = method.compressor().decompose(&layer, &stats, rank);
+            solved.and_then(|solved| {
+                assert!(solved.energies().iter().all(|energy| energy.is_finite()));
+                assert!(solved.energies().is_sorted_by(|a, b| a >= b), "{:?}", solved.energies());
+                solved.truncate(rng.random_range(1..=rank))
+            })
+        }
+        _ => method.compressor().compress(&layer, &stats, rank),
+    };
+    prune(rng, &layer, &stats, rank);
+    let Ok(compressed) = compressed else { return };
+
+    let low = compressed.layer();
+    let kept = low.rank();
+    assert!((1..=m.min(n)).contains(&kept) && compressed.report().rank() == kept);
+    assert_eq!((low.up().shape(), low.down().shape()), ((m, kept), (kept, n)));
+    assert!(low.up().is_all_finite() && low.down().is_all_finite());
+    assert!(low.bias().is_none_or(|bias| bias.is_all_finite()));
+    let corrects = method.corrects(data.bias.is_some());
+    assert_eq!(low.bias().is_some(), data.bias.is_some() || corrects);
+    let Some(error) = compressed.report().relative_error() else {
+        assert!(fed.is_err() && method.ridge.is_none());
+        return;
+    };
+    assert!(error.is_finite() && error >= 0.0, "{error}");
+    let Some(measured) = Measured::new(&data, &compressed, corrects) else { return };
+    let context =
+        || format!("{method:?} on {m} × {n}, {} samples, rank {kept}: {error:e}, {measured:?}", data.weights.len());
+
+    let (predicted, found) = (error * measured.total, measured.error);
+    let slack = measured.rounding + 2.0 * found * measured.storage + measured.storage.powi(2);
+    assert!((predicted * predicted - found * found).abs() <= slack, "{}", context());
+
+    let anchor = match (method.ridge, compressed.report().shrinkage()) {
+        (Some(Ridge::None), _) => 0.0,
+        (Some(Ridge::Anchored(ratio)), _) => ratio,
+        (Some(Ridge::Shrinkage), Some(rho)) => rho / (1.0 - rho).max(2_f64.powi(-36)),
+        _ => return,
+    };
+    let svd = TruncatedSvd::new().with_bias_correction(corrects);
+    let Ok(svd) = svd.compress(&layer, &stats, Rank::Fixed(kept)) else { return };
+    let Some(plain) = Measured::new(&data, &svd, corrects) else { return };
+    let storage = measured.storage + plain.storage;
+    let slack = measured.rounding * (1.0 + anchor) + 2.0 * plain.error * storage + storage.powi(2);
+    assert!(found * found <= plain.error * plain.error + slack, "above {plain:?}: {}", context());
+}
+
+/// Errors recomputed from nothing but the factors, in units of the largest weight times the largest input.
+#[derive(Debug)]
+struct Measured {
+    error: f64,
+    total: f64,
+    /// What rounding in `f64` can do to a squared error: `ε` of the terms that cancel.
+    rounding: f64,
+    /// What storing the factors and the bias in `T` can do to an error.
+    storage: f64,
+}
+
+impl Measured {
+    /// `None` where the units themselves are out of range.
+    fn new<T: Scalar>(data: &Data, compressed: &Compressed<T>, corrects: bool) -> Option<Self> {
+        let (low, (m, n), samples) = (compressed.layer(), data.weight.shape(), data.weights.len());
+        let unit =
+            |size: f64| if size > 0.0 { 2_f64.powi((size.log2().floor() as i32).clamp(-1000, 1000)) } else { 1.0 };
+        let (weight_unit, input_unit) = (unit(data.weight.norm_max()), unit(data.inputs.norm_max()));
+        if !(1e-290..1e290).contains(&(weight_unit * input_unit)) {
+            return None;
+        }
+        let weight = Mat::from_fn(m, n, |i, j| data.weight[(i, j)] / weight_unit);
+        let inputs = Mat::from_fn(samples, n, |i, j| data.inputs[(i, j)] / input_unit);
+        let wide = |part: MatRef<'_, T>, unit: f64| {
+            Mat::from_fn(part.nrows(), part.ncols(), |i, j| part[(i, j)].to_f64() / unit)
+        };
+        let (up, down) = (wide(low.up(), 1.0), wide(low.down(), weight_unit));
+        let difference = &weight - &up * &down;
+        let bias = |i: usize| data.bias.as_ref().map_or(0.0, |bias| bias[i]) / weight_unit / input_unit;
+        let low_bias = |i: usize| low.bias().map_or(0.0, |bias| bias[i].to_f64()) / weight_unit / input_unit;
+        let share: Vec<f64> = data.weights.iter().map(|w| w / data.weights.iter().sum::<f64>()).collect();
+        let mean: Vec<f64> = (0..n).map(|j| (0..samples).map(|i| share[i] * inputs[(i, j)]).sum()).collect();
+        let centre = |j: usize| if corrects { mean[j] } else { 0.0 };
+
+        let (mut error, mut total, mut terms, mut size) = (0.0, 0.0, 0.0, 0.0);
+        for i in 0..samples {
+            for o in 0..m {
+                let sum = |term: &dyn Fn(usize) -> f64| (0..n).map(term).sum::<f64>();
+                let lost = sum(&|j| difference[(o, j)] * inputs[(i, j)]) + bias(o) - low_bias(o);
+                error += share[i] * lost * lost;
+                total += share[i] * sum(&|j| weight[(o, j)] * (inputs[(i, j)] - centre(j))).powi(2);
+                terms += share[i] * sum(&|j| (weight[(o, j)] * (inputs[(i, j)] - centre(j))).powi(2));
+                let through = |j: usize| (0..low.rank()).map(|k| (up[(o, k)] * down[(k, j)]).abs()).sum::<f64>();
+                let all = sum(&|j| (weight[(o, j)].abs() + through(j)) * inputs[(i, j)].abs());
+                size += share[i] * (all + bias(o).abs() + low_bias(o).abs()).powi(2);
+            }
+        }
+        let size = size.sqrt();
+        let dimension = (m + n + low.rank()) as f64;
+        // Below the normal numbers of `T` rounding is absolute.
+        let (epsilon, quantum) = if size_of::<T>() == 4 {
+            (f64::from(f32::EPSILON), 2_f64.powi(-149))
+        } else {
+            (f64::EPSILON, 2_f64.powi(-1074))
+        };
+        let absolute = quantum / weight_unit.min(1.0) + quantum / (weight_unit * input_unit);
+        let storage = 32.0 * dimension * (epsilon * size + absolute * (1.0 + down.norm_max()));
+        // Inputs whose spread is some `ε` of their mean count as constant.
+        let constant = 2_f64.powi(-84) * size * size;
+        let norms = weight.squared_norm_l2() * inputs.squared_norm_l2() / samples as f64;
+        let rounding = 100.0 * dimension * f64::EPSILON * (terms + norms * f64::from(u8::from(!corrects))) + constant;
+        Some(Self { error: error.sqrt(), total: total.sqrt(), rounding, storage })
+    }
+}
+
+/// Pruning keeps what it says, or refuses.
+fn prune<T: Scalar>(rng: &mut StdRng, layer: &Linear<T>, stats: &ActivationStats<T>, rank: Rank) {
+    let method = if rng.random() { ActivationPruning::mean() } else { ActivationPruning::max() };
+    if let Ok(pruned) = method.inputs(layer, stats, rank) {
+        assert!(pruned.kept().is_sorted() && pruned.kept().iter().all(|&kept| kept < layer.in_features()));
+        assert_eq!(pruned.weight().shape(), (layer.out_features(), pruned.kept().len()));
+        assert!(pruned.weight().is_all_finite());
+    }
+}
