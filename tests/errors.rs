@@ -308,6 +308,25 @@ fn numbers_out_of_range() {
         Dalr::new().compress(&huge, &stats, Rank::Fixed(2)),
         "Dalr::decompose: expected the energy of the outputs within the range of its type, got an overflow",
     );
+    // Inputs that are there, but whose squares are not; none at all are fine.
+    let layer = Linear::new(Mat::from_fn(6, 4, |i, j| (i * j) as f64), Some(Col::zeros(6))).unwrap();
+    for (base, step) in [(0.0, 1e-170), (0.0, 5e-324), (1e-200, 1e-201)] {
+        let mut tiny = ActivationStats::new(4);
+        tiny.update(Mat::from_fn(9, 4, |i, j| base + step * ((i + j) % 3) as f64).as_ref()).unwrap();
+        let spread = tiny.maximum().unwrap()[0] - tiny.minimum().unwrap()[0];
+        refused(
+            Dalr::new().compress(&layer, &tiny, Rank::Fixed(2)),
+            &format!(
+                "Dalr::decompose: expected the spread of some input to be at least 1e-161 (or that of all to be zero), \
+                 lest its square be lost, got {spread}"
+            ),
+        );
+        assert!(TruncatedSvd::new().compress(&layer, &tiny, Rank::Fixed(2)).is_err());
+    }
+    let mut constant = ActivationStats::new(4);
+    constant.update(Mat::full(9, 4, 1e-200).as_ref()).unwrap();
+    assert!(Dalr::new().compress(&layer, &constant, Rank::Fixed(2)).is_ok());
+    assert!(Dalr::paper(1.0).compress(&layer, &constant, Rank::Fixed(2)).is_err());
     // A layer that fits `f32` and a corrected bias that does not.
     let layer = Linear::new(mat![[3e38_f32, 0.0], [0.0, 1.0]], Some(col![0.0, 0.0])).unwrap();
     let mut stats = ActivationStats::new(2);

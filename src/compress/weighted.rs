@@ -63,7 +63,10 @@ impl Problem {
         let weight_exponent = even_exponent(kernel::max_abs(layer.weight()));
         let data = match stats.samples() {
             0 => None,
-            _ => Some(Moment::of(operation, stats, corrected)?),
+            _ => {
+                stats.require_squares(operation, corrected)?;
+                Some(Moment::of(operation, stats, corrected)?)
+            }
         };
         let identity = Moment::identity(n);
         let uncentred;
@@ -71,6 +74,7 @@ impl Problem {
             (Objective::Anchored(_) | Objective::Shrunk, Some(data)) => data,
             (Objective::Paper(_) | Objective::Exact(_), Some(data)) if !corrected => data,
             (Objective::Paper(_) | Objective::Exact(_), Some(_)) => {
+                stats.require_squares(operation, false)?;
                 uncentred = Moment::of(operation, stats, false)?;
                 &uncentred
             }

@@ -9,6 +9,7 @@ mod parts;
 mod samples;
 mod scatter;
 mod shrinkage;
+mod underflow;
 mod update;
 #[cfg(feature = "safetensors")]
 mod validity;

@@ -1,0 +1,35 @@
+//! Inputs whose squares are lost.
+
+use super::ActivationStats;
+use crate::{Error, Result, Scalar};
+
+/// Squares of numbers below this are lost to underflow, or all but.
+const LEAST: f64 = 1e-161;
+
+/// An input that varies by less than this share of its size is constant, but for rounding.
+const CONSTANT: f64 = 1.0 / (1_u64 << 42) as f64;
+
+impl<T: Scalar> ActivationStats<T> {
+    /// Refuses inputs that vary, or (uncentred) are not zero, but whose second moment cannot tell: a report on them would
+    /// say that there is nothing to lose.
+    pub(crate) fn require_squares(&self, operation: &'static str, centred: bool) -> Result<()> {
+        let extremes = self.channels.minimum.iter().zip(&self.channels.maximum);
+        let size = extremes.fold(0.0_f64, |most, (low, high)| {
+            let (span, size) = (high - low, low.abs().max(high.abs()));
+            let own = if !centred {
+                size
+            } else if span > CONSTANT * size {
+                span
+            } else {
+                0.0
+            };
+            most.max(own)
+        });
+        if size == 0.0 || size >= LEAST {
+            return Ok(());
+        }
+        let parameter = if centred { "the spread of some input" } else { "the size of some input" };
+        let expected = format!("to be at least {LEAST:e} (or that of all to be zero), lest its square be lost");
+        Err(Error::OutOfRange { operation, parameter, expected, found: size })
+    }
+}
