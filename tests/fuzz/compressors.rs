@@ -209,7 +209,8 @@ fn case<T: Scalar>(rng: &mut StdRng) {
         || format!("{method:?} on {m} × {n}, {} samples, rank {kept}: {error:e}, {measured:?}", data.weights.len());
 
     let (predicted, found) = (error * measured.total, measured.error);
-    let slack = measured.rounding + 2.0 * found * measured.storage + measured.storage.powi(2);
+    // The denominator is rounded as well.
+    let slack = measured.rounding * (1.0 + error * error) + 2.0 * found * measured.storage + measured.storage.powi(2);
     assert!((predicted * predicted - found * found).abs() <= slack, "{}", context());
 
     let anchor = match (method.ridge, compressed.report().shrinkage()) {
@@ -222,7 +223,7 @@ fn case<T: Scalar>(rng: &mut StdRng) {
     let Ok(svd) = svd.compress(&layer, &stats, Rank::Fixed(kept)) else { return };
     let Some(plain) = Measured::new(&data, &svd, corrects) else { return };
     let storage = measured.storage + plain.storage;
-    let slack = measured.rounding * (1.0 + anchor) + 2.0 * plain.error * storage + storage.powi(2);
+    let slack = measured.rounding + measured.norms * (1.0 + anchor) + 2.0 * plain.error * storage + storage.powi(2);
     assert!(found * found <= plain.error * plain.error + slack, "above {plain:?}: {}", context());
 }
 
@@ -233,6 +234,8 @@ struct Measured {
     total: f64,
     /// What rounding in `f64` can do to a squared error: `ε` of the terms that cancel.
     rounding: f64,
+    /// `ε` of the product of the norms, below which a ridge can hide the data.
+    norms: f64,
     /// What storing the factors and the bias in `T` can do to an error.
     storage: f64,
 }
@@ -285,9 +288,17 @@ impl Measured {
         let storage = 32.0 * dimension * (epsilon * size + absolute * (1.0 + down.norm_max()));
         // Inputs whose spread is some `ε` of their mean count as constant.
         let constant = 2_f64.powi(-84) * size * size;
-        let norms = weight.squared_norm_l2() * inputs.squared_norm_l2() / samples as f64;
-        let rounding = 100.0 * dimension * f64::EPSILON * (terms + norms * f64::from(u8::from(!corrects))) + constant;
-        Some(Self { error: error.sqrt(), total: total.sqrt(), rounding, storage })
+        let spread: f64 =
+            (0..samples).map(|i| share[i] * (0..n).map(|j| (inputs[(i, j)] - centre(j)).powi(2)).sum::<f64>()).sum();
+        let norms = 100.0 * dimension * f64::EPSILON * weight.squared_norm_l2() * spread;
+        let uncentred = if corrects { 0.0 } else { norms };
+        let rounding = 100.0 * dimension * f64::EPSILON * terms + uncentred + constant;
+        // Squares of tiny inputs are rounded to multiples of the least number above zero.
+        let grain = 64.0 * n as f64 * (f64::from_bits(1) / input_unit / input_unit) * weight.squared_norm_l2();
+        let rounding = rounding + grain;
+        // A bias can be too large for these units.
+        (rounding.is_finite() && storage.is_finite()).then_some(())?;
+        Some(Self { error: error.sqrt(), total: total.sqrt(), rounding, norms, storage })
     }
 }
 
