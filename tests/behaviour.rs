@@ -93,6 +93,23 @@ fn inputs_that_never_vary_give_truncated_svd_and_a_warning() {
     assert_eq!(dalr.report().relative_error(), Some(0.0));
 }
 
+/// The paper's ridge spreads the weight of a constant input over those that go along with it in the uncentred moment.
+#[test]
+fn an_error_relative_to_nothing_is_infinite_and_not_zero() {
+    let layer = Linear::new(Mat::from_fn(2, 3, |i, j| if j == 0 { 1.0 + i as f64 } else { 0.0 }), None).unwrap();
+    let inputs = Mat::from_fn(20, 3, |i, j| if j == 0 { 1.0 } else { 1.0 + ((i * (j + 2)) % 7) as f64 });
+    let stats = stats(inputs.as_ref());
+    for ridge in [Ridge::Paper(10.0), Ridge::Exact(10.0)] {
+        let dalr = Dalr::new().with_ridge(ridge).with_bias_correction(true);
+        let compressed = dalr.compress(&layer, &stats, Rank::Fixed(1)).unwrap();
+        assert_eq!(compressed.report().relative_error(), Some(f64::INFINITY));
+        assert!(compressed.evaluate(&layer, &stats).is_err());
+        assert!(dalr.compress(&layer, &stats, Rank::RelativeError(0.5)).is_err());
+    }
+    let exact = Dalr::new().with_bias_correction(true).compress(&layer, &stats, Rank::Fixed(1)).unwrap();
+    assert_eq!(exact.report().relative_error(), Some(0.0));
+}
+
 #[test]
 fn reports_warn_of_what_does_not_pay_and_what_cannot_be_resolved() {
     let problem = problem();

@@ -87,7 +87,8 @@ impl<T: Scalar> Decomposition<T> {
 
     /// Predicted error of the layer of this rank on the calibration data, without the shrinkage or ridge that was solved
     /// with: `√(1 − Σ_{i≤k} capturedᵢ / tr(W S Wᵀ))`, where `capturedᵢ` is `uᵢᵀ W S Wᵀ uᵢ`, or `uᵢᵀ (2 R S Wᵀ − R S Rᵀ) uᵢ` for the paper's and the
-    /// exact ridge, with which alone it can rise with the rank. The denominator is that of [`Report::relative_error`].
+    /// exact ridge, with which alone it can rise with the rank,
+    /// and be infinite: where the dense outputs do not vary and those of the replacement do. The denominator is that of [`Report::relative_error`].
     ///
     /// `None` without samples, and for ranks that were not solved for.
     ///

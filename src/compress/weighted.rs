@@ -192,12 +192,17 @@ pub(super) struct Solution<T> {
     pub(super) resolution: f64,
 }
 
-/// `√(1 − Σ_{i≤k} capturedᵢ / total)` for every `k` from 1; zero where there is nothing to lose.
+/// `√(1 − Σ_{i≤k} capturedᵢ / total)` for every `k` from 1. Zero where there is nothing to lose; infinite where nothing
+/// varies and the replacement does, as it can with the paper's and the exact ridge.
 pub(super) fn relative_errors(captured: &[f64], total: f64) -> Vec<f64> {
     let mut rest = total;
     let error = |captured: &f64| {
         rest -= captured;
-        if total > 0.0 { (rest / total).max(0.0).sqrt() } else { 0.0 }
+        match total > 0.0 {
+            true => (rest / total).max(0.0).sqrt(),
+            false if rest > 0.0 => f64::INFINITY,
+            false => 0.0,
+        }
     };
     captured.iter().map(error).collect()
 }
