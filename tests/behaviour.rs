@@ -6,8 +6,8 @@ mod common;
 use common::{Problem, Recipe, Spectrum, gaussian, stats, weight_of};
 use dalr::solver::{PsdOperator, top_eigenpairs};
 use dalr::{
-    ActivationPruning, ActivationStats, Dalr, Linear, LowRankCompressor, Rank, Ridge, Solver, TruncatedSvd, Warning,
-    relative_output_error, select_ridge,
+    ActivationPruning, ActivationStats, Dalr, Linear, LowRankCompressor, Rank, Ridge, Scalar, Solver, TruncatedSvd,
+    Warning, relative_output_error, select_ridge,
 };
 use faer::{Col, Mat, MatMut, MatRef};
 use rand::SeedableRng;
@@ -91,6 +91,31 @@ fn inputs_that_never_vary_give_truncated_svd_and_a_warning() {
     assert!((weight_of(dalr.layer()) - weight_of(svd.layer())).norm_max() < 1e-12);
     assert!(dalr.report().warnings().contains(&Warning::NoVariation));
     assert_eq!(dalr.report().relative_error(), Some(0.0));
+}
+
+/// Of collapsed statistics the energy is what a root of the moment and the ridge has beyond the ridge.
+#[test]
+fn a_ridge_that_dwarfs_the_data_hides_no_error() {
+    fn check<T: Scalar>(tolerance: f64) {
+        let layer =
+            Linear::new(Mat::from_fn(24, 30, |i, j| T::from_f64(((i * 7 + j * 5 + i * j) % 13) as f64 - 6.0)), None);
+        let inputs = Mat::from_fn(400, 30, |i, j| T::from_f64(((i * 11 + j * 3 + i * j) % 17) as f64 - 8.0));
+        let (layer, stats) = (layer.unwrap(), stats(inputs.as_ref()));
+        for ratio in [1.0, 1e4, 1e8] {
+            for solver in [Solver::BlockLanczos, Solver::DenseEigen] {
+                let dalr = Dalr::new().with_ridge(Ridge::Anchored(ratio)).with_solver(solver);
+                let compressed = dalr.compress(&layer, &stats, Rank::Fixed(4)).unwrap();
+                let (predicted, found) =
+                    (compressed.report().relative_error().unwrap(), compressed.evaluate(&layer, &stats).unwrap());
+                assert!(
+                    (predicted / found - 1.0).abs() < tolerance,
+                    "{ratio:e}, {solver:?}: {predicted} is reported, {found} found"
+                );
+            }
+        }
+    }
+    check::<f32>(1e3 * f64::from(f32::EPSILON));
+    check::<f64>(1e4 * f64::EPSILON);
 }
 
 /// The paper's ridge spreads the weight of a constant input over those that go along with it in the uncentred moment.

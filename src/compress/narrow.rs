@@ -17,7 +17,8 @@ const ROUNDING: f64 = 4.0;
 /// best to keep: the squared error is then within about `2 · 10⁻⁴` of the optimum. Smaller errors are for `f64`.
 const LEAST_LEFT: f64 = 5e-3;
 
-/// The least share of the data that shrinkage may leave for single precision to see it.
+/// The least share of the data that shrinkage may leave for single precision to see it, and the least of the energy that may be the data's
+/// where it is told from a ridge by subtraction.
 const LEAST_KEPT: f64 = 1e-2;
 
 /// Dimension from which on a dense solve in single precision is worth its rounding.
@@ -169,7 +170,11 @@ impl<T: Scalar> Factor<T> {
         )?;
         let whole = kernel::squared_norm(outputs.as_ref());
         let added: f64 = norms.iter().zip(added).map(|(norm, added)| norm * scale * scale * added).sum();
-        Ok(Some(Self { outputs, keep: 1.0, ridge: 0.0, energy: (whole - added).max(0.0) / keep }))
+        // The energy of the data is a difference: next to a ridge that dwarfs it nothing of it would be left.
+        if whole - added < LEAST_KEPT * whole {
+            return Ok(None);
+        }
+        Ok(Some(Self { outputs, keep: 1.0, ridge: 0.0, energy: (whole - added) / keep }))
     }
 }
 
