@@ -385,7 +385,8 @@ impl<T: Scalar> Space<T> {
             weak = lengths.iter().enumerate().filter(|&(_, &length)| length <= floor).map(|(index, _)| index).collect();
             if weak.is_empty() {
                 // Rescaling small residuals has rescaled what they had left of the basis.
-                self.project_out_once(columns.as_mut())?;
+                // Twice: that can be nearly all of a column.
+                self.project_out(columns.as_mut())?;
                 let orthonormal = kernel::orthonormal_columns(OPERATION, columns, self.threads)?;
                 return Ok(orthonormal.0);
             }
