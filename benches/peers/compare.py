@@ -229,8 +229,19 @@ def run_dalr(method, folder, shape, threads):
 
 
 def relative_error(folder, shape, up, down):
+    """In a process of its own: the peak memory of a child counts that of its parent when it is born."""
     import numpy
 
+    numpy.save(folder / "up.npy", up)
+    numpy.save(folder / "down.npy", down)
+    command = [sys.executable, __file__, "--child", "evaluate", "--folder", str(folder), "--shape", *map(str, shape)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def evaluate(folder, shape):
+    import numpy
+
+    up, down = numpy.load(folder / "up.npy"), numpy.load(folder / "down.npy")
     weight, inputs = load(folder, shape)
     difference = weight.astype(numpy.float64) - up.astype(numpy.float64) @ down.astype(numpy.float64)
     error = total = 0.0
@@ -247,7 +258,7 @@ def compare(name, threads, limit, repeat, without):
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
-        generate(folder, shape)
+        subprocess.run([sys.executable, __file__, "--child", "generate", "--folder", str(folder), "--shape", *map(str, shape)], check=True)
         ours = {"dalr, statistics": STATISTICS} if alone else {"dalr, no ridge": "dalr-plain", "dalr, default": "dalr"}
         for label in [*ours, *(GRAMS if alone else PEERS)]:
             if any(text in label for text in without):
@@ -283,7 +294,7 @@ def table(name, result):
         if alone:
             number = f"{n * n * p / row['seconds'] / 1e9:.0f} G"
         label = f"**{row['contender']}**" if row["contender"].startswith("dalr, ") and row["seconds"] == ours else row["contender"]
-        lines.append(f"| {label} | {row['seconds']:.2f} s | {row['seconds'] / ours:.1f} | {number} | {row['peak']:.0f} MB |")
+        lines.append(f"| {label} | {row['seconds']:.2f} s | {row['seconds'] / ours:.1f} | {number} | {'–' if row['peak'] is None else format(row['peak'], '.0f') + ' MB'} |")
     for row in result["rows"]:
         if not row["seconds"]:
             lines.append(f"| {row['contender']} | over {row['limit']:.0f} s | over {row['limit'] / ours:.0f} | | |")
@@ -355,6 +366,10 @@ def main():
     parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
     parser.add_argument("--shape", type=int, nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.child == "evaluate":
+        return print(evaluate(options.folder, options.shape))
+    if options.child == "generate":
+        return generate(options.folder, options.shape)
     if options.child:
         return child(options.child, options.folder, options.shape, options.threads)
     shapes = ["quick"] if options.quick else ["tiny"] if options.tiny else options.shapes or ["fc7", "half-fc6"]

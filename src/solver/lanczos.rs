@@ -31,6 +31,9 @@ const TRACE_DOUBT: f64 = 1000.0;
 /// formed in `f64`, products themselves must.
 const EXPONENT: (i32, i32) = (1000, 120);
 
+/// A residual of this share of the operator's size holds its digits when it is rescaled.
+const CLEAR: f64 = 1e-3;
+
 /// How the iteration is laid out for a problem.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Layout {
@@ -384,9 +387,12 @@ impl<T: Scalar> Space<T> {
             columns = orthonormal;
             weak = lengths.iter().enumerate().filter(|&(_, &length)| length <= floor).map(|(index, _)| index).collect();
             if weak.is_empty() {
-                // Rescaling small residuals has rescaled what they had left of the basis.
-                // Twice: that can be nearly all of a column.
-                self.project_out(columns.as_mut())?;
+                // Rescaling residuals has rescaled what they had left of the basis: little, or nearly all of one that was almost nothing.
+                if lengths.iter().all(|&length| length > CLEAR * self.scale()) {
+                    self.project_out_once(columns.as_mut())?;
+                } else {
+                    self.project_out(columns.as_mut())?;
+                }
                 let orthonormal = kernel::orthonormal_columns(OPERATION, columns, self.threads)?;
                 return Ok(orthonormal.0);
             }
