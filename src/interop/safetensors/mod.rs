@@ -200,6 +200,7 @@ impl<T: Scalar> ActivationStats<T> {
         Layout::of::<T>(&self.head()).ok_or(overflow)
     }
 
+    #[allow(clippy::indexing_slicing, reason = "as many numbers as were put there")]
     fn write(&self, layout: &Layout, target: &mut impl Write) -> io::Result<()> {
         let mut target = Summed { stream: target, sum: crc32fast::Hasher::new() };
         target.stream_all(&(layout.text.len() as u64).to_le_bytes())?;
@@ -287,6 +288,7 @@ impl<S: Write> Summed<'_, S> {
         self.stream.write_all(bytes)
     }
 
+    #[allow(clippy::indexing_slicing, reason = "no chunk is longer than the room for one")]
     fn numbers<N: Scalar>(&mut self, numbers: &[N]) -> io::Result<()> {
         let mut bytes = [0; CHUNK * size_of::<f64>()];
         for numbers in numbers.chunks(CHUNK) {
@@ -311,6 +313,7 @@ impl<S: Read> Summed<'_, S> {
         Ok(())
     }
 
+    #[allow(clippy::indexing_slicing, reason = "no chunk is longer than the room for one")]
     fn read_numbers<N: Scalar>(&mut self, numbers: &mut [N]) -> io::Result<()> {
         let mut bytes = [0; CHUNK * size_of::<f64>()];
         for numbers in numbers.chunks_mut(CHUNK) {
