@@ -13,7 +13,9 @@ use crate::common::gaussian;
 
 #[test]
 fn compressors() {
-    fuzz("compressors", |rng| if rng.random() { case::<f32>(rng) } else { case::<f64>(rng) });
+    // A strong ridge on collapsed statistics, twice; residuals that were rescaled into the basis.
+    let failed = [457, 1795408773424001293, 1795410148475005486];
+    fuzz("compressors", &failed, |rng| if rng.random() { case::<f32>(rng) } else { case::<f64>(rng) });
 }
 
 /// A layer and its inputs, in numbers that `T` holds.

@@ -20,7 +20,7 @@ fn statistics_files() {
             stats.to_safetensors().unwrap()
         })
         .into();
-    fuzz("statistics_files", |rng| {
+    fuzz("statistics_files", &[], |rng| {
         let mut bytes = good[rng.random_range(0..good.len())].clone();
         for _ in 0..rng.random_range(1..4) {
             bytes = mutated(rng, &bytes, &good);
@@ -181,7 +181,7 @@ fn configuration() {
         serde_json::to_string(&ActivationPruning::mean()).unwrap(),
         serde_json::to_string(&report).unwrap(),
     ];
-    fuzz("configuration", |rng| {
+    fuzz("configuration", &[], |rng| {
         let mut text = good[rng.random_range(0..good.len())].clone();
         for _ in 0..rng.random_range(0..3) {
             text = mutated_text(rng, &text);

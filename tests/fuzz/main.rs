@@ -17,8 +17,9 @@ use std::time::{Duration, Instant, SystemTime};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-/// Runs cases with seeds of their own until the time is up, one with the seed that is asked for; says how to repeat a failure.
-fn fuzz(target: &str, case: impl Fn(&mut StdRng)) {
+/// Runs the cases that once failed, then others until the time is up, each with a seed of its own, or one with the seed that is asked
+/// for; says how to repeat a failure.
+fn fuzz(target: &str, failed: &[u64], case: impl Fn(&mut StdRng)) {
     let setting = |name| std::env::var(name).ok();
     let run = |seed: u64| {
         let outcome = catch_unwind(AssertUnwindSafe(|| case(&mut StdRng::seed_from_u64(seed))));
@@ -39,6 +40,7 @@ fn fuzz(target: &str, case: impl Fn(&mut StdRng)) {
             now.as_millis() as u64 * 1_000_000
         }
     };
+    failed.iter().for_each(|&seed| run(seed));
     let (begin, budget) = (Instant::now(), Duration::from_secs_f64(longer.unwrap_or(1.5)));
     let mut count = 0;
     while count == 0 || begin.elapsed() < budget {
