@@ -541,7 +541,7 @@ fn impossible_scatters() {
     empty("scatter_offset", 1e-300, "no mean of an empty scatter");
     empty("scatter", 5e-324, "variances that fit the extremes");
     empty("absolute", 1e-3, "a mean magnitude");
-    refused(&replaced(&header, "\"scatter_precision\":\"0e0\"", &single.1), &data, "no products in an empty scatter");
+    refused(&replaced(&header, "\"scatter_precision\":\"0e0\"", single.1), &data, "no products in an empty scatter");
     refused(&replaced(&header, "\"scatter_weight\":\"0e0\"", "\"scatter_weight\":\"1e0\""), &data, weight);
 }
 
