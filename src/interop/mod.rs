@@ -5,5 +5,4 @@
 pub mod nalgebra;
 #[cfg(feature = "safetensors")]
 #[cfg_attr(docsrs, doc(cfg(feature = "safetensors")))]
-#[allow(clippy::indexing_slicing, reason = "buffers hold `CHUNK` numbers and are cut to chunks of no more than these")]
 pub mod safetensors;
