@@ -11,6 +11,7 @@ use crate::{Result, Scalar};
 const NEGLIGIBLE: f64 = 1.0 / (1_u128 << 88) as f64;
 
 /// Rounding errors in a sum of products in single precision: a random walk of about a thousand steps, at the most, whose ends average out.
+/// No bound: products that are all equal (inputs of two values, say) round to one side. It decides what counts as noise and no more.
 const NARROW_ROUNDING: f64 = 16.0;
 
 /// Entries from which on samples are multiplied in their own precision where only a sum over all is wanted.
