@@ -94,7 +94,8 @@ pub(crate) fn work(a: usize, b: usize, c: usize) -> f64 {
     a as f64 * b as f64 * c as f64
 }
 
-fn out_of_memory(operation: &'static str, needed: usize) -> Error {
+/// What an allocation of `needed` bytes that did not succeed is answered with.
+pub(crate) fn out_of_memory(operation: &'static str, needed: usize) -> Error {
     Error::Memory { operation, needed, available: "this machine's memory".into() }
 }
 
@@ -228,7 +229,7 @@ pub(crate) fn product<T: Scalar>(
     threads: usize,
 ) -> Result<Mat<T>> {
     let mut result = zeros(operation, lhs.nrows(), rhs.ncols())?;
-    add_product(result.as_mut(), T::from_f64(1.0), lhs, rhs, threads);
+    set_product(result.as_mut(), lhs, rhs, threads);
     Ok(result)
 }
 
@@ -270,6 +271,28 @@ pub(crate) fn add_symmetric_product<T: Scalar>(
         alpha,
         par,
     );
+}
+
+/// `block -= Q Qᵀ block` for a basis `Q`.
+pub(crate) fn project_out<T: Scalar>(
+    operation: &'static str,
+    block: MatMut<'_, T>,
+    basis: MatRef<'_, T>,
+    threads: usize,
+) -> Result<()> {
+    if basis.ncols() == 0 {
+        return Ok(());
+    }
+    let share = product(operation, basis.transpose(), block.as_ref(), threads)?;
+    add_product(block, T::from_f64(-1.0), basis, share.as_ref(), threads);
+    Ok(())
+}
+
+/// The lower triangle of `matrixᵀ · matrix`.
+pub(crate) fn gram<T: Scalar>(operation: &'static str, matrix: MatRef<'_, T>, threads: usize) -> Result<Mat<T>> {
+    let mut gram = zeros(operation, matrix.ncols(), matrix.ncols())?;
+    add_symmetric_product(gram.as_mut(), T::from_f64(1.0), matrix.transpose(), matrix, threads);
+    Ok(gram)
 }
 
 /// Copies the strictly lower triangle onto the upper one.
@@ -451,9 +474,7 @@ pub(crate) fn orthonormal_columns<T: Scalar>(
         for (column, length) in unit.as_mut().col_iter_mut().zip(&lengths) {
             column.iter_mut().for_each(|entry| *entry /= length);
         }
-        let mut gram = zeros(operation, count, count)?;
-        add_symmetric_product(gram.as_mut(), 1.0, unit.transpose(), unit.as_ref(), threads);
-        let root = cholesky(operation, gram, threads)?;
+        let root = cholesky(operation, gram(operation, unit.as_ref(), threads)?, threads)?;
         if let Some(root) = root.filter(|root| (0..count).all(|i| root[(i, i)] > CLEARLY)) {
             let basis = times_inverse(operation, unit.as_ref(), root.as_ref(), threads)?;
             let basis = rounded(operation, "an orthonormal basis", basis.as_ref())?;
@@ -485,8 +506,7 @@ pub(crate) fn orthonormalized(operation: &'static str, columns: Mat<f64>, thread
     /// Departure from the identity up to which the Gram matrix loses nothing.
     const NEARLY: f64 = 0.1;
     let count = columns.ncols();
-    let mut gram = zeros(operation, count, count)?;
-    add_symmetric_product(gram.as_mut(), 1.0, columns.transpose(), columns.as_ref(), threads);
+    let gram = gram(operation, columns.as_ref(), threads)?;
     let departure = (0..count).flat_map(|j| (j..count).map(move |i| (i, j))).fold(0.0_f64, |sum, (i, j)| {
         let expected = if i == j { 1.0 } else { 0.0 };
         sum + (gram[(i, j)] - expected).powi(2)

@@ -49,14 +49,13 @@ impl<T: Scalar> PsdOperator<f64> for OutputOperator<'_, T> {
         self.factor.nrows()
     }
 
-    fn apply(&self, block: MatRef<'_, f64>, mut result: MatMut<'_, f64>) -> Result<()> {
+    fn apply(&self, block: MatRef<'_, f64>, result: MatMut<'_, f64>) -> Result<()> {
         let back = kernel::product(self.operation, self.factor.transpose(), block, self.threads)?;
         let mut weighted = self.moment.multiply(self.operation, back.as_ref(), self.threads)?;
         faer::zip!(&mut weighted, &back).for_each(|faer::unzip!(weighted, back)| {
             *weighted = self.keep * *weighted + self.ridge * back;
         });
-        result.fill(0.0);
-        kernel::add_product(result, 1.0, self.factor, weighted.as_ref(), self.threads);
+        kernel::set_product(result, self.factor, weighted.as_ref(), self.threads);
         Ok(())
     }
 

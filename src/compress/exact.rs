@@ -8,7 +8,7 @@ use super::projection::ridge_regression;
 use super::weighted::{Objective, Solution, Task, relative_errors};
 use crate::covariance::{Moment, power_of_two};
 use crate::kernel;
-use crate::operator::OutputOperator;
+use crate::operator::{OutputOperator, term_size};
 use crate::solver::{self, Eigenpairs, PsdOperator};
 use crate::{Result, Scalar};
 
@@ -102,10 +102,9 @@ fn determined<T: Scalar>(
         return Ok(pairs.numerical_rank());
     }
     let rows = kernel::product(operation, factor.transpose(), pairs.vectors(), threads)?;
-    let weights: Vec<f64> = moment.diagonal().iter().map(|variance| keep * variance + ridge).collect();
     let stands_out = |(value, row): &(&f64, faer::ColRef<'_, f64>)| {
-        let size: f64 = row.iter().zip(&weights).map(|(x, weight)| x * x * weight).sum();
-        **value > rounding * size
+        let squares: Vec<f64> = row.iter().map(|x| x * x).collect();
+        **value > rounding * term_size(&squares, moment, (keep, ridge))
     };
     Ok(pairs.values().iter().zip(rows.col_iter()).take_while(stands_out).count())
 }

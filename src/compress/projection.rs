@@ -22,8 +22,7 @@ pub(super) fn ridge_regression<T: Scalar>(
         return kernel::zeros(operation, weight.nrows(), weight.ncols());
     }
     if let Some(root) = moment.root(operation, threads)? {
-        let mut gram = kernel::zeros(operation, root.ncols(), root.ncols())?;
-        kernel::add_symmetric_product(gram.as_mut(), 1.0, root.transpose(), root.as_ref(), threads);
+        let mut gram = kernel::gram(operation, root.as_ref(), threads)?;
         kernel::mirror_lower(&mut gram);
         let outputs = product(root.transpose(), weight.transpose())?;
         let solution = solve_shifted(operation, gram, lambda, outputs, (0.0, threads))?;

@@ -80,11 +80,8 @@ impl<T: Scalar> Piece<'_, T> {
 
     /// The largest positive weight below a bound; a bounded number of calls visits all.
     fn largest_weight_below(&self, ceiling: f64) -> Option<f64> {
-        let own = match self.weights {
-            None => 1.0,
-            Some(weights) => weights.iter().copied().filter(|&weight| weight < ceiling).fold(0.0, f64::max),
-        };
-        let largest = [own, self.extra.1].into_iter().filter(|&weight| weight < ceiling).fold(0.0, f64::max);
+        let weights = self.weights.unwrap_or(&[1.0]).iter().chain([&self.extra.1]);
+        let largest = weights.copied().filter(|&weight| weight < ceiling).fold(0.0, f64::max);
         (largest > 0.0).then_some(largest)
     }
 

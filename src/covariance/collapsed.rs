@@ -17,6 +17,7 @@ pub(super) struct Collapsed<T> {
     pub(super) weight: f64,
     /// Their mean, less the statistics' origin.
     pub(super) offset: Vec<f64>,
+    /// The samples that are not in the scatter yet.
     pub(super) gathered: Samples<T>,
 }
 
@@ -34,15 +35,6 @@ impl<T: Scalar> Collapsed<T> {
     pub(super) fn new(operation: &'static str, features: usize) -> Result<Self> {
         let scatter = Scatter::zeros(operation, features)?;
         Ok(Self { scatter, weight: 0.0, offset: vec![0.0; features], gathered: Samples::new(features) })
-    }
-
-    pub(super) fn scatter(&self) -> &Scatter {
-        &self.scatter
-    }
-
-    /// The samples that are not in the scatter yet.
-    pub(super) fn gathered(&self) -> &Samples<T> {
-        &self.gathered
     }
 
     /// Makes sure that adding this many samples cannot fail, and hands out the room that it takes.

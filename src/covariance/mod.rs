@@ -20,7 +20,7 @@ use faer::{Col, Mat, MatRef};
 
 pub(crate) use self::moment::{Moment, even_exponent, power_of_two};
 #[cfg(feature = "safetensors")]
-pub(crate) use self::parts::{Head, Piece, PieceMut, ScatterHead};
+pub(crate) use self::parts::{Head, Piece, PieceMut, ScatterHead, zeros};
 #[cfg(feature = "safetensors")]
 pub(crate) use self::scatter::BLOCK;
 pub(crate) use self::shrinkage::oracle_approximating;

@@ -88,7 +88,7 @@ impl<'a, T: Scalar> Moment<'a, T> {
             Form::Samples(samples) => mean_squares(samples, &centre.get(), stats.weight, &mut squares),
             Form::Scatter(collapsed) => {
                 completion = collapsed.completion(operation, &channels.origin, &centre.get(), centred)?;
-                for (square, sum) in squares.iter_mut().zip(collapsed.scatter().diagonal()) {
+                for (square, sum) in squares.iter_mut().zip(collapsed.scatter.diagonal()) {
                     *square = sum / stats.weight;
                 }
                 if let Some(columns) = &completion {
@@ -133,9 +133,9 @@ impl<'a, T: Scalar> Moment<'a, T> {
     pub(crate) fn rounding(&self) -> f64 {
         match &self.source {
             Source::Data { stats: ActivationStats { form: Form::Scatter(collapsed), .. }, .. }
-                if collapsed.scatter().precision() > f64::EPSILON =>
+                if collapsed.scatter.precision > f64::EPSILON =>
             {
-                NARROW_ROUNDING * collapsed.scatter().precision()
+                NARROW_ROUNDING * collapsed.scatter.precision
             }
             _ => 0.0,
         }
@@ -186,7 +186,7 @@ impl<'a, T: Scalar> Moment<'a, T> {
                 })?,
                 Form::Scatter(collapsed) => {
                     let applied =
-                        collapsed.scatter().multiply(operation, left.transpose(), self.factor(stats), threads)?;
+                        collapsed.scatter.multiply(operation, left.transpose(), self.factor(stats), threads)?;
                     kernel::add_symmetric_product(result.as_mut(), 1.0, left, applied.as_ref(), threads);
                     if let Some(columns) = completion {
                         let output = kernel::product(operation, left, columns.as_ref(), threads)?;
@@ -213,7 +213,7 @@ impl<'a, T: Scalar> Moment<'a, T> {
                     Ok(())
                 })?,
                 Form::Scatter(collapsed) => {
-                    result = collapsed.scatter().multiply(operation, right, self.factor(stats), threads)?;
+                    result = collapsed.scatter.multiply(operation, right, self.factor(stats), threads)?;
                     if let Some(columns) = completion {
                         let share = kernel::product(operation, columns.transpose(), right, threads)?;
                         kernel::add_product(result.as_mut(), 1.0, columns.as_ref(), share.as_ref(), threads);
@@ -271,14 +271,14 @@ impl<'a, T: Scalar> Moment<'a, T> {
                 }
                 Form::Samples(_) => self.gram_squared_norm::<T>(operation, threads)?,
                 Form::Scatter(collapsed) => {
-                    let centred = collapsed.scatter().squared_norm(self.factor(stats));
+                    let centred = collapsed.scatter.squared_norm(self.factor(stats));
                     match completion {
                         None => centred,
                         // ‖Σ + CCᵀ‖² = ‖Σ‖² + 2 tr CᵀΣC + ‖CᵀC‖²
                         Some(columns) => {
                             let columns = columns.as_ref();
                             let applied =
-                                collapsed.scatter().multiply(operation, columns, self.factor(stats), threads)?;
+                                collapsed.scatter.multiply(operation, columns, self.factor(stats), threads)?;
                             let terms = applied.col_iter().zip(columns.col_iter());
                             let cross: f64 =
                                 terms.map(|(a, c)| a.iter().zip(c.iter()).map(|(a, c)| a * c).sum::<f64>()).sum();
@@ -416,7 +416,7 @@ impl<'a, T: Scalar> Moment<'a, T> {
                     Ok(())
                 })?,
                 Form::Scatter(collapsed) => {
-                    dense = collapsed.scatter().dense(operation, self.factor(stats))?;
+                    dense = collapsed.scatter.dense(operation, self.factor(stats))?;
                     if let Some(columns) = completion {
                         let columns = columns.as_ref();
                         kernel::add_symmetric_product(dense.as_mut(), 1.0, columns, columns.transpose(), threads);

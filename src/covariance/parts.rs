@@ -5,6 +5,7 @@ use super::collapsed::Collapsed;
 use super::samples::{Samples, segment_rows};
 use super::scatter::Scatter;
 use super::{ActivationStats, Form};
+use crate::kernel;
 use crate::{Error, Result, Scalar};
 
 /// All that statistics hold beside their arrays; says how many of these there are and how long each is.
@@ -177,10 +178,10 @@ impl<T: Scalar> ActivationStats<T> {
     }
 }
 
-fn zeros<N: Clone + Default>(operation: &'static str, count: usize) -> Result<Vec<N>> {
-    let needed = count.saturating_mul(size_of::<N>());
+/// As many zeros, or an error where there is no room for them.
+pub(crate) fn zeros<N: Clone + Default>(operation: &'static str, count: usize) -> Result<Vec<N>> {
     let mut zeros = Vec::new();
-    let memory = |_| Error::Memory { operation, needed, available: "this machine's memory".into() };
+    let memory = |_| kernel::out_of_memory(operation, count.saturating_mul(size_of::<N>()));
     zeros.try_reserve_exact(count).map_err(memory)?;
     zeros.resize(count, N::default());
     Ok(zeros)

@@ -3,7 +3,7 @@
 use faer::{Mat, MatMut, MatRef};
 
 use crate::kernel;
-use crate::{Error, Result, Scalar};
+use crate::{Result, Scalar};
 
 /// Entries that a segment aims at: small enough to convert piece by piece; and the fewest rows, for fast products.
 const SEGMENT_ENTRIES: usize = 1 << 22;
@@ -39,7 +39,7 @@ impl<T: Scalar> Samples<T> {
     /// Reserves room for this many more samples in a segment that no more than these will fill.
     pub(super) fn reserve(&mut self, operation: &'static str, count: usize) -> Result<()> {
         let needed = Self::bytes(self.features, count).unwrap_or(usize::MAX);
-        let memory = |_| Error::Memory { operation, needed, available: "this machine's memory".into() };
+        let memory = |_| kernel::out_of_memory(operation, needed);
         self.weights.try_reserve_exact(count).map_err(memory)?;
         if self.segments.is_empty() {
             self.segments.try_reserve_exact(1).map_err(memory)?;
@@ -76,18 +76,18 @@ impl<T: Scalar> Samples<T> {
 
     fn push(&mut self, operation: &'static str, row: faer::RowRef<'_, T>, weight: f64) -> Result<()> {
         let capacity = segment_rows(self.features) * self.features;
-        let memory = |needed| Error::Memory { operation, needed, available: "this machine's memory".into() };
         let needed = Self::bytes(self.features, self.len().saturating_add(1)).unwrap_or(usize::MAX);
-        self.weights.try_reserve(1).map_err(|_| memory(needed))?;
+        let memory = |_| kernel::out_of_memory(operation, needed);
+        self.weights.try_reserve(1).map_err(memory)?;
         if self.segments.last().is_none_or(|segment| segment.len() >= capacity) {
-            self.segments.try_reserve(1).map_err(|_| memory(needed))?;
+            self.segments.try_reserve(1).map_err(memory)?;
             self.segments.push(Vec::new());
         }
         if let Some(segment) = self.segments.last_mut() {
             if segment.capacity() - segment.len() < self.features {
                 // Doubling, but never past the segment's end.
                 let more = segment.len().max(self.features).min(capacity - segment.len());
-                segment.try_reserve_exact(more).map_err(|_| memory(needed))?;
+                segment.try_reserve_exact(more).map_err(memory)?;
             }
             match row.try_as_row_major() {
                 Some(row) => segment.extend_from_slice(row.as_slice()),

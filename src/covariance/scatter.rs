@@ -78,10 +78,6 @@ impl Scatter {
         self.precision = self.precision.max(T::EPSILON);
     }
 
-    pub(super) fn precision(&self) -> f64 {
-        self.precision
-    }
-
     pub(super) fn features(&self) -> usize {
         self.features
     }
@@ -197,7 +193,7 @@ mod tests {
             scatter.add_narrow_samples(narrow.as_ref(), room.as_mut(), (&scales, factor), 1);
         }
         assert_eq!(scatter.dense("test", 1.0)?, &wide * wide.transpose() * faer::Scale(5.0));
-        assert_eq!(scatter.precision(), f64::from(f32::EPSILON));
+        assert_eq!(scatter.precision, f64::from(f32::EPSILON));
         Ok(())
     }
 

@@ -118,7 +118,7 @@ impl<T: Scalar> ActivationStats<T> {
                 };
                 let waiting = match others {
                     Form::Samples(samples) => samples,
-                    Form::Scatter(others) => others.gathered(),
+                    Form::Scatter(others) => &others.gathered,
                 };
                 let mut accumulator = collapsed.prepare(operation, kept.map_or(0, Samples::len) + waiting.len())?;
                 for (rows, weights) in kept.into_iter().flat_map(Samples::segments) {

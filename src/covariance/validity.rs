@@ -119,7 +119,7 @@ impl<T: Scalar> ActivationStats<T> {
         let fits = square <= enough * (1.0 + SLACK) && rest - slack <= square * (1.0 + SLACK);
         demand(fits, "a weight of the scatter that fits the squares of the weights", weight)?;
 
-        let precision = collapsed.scatter.precision();
+        let precision = collapsed.scatter.precision;
         if multiplied == 0.0 {
             demand(precision == 0.0, "no products in an empty scatter", precision)?;
             let moved = collapsed.offset.iter().find(|offset| **offset != 0.0);
@@ -198,7 +198,7 @@ impl<T: Scalar> ActivationStats<T> {
         let multiplied = (self.samples - gathered.len() as u64) as f64;
         // What underflow can take away from a sum of squares; of single precision, on samples divided by their span.
         let quantum = 32.0 * multiplied * f64::from_bits(1);
-        let narrow = if scatter.precision() > f64::EPSILON {
+        let narrow = if scatter.precision > f64::EPSILON {
             64.0 * multiplied * f64::from(f32::MIN_POSITIVE) * weight
         } else {
             0.0

@@ -20,9 +20,8 @@ impl PsdOperator<f64> for Complement {
         self.matrix.nrows()
     }
 
-    fn apply(&self, block: MatRef<'_, f64>, mut result: MatMut<'_, f64>) -> Result<()> {
-        result.fill(0.0);
-        kernel::add_product(result, 1.0, self.matrix.as_ref(), block, self.threads);
+    fn apply(&self, block: MatRef<'_, f64>, result: MatMut<'_, f64>) -> Result<()> {
+        kernel::set_product(result, self.matrix.as_ref(), block, self.threads);
         Ok(())
     }
 
@@ -68,7 +67,7 @@ pub(crate) fn complete_basis(
     let mut added = completed.as_mut().subcols_mut(have, count - have);
     added.copy_from(pairs.vectors());
     // Orthogonal to U up to the solver's residual; after this, up to rounding.
-    project_out(operation, added, basis, threads)?;
+    kernel::project_out(operation, added, basis, threads)?;
     Ok(completed)
 }
 
@@ -83,7 +82,7 @@ fn outside(
     let mut size = kernel::squared_norm(rest.as_ref());
     // A projection that takes away little has left little of `U`.
     for _ in 0..8 {
-        project_out(operation, rest.as_mut(), basis, threads)?;
+        kernel::project_out(operation, rest.as_mut(), basis, threads)?;
         let left = kernel::squared_norm(rest.as_ref());
         if left >= 0.5 * size {
             return Ok(rest);
@@ -97,14 +96,4 @@ fn outside(
 /// A copy with entries near 1.
 fn unit_size(operation: &'static str, matrix: MatRef<'_, f64>) -> Result<Mat<f64>> {
     kernel::widened(operation, matrix, power_of_two(-even_exponent(kernel::max_abs(matrix))))
-}
-
-/// `block -= U Uᵀ block`.
-fn project_out(operation: &'static str, block: MatMut<'_, f64>, basis: MatRef<'_, f64>, threads: usize) -> Result<()> {
-    if basis.ncols() == 0 {
-        return Ok(());
-    }
-    let share = kernel::product(operation, basis.transpose(), block.as_ref(), threads)?;
-    kernel::add_product(block, -1.0, basis, share.as_ref(), threads);
-    Ok(())
 }

@@ -300,10 +300,8 @@ impl<T: Scalar> Space<T> {
     }
 
     /// `block -= Q Qᵀ block`.
-    fn project_out_once(&self, mut block: MatMut<'_, T>) -> Result<()> {
-        let share = kernel::product(OPERATION, self.basis().transpose(), block.as_ref(), self.threads)?;
-        kernel::add_product(block.as_mut(), T::from_f64(-1.0), self.basis(), share.as_ref(), self.threads);
-        Ok(())
+    fn project_out_once(&self, block: MatMut<'_, T>) -> Result<()> {
+        kernel::project_out(OPERATION, block, self.basis(), self.threads)
     }
 
     /// The same twice, which makes a block of any size orthogonal to the basis as far as rounding allows.

@@ -85,7 +85,7 @@ impl Layout {
     }
 
     /// The head that a header describes, once all that the header says is known to be right and to fit the length of the file.
-    pub(super) fn parse<T: Scalar>(origin: &Origin<'_>, text: &[u8], length: u64) -> Result<(Head, Self)> {
+    pub(super) fn parse<T: Scalar>(origin: &Origin<'_>, text: &[u8], length: u64) -> Result<Head> {
         let metadata: Metadata = serde_json::from_slice(text)
             .map_err(|error| origin.refuse("a header in the safetensors format", error.to_string()))?;
         let head = head_of::<T>(origin, &metadata)?;
@@ -109,7 +109,7 @@ impl Layout {
         if layout.length != length {
             return Err(origin.refuse(&format!("{} bytes", layout.length), length.to_string()));
         }
-        Ok((head, layout))
+        Ok(head)
     }
 }
 

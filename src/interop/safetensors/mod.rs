@@ -83,7 +83,8 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 
 use self::header::Layout;
-use crate::covariance::{Piece, PieceMut};
+use crate::covariance::{Piece, PieceMut, zeros};
+use crate::kernel;
 use crate::{ActivationStats, Error, Result, Scalar};
 
 /// Numbers that are converted at a time.
@@ -177,8 +178,7 @@ impl<T: Scalar> ActivationStats<T> {
         let layout = self.layout(operation)?;
         let needed = usize::try_from(layout.length).unwrap_or(usize::MAX);
         let mut bytes = Vec::new();
-        let memory = |_| Error::Memory { operation, needed, available: "this machine's memory".into() };
-        bytes.try_reserve_exact(needed).map_err(memory)?;
+        bytes.try_reserve_exact(needed).map_err(|_| kernel::out_of_memory(operation, needed))?;
         self.write(&layout, &mut bytes).map_err(|error| Origin { operation, path: "memory" }.io(&error))?;
         Ok(bytes)
     }
@@ -238,7 +238,7 @@ impl<T: Scalar> ActivationStats<T> {
         header::require_length(origin, header, length)?;
         let mut text = vec![0_u8; header as usize];
         source.fill_all(&mut text).map_err(io)?;
-        let (head, _) = Layout::parse::<T>(origin, &text, length)?;
+        let head = Layout::parse::<T>(origin, &text, length)?;
         drop(text);
 
         let operation = origin.operation;
@@ -246,10 +246,7 @@ impl<T: Scalar> ActivationStats<T> {
         let stats = Self::from_parts(operation, &head, |piece| {
             // The first of all arrays; as long as each of those over the inputs.
             if mean.is_empty() && head.channels() > 0 {
-                let needed = head.channels() * size_of::<f64>();
-                let memory = |_| Error::Memory { operation, needed, available: "this machine's memory".into() };
-                mean.try_reserve_exact(head.channels()).map_err(memory)?;
-                mean.resize(head.channels(), 0.0);
+                mean = zeros(operation, head.channels())?;
                 source.read_numbers::<f64>(&mut mean).map_err(io)?;
             }
             match piece {
