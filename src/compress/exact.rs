@@ -16,7 +16,7 @@ pub(super) fn solve<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Result<So
     let &Task { problem, moment, keep, ridge, .. } = task;
     let (operation, threads) = (problem.operation, problem.threads);
     let (m, n) = task.weight.shape();
-    let weight = kernel::widened(operation, task.weight, power_of_two(-task.weight_exponent))?;
+    let weight = kernel::widened(operation, task.weight, task.scale())?;
     let regressed = match problem.objective {
         Objective::Paper(_) | Objective::Exact(_) => {
             Some(ridge_regression(operation, weight.as_ref(), moment, ridge, threads)?)

@@ -4,7 +4,7 @@
 use faer::{Mat, MatRef};
 
 use super::weighted::{Objective, Solution, Task, relative_errors};
-use crate::covariance::{Moment, power_of_two};
+use crate::covariance::Moment;
 use crate::kernel::{self, BlockStructure};
 use crate::operator::{self, GramOperator};
 use crate::solver::{self, Eigenpairs, PsdOperator, Solver, cost};
@@ -74,7 +74,7 @@ pub(super) fn solve<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Result<Op
     let Some((source, way)) = choose(task, max_rank) else { return Ok(None) };
 
     let norms = kernel::squared_column_norms(weight);
-    let scale = power_of_two(-task.weight_exponent);
+    let scale = task.scale();
     let rounding =
         |moment, weights| ROUNDING * T::EPSILON * operator::term_size(&norms, moment, weights) * scale * scale;
     let mut factor = None;
@@ -135,8 +135,8 @@ pub(super) fn solve<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Result<Op
         }
         errors = Some(predicted);
     }
-    let determined = pairs.numerical_rank();
-    Ok(Some(Solution { up, down, determined, pairs, total_energy, relative_errors: errors, resolution }))
+    // All of them, or there would be no solution here.
+    Ok(Some(Solution { up, down, determined: max_rank, pairs, total_energy, relative_errors: errors, resolution }))
 }
 
 impl<T: Scalar> Factor<T> {
@@ -149,7 +149,7 @@ impl<T: Scalar> Factor<T> {
         norms: &[f64],
     ) -> Result<Option<Self>> {
         let (operation, threads) = (task.problem.operation, task.problem.threads);
-        let scale = power_of_two(-task.weight_exponent);
+        let scale = task.scale();
         if source == Source::Samples {
             let outputs = moment.outputs(operation, task.weight, scale, threads)?;
             return Ok(outputs.map(|outputs| {

@@ -179,6 +179,13 @@ pub(super) struct Task<'a, T> {
     pub(super) ridge: f64,
 }
 
+impl<T> Task<'_, T> {
+    /// What brings the weight's entries near 1.
+    pub(super) fn scale(&self) -> f64 {
+        power_of_two(-self.weight_exponent)
+    }
+}
+
 /// What either way of solving gives; energies in units of the scaled weight and the scaled `S`.
 pub(super) struct Solution<T> {
     pub(super) up: Mat<T>,

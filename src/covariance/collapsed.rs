@@ -32,9 +32,25 @@ impl<T: Scalar> Collapsed<T> {
         Scatter::bytes(features)?.checked_add(Samples::<T>::bytes(features, gathering::<T>(features))?)
     }
 
-    pub(super) fn new(operation: &'static str, features: usize) -> Result<Self> {
+    fn new(operation: &'static str, features: usize) -> Result<Self> {
         let scatter = Scatter::zeros(operation, features)?;
         Ok(Self { scatter, weight: 0.0, offset: vec![0.0; features], gathered: Samples::new(features) })
+    }
+
+    /// The collapsed form of samples that were kept, and the room that adding `more` takes.
+    pub(super) fn of(
+        operation: &'static str,
+        samples: &Samples<T>,
+        more: usize,
+        channels: &Channels,
+        threads: usize,
+    ) -> Result<(Self, Accumulator<T>)> {
+        let mut collapsed = Self::new(operation, channels.origin.len())?;
+        let mut accumulator = collapsed.prepare(operation, samples.len() + more)?;
+        for (rows, weights) in samples.segments() {
+            collapsed.add(rows, Some(weights), channels, &mut accumulator, threads)?;
+        }
+        Ok((collapsed, accumulator))
     }
 
     /// Makes sure that adding this many samples cannot fail, and hands out the room that it takes.
@@ -144,12 +160,7 @@ impl<T: Scalar> Collapsed<T> {
         for (to, ((from, own), (origin, offset))) in columns.as_mut().col_mut(0).iter_mut().zip(means) {
             *to = ((from - origin) + (own - offset)) * root;
         }
-        let mut start = 1;
-        self.gathered.for_each_centred(operation, centre, 1.0, 1, |samples: MatRef<'_, f64>| {
-            columns.as_mut().subcols_mut(start, samples.ncols()).copy_from(samples);
-            start += samples.ncols();
-            Ok(())
-        })?;
+        self.gathered.fill_centred(columns.as_mut().subcols_mut(1, self.gathered.len()), centre, 1.0, 1);
         Ok(Some(columns))
     }
 }

@@ -151,6 +151,11 @@ impl<'a, T: Scalar> Moment<'a, T> {
         power_of_two(-self.exponent) / stats.weight
     }
 
+    /// What turns a centred sample into a column of a root of the divided `S`.
+    fn sample_factor(&self, stats: &ActivationStats<T>) -> f64 {
+        power_of_two(-self.exponent / 2) / stats.weight.sqrt()
+    }
+
     /// Visits the samples as `features × count` columns of which the sum of outer products is `S`.
     fn for_each_sample_block<O: Scalar>(
         &self,
@@ -160,8 +165,7 @@ impl<'a, T: Scalar> Moment<'a, T> {
     ) -> Result<()> {
         let Source::Data { stats, centre, .. } = &self.source else { return Ok(()) };
         let Form::Samples(samples) = &stats.form else { return Ok(()) };
-        let root = power_of_two(-self.exponent / 2) / stats.weight.sqrt();
-        samples.for_each_centred(operation, &centre.get(), root, threads, visit)
+        samples.for_each_centred(operation, &centre.get(), self.sample_factor(stats), threads, visit)
     }
 
     /// `left · S · leftᵀ`, for `rows × features`.
@@ -323,7 +327,7 @@ impl<'a, T: Scalar> Moment<'a, T> {
         let Source::Data { stats, centre, .. } = &self.source else { return Ok(None) };
         let Form::Samples(samples) = &stats.form else { return Ok(None) };
         let mut outputs = kernel::zeros(operation, weight.nrows(), samples.len())?;
-        let root = power_of_two(-self.exponent / 2) / stats.weight.sqrt() * factor;
+        let root = self.sample_factor(stats) * factor;
         let mut start = 0;
         samples.for_each_centred(operation, &centre.get(), root, threads, |columns: MatRef<'_, T>| {
             let target = outputs.as_mut().subcols_mut(start, columns.ncols());
@@ -355,18 +359,13 @@ impl<'a, T: Scalar> Moment<'a, T> {
     /// `features × samples` of which `S` is the product with its transpose; `None` unless samples are kept
     /// and are fewer than the inputs.
     pub(crate) fn root(&self, operation: &'static str, threads: usize) -> Result<Option<Mat<f64>>> {
-        let Source::Data { stats, .. } = &self.source else { return Ok(None) };
+        let Source::Data { stats, centre, .. } = &self.source else { return Ok(None) };
         let Form::Samples(samples) = &stats.form else { return Ok(None) };
         if samples.len() >= self.features {
             return Ok(None);
         }
         let mut root = kernel::zeros(operation, self.features, samples.len())?;
-        let mut start = 0;
-        self.for_each_sample_block(operation, threads, |columns: MatRef<'_, f64>| {
-            root.as_mut().subcols_mut(start, columns.ncols()).copy_from(columns);
-            start += columns.ncols();
-            Ok(())
-        })?;
+        samples.fill_centred(root.as_mut(), &centre.get(), self.sample_factor(stats), threads);
         Ok(Some(root))
     }
 
@@ -381,8 +380,9 @@ impl<'a, T: Scalar> Moment<'a, T> {
         let size = self.features as f64;
         let mut dense = self.scaled(operation, threads)?;
         dense *= faer::Scale(keep);
-        // The norm of a random symmetric matrix grows with the root of its size.
-        for lift in [4.0 * f64::EPSILON * size, self.rounding() / 8.0 * size.sqrt()] {
+        // The norm of a random symmetric matrix grows with the root of its size. Without such rounding there is nothing to try again.
+        let (least, most) = (4.0 * f64::EPSILON * size, self.rounding() / 8.0 * size.sqrt());
+        for lift in core::iter::once(least).chain((most > least).then_some(most)) {
             let mut lifted = kernel::widened(operation, dense.as_ref(), 1.0)?;
             let mut added = vec![0.0; self.features];
             let mut dead = Vec::new();

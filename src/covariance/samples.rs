@@ -116,6 +116,22 @@ impl<T: Scalar> Samples<T> {
             .map(|(segment, weights)| (MatRef::from_row_major_slice(segment, weights.len(), self.features), weights))
     }
 
+    /// Fills a `features × samples` matrix: one sample per column, less `centre`, times the root of its weight, times `factor`.
+    pub(super) fn fill_centred<O: Scalar>(
+        &self,
+        mut target: MatMut<'_, O>,
+        centre: &Centre<'_>,
+        factor: f64,
+        threads: usize,
+    ) {
+        let mut start = 0;
+        for (rows, weights) in self.segments() {
+            let columns = target.as_mut().subcols_mut(start, weights.len());
+            fill_centred(columns, rows, |index| weights[index].sqrt() * factor, centre, None, threads);
+            start += weights.len();
+        }
+    }
+
     /// Calls `visit` with every segment as a `features × count` matrix, in `f64` or in the precision of the samples: one sample per
     /// column, less `centre`, times the root of its weight, times `factor`.
     pub(super) fn for_each_centred<O: Scalar>(

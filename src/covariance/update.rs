@@ -55,11 +55,8 @@ impl<T: Scalar> ActivationStats<T> {
         }
         match &mut self.form {
             Form::Samples(samples) if collapse => {
-                let mut collapsed = Collapsed::new(operation, self.features)?;
-                let mut accumulator = collapsed.prepare(operation, samples.len() + batch.nrows())?;
-                for (rows, weights) in samples.segments() {
-                    collapsed.add(rows, Some(weights), &channels, &mut accumulator, self.threads)?;
-                }
+                let (mut collapsed, mut accumulator) =
+                    Collapsed::of(operation, samples, batch.nrows(), &channels, self.threads)?;
                 collapsed.add(batch, weights, &channels, &mut accumulator, self.threads)?;
                 self.form = Form::Scatter(collapsed);
             }
@@ -109,21 +106,22 @@ impl<T: Scalar> ActivationStats<T> {
                 samples.append(operation, rows)?;
             }
             (own, others) => {
-                let mut fresh = None;
-                let (collapsed, kept) = match own {
-                    Form::Scatter(collapsed) => (collapsed, None),
-                    Form::Samples(samples) => {
-                        (fresh.insert(Collapsed::new(operation, self.features)?), Some(&*samples))
-                    }
-                };
                 let waiting = match others {
                     Form::Samples(samples) => samples,
                     Form::Scatter(others) => &others.gathered,
                 };
-                let mut accumulator = collapsed.prepare(operation, kept.map_or(0, Samples::len) + waiting.len())?;
-                for (rows, weights) in kept.into_iter().flat_map(Samples::segments) {
-                    collapsed.add(rows, Some(weights), &channels, &mut accumulator, self.threads)?;
-                }
+                let mut fresh = None;
+                let (collapsed, mut accumulator) = match own {
+                    Form::Scatter(collapsed) => {
+                        let accumulator = collapsed.prepare(operation, waiting.len())?;
+                        (collapsed, accumulator)
+                    }
+                    Form::Samples(samples) => {
+                        let (collapsed, accumulator) =
+                            Collapsed::of(operation, samples, waiting.len(), &channels, self.threads)?;
+                        (fresh.insert(collapsed), accumulator)
+                    }
+                };
                 if let Form::Scatter(others) = others {
                     collapsed.add_scatter(others, &between, self.threads);
                 }

@@ -138,14 +138,8 @@ pub(super) fn narrow_eigenpairs<T: Scalar>(
     }
     // Orthonormal to the rounding of `f64`, whatever `T` is.
     let mut basis = kernel::orthonormalized(OPERATION, basis, threads)?;
-    let narrow = kernel::rounded::<T>(OPERATION, "the eigenvectors", basis.as_ref())?;
-    let applied = kernel::product(OPERATION, matrix.as_ref(), narrow.as_ref(), threads)?;
+    let residual = residual(matrix.as_ref(), basis.as_ref(), top.iter().map(|&(_, value)| value), threads)?;
     let largest = top.first().map_or(0.0, |(_, value)| value.max(0.0));
-    let columns = applied.col_iter().zip(basis.col_iter()).zip(top);
-    let residual = greatest(columns.map(|((applied, vector), (_, value))| {
-        let squares = applied.iter().zip(vector.iter()).map(|(h, v)| (h.to_f64() - value * v).powi(2));
-        squares.sum::<f64>().sqrt()
-    }));
     let rounding = T::EPSILON * (dimension as f64).sqrt() * largest;
     if residual.is_nan() || residual > RESIDUAL_RATIO * rounding {
         return Ok(None);
@@ -173,17 +167,18 @@ fn descending(values: &[f64]) -> Option<Vec<(usize, f64)>> {
     Some(order)
 }
 
-/// Largest column norm of `H V − V diag(λ)`.
-fn residual(
-    matrix: MatRef<'_, f64>,
+/// Largest column norm of `H V − V diag(λ)`, multiplied in the precision of the matrix.
+fn residual<T: Scalar>(
+    matrix: MatRef<'_, T>,
     vectors: MatRef<'_, f64>,
     values: impl Iterator<Item = f64>,
     threads: usize,
 ) -> Result<f64> {
-    let applied = kernel::product(OPERATION, matrix, vectors, threads)?;
+    let rounded = kernel::rounded::<T>(OPERATION, "the eigenvectors", vectors)?;
+    let applied = kernel::product(OPERATION, matrix, rounded.as_ref(), threads)?;
     let columns = applied.col_iter().zip(vectors.col_iter()).zip(values);
     let norms = columns.map(|((applied, vector), value)| {
-        let squares = applied.iter().zip(vector.iter()).map(|(h, v)| (h - value * v).powi(2));
+        let squares = applied.iter().zip(vector.iter()).map(|(h, v)| (h.to_f64() - value * v).powi(2));
         squares.sum::<f64>().sqrt()
     });
     Ok(greatest(norms))

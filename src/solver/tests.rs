@@ -5,20 +5,20 @@ use faer::mat;
 mod ratios;
 
 /// A matrix as an operator, with nothing but `apply`.
-struct Given(Mat<f64>);
+struct Given<T>(Mat<T>);
 
-impl PsdOperator<f64> for Given {
+impl<T: Scalar> PsdOperator<T> for Given<T> {
     fn dimension(&self) -> usize {
         self.0.nrows()
     }
 
-    fn apply(&self, block: MatRef<'_, f64>, mut result: MatMut<'_, f64>) -> Result<()> {
+    fn apply(&self, block: MatRef<'_, T>, mut result: MatMut<'_, T>) -> Result<()> {
         result.copy_from(&self.0 * block);
         Ok(())
     }
 
     fn trace(&self) -> Result<f64> {
-        Ok((0..self.0.nrows()).map(|i| self.0[(i, i)]).sum())
+        Ok((0..self.0.nrows()).map(|i| self.0[(i, i)].to_f64()).sum())
     }
 }
 
@@ -172,7 +172,7 @@ fn counts_outside_of_the_dimension_are_refused() {
         let expected = format!("top_eigenpairs: expected a number of eigenpairs from 1 to 2, got {count}");
         assert_eq!(error.to_string(), expected);
     }
-    let error = top_eigenpairs(&Given(Mat::new()), 1, Solver::Auto, 1).unwrap_err();
+    let error = top_eigenpairs(&Given(Mat::<f64>::new()), 1, Solver::Auto, 1).unwrap_err();
     assert!(matches!(error, Error::Empty { .. }));
 }
 

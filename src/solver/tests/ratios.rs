@@ -118,7 +118,7 @@ fn the_narrow_path_is_accurate_to_its_own_precision() -> Result<()> {
         {
             let exact = eigenvalues(family, n);
             let narrow = matrix_of(family.0, &exact);
-            let operator = Narrow(Mat::from_fn(n, n, |i, j| (narrow[(i, j)] * scale) as f32));
+            let operator = Given(Mat::from_fn(n, n, |i, j| (narrow[(i, j)] * scale) as f32));
             let matrix = Mat::from_fn(n, n, |i, j| f64::from(operator.0[(i, j)]) / scale);
             let pairs = narrow_dense(&operator, n, 1)?;
             let pairs = pairs.unwrap_or_else(|| panic!("{}, {n}, {scale:e}: not solved", family.0));
@@ -133,24 +133,6 @@ fn the_narrow_path_is_accurate_to_its_own_precision() -> Result<()> {
         check("dense eigendecomposition (single precision)", family.0, ratios);
     }
     Ok(())
-}
-
-/// A single-precision matrix as an operator.
-struct Narrow(Mat<f32>);
-
-impl PsdOperator<f32> for Narrow {
-    fn dimension(&self) -> usize {
-        self.0.nrows()
-    }
-
-    fn apply(&self, block: MatRef<'_, f32>, mut result: MatMut<'_, f32>) -> Result<()> {
-        result.copy_from(&self.0 * block);
-        Ok(())
-    }
-
-    fn trace(&self) -> Result<f64> {
-        Ok((0..self.0.nrows()).map(|i| f64::from(self.0[(i, i)])).sum())
-    }
 }
 
 #[test]
