@@ -8,7 +8,7 @@ use faer::{Mat, MatRef};
 use super::decomposition::{Decomposition, Facts};
 use super::{exact, narrow};
 use crate::bias::BiasCorrection;
-use crate::covariance::{Moment, even_exponent, oracle_approximating, power_of_two};
+use crate::covariance::{Moment, even_exponent, intensity, power_of_two};
 use crate::kernel;
 use crate::rank;
 use crate::solver::{Eigenpairs, Solver};
@@ -87,7 +87,9 @@ impl Problem {
             Objective::Anchored(ratio) => (1.0, ratio * mean_variance),
             Objective::Shrunk => {
                 let square = moment.trace_of_square(operation, threads)?;
-                let rho = oracle_approximating(moment.trace(), square, n, stats.effective_samples());
+                // The mean takes one of the degrees of freedom if it was estimated from the same samples.
+                let freedom = stats.effective_samples() - if corrected { 1.0 } else { 0.0 };
+                let rho = intensity(moment.trace(), square, n, freedom);
                 shrinkage = Some(rho);
                 let keep = (1.0 - rho).max(LEAST_KEPT);
                 (keep, (1.0 - keep) * mean_variance)

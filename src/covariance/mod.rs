@@ -23,7 +23,7 @@ pub(crate) use self::moment::{Moment, even_exponent, power_of_two};
 pub(crate) use self::parts::{Head, Piece, PieceMut, ScatterHead, zeros};
 #[cfg(feature = "safetensors")]
 pub(crate) use self::scatter::BLOCK;
-pub(crate) use self::shrinkage::oracle_approximating;
+pub(crate) use self::shrinkage::intensity;
 
 use self::channels::Channels;
 use self::collapsed::Collapsed;

@@ -1,12 +1,32 @@
 //! How far to shrink a covariance towards a multiple of the identity, from the data alone.
 
+/// Degrees of freedom up to which the spectrum of a sample says nothing that a decision could rest on.
+const UNINFORMATIVE: f64 = 8.0;
+
+/// The intensity `ρ` that [`Ridge::Shrinkage`](crate::Ridge::Shrinkage) takes, for a second moment `S` of `n` inputs with `d` degrees of freedom:
+///
+/// `ρ / (1 − ρ) = (ρ_o / (1 − ρ_o))^(1 − w) (n / d)^w`, `w = (1 + min(1, 8 / d)) / 2`
+///
+/// with the oracle approximating `ρ_o` of `d` samples. `ρ_o / (1 − ρ_o)` is about `(1 + r) / d` with the effective rank `r = (tr S)² / tr S²`,
+/// which a few dominant directions make small: right for them, and too little for the many others among which a rank is decided.
+/// `n / d` makes the ridge as large as the noise, `tr S / d` in each of `d` directions, and is too much. Their geometric mean
+/// is off by the least factor in the worst case. But `r` cannot exceed `d`, so the fewer the samples, the less it says: at 8 degrees
+/// of freedom only `n / d` is left. `docs/small_samples.md` has what this does on real data.
+pub(crate) fn intensity(trace: f64, trace_of_square: f64, features: usize, freedom: f64) -> f64 {
+    let rho = oracle_approximating(trace, trace_of_square, features, freedom.max(0.0));
+    let trust = (1.0 - (UNINFORMATIVE / freedom).min(1.0)) / 2.0;
+    let odds = (rho / (1.0 - rho)).powf(trust) * (features as f64 / freedom).powf(1.0 - trust);
+    // Written so that a NaN, or no degrees of freedom, shrinks all the way.
+    if rho < 1.0 && freedom > 0.0 && odds.is_finite() { odds / (1.0 + odds) } else { 1.0 }
+}
+
 /// Shrinkage intensity `ρ` of the oracle approximating estimator (Chen, Wiesel, Eldar and Hero, 2010,
 /// eq. 23), for a second moment `S` of `n` inputs from `p` samples:
 ///
 /// `ρ = min(1, ((1 − 2/n) tr S² + (tr S)²) / ((p + 1 − 2/n) (tr S² − (tr S)²/n)))`
 ///
 /// 1 when the denominator is not positive, or is rounding noise: one input, or `S` a multiple of the identity already.
-pub(crate) fn oracle_approximating(trace: f64, trace_of_square: f64, features: usize, samples: f64) -> f64 {
+fn oracle_approximating(trace: f64, trace_of_square: f64, features: usize, samples: f64) -> f64 {
     let n = features as f64;
     let dispersion = trace_of_square - trace * trace / n;
     let denominator = (samples + 1.0 - 2.0 / n) * dispersion;
@@ -21,13 +41,36 @@ pub(crate) fn oracle_approximating(trace: f64, trace_of_square: f64, features: u
 
 #[cfg(test)]
 mod tests {
-    use super::oracle_approximating;
+    use super::{intensity, oracle_approximating};
 
     #[test]
     fn follows_the_formula() {
         // S = diag(4, 1, 1), p = 10: tr S = 6, tr S² = 18.
         let expected = (18.0 / 3.0 + 36.0) / ((11.0 - 2.0 / 3.0) * (18.0 - 12.0));
         assert!((oracle_approximating(6.0, 18.0, 3, 10.0) - expected).abs() < 1e-15);
+    }
+
+    #[test]
+    fn the_odds_lie_between_two_bounds() {
+        for (freedom, trust) in [(3.0, 0.0), (8.0, 0.0), (16.0, 0.25), (800.0, 0.495)] {
+            let [rho, oracle] = [intensity, oracle_approximating].map(|of| of(40.0, 1000.0, 30, freedom));
+            let (low, high) = (oracle / (1.0 - oracle), 30.0 / freedom);
+            let expected = (trust * f64::ln(low) + (1.0 - trust) * f64::ln(high)).exp();
+            assert!((rho / (1.0 - rho) / expected - 1.0).abs() < 1e-12, "{freedom}");
+            assert!(low < expected && expected <= high * (1.0 + 1e-12), "{freedom}");
+        }
+        // Both bounds, and so all between them, fall as 1 / d.
+        let far = |freedom: f64| freedom * intensity(40.0, 1000.0, 30, freedom);
+        assert!((far(1e12) / far(1e10) - 1.0).abs() < 1e-6);
+    }
+
+    #[test]
+    fn without_freedom_or_dispersion_all_is_shrunk() {
+        assert_eq!(intensity(6.0, 18.0, 3, 0.0), 1.0);
+        assert_eq!(intensity(6.0, 18.0, 3, -0.5), 1.0);
+        assert_eq!(intensity(3.0, 3.0, 3, 10.0), 1.0);
+        assert_eq!(intensity(0.0, 0.0, 4, 10.0), 1.0);
+        assert_eq!(intensity(f64::NAN, 18.0, 3, 10.0), 1.0);
     }
 
     #[test]

@@ -50,9 +50,13 @@ def case(seed, m, n, p, k, lam):
     A = top(W @ S @ W.T, k)
     C = A @ (A.T @ W)
     add("dalr-centred", C, corrected(W, C, b, mean))
-    # Centred with OAS shrinkage, Chen et al. 2010, eq. 23.
-    tr, tr2 = np.trace(S), np.trace(S @ S)
-    rho = min(1.0, ((1 - 2 / n) * tr2 + tr**2) / ((p + 1 - 2 / n) * (tr2 - tr**2 / n)))
+    # Centred with shrinkage: between OAS (Chen et al. 2010, eq. 23) of p - 1 samples, the mean taking one, and a ridge as large as the noise.
+    tr, tr2, d = np.trace(S), np.trace(S @ S), p - 1
+    rho = min(1.0, ((1 - 2 / n) * tr2 + tr**2) / ((d + 1 - 2 / n) * (tr2 - tr**2 / n)))
+    if rho < 1:
+        w = (1 + min(1, 8 / d)) / 2
+        odds = (rho / (1 - rho)) ** (1 - w) * (n / d) ** w
+        rho = odds / (1 + odds)
     shrunk = (1 - rho) * S + rho * tr / n * np.eye(n)
     A = top(W @ shrunk @ W.T, k)
     C = A @ (A.T @ W)
