@@ -1,0 +1,122 @@
+//! One trial of few samples: what the default, and a ridge chosen on as many other samples, lose on data that neither saw, over
+//! what truncated SVD with a corrected bias loses.
+
+use dalr::{
+    ActivationStats, Dalr, Linear, LowRankCompressor, Rank, Result, Ridge, TruncatedSvd, relative_output_error,
+};
+use faer::Mat;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
+
+/// Shares of the smaller side of a weight.
+pub const RANKS: [f64; 3] = [0.1, 0.25, 0.5];
+
+/// What `select_ridge` chooses from.
+pub const CANDIDATES: [Ridge; 5] =
+    [Ridge::Shrinkage, Ridge::Anchored(0.1), Ridge::Anchored(1.0), Ridge::Anchored(10.0), Ridge::Anchored(100.0)];
+
+/// Layers that read the same input, and samples of it.
+pub struct Site {
+    pub layers: Vec<(String, Linear<f32>)>,
+    /// One sample per row, in the order of the texts or images they come from.
+    pub calibration: Mat<f32>,
+    /// Of other texts or images.
+    pub held_out: ActivationStats<f32>,
+}
+
+/// How samples are taken.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub enum Draw {
+    /// At random across texts or images.
+    Random,
+    /// As they follow each other from a random place on: correlated.
+    Consecutive,
+}
+
+impl Site {
+    /// Statistics of some samples and, if there are as many left, of as many others taken in the same way.
+    pub fn draw(
+        &self,
+        draw: Draw,
+        count: usize,
+        seed: u64,
+    ) -> Result<(ActivationStats<f32>, Option<ActivationStats<f32>>)> {
+        let mut rng = StdRng::seed_from_u64(seed);
+        let mut rows: Vec<usize> = (0..self.calibration.nrows()).collect();
+        match draw {
+            Draw::Random => rows.shuffle(&mut rng),
+            Draw::Consecutive => {
+                let start = rng.random_range(0..rows.len());
+                rows.rotate_left(start);
+            }
+        }
+        let first = self.stats(&rows[..count])?;
+        let others = rows.get(count..2 * count).map(|rows| self.stats(rows)).transpose()?;
+        Ok((first, others))
+    }
+
+    fn stats(&self, rows: &[usize]) -> Result<ActivationStats<f32>> {
+        let mut stats = ActivationStats::new(self.calibration.ncols());
+        let batch = Mat::from_fn(rows.len(), self.calibration.ncols(), |i, j| self.calibration[(rows[i], j)]);
+        stats.update(batch.as_ref())?;
+        Ok(stats)
+    }
+}
+
+/// Held-out relative errors of one layer.
+#[derive(Clone, Copy, Debug)]
+pub struct Errors {
+    pub rank: usize,
+    /// Truncated SVD, bias corrected.
+    pub svd: f64,
+    pub default: f64,
+}
+
+impl Errors {
+    pub fn ratio(&self) -> f64 {
+        self.default / self.svd
+    }
+}
+
+/// Ranks of [`RANKS`] for a layer.
+pub fn ranks(layer: &Linear<f32>) -> [usize; 3] {
+    let full = layer.out_features().min(layer.in_features());
+    RANKS.map(|share| ((share * full as f64).round() as usize).max(1))
+}
+
+/// Both methods from the same samples, at every rank.
+pub fn compare(
+    layer: &Linear<f32>,
+    stats: &ActivationStats<f32>,
+    held_out: &ActivationStats<f32>,
+) -> Result<Vec<Errors>> {
+    let ranks = ranks(layer);
+    let most = ranks[ranks.len() - 1];
+    let svd = TruncatedSvd::new().with_bias_correction(true).decompose(layer, stats, most)?;
+    let dalr = Dalr::new().with_bias_correction(true).decompose(layer, stats, most)?;
+    let error = |decomposition: &dalr::Decomposition<f32>, rank| {
+        let low = decomposition.truncate(rank)?.into_layer().to_linear()?;
+        relative_output_error(layer, &low, held_out)
+    };
+    ranks.into_iter().map(|rank| Ok(Errors { rank, svd: error(&svd, rank)?, default: error(&dalr, rank)? })).collect()
+}
+
+/// Held-out relative error at a rank with the ridge that is best on other samples.
+pub fn selected(
+    layer: &Linear<f32>,
+    stats: &ActivationStats<f32>,
+    others: &ActivationStats<f32>,
+    held_out: &ActivationStats<f32>,
+    rank: usize,
+) -> Result<f64> {
+    let ridge = dalr::select_ridge(layer, stats, others, Rank::Fixed(rank), &CANDIDATES)?;
+    let low = Dalr::new().with_ridge(ridge).compress(layer, stats, Rank::Fixed(rank))?.into_layer().to_linear()?;
+    relative_output_error(layer, &low, held_out)
+}
+
+/// Median and largest of some numbers; `None` without any.
+pub fn median_and_worst(mut numbers: Vec<f64>) -> Option<(f64, f64)> {
+    numbers.sort_by(f64::total_cmp);
+    Some((*numbers.get(numbers.len() / 2)?, *numbers.last()?))
+}
