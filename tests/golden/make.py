@@ -53,11 +53,14 @@ def case(seed, m, n, p, k, lam):
     # Centred with shrinkage: between OAS (Chen et al. 2010, eq. 23) of p - 1 samples, the mean taking one, and a ridge as large as the noise.
     tr, tr2, d = np.trace(S), np.trace(S @ S), p - 1
     rho = min(1.0, ((1 - 2 / n) * tr2 + tr**2) / ((d + 1 - 2 / n) * (tr2 - tr**2 / n)))
-    if rho < 1:
-        w = (1 + min(1, 8 / d)) / 2
-        odds = (rho / (1 - rho)) ** (1 - w) * (n / d) ** w
+    if d <= 8:
+        rho = 1.0
+    elif rho < 1:
+        w = (min(1, n / d) + 8 / d) / 2
+        odds = (rho / (1 - rho)) ** (1 - w) * (n / (d - 8)) ** w
         rho = odds / (1 + odds)
-    shrunk = (1 - rho) * S + rho * tr / n * np.eye(n)
+    keep = max(1 - rho, 2.0**-36)  # full shrinkage leaves enough of the data to decide ties
+    shrunk = keep * S + (1 - keep) * tr / n * np.eye(n)
     A = top(W @ shrunk @ W.T, k)
     C = A @ (A.T @ W)
     add("dalr", C, corrected(W, C, b, mean))
