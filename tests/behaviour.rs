@@ -271,7 +271,9 @@ fn both_solvers_reach_the_same_error_and_certify_it() {
             let compressed = method(solver).compress(&layer, &stats, Rank::Fixed(20)).unwrap();
             let measured = compressed.evaluate(&layer, &stats).unwrap();
             let predicted = compressed.report().relative_error().unwrap();
-            assert!((predicted - measured).abs() < 1e-5 * measured, "{name}: {predicted} {measured}");
+            // A difference of energies, to within the rounding of single precision relative to the whole.
+            let rounding = (predicted * predicted - measured * measured).abs() / f64::from(f32::EPSILON);
+            assert!(rounding < 16.0, "{name}: {predicted} {measured}");
             (compressed, measured)
         });
         assert!(iterated.0.report().solver().starts_with("block Lanczos"), "{}", iterated.0.report());
