@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 FULL = 2.0**36
-SEEDS = 12
+SEEDS = 3
 
 
 def oracle_odds(trace, square, n, d):
@@ -28,11 +28,14 @@ def oracle_odds(trace, square, n, d):
 def candidates(trace, square, n, p):
     d = p - 1
     oracle, noise = oracle_odds(trace, square, n, d), n / d
-    w = (1 + min(1, 8 / d)) / 2
+    default = FULL
+    if d > 8 and oracle < FULL:
+        w = (min(1, n / d) + 8 / d) / 2
+        default = oracle ** (1 - w) * (n / (d - 8)) ** w
     return {
         "oracle approximating": oracle_odds(trace, square, n, p),
         "geometric mean": math.sqrt(oracle * noise),
-        "default": oracle ** (1 - w) * noise**w if oracle < FULL else FULL,
+        "default": default,
         "as large as the noise": noise,
     }
 

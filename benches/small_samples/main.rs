@@ -86,7 +86,12 @@ fn report(name: &str, sites: impl Iterator<Item = Fallible<Site>>, seeds: u64) -
             let [third, fourth] = [random, consecutive].map(|cell| show(&cell.chosen));
             println!("| {name} | {count} | {svd:.3} | {first} | {second} | {third} | {fourth} |");
             for cell in [random, consecutive] {
-                eprintln!("{name}, {count} samples: worst {:.4}, {}", cell.worst.0, cell.worst.1);
+                let beyond = cell.ratios.iter().filter(|&&ratio| ratio > 1.01).count();
+                let (worst, at) = &cell.worst;
+                eprintln!(
+                    "{name}, {count} samples: {beyond} of {} above 1.01, worst {worst:.4}, {at}",
+                    cell.ratios.len()
+                );
             }
         }
     }
