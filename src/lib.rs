@@ -106,6 +106,7 @@ pub mod interop;
 mod kernel;
 mod layer;
 mod operator;
+mod random;
 mod rank;
 mod report;
 mod scalar;

@@ -25,17 +25,29 @@ def oracle_odds(trace, square, n, d):
     return rho / (1 - rho) if rho < 1 else FULL
 
 
-def candidates(trace, square, n, p):
+def share_outside(sample, directions):
+    """Of the energy, outside of a randomised range (Halko, Martinsson and Tropp 2011, algorithm 4.1)."""
+    probes = 2 * torch.rand(sample.shape[1], directions, generator=torch.Generator().manual_seed(0), dtype=sample.dtype) - 1
+    basis = torch.linalg.qr(sample.T @ (sample @ probes))[0]
+    return 1 - float((sample @ basis).square().sum() / sample.square().sum())
+
+
+def candidates(sample):
+    p, n = sample.shape
+    trace = float(sample.square().sum()) / p
+    square = float((sample @ sample.T).square().sum()) / p**2
     d = p - 1
     oracle, noise = oracle_odds(trace, square, n, d), n / d
-    default = FULL
-    if d > 8 and oracle < FULL:
-        w = (min(1, n / d) + 8 / d) / 2
-        default = oracle ** (1 - w) * (n / (d - 8)) ** w
+    w = (min(1, n / d) + 8 / d) / 2
+
+    def cautious(uncertain):
+        return oracle ** (1 - w) * max(oracle, uncertain * n / (d - 8)) ** w if d > 8 and oracle < FULL else FULL
+
     return {
         "oracle approximating": oracle_odds(trace, square, n, p),
         "geometric mean": math.sqrt(oracle * noise),
-        "default": default,
+        "all uncertain": cautious(1.0),
+        "default": cautious(share_outside(sample, min(d // 2, 16))),
         "as large as the noise": noise,
     }
 
@@ -62,7 +74,6 @@ def main():
                     shift = weight @ (mean - sample.mean(0))
                     sample = sample - sample.mean(0)
                     trace = float(sample.square().sum()) / p
-                    square = float((sample @ sample.T).square().sum()) / p**2
                     seen = sample @ weight.T
                     seen = seen.T @ seen / p
 
@@ -74,10 +85,10 @@ def main():
                             yield math.sqrt(truth.trace() + shift.square().sum() - kept)
 
                     base = list(errors(plain))
-                    for name, odds in candidates(trace, square, n, p).items():
+                    for name, odds in candidates(sample).items():
                         ours = errors(seen + odds * trace / n * plain)
                         ratios[p, order, name] += [error / svd for error, svd in zip(ours, base)]
-    names = list(candidates(1.0, 0.5, 4, 9))
+    names = list(dict.fromkeys(name for _, _, name in ratios))
     print("| samples | drawn |", " | ".join(names), "|\n|---|---|" + "---|" * len(names))
     for p, order in dict.fromkeys(key[:2] for key in ratios):
         cells = (f"{statistics.median(ratios[p, order, name]):.3f}, {max(ratios[p, order, name]):.3f}" for name in names)

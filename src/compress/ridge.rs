@@ -22,7 +22,8 @@ pub enum Ridge {
     /// `S` as it is: the least error on the calibration data.
     None,
     /// `(1 − ρ) S + ρ (tr S / n) I`, with an intensity `ρ` that the data call for: between that of the oracle approximating estimator
-    /// (Chen et al. 2010, eq. 23), which is too little to choose a rank by, and that of a ridge as large as the noise. It vanishes as samples grow.
+    /// (Chen et al. 2010, eq. 23), which is too little to choose a rank by, and that of a ridge as large as the noise outside of the directions
+    /// that dominate (`docs/mathematics.md`, "How much to shrink"); 1 up to eight degrees of freedom. It vanishes as samples grow.
     Shrinkage,
     /// `S + λI` with `λ = r · tr S / n`: `r` times the mean second moment of an input.
     Anchored(f64),

@@ -86,10 +86,9 @@ impl Problem {
             Objective::Weight => (1.0, 0.0),
             Objective::Anchored(ratio) => (1.0, ratio * mean_variance),
             Objective::Shrunk => {
-                let square = moment.trace_of_square(operation, threads)?;
                 // The mean takes one of the degrees of freedom if it was estimated from the same samples.
                 let freedom = stats.effective_samples() - if corrected { 1.0 } else { 0.0 };
-                let rho = intensity(moment.trace(), square, n, freedom);
+                let rho = intensity(operation, moment, freedom, threads)?;
                 shrinkage = Some(rho);
                 let keep = (1.0 - rho).max(LEAST_KEPT);
                 (keep, (1.0 - keep) * mean_variance)

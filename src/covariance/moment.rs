@@ -5,6 +5,7 @@ use faer::{Mat, MatRef};
 use super::samples::Centre;
 use super::{ActivationStats, Form, Samples};
 use crate::kernel;
+use crate::random::SplitMix64;
 use crate::{Result, Scalar};
 
 /// Variances this far below the squared mean of their input are rounding noise of a constant: `(2⁻⁴⁴)²`.
@@ -293,6 +294,21 @@ impl<'a, T: Scalar> Moment<'a, T> {
                 }
             },
         })
+    }
+
+    /// The share of `tr S` outside of as many directions as asked for, found by a randomised range finder (Halko, Martinsson and Tropp 2011,
+    /// algorithm 4.1): no less than what lies outside of as many of the first eigenvectors. All of it where `S` is zero.
+    pub(crate) fn share_outside(&self, operation: &'static str, directions: usize, threads: usize) -> Result<f64> {
+        if self.trace == 0.0 {
+            return Ok(1.0);
+        }
+        let mut random = SplitMix64::new();
+        let mut probes = kernel::zeros(operation, self.features, directions.min(self.features))?;
+        probes.col_iter_mut().for_each(|column| column.iter_mut().for_each(|entry| *entry = random.next()));
+        let range = self.multiply(operation, probes.as_ref(), threads)?;
+        let (basis, _) = kernel::orthonormal_columns(operation, range, threads)?;
+        let inside: f64 = self.row_forms(operation, basis.transpose(), basis.transpose(), threads)?.iter().sum();
+        Ok((1.0 - inside / self.trace).clamp(0.0, 1.0))
     }
 
     /// `‖Xᵀ X‖²` for the samples as columns, segment by segment, multiplied in the precision `O`.

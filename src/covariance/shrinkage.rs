@@ -1,26 +1,40 @@
 //! How far to shrink a covariance towards a multiple of the identity, from the data alone.
 
+use super::Moment;
+use crate::{Result, Scalar};
+
 /// Degrees of freedom up to which the spectrum of a sample says nothing that a decision could rest on.
 const UNINFORMATIVE: f64 = 8.0;
 
-/// The intensity `ρ` that [`Ridge::Shrinkage`](crate::Ridge::Shrinkage) takes, for a second moment `S` of `n` inputs with `d` degrees of freedom:
-///
-/// `ρ / (1 − ρ) = (ρ_o / (1 − ρ_o))^(1 − w) (n / (d − 8))^w`, `w = (min(1, n / d) + min(1, 8 / d)) / 2`
-///
-/// with the oracle approximating `ρ_o` of `d` samples; 1 for `d ≤ 8`. `ρ_o / (1 − ρ_o)` is about `(1 + r) / d` with the effective rank
-/// `r = (tr S)² / tr S²`, which a few dominant directions make small: right for them, and too little for the many others among which a rank is
-/// decided. `n / d` makes the ridge as large as the noise, `tr S / d` in each of `d` directions, and is too much. Their geometric mean
-/// is off by the least factor in the worst case. But `r` cannot exceed `d`: the fewer the samples, the less it says, and some eight say
-/// nothing. Beyond `n` degrees of freedom `S` is no longer mostly noise: `w` falls towards zero, and `ρ` towards `ρ_o`.
-/// `docs/small_samples.md` has what this does on real data.
-pub(crate) fn intensity(trace: f64, trace_of_square: f64, features: usize, freedom: f64) -> f64 {
+/// The most directions whose energy is taken for certain: any domain of fewer dimensions shows, at a cost that is small beside that of `tr S²`.
+const CERTAIN: usize = 16;
+
+/// The intensity `ρ` that [`Ridge::Shrinkage`](crate::Ridge::Shrinkage) takes, for a second moment `S` of `n` inputs with `d` degrees of freedom;
+/// 1 for `d ≤ 8`. `docs/mathematics.md` derives it, `docs/small_samples.md` has what it does on real data.
+pub(crate) fn intensity<T: Scalar>(
+    operation: &'static str,
+    moment: &Moment<'_, T>,
+    freedom: f64,
+    threads: usize,
+) -> Result<f64> {
     if freedom <= UNINFORMATIVE || freedom.is_nan() {
-        return 1.0;
+        return Ok(1.0);
     }
+    let trace_of_square = moment.trace_of_square(operation, threads)?;
+    let directions = ((freedom / 2.0) as usize).min(CERTAIN);
+    let uncertain = moment.share_outside(operation, directions, threads)?;
+    Ok(between_the_bounds(moment.trace(), trace_of_square, moment.features(), freedom, uncertain))
+}
+
+/// `ρ / (1 − ρ) = l^(1 − w) max(l, u)^w` with the odds `l = ρ_o / (1 − ρ_o)` of the oracle approximating `ρ_o`, `u = b n / (d − 8)` with the share
+/// `b` of `tr S` that is uncertain, and `w = (min(1, n / d) + 8 / d) / 2`; for `d > 8`.
+fn between_the_bounds(trace: f64, trace_of_square: f64, features: usize, freedom: f64, uncertain: f64) -> f64 {
     let n = features as f64;
     let rho = oracle_approximating(trace, trace_of_square, features, freedom);
     let caution = ((n / freedom).min(1.0) + UNINFORMATIVE / freedom) / 2.0;
-    let odds = (rho / (1.0 - rho)).powf(1.0 - caution) * (n / (freedom - UNINFORMATIVE)).powf(caution);
+    let lower = rho / (1.0 - rho);
+    let upper = lower.max(uncertain * n / (freedom - UNINFORMATIVE));
+    let odds = lower.powf(1.0 - caution) * upper.powf(caution);
     if rho < 1.0 && odds.is_finite() { odds / (1.0 + odds) } else { 1.0 }
 }
 
@@ -45,7 +59,11 @@ fn oracle_approximating(trace: f64, trace_of_square: f64, features: usize, sampl
 
 #[cfg(test)]
 mod tests {
-    use super::{intensity, oracle_approximating};
+    use super::{between_the_bounds, intensity, oracle_approximating};
+    use crate::ActivationStats;
+    use crate::covariance::Moment;
+    use crate::random::SplitMix64;
+    use faer::Mat;
 
     #[test]
     fn follows_the_formula() {
@@ -57,8 +75,9 @@ mod tests {
     #[test]
     fn the_odds_lie_between_two_bounds() {
         for (freedom, caution) in [(10.0, 0.9), (16.0, 0.75), (30.0, 19.0 / 30.0), (800.0, 0.02375)] {
-            let [rho, oracle] = [intensity, oracle_approximating].map(|of| of(40.0, 1000.0, 30, freedom));
-            let (low, high) = (oracle / (1.0 - oracle), 30.0 / (freedom - 8.0));
+            let rho = between_the_bounds(40.0, 1000.0, 30, freedom, 0.8);
+            let oracle = oracle_approximating(40.0, 1000.0, 30, freedom);
+            let (low, high) = (oracle / (1.0 - oracle), 0.8 * 30.0 / (freedom - 8.0));
             let expected = ((1.0 - caution) * f64::ln(low) + caution * f64::ln(high)).exp();
             assert!((rho / (1.0 - rho) / expected - 1.0).abs() < 1e-12, "{freedom}");
             assert!(low < expected && expected < high, "{freedom}");
@@ -66,20 +85,48 @@ mod tests {
     }
 
     #[test]
+    fn where_little_is_uncertain_it_is_the_oracle() {
+        let oracle = oracle_approximating(40.0, 1000.0, 30, 20.0);
+        for uncertain in [0.0, 1e-3] {
+            assert!((between_the_bounds(40.0, 1000.0, 30, 20.0, uncertain) / oracle - 1.0).abs() < 1e-12);
+        }
+    }
+
+    #[test]
     fn with_many_samples_it_is_the_oracle_and_vanishes() {
-        let [rho, oracle] = [intensity, oracle_approximating].map(|of| of(40.0, 1000.0, 30, 1e9));
+        let rho = between_the_bounds(40.0, 1000.0, 30, 1e9, 0.8);
+        let oracle = oracle_approximating(40.0, 1000.0, 30, 1e9);
         assert!((rho / oracle - 1.0).abs() < 1e-6 && rho < 1e-8);
     }
 
     #[test]
-    fn without_freedom_or_dispersion_all_is_shrunk() {
-        for freedom in [-0.5, 0.0, 7.0, 8.0, f64::NAN] {
-            assert_eq!(intensity(40.0, 1000.0, 30, freedom), 1.0);
-        }
-        assert!((0.99..1.0).contains(&intensity(40.0, 1000.0, 30, 8.01)));
-        assert_eq!(intensity(3.0, 3.0, 3, 20.0), 1.0);
-        assert_eq!(intensity(0.0, 0.0, 4, 20.0), 1.0);
-        assert_eq!(intensity(f64::NAN, 18.0, 3, 20.0), 1.0);
+    fn without_dispersion_all_is_shrunk() {
+        assert!((0.99..1.0).contains(&between_the_bounds(40.0, 1000.0, 30, 8.01, 1.0)));
+        assert_eq!(between_the_bounds(3.0, 3.0, 3, 20.0, 1.0), 1.0);
+        assert_eq!(between_the_bounds(0.0, 0.0, 4, 20.0, 1.0), 1.0);
+        assert_eq!(between_the_bounds(f64::NAN, 18.0, 3, 20.0, 1.0), 1.0);
+    }
+
+    /// Twenty samples of a plane in 40 dimensions, and as many of all 40, fading; and too few of either.
+    #[test]
+    fn a_domain_of_few_dimensions_is_trusted() {
+        let mut random = SplitMix64::new();
+        let mut noise = |rows, columns| Mat::from_fn(rows, columns, |_, _| random.next());
+        let plane = noise(20, 2) * noise(2, 40);
+        let fading = Mat::from_fn(40, 40, |i, j| if i == j { 0.9_f64.powi(i as i32) } else { 0.0 });
+        let [flat, full] = [plane, noise(20, 40) * fading].map(|samples| {
+            let mut stats = ActivationStats::<f64>::new(40);
+            stats.update(samples.as_ref()).unwrap();
+            let moment = Moment::of("test", &stats, false).unwrap();
+            for freedom in [-0.5, 0.0, 7.0, 8.0, f64::NAN] {
+                assert_eq!(intensity("test", &moment, freedom, 1).unwrap(), 1.0);
+            }
+            let oracle = oracle_approximating(moment.trace(), moment.trace_of_square("test", 1).unwrap(), 40, 10.0);
+            (intensity("test", &moment, 10.0, 1).unwrap(), oracle, moment.share_outside("test", 5, 1).unwrap())
+        });
+        assert!((flat.0 / flat.1 - 1.0).abs() < 1e-12 && flat.2 < 1e-14, "{flat:?}");
+        let odds = |rho: f64| rho / (1.0 - rho);
+        assert!(odds(full.0) > 1.2 * odds(full.1) && (0.1..0.9).contains(&full.2), "{full:?}");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use faer::{Mat, MatMut, MatRef};
 use super::{Eigenpairs, PsdOperator, fix_signs};
 use crate::covariance::{even_exponent, power_of_two};
 use crate::kernel::{self, Tridiagonal};
+use crate::random::SplitMix64;
 use crate::{Error, Result, Scalar};
 
 const OPERATION: &str = "top_eigenpairs";
@@ -153,7 +154,7 @@ struct Space<T> {
     products: usize,
     steps: usize,
     unit: Size,
-    random: u64,
+    random: SplitMix64,
     threads: usize,
 }
 
@@ -181,8 +182,7 @@ impl<T: Scalar> Space<T> {
             products: 0,
             steps: 0,
             unit,
-            // Any fixed seed: results must be reproducible.
-            random: 0x9e37_79b9_7f4a_7c15,
+            random: SplitMix64::new(),
             threads,
         })
     }
@@ -198,15 +198,6 @@ impl<T: Scalar> Space<T> {
     /// The size of the operator, as far as it has been seen.
     fn scale(&self) -> f64 {
         (0..self.size).map(|i| self.projected[(i, i)].abs()).fold(0.0, f64::max)
-    }
-
-    /// A number in [−1, 1): Vigna's splitmix64.
-    fn random(&mut self) -> f64 {
-        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.random;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 52) as f64 - 1.0
     }
 
     /// Multiplies a block that is orthonormal to the basis, and takes it in.
@@ -375,7 +366,7 @@ impl<T: Scalar> Space<T> {
         for _ in 0..4 {
             for &column in &weak {
                 for row in 0..dimension {
-                    columns[(row, column)] = T::from_f64(self.random());
+                    columns[(row, column)] = T::from_f64(self.random.next());
                 }
             }
             if !weak.is_empty() {

@@ -18,6 +18,17 @@ def corrected(weight, compressed, bias, mean):
     return bias + (weight - compressed) @ mean
 
 
+def splitmix(rows, columns):
+    """Vigna's splitmix64 as numbers in [-1, 1), column by column."""
+    state, numbers, mask = 0x9E3779B97F4A7C15, [], 2**64 - 1
+    for _ in range(rows * columns):
+        state = (state + 0x9E3779B97F4A7C15) & mask
+        z = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+        numbers.append(((z ^ (z >> 31)) >> 11) / 2**52 - 1)
+    return np.array(numbers).reshape(columns, rows).T
+
+
 def case(seed, m, n, p, k, lam):
     rng = np.random.default_rng(seed)
     W, b = rng.normal(size=(m, n)), rng.normal(size=m)
@@ -50,14 +61,18 @@ def case(seed, m, n, p, k, lam):
     A = top(W @ S @ W.T, k)
     C = A @ (A.T @ W)
     add("dalr-centred", C, corrected(W, C, b, mean))
-    # Centred with shrinkage: between OAS (Chen et al. 2010, eq. 23) of p - 1 samples, the mean taking one, and a ridge as large as the noise.
+    # Centred with shrinkage: between OAS (Chen et al. 2010, eq. 23) of p - 1 samples, the mean taking one, and a ridge as large as the noise
+    # outside of a few directions.
     tr, tr2, d = np.trace(S), np.trace(S @ S), p - 1
     rho = min(1.0, ((1 - 2 / n) * tr2 + tr**2) / ((d + 1 - 2 / n) * (tr2 - tr**2 / n)))
     if d <= 8:
         rho = 1.0
     elif rho < 1:
+        basis = np.linalg.qr(S @ splitmix(n, min(d // 2, 16, n)))[0]
+        lower = rho / (1 - rho)
+        upper = max(lower, (1 - np.trace(basis.T @ S @ basis) / tr) * n / (d - 8))
         w = (min(1, n / d) + 8 / d) / 2
-        odds = (rho / (1 - rho)) ** (1 - w) * (n / (d - 8)) ** w
+        odds = lower ** (1 - w) * upper**w
         rho = odds / (1 + odds)
     keep = max(1 - rho, 2.0**-36)  # full shrinkage leaves enough of the data to decide ties
     shrunk = keep * S + (1 - keep) * tr / n * np.eye(n)
@@ -82,6 +97,7 @@ cases = [
     case(3, m=5, n=12, p=7, k=3, lam=2.0),  # fewer samples than inputs: the dual identity
     case(4, m=12, n=8, p=6, k=4, lam=0.5),
     case(5, m=7, n=7, p=100, k=5, lam=1000.0),
+    case(6, m=9, n=14, p=20, k=4, lam=5.0),  # too few samples to trust, enough to learn from: shrunk by more than the oracle
 ]
 path = pathlib.Path(__file__).with_name("golden.json")
 path.write_text(json.dumps(cases) + "\n")
