@@ -15,8 +15,11 @@ const NEGLIGIBLE: f64 = 1.0 / (1_u128 << 88) as f64;
 /// No bound: products that are all equal (inputs of two values, say) round to one side. It decides what counts as noise and no more.
 const NARROW_ROUNDING: f64 = 16.0;
 
-/// Entries from which on samples are multiplied in their own precision where only a sum over all is wanted.
-const LARGE: usize = 1 << 22;
+/// Multiply–adds from which on `tr S²` of samples is estimated, a fraction of a second.
+const LARGE: f64 = 1e10;
+
+/// Random vectors of which that estimate is the mean.
+const VECTORS: usize = 32;
 
 /// `S` divided by a power of two, `2^exponent`, which brings its mean diagonal entry near 1 and keeps
 /// everything computed from it clear of overflow and underflow.
@@ -40,6 +43,14 @@ enum Source<'a, T> {
         /// Inputs × any number; what `S` holds besides the scatter, in units of the divided `S`.
         completion: Option<Mat<f64>>,
     },
+}
+
+/// What intensities of shrinkage want to know of the spectrum of `S`, beside its trace.
+pub(crate) struct Spread {
+    /// `tr S²`.
+    pub(crate) trace_of_square: f64,
+    /// The share of `tr S` outside of some directions.
+    pub(crate) outside: f64,
 }
 
 struct OwnedCentre {
@@ -270,11 +281,8 @@ impl<'a, T: Scalar> Moment<'a, T> {
             _ if self.trace == 0.0 => 0.0,
             Source::Identity => self.features as f64,
             Source::Data { stats, completion, .. } => match &stats.form {
-                // tr (X Xᵀ)² = ‖Xᵀ X‖², the smaller side as long as samples are kept.
-                Form::Samples(samples) if samples.len() * self.features < LARGE => {
-                    self.gram_squared_norm::<f64>(operation, threads)?
-                }
-                Form::Samples(_) => self.gram_squared_norm::<T>(operation, threads)?,
+                // tr (X Xᵀ)² = ‖Xᵀ X‖²
+                Form::Samples(_) => self.gram_squared_norm(operation, threads)?,
                 Form::Scatter(collapsed) => {
                     let centred = collapsed.scatter.squared_norm(self.factor(stats));
                     match completion {
@@ -296,27 +304,55 @@ impl<'a, T: Scalar> Moment<'a, T> {
         })
     }
 
-    /// The share of `tr S` outside of as many directions as asked for, found by a randomised range finder (Halko, Martinsson and Tropp 2011,
-    /// algorithm 4.1): no less than what lies outside of as many of the first eigenvectors. All of it where `S` is zero.
-    pub(crate) fn share_outside(&self, operation: &'static str, directions: usize, threads: usize) -> Result<f64> {
+    /// `tr S²`, and the share of `tr S` outside of as many directions as asked for, found by a randomised range finder (Halko, Martinsson and
+    /// Tropp 2011, algorithm 4.1): no less than what lies outside of as many of the first eigenvectors; all of it where `S` is zero.
+    /// Of many samples `tr S²` is estimated, to some per cent: `‖S‖² = ‖S Q‖² + ‖S (I − Q Qᵀ)‖²`, the second from random signs (Hutchinson 1989).
+    pub(crate) fn spread(&self, operation: &'static str, directions: usize, threads: usize) -> Result<Spread> {
         if self.trace == 0.0 {
-            return Ok(1.0);
+            return Ok(Spread { trace_of_square: 0.0, outside: 1.0 });
         }
-        let mut random = SplitMix64::new();
-        let mut probes = kernel::zeros(operation, self.features, directions.min(self.features))?;
-        probes.col_iter_mut().for_each(|column| column.iter_mut().for_each(|entry| *entry = random.next()));
-        let range = self.multiply(operation, probes.as_ref(), threads)?;
-        let (basis, _) = kernel::orthonormal_columns(operation, range, threads)?;
-        let inside: f64 = self.row_forms(operation, basis.transpose(), basis.transpose(), threads)?.iter().sum();
-        Ok((1.0 - inside / self.trace).clamp(0.0, 1.0))
+        let gram = self.samples_kept().map_or(0.0, |samples| self.features as f64 * (samples as f64).powi(2));
+        self.spread_by(operation, directions, gram < LARGE, threads)
     }
 
-    /// `‖Xᵀ X‖²` for the samples as columns, segment by segment, multiplied in the precision `O`.
-    fn gram_squared_norm<O: Scalar>(&self, operation: &'static str, threads: usize) -> Result<f64> {
+    pub(super) fn spread_by(
+        &self,
+        operation: &'static str,
+        directions: usize,
+        exact: bool,
+        threads: usize,
+    ) -> Result<Spread> {
+        let mut random = SplitMix64::new();
+        let mut fill = |columns: usize, of: fn(f64) -> f64| -> Result<Mat<f64>> {
+            let mut block = kernel::zeros(operation, self.features, columns)?;
+            block.col_iter_mut().for_each(|column| column.iter_mut().for_each(|entry| *entry = of(random.next())));
+            Ok(block)
+        };
+        let probes = fill(directions.min(self.features), |x| x)?;
+        let range = self.multiply(operation, probes.as_ref(), threads)?;
+        let (basis, _) = kernel::orthonormal_columns(operation, range, threads)?;
+        let count = basis.ncols();
+        let mut block = fill(if exact { count } else { count + VECTORS }, f64::signum)?;
+        block.as_mut().subcols_mut(0, count).copy_from(&basis);
+        kernel::project_out(operation, block.as_mut().get_mut(.., count..), basis.as_ref(), threads)?;
+        let applied = self.multiply(operation, block.as_ref(), threads)?;
+        let (within, beyond) = applied.as_ref().split_at_col(count);
+        let pairs = basis.col_iter().zip(within.col_iter());
+        let inside: f64 = pairs.map(|(q, s)| q.iter().zip(s.iter()).map(|(q, s)| q * s).sum::<f64>()).sum();
+        let trace_of_square = if exact {
+            self.trace_of_square(operation, threads)?
+        } else {
+            kernel::squared_norm(within) + kernel::squared_norm(beyond) / VECTORS as f64
+        };
+        Ok(Spread { trace_of_square, outside: (1.0 - inside / self.trace).clamp(0.0, 1.0) })
+    }
+
+    /// `‖Xᵀ X‖²` for the samples as columns, segment by segment.
+    fn gram_squared_norm(&self, operation: &'static str, threads: usize) -> Result<f64> {
         let (mut sum, mut index) = (0.0, 0);
-        self.for_each_sample_block(operation, threads, |columns: MatRef<'_, O>| {
+        self.for_each_sample_block(operation, threads, |columns: MatRef<'_, f64>| {
             let mut other_index = 0;
-            self.for_each_sample_block(operation, threads, |others: MatRef<'_, O>| {
+            self.for_each_sample_block(operation, threads, |others: MatRef<'_, f64>| {
                 if other_index <= index {
                     let gram = kernel::product(operation, columns.transpose(), others, threads)?;
                     let count = if other_index == index { 1.0 } else { 2.0 };

@@ -6,7 +6,7 @@ use crate::{Result, Scalar};
 /// Degrees of freedom up to which the spectrum of a sample says nothing that a decision could rest on.
 const UNINFORMATIVE: f64 = 8.0;
 
-/// The most directions whose energy is taken for certain: any domain of fewer dimensions shows, at a cost that is small beside that of `tr S²`.
+/// The most directions whose energy is taken for certain: any domain of fewer dimensions shows, at a cost that is small beside that of a solution.
 const CERTAIN: usize = 16;
 
 /// The intensity `ρ` that [`Ridge::Shrinkage`](crate::Ridge::Shrinkage) takes, for a second moment `S` of `n` inputs with `d` degrees of freedom;
@@ -20,10 +20,9 @@ pub(crate) fn intensity<T: Scalar>(
     if freedom <= UNINFORMATIVE || freedom.is_nan() {
         return Ok(1.0);
     }
-    let trace_of_square = moment.trace_of_square(operation, threads)?;
     let directions = ((freedom / 2.0) as usize).min(CERTAIN);
-    let uncertain = moment.share_outside(operation, directions, threads)?;
-    Ok(between_the_bounds(moment.trace(), trace_of_square, moment.features(), freedom, uncertain))
+    let spread = moment.spread(operation, directions, threads)?;
+    Ok(between_the_bounds(moment.trace(), spread.trace_of_square, moment.features(), freedom, spread.outside))
 }
 
 /// `ρ / (1 − ρ) = l^(1 − w) max(l, u)^w` with the odds `l = ρ_o / (1 − ρ_o)` of the oracle approximating `ρ_o`, `u = b n / (d − 8)` with the share
@@ -121,8 +120,9 @@ mod tests {
             for freedom in [-0.5, 0.0, 7.0, 8.0, f64::NAN] {
                 assert_eq!(intensity("test", &moment, freedom, 1).unwrap(), 1.0);
             }
-            let oracle = oracle_approximating(moment.trace(), moment.trace_of_square("test", 1).unwrap(), 40, 10.0);
-            (intensity("test", &moment, 10.0, 1).unwrap(), oracle, moment.share_outside("test", 5, 1).unwrap())
+            let spread = moment.spread("test", 5, 1).unwrap();
+            let oracle = oracle_approximating(moment.trace(), spread.trace_of_square, 40, 10.0);
+            (intensity("test", &moment, 10.0, 1).unwrap(), oracle, spread.outside)
         });
         assert!((flat.0 / flat.1 - 1.0).abs() < 1e-12 && flat.2 < 1e-14, "{flat:?}");
         let odds = |rho: f64| rho / (1.0 - rho);

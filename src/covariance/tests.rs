@@ -1,5 +1,7 @@
 use super::*;
 use faer::mat;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
 fn batch(rows: usize, features: usize, salt: usize) -> Mat<f64> {
     Mat::from_fn(rows, features, |i, j| ((i * 31 + j * 17 + salt * 13) % 23) as f64 / 23.0 + j as f64)
@@ -275,4 +277,24 @@ fn a_count_that_overflows_is_refused_and_changes_nothing() {
     stats.weight = f64::MAX;
     let weighted = stats.update_weighted(mat![[3.0, 4.0]].as_ref(), &[1e100]);
     assert!(matches!(weighted, Err(Error::Overflow { .. })), "{weighted:?}");
+}
+
+/// An estimate of the trace of the square from random signs: close where directions dominate and where none does.
+#[test]
+fn the_spread_of_many_samples_is_estimated_closely() {
+    let mut rng = StdRng::seed_from_u64(17);
+    for decay in [1.0_f64, 0.99, 0.8] {
+        let rows = Mat::<f32>::from_fn(300, 200, |_, j| (decay.powi(j as i32) * rng.random_range(-1.0..1.0)) as f32);
+        let mut stats = ActivationStats::new(200);
+        stats.update(rows.as_ref()).unwrap();
+        let moment = Moment::of("test", &stats, true).unwrap();
+        let [exact, estimate] = [true, false].map(|exact| moment.spread_by("test", 16, exact, 1).unwrap());
+        assert!((estimate.trace_of_square / exact.trace_of_square - 1.0).abs() < 0.03, "{decay}");
+        assert_eq!(estimate.outside, exact.outside);
+        let (rows, trace) = (moment.scaled("test", 1).unwrap(), moment.trace());
+        let mut values = rows.self_adjoint_eigenvalues(faer::Side::Lower).unwrap();
+        values.reverse();
+        let least = 1.0 - values.iter().take(16).sum::<f64>() / trace;
+        assert!((0.999 * least..3.0 * least).contains(&exact.outside), "{decay}: {} for {least}", exact.outside);
+    }
 }
