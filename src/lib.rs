@@ -105,6 +105,7 @@ mod error;
 pub mod interop;
 mod kernel;
 mod layer;
+pub mod network;
 mod operator;
 mod rank;
 mod report;
@@ -116,7 +117,7 @@ pub use compress::{
     relative_output_error, select_ridge,
 };
 pub use covariance::ActivationStats;
-pub use error::{Error, Result};
+pub use error::{Cause, Error, Result};
 pub use layer::{Linear, LowRankLinear};
 pub use rank::Rank;
 pub use report::{Report, Warning};
