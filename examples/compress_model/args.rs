@@ -173,14 +173,16 @@ impl Args {
     }
 
     fn sensitivities<'a>(&self, layers: impl IntoIterator<Item = &'a str>) -> Result<Sensitivities> {
-        let path = self.sensitivity.as_deref().ok_or_else(|| {
-            Error::Refused("--allocation sensitivity needs --sensitivity FILE.json".into())
-        })?;
+        let path = self
+            .sensitivity
+            .as_deref()
+            .ok_or_else(|| Error::Refused("--allocation sensitivity needs --sensitivity FILE.json".into()))?;
         let mut map: BTreeMap<String, f64> = map(path, "a JSON object {\"layer\": weight, …}")?;
         let mut weights = Vec::new();
         for layer in layers {
             let weight = map.remove(layer);
-            weights.push((layer, weight.ok_or_else(|| Error::format(path, format!("a weight for `{layer}`"), "none"))?));
+            weights
+                .push((layer, weight.ok_or_else(|| Error::format(path, format!("a weight for `{layer}`"), "none"))?));
         }
         if let Some(name) = map.keys().next() {
             return Err(Error::format(path, "layers that are to be compressed", format!("`{name}`")));
@@ -213,12 +215,23 @@ impl Args {
                 return refuse("without --calibration, --include must say which tensors are layers".into());
             }
         }
-        let outputs: Vec<&Path> = [Some(&self.out), self.report.as_ref(), self.html.as_ref()].into_iter().flatten().map(PathBuf::as_path).collect();
+        let outputs: Vec<&Path> = [Some(&self.out), self.report.as_ref(), self.html.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(PathBuf::as_path)
+            .collect();
         for (index, path) in outputs.iter().enumerate() {
             if outputs[..index].contains(path) {
                 return refuse(format!("{}: two outputs cannot be one file", path.display()));
             }
             self.require_free(path)?;
+            // Even with --force: there would be nothing left to resume from.
+            let same = |input: &Path| {
+                path.canonicalize().is_ok_and(|path| input.canonicalize().is_ok_and(|input| input == path))
+            };
+            if same(&self.model) || self.calibration.iter().any(|input| same(input)) {
+                return refuse(format!("{}: an output cannot be written over an input", path.display()));
+            }
         }
         Ok(())
     }

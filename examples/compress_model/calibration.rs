@@ -101,7 +101,11 @@ impl Calibration {
                     let source = Source::open(path)?;
                     let features = source.metadata().get("features").map_or("none", String::as_str);
                     if features != inputs.to_string() {
-                        return Err(Error::format(path, format!("statistics of the layer's {inputs} inputs"), features));
+                        return Err(Error::format(
+                            path,
+                            format!("statistics of the layer's {inputs} inputs"),
+                            features,
+                        ));
                     }
                 }
             }

@@ -31,10 +31,7 @@ pub fn header<C>(metadata: &BTreeMap<String, String>, entries: &[Entry<C>]) -> V
     for Entry { name, dtype, shape, .. } in entries {
         let start = end;
         end += shape.iter().product::<usize>() * dtype.bitsize() / 8;
-        map.insert(
-            name.clone(),
-            json!({"dtype": format!("{dtype:?}"), "shape": shape, "data_offsets": [start, end]}),
-        );
+        map.insert(name.clone(), json!({"dtype": format!("{dtype:?}"), "shape": shape, "data_offsets": [start, end]}));
     }
     let mut text = Value::Object(map).to_string().into_bytes();
     while !text.len().is_multiple_of(8) {

@@ -22,7 +22,6 @@ mod source;
 mod spectrum;
 mod work;
 
-use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -90,7 +89,8 @@ fn run(args: &Args) -> Result<()> {
         save(path, page::page(&outcome))?;
     }
     let method = args.method_name();
-    let output = Output { model: &model, layers, choices: plan.choices(), work: &work, method: &method };
+    let choices = plan.choices();
+    let output = Output { model: &model, layers, choices: &choices, work: &work, method: &method };
     atomic::replace(&args.out, |writer| {
         output.write(&args.out, writer, &mut progress)?;
         // Somebody else may have written it in the meantime.

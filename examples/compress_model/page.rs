@@ -47,7 +47,11 @@ fn summary(outcome: &Outcome<'_>) -> String {
     if let Some(error) = report.total_error() {
         tiles.push(("predicted error", format!("{error:.3}"), "of all layers, relative, root mean square".into()));
     }
-    tiles.push(("objective", significant(report.objective()), format!("lower bound {}", significant(report.lower_bound()))));
+    tiles.push((
+        "objective",
+        significant(report.objective()),
+        format!("lower bound {}", significant(report.lower_bound())),
+    ));
     let mut text = String::from("<div class=\"tiles\">");
     for (name, value, detail) in tiles {
         text += &format!("<div><span>{name}</span><b>{value}</b><span>{detail}</span></div>");
@@ -105,7 +109,7 @@ fn spectra(outcome: &Outcome<'_>) -> String {
          <i class=\"key kept\"></i> kept, <i class=\"key cut\"></i> the rank it was cut to, <i class=\"key even\"></i> break-even, from which two \
          factors take as many parameters as the weight; dimensions past it were not solved for.</p>\n<div class=\"spectra\">\n",
     );
-    for (profile, &choice) in outcome.profiles.iter().zip(outcome.plan.choices()) {
+    for (profile, choice) in outcome.profiles.iter().zip(outcome.plan.choices()) {
         let rank = rank(choice);
         let cut = if rank == 0 { "dense".into() } else { format!("rank {rank}") };
         text += &format!(

@@ -60,7 +60,10 @@ impl Progress {
     pub fn solved(&mut self, layer: &Layer, samples: u64) {
         self.solved += cost(layer);
         let seconds = self.since.elapsed().as_secs_f64();
-        self.finish(layer, &format!("{} × {}, {samples} samples, {seconds:.1} s", layer.out_features, layer.in_features));
+        self.finish(
+            layer,
+            &format!("{} × {}, {samples} samples, {seconds:.1} s", layer.out_features, layer.in_features),
+        );
     }
 
     fn finish(&mut self, layer: &Layer, what: &str) {

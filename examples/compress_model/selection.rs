@@ -182,7 +182,7 @@ fn globs(option: &str, patterns: &[String]) -> Result<GlobSet> {
 
 /// Sorts `layer.2` before `layer.10`.
 fn natural(name: &str) -> Vec<(String, u64)> {
-    let mut parts = vec![(String::new(), 0)];
+    let mut parts = vec![(String::new(), 0_u64)];
     let mut in_number = false;
     for character in name.chars() {
         if let Some(digit) = character.to_digit(10) {

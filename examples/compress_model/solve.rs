@@ -1,6 +1,5 @@
 //! The first pass: every layer is decomposed once, one at a time, and kept on disk.
 
-
 use crc32fast::Hasher;
 use dalr::network::LayerProfile;
 use dalr::{ActivationStats, Linear, Scalar};
@@ -182,4 +181,3 @@ fn groups(layers: &[Layer]) -> Vec<Vec<usize>> {
     }
     groups
 }
-

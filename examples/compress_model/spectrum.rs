@@ -32,7 +32,8 @@ pub fn svg(profile: &LayerProfile, rank: usize) -> String {
     let mut picture = format!(r#"<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="spectrum">"#);
     for decade in [0.0, 2.0, 4.0, 6.0] {
         let height = TOP + decade / DECADES * (bottom - TOP);
-        let label = if decade == 0.0 { "1".into() } else { format!("10<tspan dy=\"-3\" font-size=\"7\">−{decade}</tspan>") };
+        let label =
+            if decade == 0.0 { "1".into() } else { format!("10<tspan dy=\"-3\" font-size=\"7\">−{decade}</tspan>") };
         picture += &format!(r#"<path class="grid" d="M{LEFT} {height:.1}H{:.1}"/>"#, WIDTH - RIGHT);
         picture += &format!(r#"<text x="{:.1}" y="{:.1}" text-anchor="end">{label}</text>"#, LEFT - 4.0, height + 3.0);
     }
