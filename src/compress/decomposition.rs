@@ -193,6 +193,11 @@ impl<T: Scalar> Decomposition<T> {
         Ok(Compressed { report, layer, corrected: self.correction.is_some() })
     }
 
+    /// Whether the bias is corrected, not kept.
+    pub(crate) fn corrects_bias(&self) -> bool {
+        self.correction.is_some()
+    }
+
     pub(crate) fn facts(&self) -> &Facts {
         &self.facts
     }

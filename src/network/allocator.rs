@@ -188,7 +188,7 @@ impl Allocator {
             return Err(Error::Empty { operation: OPERATION, what: "the layers" });
         }
         validate_limits(self.limits)?;
-        let index = names(layers)?;
+        let index = names(OPERATION, layers)?;
         for name in self.exceptions.keys().chain(&self.untouched) {
             if !index.contains_key(name.as_str()) {
                 let expected = "limits for layers of the network".into();
@@ -465,12 +465,19 @@ impl Problem<'_> {
 }
 
 /// The index of each name, which must be of one layer only.
-pub(super) fn names(layers: &[LayerProfile]) -> Result<BTreeMap<&str, usize>> {
+pub(super) fn names<'a>(operation: &'static str, layers: &'a [LayerProfile]) -> Result<BTreeMap<&'a str, usize>> {
+    names_of(operation, layers.iter().map(LayerProfile::name))
+}
+
+pub(super) fn names_of<'a>(
+    operation: &'static str,
+    names: impl Iterator<Item = &'a str>,
+) -> Result<BTreeMap<&'a str, usize>> {
     let mut index = BTreeMap::new();
-    for (position, layer) in layers.iter().enumerate() {
-        if index.insert(layer.name(), position).is_some() {
+    for (position, name) in names.enumerate() {
+        if index.insert(name, position).is_some() {
             let expected = "layers of different names".into();
-            return Err(Error::Layers { operation: OPERATION, expected, found: format!("`{}` twice", layer.name()) });
+            return Err(Error::Layers { operation, expected, found: format!("`{name}` twice") });
         }
     }
     Ok(index)

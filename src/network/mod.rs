@@ -44,25 +44,34 @@
 mod allocator;
 mod budget;
 mod candidates;
+mod decompose;
 #[allow(
     clippy::indexing_slicing,
     reason = "picks and hulls are indices into the items of their own class, made from its length and from nothing else"
 )]
 mod knapsack;
+mod memory;
 mod observer;
 mod plan;
+mod probes;
 mod profile;
 mod report;
+mod search;
 mod sensitivity;
+mod shared;
 mod shared_profile;
 mod summary;
 mod uniform;
 
 pub use self::allocator::Allocator;
 pub use self::budget::{Budget, Strategy};
+pub use self::decompose::{Decomposer, Job};
 pub use self::observer::{Completion, Event, Observer, Stage};
 pub use self::plan::{Choice, Plan};
+pub use self::probes::{Probe, Probes};
 pub use self::profile::LayerProfile;
 pub use self::report::{DenseReason, LayerReport, NetworkReport, NetworkWarning};
+pub use self::search::{JointSearch, SearchPath, SearchState, SearchStep, Step, Stop};
 pub use self::sensitivity::Sensitivities;
+pub use self::shared::{SharedDecomposition, SharedInput, SharedLowRank, SharedMember};
 pub use self::shared_profile::SharedProfile;

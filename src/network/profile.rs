@@ -71,6 +71,70 @@ impl LayerProfile {
         }
     }
 
+    /// The profile of a layer whose spectrum was found elsewhere: energies, descending, of as many ranks as may be chosen, and the total, those past
+    /// them included. It knows no errors on data, and its reports no samples.
+    ///
+    /// # Errors
+    ///
+    /// No outputs, inputs or energies; more energies than dimensions; energies that ascend, are negative or not finite, or that add up to
+    /// more than the total.
+    ///
+    /// ```
+    /// # fn main() -> dalr::Result<()> {
+    /// let profile = dalr::network::LayerProfile::from_energies("fc1", (8, 6), true, &[9.0, 4.0, 1.0], 16.0)?;
+    /// assert_eq!((profile.max_rank(), profile.loss(3)), (3, Some(2.0 / 16.0)));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn from_energies(
+        name: impl Into<String>,
+        shape: (usize, usize),
+        bias: bool,
+        energies: &[f64],
+        total_energy: f64,
+    ) -> Result<Self> {
+        let operation = "LayerProfile::from_energies";
+        let mut profile = Self::dense(name, shape.0, shape.1, bias)?;
+        if energies.is_empty() {
+            return Err(Error::Empty { operation, what: "the energies" });
+        }
+        let full = shape.0.min(shape.1);
+        if energies.len() > full {
+            let expected = format!("at most {full} energies for a {} × {} weight", shape.0, shape.1);
+            return Err(Error::Rank { operation, expected, found: energies.len().to_string() });
+        }
+        let mut previous = f64::MAX;
+        for &energy in energies {
+            if !(0.0..=previous).contains(&energy) {
+                let expected = format!("finite, at least 0 and at most the one before, {previous:e}");
+                return Err(Error::OutOfRange { operation, parameter: "an energy", expected, found: energy });
+            }
+            previous = energy;
+        }
+        let sum = energies.iter().sum::<f64>();
+        let rounding = 4.0 * f64::EPSILON * energies.len() as f64 * sum;
+        if !(total_energy >= sum - rounding && total_energy.is_finite()) {
+            let (parameter, expected) = ("the total energy", format!("finite and at least the sum, {sum:e}"));
+            return Err(Error::OutOfRange { operation, parameter, expected, found: total_energy });
+        }
+        let share = |energy: &f64| energy / total_energy.max(f64::MIN_POSITIVE);
+        let facts = Facts {
+            method: "spectrum".into(),
+            samples: 0,
+            shrinkage: None,
+            solver: "none".into(),
+            residual: 0.0,
+            warnings: Vec::new(),
+            shape,
+            biases: (bias, bias),
+            determined: energies.len(),
+            resolution: 0.0,
+        };
+        let shares = energies.iter().map(share).collect();
+        profile.spectrum = Some(Spectrum { facts, shares, total_energy, relative_errors: None, by_errors: false });
+        Ok(profile)
+    }
+
     /// A layer that stays as it is, but counts in the budget and in the report.
     ///
     /// # Errors
@@ -238,14 +302,6 @@ impl LayerProfile {
     pub(super) fn factor_parameters(&self) -> (u64, u64) {
         let (m, n) = (self.shape.0 as u64, self.shape.1 as u64);
         (m + n, if self.biases.1 { m } else { 0 })
-    }
-
-    pub(super) fn has_bias(&self) -> bool {
-        self.biases.0
-    }
-
-    pub(super) fn gets_bias(&self) -> bool {
-        self.biases.1
     }
 }
 

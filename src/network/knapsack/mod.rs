@@ -29,8 +29,8 @@ pub(super) struct Solution {
     pub(super) bound: f64,
 }
 
-/// How many times classes a solution may be sought again with one block the other way.
-const FLIPS: usize = 100_000;
+/// How many times blocks a solution may be sought again with other blocks joint.
+const WAYS: usize = 100_000;
 
 impl Block {
     /// Price and value of the best picks at this `λ`, and whether they are joint; the cheaper of two that are as good.
@@ -119,24 +119,25 @@ pub(super) fn solve(blocks: &[Block], limit: f64) -> Result<Solution, f64> {
     }
     let Multipliers { above, below, bound } = multipliers(blocks, limit);
     let modes = |lambda: f64| blocks.iter().map(|block| block.at(lambda).2).collect::<Vec<bool>>();
-    let cheapest =
-        blocks.iter().map(|block| block.joint.as_ref().is_some_and(|c| c.item(0).price <= block.least_price()));
-    let mut ways = vec![modes(above), modes(below), vec![false; blocks.len()], cheapest.collect()];
-    ways.dedup();
+    let groups: Vec<usize> = (0..blocks.len()).filter(|&block| blocks[block].joint.is_some()).collect();
     let mut best: Option<(Vec<bool>, Vec<usize>, f64)> = None;
     let consider = |way: Vec<bool>, best: &mut Option<(Vec<bool>, Vec<usize>, f64)>| {
-        let Some((picks, value)) = within(&classes(blocks, &way), limit) else { return false };
-        let better = best.as_ref().is_none_or(|(_, _, least)| value < *least);
-        if better {
+        let known = best.as_ref().map_or(f64::INFINITY, |&(_, _, value)| value);
+        if let Some((picks, value)) = within(&classes(blocks, &way), limit, known) {
             *best = Some((way, picks, value));
         }
-        better
     };
-    for way in ways {
+    let cheaper = |block: &Block| block.joint.as_ref().is_some_and(|joint| joint.item(0).price <= block.least_price());
+    for way in [modes(above), modes(below), vec![false; blocks.len()], blocks.iter().map(cheaper).collect()] {
         consider(way, &mut best);
     }
-    let groups: Vec<usize> = (0..blocks.len()).filter(|&block| blocks[block].joint.is_some()).collect();
-    if groups.len().saturating_mul(blocks.len()) <= FLIPS {
+    if groups.len() < 32 && blocks.len() << groups.len() <= WAYS {
+        for set in 0..1_usize << groups.len() {
+            let mut way = vec![false; blocks.len()];
+            groups.iter().enumerate().for_each(|(bit, &group)| way[group] = set >> bit & 1 == 1);
+            consider(way, &mut best);
+        }
+    } else if groups.len().saturating_mul(blocks.len()) <= WAYS {
         for &group in &groups {
             if let Some((way, ..)) = &best {
                 let mut way = way.clone();
@@ -171,9 +172,13 @@ fn classes<'a>(blocks: &'a [Block], joint: &[bool]) -> Vec<&'a Class> {
     chosen
 }
 
-/// One item of each class, and their value; `None` if no picks are affordable.
-fn within(classes: &[&Class], limit: f64) -> Option<(Vec<usize>, f64)> {
+/// One item of each class, and their value; `None` unless that is below what is known already.
+fn within(classes: &[&Class], limit: f64, known: f64) -> Option<(Vec<usize>, f64)> {
     let price = |lambda: f64| classes.iter().map(|class| class.item(class.at(lambda)).price).sum::<f64>();
+    let bound = |lambda: f64| {
+        value_of(classes, &classes.iter().map(|class| class.at(lambda)).collect::<Vec<_>>())
+            + lambda * (price(lambda) - limit)
+    };
     let picks = |lambda: f64| classes.iter().map(|class| class.at(lambda)).collect::<Vec<usize>>();
     if classes.iter().map(|class| class.item(0).price).sum::<f64>() > limit {
         return None;
@@ -181,7 +186,7 @@ fn within(classes: &[&Class], limit: f64) -> Option<(Vec<usize>, f64)> {
     if price(0.0) <= limit {
         let picks = picks(0.0);
         let value = value_of(classes, &picks);
-        return Some((picks, value));
+        return (value < known).then_some((picks, value));
     }
     let (mut below, mut above) = (0.0_f64, classes.iter().map(|class| class.steepest()).fold(0.0, f64::max));
     loop {
@@ -195,6 +200,9 @@ fn within(classes: &[&Class], limit: f64) -> Option<(Vec<usize>, f64)> {
             below = middle;
         }
     }
+    if bound(above).max(bound(below)) >= known {
+        return None;
+    }
     let mut best = repair::fill(classes, picks(above), limit);
     let other = repair::cut(classes, picks(below), limit).map(|picks| repair::fill(classes, picks, limit));
     if let Some(other) = other
@@ -204,7 +212,7 @@ fn within(classes: &[&Class], limit: f64) -> Option<(Vec<usize>, f64)> {
     }
     let best = exact::improve(classes, best, above, limit);
     let value = value_of(classes, &best);
-    Some((best, value))
+    (value < known).then_some((best, value))
 }
 
 fn value_of(classes: &[&Class], picks: &[usize]) -> f64 {

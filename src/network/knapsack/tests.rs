@@ -48,7 +48,8 @@ fn never_below_the_bound_and_never_beaten_by_all_there_is() {
         let mut rng = StdRng::seed_from_u64(seed);
         let mut all: Vec<(Vec<Vec<Item>>, Vec<Item>)> = Vec::new();
         for _ in 0..rng.random_range(1..5) {
-            let members: Vec<_> = (0..if rng.random_bool(0.3) { 2 } else { 1 }).map(|_| items(&mut rng, 0)).collect();
+            let members: Vec<_> =
+                (0..if all.len() < 2 && rng.random_bool(0.4) { 2 } else { 1 }).map(|_| items(&mut rng, 0)).collect();
             let joint = if members.len() > 1 { items(&mut rng, 1) } else { Vec::new() };
             all.push((members, joint));
         }
