@@ -204,6 +204,15 @@ impl Args {
         if self.lambda.is_some() && self.method != Method::DalrPaper {
             return refuse("--lambda goes with --method dalr-paper".into());
         }
+        if let Some(share) = self.budget.keep.filter(|share| !(*share > 0.0 && *share <= 1.0)) {
+            return refuse(format!("--keep: expected a share in (0, 1], got {share}"));
+        }
+        if let Some(error) = self.budget.max_error.filter(|error| !(*error > 0.0 && *error < 1.0)) {
+            return refuse(format!("--max-error: expected a relative error in (0, 1), got {error}"));
+        }
+        if self.budget.rank == Some(0) {
+            return refuse("--rank: expected at least 1, got 0".into());
+        }
         if self.rank_multiple == 0 {
             return refuse("--rank-multiple: expected at least 1, got 0".into());
         }

@@ -59,7 +59,7 @@ class Bench:
         command += ["--inputs", folder / "inputs.json", "--out", out, "--report", report, "--force", "--keep", keep, *more]
         started = time.perf_counter()
         subprocess.run([str(part) for part in command], check=True, capture_output=True)
-        return load_file(out), json.loads(report.read_text())["network"], time.perf_counter() - started
+        return load_file(out), json.loads(report.read_text()), time.perf_counter() - started
 
     def judge(self, tensors):
         model = self.model(tensors)
@@ -73,7 +73,7 @@ class Bench:
     def sensitivities(self, compressed, report):
         """One probe per layer of a uniformly compressed model."""
         weights = {}
-        for layer in report["layers"]:
+        for layer in report["network"]["layers"]:
             name = layer["name"]
             tensors = {key: value for key, value in self.tensors.items()}
             tensors |= {key: value for key, value in compressed.items() if key.startswith((f"{name}.0.", f"{name}.1."))}
@@ -98,7 +98,7 @@ def main():
     print("kept  method              cosine  documents  human ratings  parameters  seconds")
 
     def row(keep, method, tensors, report, seconds):
-        rows.append({"keep": keep, "method": method, "parameters": report["parameters_after"], "seconds": seconds, **bench.judge(tensors)})
+        rows.append({"keep": keep, "method": method, "parameters": report["parameters"]["after"], "seconds": seconds, **bench.judge(tensors)})
         last = rows[-1]
         print(f"{keep:4.0%}  {method:18}  {last['cosine']:.3f}   {last['documents']:.3f}      {last['lee']:.3f}          {last['parameters']:9}  {seconds:.1f}", flush=True)
 

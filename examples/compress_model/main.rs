@@ -25,6 +25,7 @@ mod work;
 use std::process::ExitCode;
 
 use clap::Parser;
+use dalr::network::{Allocator, NetworkReport};
 
 use args::{Allocation, Args, Method};
 use calibration::Calibration;
@@ -32,6 +33,7 @@ use error::{Error, Result};
 use output::Output;
 use progress::Progress;
 use report::Outcome;
+use selection::Selection;
 use solve::Pass;
 use source::Source;
 use work::{Settings, Work};
@@ -68,8 +70,29 @@ fn run(args: &Args) -> Result<()> {
     let mut progress = Progress::new(layers);
     selection.notes.iter().for_each(|note| progress.line(&format!("note: {note}")));
     let work = Work::open(&args.out, &settings(args, &model, layers), args.resume, args.force)?;
-    let pass = Pass { args, model: &model, calibration: &calibration, work: &work, layers };
-    let mut profiles = pass.run(&mut progress)?;
+    let result = compress(args, &model, &calibration, &selection, &allocator, &work, &mut progress);
+    progress.end();
+    // Unless something was solved there is nothing to resume, and nothing to keep.
+    if result.is_ok() || work.is_empty()? {
+        work.finish()?;
+    }
+    println!("{}", result?);
+    Ok(())
+}
+
+/// Both passes, and what is written about them.
+fn compress(
+    args: &Args,
+    model: &Source,
+    calibration: &Calibration,
+    selection: &Selection,
+    allocator: &Allocator,
+    work: &Work,
+    progress: &mut Progress,
+) -> Result<NetworkReport> {
+    let layers = &selection.layers;
+    let pass = Pass { args, model, calibration, work, layers };
+    let mut profiles = pass.run(progress)?;
     if args.allocation() == Allocation::Sensitivity && matches!(args.method, Method::Svd | Method::SvdBc) {
         // What SVD leaves out of the weight says little about what the outputs lose.
         for profile in &mut profiles {
@@ -78,7 +101,7 @@ fn run(args: &Args) -> Result<()> {
     }
     let plan = allocator.allocate(&profiles).map_err(|error| Error::Refused(error.to_string()))?;
 
-    let outcome = Outcome { args, model: &model, selection: &selection, profiles: &profiles, plan: &plan };
+    let outcome = Outcome { args, model, selection, profiles: &profiles, plan: &plan };
     let save = |path: &std::path::Path, text: String| {
         atomic::replace(path, |writer| writer.write_all(text.as_bytes()).map_err(Error::io("cannot write", path)))
     };
@@ -90,16 +113,13 @@ fn run(args: &Args) -> Result<()> {
     }
     let method = args.method_name();
     let choices = plan.choices();
-    let output = Output { model: &model, layers, choices: &choices, work: &work, method: &method };
+    let output = Output { model, layers, choices: &choices, work, method: &method };
     atomic::replace(&args.out, |writer| {
-        output.write(&args.out, writer, &mut progress)?;
+        output.write(&args.out, writer, progress)?;
         // Somebody else may have written it in the meantime.
         args.require_free(&args.out)
     })?;
-    progress.end();
-    work.finish()?;
-    println!("{}", plan.report());
-    Ok(())
+    Ok(plan.report().clone())
 }
 
 /// What a solved layer depends on beside its own weight, bias and input: with other settings it is another layer.

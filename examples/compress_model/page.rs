@@ -114,7 +114,7 @@ fn spectra(outcome: &Outcome<'_>) -> String {
         let cut = if rank == 0 { "dense".into() } else { format!("rank {rank}") };
         text += &format!(
             "<figure><figcaption>{}<span>{cut}</span></figcaption>{}</figure>\n",
-            escape(profile.name()),
+            breakable(profile.name()),
             spectrum::svg(profile, rank)
         );
     }
@@ -162,6 +162,11 @@ fn passed(outcome: &Outcome<'_>) -> String {
 /// Names come from files: nothing in them is markup.
 fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+/// A name that may be broken after its dots.
+fn breakable(name: &str) -> String {
+    escape(name).replace('.', ".<wbr>")
 }
 
 /// Four digits, without an exponent where it is short.

@@ -20,6 +20,9 @@ pub struct Progress {
     since: Instant,
 }
 
+/// The share of the work from which on the time that it took says something about the rest.
+const CERTAIN: f64 = 0.02;
+
 /// Positions of the bar.
 const STEPS: f64 = 1000.0;
 
@@ -62,7 +65,7 @@ impl Progress {
         let seconds = self.since.elapsed().as_secs_f64();
         self.finish(
             layer,
-            &format!("{} × {}, {samples} samples, {seconds:.1} s", layer.out_features, layer.in_features),
+            &format!("{} × {}, {samples} samples, {seconds:.2} s", layer.out_features, layer.in_features),
         );
     }
 
@@ -83,8 +86,11 @@ impl Progress {
         }
     }
 
-    /// Time left, from what the layers solved now have taken.
+    /// Time left, from what the layers solved now have taken; `None` as long as that would be a guess.
     fn left(&self) -> Option<Duration> {
+        if self.solved < CERTAIN * self.total {
+            return None;
+        }
         let left = self.started.elapsed().as_secs_f64() * (self.total - self.solved - self.resumed) / self.solved;
         Duration::try_from_secs_f64(left.max(0.0)).ok()
     }

@@ -25,12 +25,16 @@ impl Outcome<'_> {
         }).collect();
         let inputs: serde_json::Map<_, _> =
             self.selection.layers.iter().map(|layer| (layer.name.clone(), json!(layer.input))).collect();
+        let network = self.plan.report();
         let report = json!({
             "version": env!("CARGO_PKG_VERSION"),
             "model": self.model.files().map(|path| path.display().to_string()).collect::<Vec<_>>(),
             "output": self.args.out.display().to_string(),
             "method": self.args.method_name(),
-            "network": self.plan.report(),
+            "parameters": {"before": network.parameters_before(), "after": network.parameters_after()},
+            "multiply_adds": {"before": network.multiply_adds_before(), "after": network.multiply_adds_after()},
+            "total_error": network.total_error(),
+            "network": network,
             "inputs": inputs,
             "passed_through": passed,
             "notes": self.selection.notes,

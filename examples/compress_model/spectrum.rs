@@ -46,6 +46,10 @@ pub fn svg(profile: &LayerProfile, rank: usize) -> String {
         }
         picture += &format!(r#"L{:.1} {bottom:.1}Z"/>"#, x(last as f64 + 0.5));
     }
+    if let [only] = indices[..] {
+        picture +=
+            &format!(r#"<circle class="line" cx="{:.1}" cy="{:.1}" r="1.5"/>"#, x(only as f64 + 0.5), y(shares[only]));
+    }
     picture += r#"<polyline class="line" points=""#;
     for &index in &indices {
         picture += &format!("{:.1},{:.1} ", x(index as f64 + 0.5), y(shares[index]));

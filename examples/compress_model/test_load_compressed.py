@@ -29,6 +29,15 @@ class Model(nn.Module):
         return self.head(self.norm(hidden + self.block["mlp"](hidden)))
 
 
+def decaying(model):
+    """Gives the weights spectra that fall off, as those of trained networks do."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            left, values, right = torch.linalg.svd(module.weight, full_matrices=False)
+            module.weight.copy_(left * values[0] * 0.75 ** torch.arange(len(values)) @ right)
+    return model
+
+
 def activations(model, tokens):
     """What every linear layer reads, by hooks: the way that the README shows."""
     inputs, hooks = {}, []
@@ -44,7 +53,7 @@ def activations(model, tokens):
 @torch.no_grad()
 def check(program, folder, dtype, options, most):
     torch.manual_seed(1)
-    model = Model().eval()
+    model = decaying(Model().eval())
     tokens = torch.randint(0, 50, (20, 40))
     save_file(activations(model, tokens), folder / "activations.safetensors")
     expected = model(tokens)
@@ -70,13 +79,13 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         # Rounding of the type is added to what the rank loses.
-        for keep, most in (("0.8", 0.3), ("0.5", 0.6)):
+        for keep, most in (("0.8", 0.1), ("0.5", 0.3)):
             check(program, folder, torch.float32, ["--keep", keep], most)
-        check(program, folder, torch.float16, ["--keep", "0.8"], 0.3)
-        path = check(program, folder, torch.bfloat16, ["--keep", "0.8"], 0.3)
-        check(program, folder, torch.float64, ["--keep", "0.8", "--rank-multiple", "4"], 0.35)
+        check(program, folder, torch.float16, ["--keep", "0.8"], 0.1)
+        path = check(program, folder, torch.bfloat16, ["--keep", "0.8"], 0.1)
+        check(program, folder, torch.float64, ["--keep", "0.8", "--rank-multiple", "4"], 0.1)
         # Under a prefix, as a part of something larger; and refused where there is no linear layer of that name.
-        check(program, folder, torch.float32, ["--keep", "0.8"], 0.3)
+        check(program, folder, torch.float32, ["--keep", "0.8"], 0.1)
         outer = nn.ModuleDict({"encoder": Model()})
         load_compressed(outer, path, prefix="encoder.")
         try:

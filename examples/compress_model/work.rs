@@ -18,6 +18,8 @@ pub struct Work {
 
 const LOCK: &str = "lock";
 const SETTINGS: &str = "settings.json";
+/// How the names of finished layers end.
+const LAYER: &str = "safetensors";
 
 impl Work {
     /// Takes the folder up if `resume`, or begins one. What another run left behind is only thrown away with `force`.
@@ -34,7 +36,7 @@ impl Work {
         }
         let work = Self { folder, _lock: lock };
         let path = work.folder.join(SETTINGS);
-        if path.exists() {
+        if path.exists() && !work.is_empty()? {
             if resume {
                 return work.compare(&path, settings).map(|()| work);
             }
@@ -65,9 +67,14 @@ impl Work {
         if differences.is_empty() { Ok(()) } else { Err(Error::Changed(differences.join("; "))) }
     }
 
+    /// Whether no layer is finished, so that there is nothing to lose.
+    pub fn is_empty(&self) -> Result<bool> {
+        Ok(!self.files()?.iter().any(|path| path.extension().is_some_and(|extension| extension == LAYER)))
+    }
+
     /// The file of the layer at this place.
     pub fn layer(&self, index: usize) -> PathBuf {
-        self.folder.join(format!("{index:05}.safetensors"))
+        self.folder.join(format!("{index:05}.{LAYER}"))
     }
 
     /// Removes the folder, once its work is done.
@@ -84,12 +91,17 @@ impl Work {
         if path.exists() {
             fs::remove_file(&path).map_err(Error::io("cannot remove", &path))?;
         }
-        for entry in fs::read_dir(&self.folder).map_err(Error::io("cannot read", &self.folder))? {
-            let path = entry.map_err(Error::io("cannot read", &self.folder))?.path();
-            if path.extension().is_some_and(|extension| extension == "safetensors" || extension == "partial") {
+        for path in self.files()? {
+            if path.extension().is_some_and(|extension| extension == LAYER || extension == "partial") {
                 fs::remove_file(&path).map_err(Error::io("cannot remove", &path))?;
             }
         }
         Ok(())
+    }
+
+    fn files(&self) -> Result<Vec<PathBuf>> {
+        let refuse = || Error::io("cannot read", &self.folder);
+        let entries = fs::read_dir(&self.folder).map_err(refuse())?;
+        entries.map(|entry| entry.map(|entry| entry.path()).map_err(refuse())).collect()
     }
 }

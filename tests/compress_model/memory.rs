@@ -10,10 +10,11 @@ use crate::harness::{Folder, Tensors, layer, random, said};
 const SIZE: usize = 384;
 const LAYERS: usize = 3;
 /// Of the table that is passed through, and of the samples of each layer.
-const TABLE: usize = 128 << 20;
+const TABLE: usize = 256 << 20;
 const SAMPLES: usize = 20_000;
-/// Kilobytes of data that the process may have. (Its code and what the kernel caches of files do not count.)
-const LIMIT: usize = 64 << 10;
+/// Kilobytes of data that the process may have, of which matrix products reserve 64 MB whatever their size. (Code and what the kernel
+/// caches of files do not count.)
+const LIMIT: usize = 144 << 10;
 
 /// Files are written piece by piece here as well: the test runs on small machines, too.
 fn write(folder: &Folder) {
@@ -74,11 +75,11 @@ fn a_model_larger_than_the_memory_is_compressed() {
     let folder = Folder::new();
     write(&folder);
     let size = |name: &str| std::fs::metadata(folder.path(name)).unwrap().len();
-    assert!(size("model.safetensors") > 2 * 1024 * LIMIT as u64);
-    assert!(size("calibration.safetensors") > 1024 * LIMIT as u64);
+    assert!(size("model.safetensors") > 1024 * LIMIT as u64);
+    assert!(size("model.safetensors") + size("calibration.safetensors") > 2 * 1024 * LIMIT as u64);
     let output = limited(&folder, LIMIT);
     assert!(output.status.success(), "{}", said(&output));
     assert!(size("out.safetensors") > TABLE as u64);
-    // The limit is one: with an eighth of it there is no getting by.
-    assert!(!limited(&folder, LIMIT / 8).status.success());
+    // The limit is one: with less than products reserve there is no getting by.
+    assert!(!limited(&folder, LIMIT / 3).status.success());
 }

@@ -20,12 +20,23 @@ fn the_report_says_what_was_done() {
     let count = |tensors: &Tensors| {
         tensors.tensors.values().map(|tensor| tensor.shape.iter().product::<usize>()).sum::<usize>()
     };
-    let network = report["network"].to_string();
-    for number in [count(&model), count(&out)] {
-        assert!(network.contains(&number.to_string()), "{number} in {network}");
+    assert_eq!(report["parameters"], serde_json::json!({"before": count(&model), "after": count(&out)}));
+    assert!(
+        report["total_error"].as_f64().is_some_and(|error| error > 0.0 && error < 1.0),
+        "{}",
+        report["total_error"]
+    );
+    let layers = report["network"]["layers"].as_array().unwrap();
+    assert_eq!(
+        layers.iter().map(|layer| layer["name"].as_str().unwrap()).collect::<Vec<_>>(),
+        ["head", "layer.0", "layer.1", "layer.2"]
+    );
+    for layer in &layers[1..] {
+        let down = &out.tensors[&format!("{}.0.weight", layer["name"].as_str().unwrap())];
+        assert_eq!(layer["report"]["rank"], down.shape[0]);
     }
     assert!(out.tensors.contains_key("head.weight"));
-    assert!(network.contains("DoesNotPay"), "{network}");
+    assert_eq!((&layers[0]["choice"], &layers[0]["reason"]), (&"Dense".into(), &"DoesNotPay".into()));
 }
 
 #[test]
