@@ -40,11 +40,11 @@ pub fn svg(profile: &LayerProfile, rank: usize) -> String {
     let indices = sampled(shares.len());
     let kept: Vec<usize> = indices.iter().copied().filter(|&index| index < rank).collect();
     if let (Some(&first), Some(&last)) = (kept.first(), kept.last()) {
-        picture += &format!(r#"<path class="kept" d="M{:.1} {bottom:.1}"#, x(first as f64));
+        picture += &format!(r#"<path class="kept" d="M{LEFT} {bottom:.1}V{:.1}"#, y(shares[first]));
         for &index in &kept {
             picture += &format!("L{:.1} {:.1}", x(index as f64 + 0.5), y(shares[index]));
         }
-        picture += &format!(r#"L{:.1} {bottom:.1}Z"/>"#, x(last as f64 + 0.5));
+        picture += &format!(r#"L{:.1} {:.1}V{bottom:.1}Z"/>"#, x(rank as f64), y(shares[last]));
     }
     if let [only] = indices[..] {
         picture +=
