@@ -164,6 +164,27 @@ struct Delivery<'a, T, F> {
     cancelled: bool,
 }
 
+/// Index and memory of a layer, and what came of it.
+#[cfg(feature = "rayon")]
+type Message<T> = (usize, usize, Option<Result<Decomposition<T>>>);
+
+/// Is sent whatever happens, lest the receiver wait for a thread that panicked.
+#[cfg(feature = "rayon")]
+struct Outcome<T: Scalar> {
+    sender: std::sync::mpsc::Sender<Message<T>>,
+    index: usize,
+    memory: usize,
+    result: Option<Result<Decomposition<T>>>,
+}
+
+#[cfg(feature = "rayon")]
+impl<T: Scalar> Drop for Outcome<T> {
+    fn drop(&mut self) {
+        // Nobody is there to receive only if that thread panicked itself.
+        let _ = self.sender.send((self.index, self.memory, self.result.take()));
+    }
+}
+
 impl Decomposer {
     /// A decomposer without a memory limit. For an example see [`Decomposer`].
     pub fn new() -> Self {
@@ -221,7 +242,7 @@ impl Decomposer {
         #[cfg(feature = "rayon")]
         delivery.run_together(method, parallel, limit)?;
         debug_assert!(cfg!(feature = "rayon") || parallel.is_empty());
-        Ok(if delivery.cancelled { Completion::Cancelled } else { Completion::Finished })
+        Ok(if delivery.done < jobs.len() { Completion::Cancelled } else { Completion::Finished })
     }
 }
 
@@ -263,8 +284,7 @@ impl<T: Scalar, F: FnMut(usize, Decomposition<T>) -> Result<()>> Delivery<'_, T,
     fn finish(&mut self, index: usize, decomposition: Decomposition<T>) -> Result<()> {
         (self.deliver)(index, decomposition)?;
         self.done += 1;
-        // Once all is done there is nothing to stop.
-        self.cancelled |= self.tell(index, true) && self.done < self.jobs.len();
+        self.cancelled |= self.tell(index, true);
         Ok(())
     }
 
@@ -291,16 +311,22 @@ impl<T: Scalar, F: FnMut(usize, Decomposition<T>) -> Result<()>> Delivery<'_, T,
                     }
                     waiting.next();
                     (taken, running) = (taken + job.memory(), running + 1);
-                    let sender = sender.clone();
-                    // Nobody is there to receive only if this thread panicked.
-                    scope.spawn(move |_| drop(sender.send((index, job.memory(), job.run(method)))));
+                    let mut outcome = Outcome { sender: sender.clone(), index, memory: job.memory(), result: None };
+                    scope.spawn(move |_| outcome.result = Some(job.run(method)));
                 }
                 if running == 0 {
                     break;
                 }
                 let Ok((index, memory, result)) = receiver.recv() else { break };
                 running -= 1;
-                let delivered = result.and_then(|decomposition| self.finish(index, decomposition));
+                // No result: the method panicked, and the scope passes that on.
+                let delivered = match result {
+                    Some(result) => result.and_then(|decomposition| self.finish(index, decomposition)),
+                    None => {
+                        self.cancelled = true;
+                        Ok(())
+                    }
+                };
                 taken -= memory;
                 if outcome.is_ok() {
                     outcome = delivered;

@@ -196,7 +196,7 @@ impl JointSearch {
     fn next(&self, candidates: &[Candidate], current: Candidate) -> Option<Candidate> {
         let largest = match (current.rank, self.step) {
             (0, _) => usize::MAX,
-            (rank, Step::Ranks(step)) => rank.checked_sub(step)?,
+            (rank, Step::Ranks(step)) => rank.saturating_sub(step),
             // At least one rank less: the share is below 1.
             (rank, Step::Share(share)) => ((rank as f64 * (1.0 - share)).floor() as usize).min(rank - 1),
         };
