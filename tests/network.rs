@@ -4,7 +4,7 @@ mod common;
 
 use common::{SPECTRA, Spectrum};
 use dalr::network::{
-    Allocator, Budget, Choice, DenseReason, LayerProfile, NetworkWarning, Plan, Sensitivities, Strategy,
+    Allocator, Budget, Choice, DenseReason, LayerProfile, NetworkReport, NetworkWarning, Plan, Sensitivities, Strategy,
 };
 use dalr::{ActivationStats, Dalr, Error, LowRankCompressor, TruncatedSvd, Warning};
 use proptest::prelude::*;
@@ -329,6 +329,34 @@ fn reports_say_what_the_compressed_layers_will() {
     }
     // Past what was solved for there is nothing to choose.
     assert!(rank <= 10 && profiles[0].loss(11).is_none() && profiles[0].report(11).is_none());
+}
+
+#[test]
+fn choices_made_elsewhere_are_reported_as_those_of_a_plan() {
+    let layers = [
+        profile("fc1", (20, 30), true, Spectrum::Arithmetic),
+        profile("fc2", (30, 20), false, Spectrum::Geometric).with_calls(2),
+        LayerProfile::dense("head", 3, 30, true).unwrap(),
+    ];
+    let plan = Allocator::new(Budget::ParameterShare(0.6)).with_strategy(Strategy::Energy).allocate(&layers).unwrap();
+    let report = NetworkReport::of_choices(&layers, &plan.choices()).unwrap();
+    assert_eq!(report.parameters_after(), plan.report().parameters_after());
+    assert_eq!(report.multiply_adds_after(), plan.report().multiply_adds_after());
+    assert_eq!((report.objective(), report.gap()), (plan.objective(), 0.0));
+    assert_eq!(report.total_error(), plan.report().total_error());
+    for (one, other) in report.layers().iter().zip(plan.report().layers()) {
+        assert_eq!((one.choice(), one.report()), (other.choice(), other.report()));
+    }
+    // Past break-even it is what was chosen, and says so.
+    let large = NetworkReport::of_choices(&layers, &[Choice::Rank(20), Choice::Dense, Choice::Dense]).unwrap();
+    assert!(large.parameters_after() > large.parameters_before());
+    assert!(large.layers()[0].warnings().iter().any(|warning| matches!(warning, Warning::PastBreakEven { .. })));
+    assert_eq!(large.layers()[1].reason(), Some(DenseReason::Chosen));
+    let refused = |choices: &[Choice]| NetworkReport::of_choices(&layers, choices).unwrap_err();
+    assert!(matches!(refused(&[Choice::Dense]), Error::Shape { expected: 3, found: 1, .. }));
+    for first in [Choice::Rank(0), Choice::Rank(21), Choice::Shared { group: 0, rank: 3 }] {
+        assert!(matches!(refused(&[first, Choice::Dense, Choice::Dense]), Error::InLayer { .. }));
+    }
 }
 
 #[test]

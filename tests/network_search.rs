@@ -130,7 +130,7 @@ fn observers_see_every_probe_and_can_stop_between_them() {
     };
     let value = |_: Probe<'_>| Ok::<f64, Error>(0.5);
     assert_eq!(probes.measure(&layers, &plan, value, &mut once), Ok(Completion::Cancelled));
-    let event = |layer: &str, finished, done| (layer.to_owned(), finished, done, finished.then_some(0.5));
+    let event = |layer: &str, finished: bool, done| (layer.to_owned(), finished, done, finished.then_some(0.5));
     let expected = [event("", false, 0), event("", true, 1), event("fc6", false, 1), event("fc6", true, 2)];
     assert_eq!(seen, expected);
     assert_eq!(probes.len(), 1);

@@ -120,7 +120,8 @@ fn paying((m, n): (usize, usize)) -> usize {
 ///
 /// Either several layers at a time, each on one thread, or one after the other with parallel kernels: the first where there are at least as many layers as
 /// threads and the memory limit lets so many run together, the second for layers too large for that. Without the
-/// `rayon` feature, and inside a rayon worker, one after the other on the caller's thread. Rayon's global pool is used, no other.
+/// `rayon` feature, and inside a rayon worker, one after the other on the caller's thread. Rayon's pool is used, no other; a method that was told its number
+/// of threads keeps to that.
 ///
 /// ```
 /// use dalr::network::{Completion, Decomposer, Job, LayerProfile};
@@ -311,8 +312,11 @@ impl<T: Scalar, F: FnMut(usize, Decomposition<T>) -> Result<()>> Delivery<'_, T,
                     }
                     waiting.next();
                     (taken, running) = (taken + job.memory(), running + 1);
-                    let mut outcome = Outcome { sender: sender.clone(), index, memory: job.memory(), result: None };
-                    scope.spawn(move |_| outcome.result = Some(job.run(method)));
+                    let outcome = Outcome { sender: sender.clone(), index, memory: job.memory(), result: None };
+                    scope.spawn(move |_| {
+                        let mut outcome = outcome;
+                        outcome.result = Some(job.run(method));
+                    });
                 }
                 if running == 0 {
                     break;

@@ -73,8 +73,7 @@ impl JointSearch {
     ///
     /// For an example see [`JointSearch`].
     pub fn new(max_drop: f64) -> Self {
-        let limits = Limits { min_rank: 1, max_rank: usize::MAX, multiple: 1 };
-        Self { max_drop, step: Step::Share(0.1), limits }
+        Self { max_drop, step: Step::Share(0.1), limits: Limits::NONE }
     }
 
     /// Sets how large the steps are. For an example see [`JointSearch`].
