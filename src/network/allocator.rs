@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::budget::{Budget, Strategy};
 use super::candidates::{Candidate, Cost, Limits, candidates};
-use super::knapsack::{self, Block, Class, Item, Picked};
 use super::plan::Plan;
+use super::problem::{Goal, Problem};
 use super::profile::LayerProfile;
+use super::report::{DenseReason, Minimised, NetworkWarning};
 use super::shared_profile::SharedProfile;
 use super::summary::{Chosen, Summary};
-use super::uniform;
 use crate::{Error, Result};
 
 const OPERATION: &str = "Allocator::allocate";
@@ -55,33 +55,13 @@ pub struct Allocator {
     untouched: BTreeSet<String>,
 }
 
-/// Layers and groups, with all that can be done with them.
-pub(super) struct Problem<'a> {
-    pub(super) layers: &'a [LayerProfile],
-    pub(super) groups: &'a [SharedProfile],
-    /// By layer, by ascending cost, the dense layer last.
-    pub(super) candidates: Vec<Vec<Candidate>>,
-    pub(super) weights: Vec<f64>,
-    pub(super) untouched: Vec<bool>,
-    /// By group: its members, as indices into the layers, and what can be done with them together. The loss is weighted.
-    pub(super) joint: Vec<(Vec<usize>, Vec<Candidate>)>,
-}
-
-/// What is made small, within what.
-#[derive(Clone, Copy)]
-enum Goal {
-    Loss { cost: Cost, limit: f64 },
-    Parameters { loss: f64 },
-}
-
 impl Allocator {
     /// Shares this budget uniformly.
     ///
     /// For an example see [`Allocator`].
     pub fn new(budget: Budget) -> Self {
-        let limits = Limits { min_rank: 1, max_rank: usize::MAX, multiple: 1 };
         let (exceptions, untouched) = (BTreeMap::new(), BTreeSet::new());
-        Self { budget, strategy: Strategy::Uniform, limits, exceptions, untouched }
+        Self { budget, strategy: Strategy::Uniform, limits: Limits::NONE, exceptions, untouched }
     }
 
     /// Sets how the budget is shared. For an example see [`Allocator`].
@@ -167,7 +147,7 @@ impl Allocator {
     /// For an example see [`SharedInput`](super::SharedInput).
     pub fn allocate_shared(&self, layers: &[LayerProfile], groups: &[SharedProfile]) -> Result<Plan> {
         let problem = self.problem(layers, groups)?;
-        let goal = self.goal(&problem)?;
+        let goal = self.goal(&problem);
         let (chosen, lower_bound) = match self.budget {
             Budget::Rank(rank) => (self.at_rank(&problem, rank)?, None),
             Budget::LayerError(error) => (problem.within_error(error), None),
@@ -177,9 +157,18 @@ impl Allocator {
                 (chosen, Some(bound))
             }
         };
-        let minimises_loss = matches!(goal, Goal::Loss { .. });
-        let summary = Summary { problem: &problem, chosen, lower_bound, minimises_loss };
-        Ok(Plan { report: summary.report(self.budget, &self.strategy) })
+        let (minimised, reason) = match goal {
+            Goal::Loss { .. } => (Minimised::Loss, DenseReason::Affordable),
+            Goal::Parameters { .. } => (Minimised::Parameters, DenseReason::TooMuchError),
+        };
+        let summary = Summary { problem: &problem, chosen, lower_bound, minimised, reason };
+        let by_strategy = !matches!(self.budget, Budget::Rank(_) | Budget::LayerError(_));
+        let warnings = match self.strategy {
+            Strategy::Energy if by_strategy => vec![NetworkWarning::EnergyAlone],
+            _ => Vec::new(),
+        };
+        let words = (self.budget.to_string(), self.strategy.to_string());
+        Ok(Plan { report: summary.report(words, warnings, self.strategy != Strategy::Uniform) })
     }
 
     fn problem<'a>(&self, layers: &'a [LayerProfile], groups: &'a [SharedProfile]) -> Result<Problem<'a>> {
@@ -201,12 +190,14 @@ impl Allocator {
         };
         let mut all = Vec::with_capacity(layers.len());
         let mut weights = Vec::with_capacity(layers.len());
+        let grouped: BTreeSet<&str> = groups.iter().flat_map(SharedProfile::names).collect();
         let untouched: Vec<bool> =
             layers.iter().map(|layer| layer.max_rank() == 0 || self.untouched.contains(layer.name())).collect();
         for (layer, untouched) in layers.iter().zip(&untouched) {
             validate_limits(limits(layer)).map_err(|source| in_layer(layer, source))?;
             let its = if *untouched { vec![Candidate::dense(layer)] } else { candidates(layer, limits(layer)) };
-            weights.push(self.weight(layer, its.len() > 1)?);
+            let compressible = its.len() > 1 || (!untouched && grouped.contains(layer.name()));
+            weights.push(self.weight(layer, compressible)?);
             all.push(its);
         }
         let mut taken = BTreeSet::new();
@@ -255,30 +246,28 @@ impl Allocator {
         }
     }
 
-    fn goal(&self, problem: &Problem<'_>) -> Result<Goal> {
-        let total = |cost| problem.layers.iter().map(|layer| Candidate::dense(layer).cost(cost)).sum::<f64>();
+    fn goal(&self, problem: &Problem<'_>) -> Goal {
         // The share that some ranks take must buy them: not lose them to rounding.
-        let share = |share: f64, cost| (share * total(cost) * (1.0 + 8.0 * f64::EPSILON)).floor();
-        let loss = |cost, limit| Ok(Goal::Loss { cost, limit });
-        match self.budget {
-            Budget::Parameters(limit) => loss(Cost::Parameters, limit as f64),
-            Budget::ParameterShare(kept) => loss(Cost::Parameters, share(kept, Cost::Parameters)),
-            Budget::MultiplyAdds(limit) => loss(Cost::MultiplyAdds, limit as f64),
-            Budget::MultiplyAddShare(kept) => loss(Cost::MultiplyAdds, share(kept, Cost::MultiplyAdds)),
-            Budget::Rank(_) => loss(Cost::Parameters, f64::INFINITY),
+        let share = |share: f64, cost| (share * problem.dense_cost(cost) * (1.0 + 8.0 * f64::EPSILON)).floor();
+        let (cost, limit) = match self.budget {
+            Budget::Parameters(limit) => (Cost::Parameters, limit as f64),
+            Budget::ParameterShare(kept) => (Cost::Parameters, share(kept, Cost::Parameters)),
+            Budget::MultiplyAdds(limit) => (Cost::MultiplyAdds, limit as f64),
+            Budget::MultiplyAddShare(kept) => (Cost::MultiplyAdds, share(kept, Cost::MultiplyAdds)),
+            Budget::Rank(_) => (Cost::Parameters, f64::INFINITY),
             Budget::TotalError(error) => {
                 let weight = problem.weights.iter().sum::<f64>();
                 // Sums come out differently in another order.
                 let slack = 1.0 - 4.0 * f64::EPSILON * problem.layers.len() as f64;
-                Ok(Goal::Parameters { loss: error * error * weight * slack })
+                return Goal::Parameters { loss: error * error * weight * slack };
             }
-            Budget::LayerError(_) => Ok(Goal::Parameters { loss: f64::INFINITY }),
-        }
+            Budget::LayerError(_) => return Goal::Parameters { loss: f64::INFINITY },
+        };
+        Goal::Loss { cost, limit }
     }
 
     fn infeasible(&self, problem: &Problem<'_>, least: f64) -> Error {
-        let total = |cost| problem.layers.iter().map(|layer| Candidate::dense(layer).cost(cost)).sum::<f64>();
-        let share = |cost| (least / total(cost) * 1e6).ceil() / 1e6;
+        let share = |cost| (least / problem.dense_cost(cost) * 1e6).ceil() / 1e6;
         let (parameter, least, found) = match self.budget {
             Budget::Parameters(limit) => ("a budget of parameters", least, limit as f64),
             Budget::ParameterShare(kept) => ("a share of the parameters", share(Cost::Parameters), kept),
@@ -313,154 +302,6 @@ impl Allocator {
             chosen.extend(nearest.or(candidates.last()).copied().map(Chosen::Alone));
         }
         Ok(chosen)
-    }
-}
-
-impl Goal {
-    fn limit(self) -> f64 {
-        match self {
-            Self::Loss { limit, .. } | Self::Parameters { loss: limit } => limit,
-        }
-    }
-}
-
-impl Problem<'_> {
-    /// Shares what the goal allows and gives the bound for that, or says what the least possible is.
-    fn share(&self, goal: Goal, uniformly: bool) -> Result<(Vec<Chosen>, f64), f64> {
-        let blocks = self.blocks(goal);
-        if uniformly {
-            return Ok((self.share_uniformly(goal)?, knapsack::lower_bound(&blocks, goal.limit())));
-        }
-        let solution = knapsack::solve(&blocks, goal.limit())?;
-        Ok((self.chosen(&solution.picked), solution.bound))
-    }
-
-    fn share_uniformly(&self, goal: Goal) -> Result<Vec<Chosen>, f64> {
-        let each = match goal {
-            Goal::Loss { cost, limit } => {
-                let least =
-                    |candidates: &Vec<Candidate>| candidates.first().map_or(0.0, |cheapest| cheapest.cost(cost));
-                let least = self.candidates.iter().map(least).sum::<f64>();
-                if least > limit {
-                    return Err(least);
-                }
-                uniform::within_cost(&self.candidates, cost, limit)
-            }
-            Goal::Parameters { loss } => uniform::within_loss(&self.candidates, &self.weights, loss),
-        };
-        let mut chosen: Vec<Chosen> = each.iter().copied().map(Chosen::Alone).collect();
-        for (group, (members, joint)) in self.joint.iter().enumerate() {
-            let its = || members.iter().filter_map(|&member| Some((each.get(member)?, self.weights.get(member)?)));
-            let loss = its().map(|(pick, weight)| pick.loss * weight).sum::<f64>();
-            let (cost, minimise_loss) = match goal {
-                Goal::Loss { cost, .. } => (cost, true),
-                Goal::Parameters { .. } => (Cost::Parameters, false),
-            };
-            let spent = its().map(|(pick, _)| pick.cost(cost)).sum::<f64>();
-            let better = joint.iter().filter(|joint| match minimise_loss {
-                true => joint.cost(cost) <= spent && joint.loss < loss,
-                false => joint.loss <= loss && joint.cost(cost) < spent,
-            });
-            let measure = |joint: &Candidate| if minimise_loss { joint.loss } else { joint.cost(cost) };
-            let best = better.min_by(|a, b| measure(a).total_cmp(&measure(b)));
-            if let Some(&best) = best {
-                self.join(&mut chosen, group, best);
-            }
-        }
-        Ok(chosen)
-    }
-
-    /// The cheapest that has no layer's relative error above this.
-    fn within_error(&self, error: f64) -> Vec<Chosen> {
-        let good = |layer: &LayerProfile, candidate: &Candidate| {
-            let predicted = match candidate.rank {
-                0 => return true,
-                rank => layer.relative_error(rank).unwrap_or_else(|| candidate.loss.sqrt()),
-            };
-            // An error below resolution may be anything up to it.
-            predicted.max(layer.resolution()) <= error
-        };
-        let cheapest = |(layer, candidates): (&LayerProfile, &Vec<Candidate>)| {
-            candidates.iter().find(|candidate| good(layer, candidate)).copied()
-        };
-        let each: Vec<Candidate> = self.layers.iter().zip(&self.candidates).filter_map(cheapest).collect();
-        let mut chosen: Vec<Chosen> = each.iter().copied().map(Chosen::Alone).collect();
-        for (group, ((members, joint), profile)) in self.joint.iter().zip(self.groups).enumerate() {
-            let spent = members.iter().filter_map(|&member| each.get(member)).map(|pick| pick.parameters).sum::<f64>();
-            let good = |joint: &&Candidate| joint.parameters < spent && profile.worst_loss(joint.rank) <= error * error;
-            if let Some(&best) = joint.iter().find(good) {
-                self.join(&mut chosen, group, best);
-            }
-        }
-        chosen
-    }
-
-    fn join(&self, chosen: &mut [Chosen], group: usize, candidate: Candidate) {
-        let Some((members, _)) = self.joint.get(group) else { return };
-        for &member in members {
-            if let Some(chosen) = chosen.get_mut(member) {
-                *chosen = Chosen::Joint { group, candidate };
-            }
-        }
-    }
-
-    fn blocks(&self, goal: Goal) -> Vec<Block> {
-        let item = |candidate: &Candidate, weight: f64| {
-            let loss = candidate.loss * weight;
-            let (price, value) = match goal {
-                Goal::Loss { cost, .. } => (candidate.cost(cost), loss),
-                Goal::Parameters { .. } => (loss, candidate.parameters),
-            };
-            Item { price, value, tag: candidate.rank }
-        };
-        let class = |layer: usize| {
-            let (candidates, &weight) = (self.candidates.get(layer)?, self.weights.get(layer)?);
-            Class::new(candidates.iter().map(|candidate| item(candidate, weight)).collect())
-        };
-        let single = |&layer: &usize| Some(Block { members: vec![class(layer)?], joint: None });
-        let mut blocks: Vec<Block> = self.single().iter().filter_map(single).collect();
-        blocks.extend(self.joint.iter().map(|(members, joint)| Block {
-            members: members.iter().filter_map(|&member| class(member)).collect(),
-            joint: Class::new(joint.iter().map(|candidate| item(candidate, 1.0)).collect()),
-        }));
-        blocks
-    }
-
-    /// The layers that are in no group.
-    fn single(&self) -> Vec<usize> {
-        let grouped: BTreeSet<usize> = self.joint.iter().flat_map(|(members, _)| members).copied().collect();
-        (0..self.layers.len()).filter(|layer| !grouped.contains(layer)).collect()
-    }
-
-    /// What the picks, in the order of [`blocks`](Self::blocks), mean for each layer.
-    fn chosen(&self, picked: &[Picked]) -> Vec<Chosen> {
-        let cheapest = |candidates: &Vec<Candidate>| candidates.last().copied().map(Chosen::Alone);
-        let mut chosen: Vec<Chosen> = self.candidates.iter().filter_map(cheapest).collect();
-        let single = self.single();
-        let groups = self.joint.iter().enumerate().map(|(group, (members, _))| (Some(group), members.as_slice()));
-        let blocks = single.chunks(1).map(|layer| (None, layer)).chain(groups);
-        for ((group, members), picked) in blocks.zip(picked) {
-            match (picked, group) {
-                (Picked::Each(ranks), _) => {
-                    for (&layer, rank) in members.iter().zip(ranks) {
-                        let candidates = self.candidates.get(layer).into_iter().flatten();
-                        let candidate = candidates.copied().find(|candidate| candidate.rank == *rank);
-                        if let (Some(chosen), Some(candidate)) = (chosen.get_mut(layer), candidate) {
-                            *chosen = Chosen::Alone(candidate);
-                        }
-                    }
-                }
-                (Picked::Joint(rank), Some(group)) => {
-                    let joint =
-                        self.joint.get(group).and_then(|(_, joint)| joint.iter().find(|joint| joint.rank == *rank));
-                    if let Some(&candidate) = joint {
-                        self.join(&mut chosen, group, candidate);
-                    }
-                }
-                (Picked::Joint(_), None) => {}
-            }
-        }
-        chosen
     }
 }
 

@@ -31,7 +31,7 @@ pub enum Budget {
     TotalError(f64),
     /// The fewest parameters with which no layer's relative error is above this; the same whatever the strategy.
     LayerError(f64),
-    /// This rank for every layer that it makes smaller; the others stay dense. The same whatever the strategy.
+    /// This rank, or the nearest that limits allow, for every layer that it makes smaller; the others stay dense. The same whatever the strategy.
     Rank(usize),
 }
 

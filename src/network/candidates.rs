@@ -19,6 +19,8 @@ pub(super) struct Limits {
 }
 
 impl Limits {
+    pub(super) const NONE: Self = Self { min_rank: 1, max_rank: usize::MAX, multiple: 1 };
+
     /// The ranks within these limits, ascending.
     pub(super) fn ranks(self, largest: usize) -> impl Iterator<Item = usize> {
         let multiple = self.multiple.max(1);
@@ -44,6 +46,15 @@ impl Candidate {
             Cost::Parameters => self.parameters,
             Cost::MultiplyAdds => self.multiply_adds,
         }
+    }
+
+    /// The layer at this rank, whether that saves anything or not; `None` if it was not solved for.
+    pub(super) fn of_rank(profile: &LayerProfile, rank: usize) -> Option<Self> {
+        let (each, fixed) = profile.factor_parameters();
+        let factors = rank as f64 * each as f64;
+        let loss = profile.loss(rank)?;
+        let (parameters, multiply_adds) = (factors + fixed as f64, factors * profile.calls() as f64);
+        Some(Self { rank, parameters, multiply_adds, loss })
     }
 
     /// The layer as it is.

@@ -120,7 +120,8 @@ fn paying((m, n): (usize, usize)) -> usize {
 ///
 /// Either several layers at a time, each on one thread, or one after the other with parallel kernels: the first where there are at least as many layers as
 /// threads and the memory limit lets so many run together, the second for layers too large for that. Without the
-/// `rayon` feature, and inside a rayon worker, one after the other on the caller's thread. Rayon's global pool is used, no other.
+/// `rayon` feature, and inside a rayon worker, one after the other on the caller's thread. Rayon's pool is used, no other; a method that was told its number
+/// of threads keeps to that.
 ///
 /// ```
 /// use dalr::network::{Completion, Decomposer, Job, LayerProfile};
@@ -162,6 +163,27 @@ struct Delivery<'a, T, F> {
     observer: &'a mut dyn Observer,
     done: usize,
     cancelled: bool,
+}
+
+/// Index and memory of a layer, and what came of it.
+#[cfg(feature = "rayon")]
+type Message<T> = (usize, usize, Option<Result<Decomposition<T>>>);
+
+/// Is sent whatever happens, lest the receiver wait for a thread that panicked.
+#[cfg(feature = "rayon")]
+struct Outcome<T: Scalar> {
+    sender: std::sync::mpsc::Sender<Message<T>>,
+    index: usize,
+    memory: usize,
+    result: Option<Result<Decomposition<T>>>,
+}
+
+#[cfg(feature = "rayon")]
+impl<T: Scalar> Drop for Outcome<T> {
+    fn drop(&mut self) {
+        // Nobody is there to receive only if that thread panicked itself.
+        let _ = self.sender.send((self.index, self.memory, self.result.take()));
+    }
 }
 
 impl Decomposer {
@@ -221,7 +243,7 @@ impl Decomposer {
         #[cfg(feature = "rayon")]
         delivery.run_together(method, parallel, limit)?;
         debug_assert!(cfg!(feature = "rayon") || parallel.is_empty());
-        Ok(if delivery.cancelled { Completion::Cancelled } else { Completion::Finished })
+        Ok(if delivery.done < jobs.len() { Completion::Cancelled } else { Completion::Finished })
     }
 }
 
@@ -263,8 +285,7 @@ impl<T: Scalar, F: FnMut(usize, Decomposition<T>) -> Result<()>> Delivery<'_, T,
     fn finish(&mut self, index: usize, decomposition: Decomposition<T>) -> Result<()> {
         (self.deliver)(index, decomposition)?;
         self.done += 1;
-        // Once all is done there is nothing to stop.
-        self.cancelled |= self.tell(index, true) && self.done < self.jobs.len();
+        self.cancelled |= self.tell(index, true);
         Ok(())
     }
 
@@ -291,16 +312,25 @@ impl<T: Scalar, F: FnMut(usize, Decomposition<T>) -> Result<()>> Delivery<'_, T,
                     }
                     waiting.next();
                     (taken, running) = (taken + job.memory(), running + 1);
-                    let sender = sender.clone();
-                    // Nobody is there to receive only if this thread panicked.
-                    scope.spawn(move |_| drop(sender.send((index, job.memory(), job.run(method)))));
+                    let outcome = Outcome { sender: sender.clone(), index, memory: job.memory(), result: None };
+                    scope.spawn(move |_| {
+                        let mut outcome = outcome;
+                        outcome.result = Some(job.run(method));
+                    });
                 }
                 if running == 0 {
                     break;
                 }
                 let Ok((index, memory, result)) = receiver.recv() else { break };
                 running -= 1;
-                let delivered = result.and_then(|decomposition| self.finish(index, decomposition));
+                // No result: the method panicked, and the scope passes that on.
+                let delivered = match result {
+                    Some(result) => result.and_then(|decomposition| self.finish(index, decomposition)),
+                    None => {
+                        self.cancelled = true;
+                        Ok(())
+                    }
+                };
                 taken -= memory;
                 if outcome.is_ok() {
                     outcome = delivered;

@@ -54,6 +54,7 @@ mod memory;
 mod observer;
 mod plan;
 mod probes;
+mod problem;
 mod profile;
 mod report;
 mod search;

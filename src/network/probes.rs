@@ -189,8 +189,7 @@ impl Probes {
 
 /// The rank at which a layer is to be measured, and its loss there.
 fn probed<'a>(layer: &'a LayerProfile, plan: &Plan) -> Option<(&'a LayerProfile, usize, f64)> {
-    let any = Limits { min_rank: 1, max_rank: usize::MAX, multiple: 1 };
-    let all = candidates(layer, any);
+    let all = candidates(layer, Limits::NONE);
     let planned = match plan.choice(layer.name()) {
         Some(Choice::Rank(rank)) => rank,
         _ => usize::MAX,

@@ -3,7 +3,12 @@
 use core::fmt;
 
 use super::Choice;
-use crate::{Report, Warning};
+use super::allocator::names;
+use super::candidates::{Candidate, Limits, candidates};
+use super::problem::Problem;
+use super::profile::LayerProfile;
+use super::summary::{Chosen, Summary};
+use crate::{Error, Report, Result, Warning};
 
 /// What becomes of a network: parameters, multiply–adds, predicted errors and warnings.
 ///
@@ -77,6 +82,8 @@ pub enum DenseReason {
     TooMuchError,
     /// The budget pays for it, and is better spent here than elsewhere.
     Affordable,
+    /// It was chosen so, by the caller or by a search.
+    Chosen,
 }
 
 impl fmt::Display for DenseReason {
@@ -86,6 +93,7 @@ impl fmt::Display for DenseReason {
             Self::DoesNotPay => "no rank allowed saves anything",
             Self::TooMuchError => "no rank loses so little",
             Self::Affordable => "the budget pays for it",
+            Self::Chosen => "so chosen",
         })
     }
 }
@@ -121,6 +129,57 @@ impl fmt::Display for NetworkWarning {
 }
 
 impl NetworkReport {
+    /// The report on choices that were made elsewhere: by a [`JointSearch`](super::JointSearch), or by hand. All layers weigh the same in its objective,
+    /// which is its own lower bound.
+    ///
+    /// # Errors
+    ///
+    /// No layers or two of the same name; another number of choices; a rank that was not solved for; [`Choice::Shared`], which only an
+    /// [`Allocator`](super::Allocator) can tell apart.
+    ///
+    /// ```
+    /// use dalr::network::{Choice, LayerProfile, NetworkReport};
+    /// # fn main() -> dalr::Result<()> {
+    /// let fc1 = LayerProfile::from_energies("fc1", (8, 8), true, &[9.0, 4.0, 1.0], 16.0)?;
+    /// let fc2 = LayerProfile::from_energies("fc2", (8, 8), true, &[9.0, 4.0, 1.0], 16.0)?;
+    /// let report = NetworkReport::of_choices(&[fc1, fc2], &[Choice::Rank(2), Choice::Dense])?;
+    /// assert_eq!((report.parameters_before(), report.parameters_after()), (144, 32 + 8 + 72));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn of_choices(layers: &[LayerProfile], choices: &[Choice]) -> Result<Self> {
+        let operation = "NetworkReport::of_choices";
+        if layers.is_empty() {
+            return Err(Error::Empty { operation, what: "the layers" });
+        }
+        names(operation, layers)?;
+        if choices.len() != layers.len() {
+            let (what, expected, found) = ("choices, one per layer", layers.len(), choices.len());
+            return Err(Error::Shape { operation, what, expected, found });
+        }
+        let mut chosen = Vec::with_capacity(layers.len());
+        for (layer, choice) in layers.iter().zip(choices) {
+            let candidate = match *choice {
+                Choice::Dense => Some(Candidate::dense(layer)),
+                Choice::Rank(rank) => Candidate::of_rank(layer, rank),
+                Choice::Shared { .. } => None,
+            };
+            let Some(candidate) = candidate else {
+                let expected = format!("to stay dense, or a rank from 1 to the {} solved for", layer.max_rank());
+                let source = Error::Rank { operation, expected, found: format!("{choice:?}") };
+                return Err(Error::InLayer { layer: layer.name().into(), source: Box::new(source) });
+            };
+            chosen.push(Chosen::Alone(candidate));
+        }
+        let all = layers.iter().map(|layer| candidates(layer, Limits::NONE)).collect();
+        let weights = layers.iter().map(|layer| if layer.max_rank() > 0 { 1.0 } else { 0.0 }).collect();
+        let untouched = layers.iter().map(|layer| layer.max_rank() == 0).collect();
+        let problem = Problem { layers, groups: &[], candidates: all, weights, untouched, joint: Vec::new() };
+        let (minimised, reason) = (Minimised::Loss, DenseReason::Chosen);
+        let summary = Summary { problem: &problem, chosen, lower_bound: None, minimised, reason };
+        Ok(summary.report(("ranks chosen".into(), "one by one".into()), Vec::new(), false))
+    }
+
     /// The layers, in the order in which they were given. For an example see [`NetworkReport`].
     pub fn layers(&self) -> &[LayerReport] {
         &self.layers
@@ -131,7 +190,7 @@ impl NetworkReport {
         &self.budget
     }
 
-    /// How the budget was shared: `uniform`, `energy` or `sensitivity`. For an example see [`warnings`](Self::warnings).
+    /// How the budget was shared: `uniform`, `energy` or `sensitivity`; `one by one` where the choices were given. For an example see [`warnings`](Self::warnings).
     pub fn strategy(&self) -> &str {
         &self.strategy
     }

@@ -73,8 +73,7 @@ impl JointSearch {
     ///
     /// For an example see [`JointSearch`].
     pub fn new(max_drop: f64) -> Self {
-        let limits = Limits { min_rank: 1, max_rank: usize::MAX, multiple: 1 };
-        Self { max_drop, step: Step::Share(0.1), limits }
+        Self { max_drop, step: Step::Share(0.1), limits: Limits::NONE }
     }
 
     /// Sets how large the steps are. For an example see [`JointSearch`].
@@ -196,7 +195,7 @@ impl JointSearch {
     fn next(&self, candidates: &[Candidate], current: Candidate) -> Option<Candidate> {
         let largest = match (current.rank, self.step) {
             (0, _) => usize::MAX,
-            (rank, Step::Ranks(step)) => rank.checked_sub(step)?,
+            (rank, Step::Ranks(step)) => rank.saturating_sub(step),
             // At least one rank less: the share is below 1.
             (rank, Step::Share(share)) => ((rank as f64 * (1.0 - share)).floor() as usize).min(rank - 1),
         };

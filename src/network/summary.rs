@@ -1,11 +1,10 @@
 //! From what was chosen to the report on it.
 
-use super::allocator::Problem;
 use super::candidates::Candidate;
 use super::plan::Choice;
+use super::problem::Problem;
 use super::profile::LayerProfile;
 use super::report::{DenseReason, LayerReport, Minimised, NetworkReport, NetworkWarning};
-use super::{Budget, Strategy};
 
 /// A gap above this share of the objective is worth a warning.
 const WORTHY_GAP: f64 = 0.01;
@@ -23,36 +22,37 @@ pub(super) struct Summary<'a> {
     pub(super) chosen: Vec<Chosen>,
     /// `None` where nothing was left to choose.
     pub(super) lower_bound: Option<f64>,
-    pub(super) minimises_loss: bool,
+    pub(super) minimised: Minimised,
+    /// Why a layer stays dense that need not.
+    pub(super) reason: DenseReason,
 }
 
 impl Summary<'_> {
-    pub(super) fn report(&self, budget: Budget, strategy: &Strategy) -> NetworkReport {
-        let by_error = matches!(budget, Budget::TotalError(_) | Budget::LayerError(_));
-        let layers: Vec<LayerReport> = (0..self.chosen.len()).filter_map(|layer| self.layer(layer, by_error)).collect();
-        let objective = match self.minimises_loss {
-            true => layers.iter().map(|layer| layer.weight * layer.loss).sum(),
-            false => layers.iter().map(|layer| layer.parameters.1 as f64).sum::<f64>(),
+    /// The report; `budget` and `strategy` in words.
+    pub(super) fn report(
+        &self,
+        (budget, strategy): (String, String),
+        mut warnings: Vec<NetworkWarning>,
+        gap_matters: bool,
+    ) -> NetworkReport {
+        let layers: Vec<LayerReport> = (0..self.chosen.len()).filter_map(|layer| self.layer(layer)).collect();
+        let objective = match self.minimised {
+            Minimised::Loss => layers.iter().map(|layer| layer.weight * layer.loss).sum(),
+            Minimised::Parameters => layers.iter().map(|layer| layer.parameters.1 as f64).sum::<f64>(),
         };
         // The bound is known to rounding.
         let lower_bound = self.lower_bound.map_or(objective, |bound| bound.max(0.0).min(objective));
-        let mut warnings = Vec::new();
-        if matches!(strategy, Strategy::Energy) && !matches!(budget, Budget::Rank(_) | Budget::LayerError(_)) {
-            warnings.push(NetworkWarning::EnergyAlone);
-        }
         let share = (objective - lower_bound) / objective.max(f64::MIN_POSITIVE);
-        if share > WORTHY_GAP && !matches!(strategy, Strategy::Uniform) {
+        if share > WORTHY_GAP && gap_matters {
             warnings.push(NetworkWarning::Gap { share });
         }
         if layers.iter().all(|layer| layer.choice == Choice::Dense) {
             warnings.push(NetworkWarning::NothingCompressed);
         }
-        let minimised = if self.minimises_loss { Minimised::Loss } else { Minimised::Parameters };
-        let (budget, strategy) = (budget.to_string(), strategy.to_string());
-        NetworkReport { budget, strategy, objective, lower_bound, minimised, layers, warnings }
+        NetworkReport { budget, strategy, objective, lower_bound, minimised: self.minimised, layers, warnings }
     }
 
-    fn layer(&self, index: usize, by_error: bool) -> Option<LayerReport> {
+    fn layer(&self, index: usize) -> Option<LayerReport> {
         let problem = self.problem;
         let layer = problem.layers.get(index)?;
         let mut report = LayerReport {
@@ -73,8 +73,7 @@ impl Summary<'_> {
                 report.reason = Some(match () {
                     () if *problem.untouched.get(index)? => DenseReason::Untouched,
                     () if problem.candidates.get(index)?.len() < 2 => DenseReason::DoesNotPay,
-                    () if by_error => DenseReason::TooMuchError,
-                    () => DenseReason::Affordable,
+                    () => self.reason,
                 });
             }
             Chosen::Alone(candidate) => {

@@ -5,7 +5,10 @@ use super::{Class, price_of, value_of};
 /// Branches to look at; small problems need fewer.
 const NODES: usize = 200_000;
 
-/// Classes to decide about, each a level of recursion; with more the nodes would not get far.
+/// Items that are open; with more the nodes would not get far.
+const ITEMS: usize = 50_000;
+
+/// Classes to decide about, each a level of recursion.
 const LEVELS: usize = 1000;
 
 /// An item that may be part of better picks.
@@ -69,8 +72,7 @@ pub(super) fn improve(classes: &[&Class], picks: Vec<usize>, lambda: f64, limit:
     for (number, (class, least)) in classes.iter().zip(&least).enumerate() {
         let item =
             |index| Open { extra: (relaxed(class, index) - least).max(0.0), price: class.item(index).price, index };
-        let mut items: Vec<Open> = (0..class.len()).map(item).filter(|item| item.extra < room).collect();
-        items.sort_by(|a, b| a.extra.total_cmp(&b.extra));
+        let items: Vec<Open> = (0..class.len()).map(item).filter(|item| item.extra < room).collect();
         match items[..] {
             // Nothing open in a class: the picks are as good as the bound.
             [] => return picks,
@@ -81,9 +83,10 @@ pub(super) fn improve(classes: &[&Class], picks: Vec<usize>, lambda: f64, limit:
             _ => open.push((number, items)),
         }
     }
-    if open.len() > LEVELS {
+    if open.len() > LEVELS || open.iter().map(|(_, items)| items.len()).sum::<usize>() > ITEMS {
         return picks;
     }
+    open.iter_mut().for_each(|(_, items)| items.sort_by(|a, b| a.extra.total_cmp(&b.extra)));
     // Decide first where there is most to lose by a wrong choice.
     let second = |items: &[Open]| items.get(1).map_or(f64::INFINITY, |item| item.extra);
     open.sort_by(|a, b| second(&b.1).total_cmp(&second(&a.1)));

@@ -4,6 +4,8 @@
 //! convex hull, and `Σ min (value + λ price) − λ limit` is a bound from below. The largest such bound is found by bisection on `λ`, whose last
 //! feasible picks are then repaired. A block may also offer items that replace those of all its classes together.
 
+use std::collections::BTreeSet;
+
 mod class;
 mod exact;
 mod repair;
@@ -121,7 +123,11 @@ pub(super) fn solve(blocks: &[Block], limit: f64) -> Result<Solution, f64> {
     let modes = |lambda: f64| blocks.iter().map(|block| block.at(lambda).2).collect::<Vec<bool>>();
     let groups: Vec<usize> = (0..blocks.len()).filter(|&block| blocks[block].joint.is_some()).collect();
     let mut best: Option<(Vec<bool>, Vec<usize>, f64)> = None;
-    let consider = |way: Vec<bool>, best: &mut Option<(Vec<bool>, Vec<usize>, f64)>| {
+    let mut tried = BTreeSet::new();
+    let mut consider = |way: Vec<bool>, best: &mut Option<(Vec<bool>, Vec<usize>, f64)>| {
+        if !tried.insert(way.clone()) {
+            return;
+        }
         let known = best.as_ref().map_or(f64::INFINITY, |&(_, _, value)| value);
         if let Some((picks, value)) = within(&classes(blocks, &way), limit, known) {
             *best = Some((way, picks, value));
@@ -210,7 +216,8 @@ fn within(classes: &[&Class], limit: f64, known: f64) -> Option<(Vec<usize>, f64
     {
         best = other;
     }
-    let best = exact::improve(classes, best, above, limit);
+    best = repair::trade(classes, best, limit);
+    best = exact::improve(classes, best, above, limit);
     let value = value_of(classes, &best);
     (value < known).then_some((best, value))
 }

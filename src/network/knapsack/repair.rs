@@ -6,7 +6,7 @@ use std::collections::BinaryHeap;
 use super::{Class, price_of};
 
 /// Looks at pairs of classes that trading may take.
-const TRADES: usize = 4_000_000;
+const TRADES: usize = 1_000_000;
 
 /// A step of a class, ordered by what a unit of money does on it.
 struct Step {
@@ -55,7 +55,7 @@ pub(super) fn fill(classes: &[&Class], mut picks: Vec<usize>, limit: f64) -> Vec
         left -= classes[class].item(to).price - classes[class].item(picks[class]).price;
         picks[class] = to;
     }
-    trade(classes, picks, left)
+    picks
 }
 
 /// The purchase that lowers the value most: class, item and by how much.
@@ -76,7 +76,8 @@ fn best_buy(classes: &[&Class], picks: &[usize], left: f64, except: Option<usize
 }
 
 /// Sells one step of a class to buy more of another, as long as that lowers the value.
-fn trade(classes: &[&Class], mut picks: Vec<usize>, mut left: f64) -> Vec<usize> {
+pub(super) fn trade(classes: &[&Class], mut picks: Vec<usize>, limit: f64) -> Vec<usize> {
+    let mut left = limit - price_of(classes, &picks);
     let mut looks = TRADES;
     let mut improved = true;
     while improved {
