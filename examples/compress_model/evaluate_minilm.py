@@ -41,7 +41,7 @@ class Bench:
         self.tensors = load_file(options.model / "model.safetensors")
         texts = glosses(options.wordnet)
         self.probes, self.held_out = texts[:PROBES], texts[CALIBRATION : CALIBRATION + HELD_OUT]
-        self.documents = [line for line in (options.lee / "lee.cor").read_text("utf-8").splitlines() if line.strip()]
+        self.documents = [line for line in (options.lee / "lee.cor").read_text("latin-1").splitlines() if line.strip()]
         rows = (options.lee / "similarities0-1.txt").read_text().splitlines()
         self.ratings = torch.tensor([[float(x) for x in row.split()] for row in rows if row.strip()])
         assert len(self.ratings) == len(self.documents) == 50
