@@ -60,7 +60,8 @@
 //!
 //! - `rayon` (default): parallel kernels.
 //! - `nalgebra`: views and copies of nalgebra's matrices, in `interop::nalgebra`.
-//! - `safetensors`: `ActivationStats::save` and `load`, safe against crashes; the format is described in `interop::safetensors`.
+//! - `safetensors`: `ActivationStats::save` and `load`, safe against crashes; the format is described in `interop::safetensors`. Brings `serde` along,
+//!   with which the example `compress_model` keeps what it knows of each layer.
 //! - `serde`: `Serialize` and `Deserialize` for configuration, [`Rank`], [`Report`] and all of [`network`] that holds no matrices.
 #![forbid(unsafe_code)]
 // Nothing panics, whatever it is given: an `Error` is returned. Not seen by these lints: indices into faer's matrices, which come from

@@ -27,7 +27,7 @@ pub enum Error {
     #[error("cannot resume, {0}: run without --resume and with --force to begin anew")]
     Changed(String),
 
-    /// SIGINT or SIGTERM.
+    /// SIGINT.
     #[error("interrupted")]
     Interrupted,
 }

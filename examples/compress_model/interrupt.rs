@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Listens for SIGINT (Ctrl-C), SIGTERM and SIGHUP from here on.
+/// Listens for SIGINT (Ctrl-C) from here on. Other signals end the program as a kill does, which loses nothing either.
 pub fn listen() -> Result<()> {
     ctrlc::set_handler(|| {
         if INTERRUPTED.swap(true, Ordering::Relaxed) {
