@@ -25,7 +25,7 @@ mod work;
 use std::process::ExitCode;
 
 use clap::Parser;
-use dalr::network::{Allocator, NetworkReport};
+use dalr::network::{Allocator, LayerProfile, NetworkReport};
 
 use args::{Allocation, Args, Method};
 use calibration::Calibration;
@@ -92,13 +92,8 @@ fn compress(
 ) -> Result<NetworkReport> {
     let layers = &selection.layers;
     let pass = Pass { args, model, calibration, work, layers };
-    let mut profiles = pass.run(progress)?;
-    if args.allocation() == Allocation::Sensitivity && matches!(args.method, Method::Svd | Method::SvdBc) {
-        // What SVD leaves out of the weight says little about what the outputs lose.
-        for profile in &mut profiles {
-            *profile = profile.clone().with_data_errors().map_err(|error| Error::Refused(error.to_string()))?;
-        }
-    }
+    let profiles = pass.run(progress)?;
+    let profiles: Vec<LayerProfile> = profiles.into_iter().map(|profile| judged_by_outputs(args, profile)).collect();
     let plan = allocator.allocate(&profiles).map_err(|error| Error::Refused(error.to_string()))?;
 
     let outcome = Outcome { args, model, selection, profiles: &profiles, plan: &plan };
@@ -120,6 +115,17 @@ fn compress(
         args.require_free(&args.out)
     })?;
     Ok(plan.report().clone())
+}
+
+/// Makes what a layer loses the error of its outputs, where the energies that its method leaves out are another thing: those of the
+/// weight alone, or with the paper's ridge. Sharing by energy is sharing by these.
+fn judged_by_outputs(args: &Args, profile: LayerProfile) -> LayerProfile {
+    let errors = (1..=profile.max_rank()).map(|rank| profile.relative_error(rank));
+    let known = errors.into_iter().all(|error| error.is_some_and(f64::is_finite));
+    if args.method == Method::Dalr || args.allocation() == Allocation::Energy || !known {
+        return profile;
+    }
+    profile.clone().with_data_errors().unwrap_or(profile)
 }
 
 /// What a solved layer depends on beside its own weight, bias and input: with other settings it is another layer.

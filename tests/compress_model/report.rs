@@ -39,6 +39,26 @@ fn the_report_says_what_was_done() {
     assert_eq!((&layers[0]["choice"], &layers[0]["reason"]), (&"Dense".into(), &"DoesNotPay".into()));
 }
 
+/// One denominator for all methods' totals: what the outputs lose, whatever the method minimises.
+#[test]
+fn the_total_error_is_that_of_the_outputs() {
+    let folder = Folder::new();
+    stack(&folder, 3, 24);
+    let mut totals = Vec::new();
+    for method in ["dalr", "svd+bc", "svd", "dalr-paper"] {
+        folder.compress(&["--rank", "5", "--method", method, "--report", "report.json", "--force"]);
+        let report: Value = serde_json::from_slice(&std::fs::read(folder.path("report.json")).unwrap()).unwrap();
+        let layers = report["network"]["layers"].as_array().unwrap();
+        let squares: f64 = layers.iter().map(|layer| layer["relative_error"].as_f64().unwrap().powi(2)).sum();
+        let (total, expected) = (report["total_error"].as_f64().unwrap(), (squares / layers.len() as f64).sqrt());
+        // Shrinkage alone is between the two for dalr.
+        let tolerance = if method == "dalr" { 0.1 } else { 1e-9 };
+        assert!((total - expected).abs() <= tolerance * expected, "{method}: {total} {expected}");
+        totals.push(total);
+    }
+    assert!(totals[0] < totals[1], "{totals:?}");
+}
+
 #[test]
 fn the_page_is_whole_and_loads_nothing() {
     let folder = Folder::new();
