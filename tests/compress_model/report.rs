@@ -39,7 +39,7 @@ fn the_report_says_what_was_done() {
     assert_eq!((&layers[0]["choice"], &layers[0]["reason"]), (&"Dense".into(), &"DoesNotPay".into()));
 }
 
-/// One denominator for all methods' totals: what the outputs lose, whatever the method minimises.
+/// What the outputs lose, whatever the method minimises.
 #[test]
 fn the_total_error_is_that_of_the_outputs() {
     let folder = Folder::new();
