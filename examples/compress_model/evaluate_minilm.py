@@ -7,7 +7,7 @@ COLLECTED_FOLDER is what `collect_minilm.py` wrote. Judged by the mean cosine be
 calibration did not see, and by the correlation (Pearson) of cosines with human ratings of how similar 50 documents are (Lee, Pincombe and Welsh 2005).
 
 Sensitivities come from probes on glosses of the calibration set: with one layer alone compressed, what the network loses (1 - cosine) over what the
-layer loses (its squared relative error).
+layer loses (its squared relative error). A second round probes at the ranks that the first led to.
 """
 
 import argparse
@@ -38,6 +38,7 @@ def correlation(embeddings, ratings):
 class Bench:
     def __init__(self, options):
         self.options = options
+        self.sensitivity = options.collected / "sensitivity.json"
         self.tensors = load_file(options.model / "model.safetensors")
         texts = glosses(options.wordnet)
         self.probes, self.held_out = texts[:PROBES], texts[CALIBRATION : CALIBRATION + HELD_OUT]
@@ -70,18 +71,22 @@ class Bench:
             "lee": correlation(documents, self.ratings),
         }
 
-    def sensitivities(self, compressed, report):
-        """One probe per layer of a uniformly compressed model."""
+    def sensitivities(self, compressed, report, before=None):
+        """One probe for each layer of a compressed model; the mean with those of the round before."""
         weights = {}
         for layer in report["network"]["layers"]:
             name = layer["name"]
+            if layer["choice"] == "Dense":
+                weights[name] = before[name] if before else 0.0
+                continue
             tensors = {key: value for key, value in self.tensors.items()}
             tensors |= {key: value for key, value in compressed.items() if key.startswith((f"{name}.0.", f"{name}.1."))}
             lost = 1 - cosine(self.original["probes"], self.model(tensors).embed(self.probes))
             weights[name] = max(lost, 0.0) / layer["loss"]
-        path = self.options.collected / "sensitivity.json"
-        path.write_text(json.dumps(weights, indent=1) + "\n")
-        return path
+            if before:
+                weights[name] = (weights[name] + before[name]) / 2
+        self.sensitivity.write_text(json.dumps(weights, indent=1) + "\n")
+        return weights
 
 
 @torch.no_grad()
@@ -90,6 +95,7 @@ def main():
     for name in ("program", "model", "wordnet", "lee", "collected"):
         arguments.add_argument(name, type=pathlib.Path)
     arguments.add_argument("--keep", type=float, nargs="+", default=[0.8, 0.6, 0.4, 0.3])
+    arguments.add_argument("--rounds", type=int, default=2, help="of probes")
     arguments.add_argument("--json", type=pathlib.Path)
     options = arguments.parse_args()
     bench = Bench(options)
@@ -106,8 +112,11 @@ def main():
         for method in ("svd", "svd+bc", "dalr"):
             tensors, report, seconds = bench.compress(keep, "--method", method)
             row(keep, method if method != "dalr" else "dalr, uniform", tensors, report, seconds)
-        path = bench.sensitivities(tensors, report)
-        row(keep, "dalr, sensitivity", *bench.compress(keep, "--sensitivity", path))
+        weights = None
+        for _ in range(options.rounds):
+            weights = bench.sensitivities(tensors, report, weights)
+            tensors, report, seconds = bench.compress(keep, "--sensitivity", bench.sensitivity)
+        row(keep, "dalr, sensitivity", tensors, report, seconds)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
