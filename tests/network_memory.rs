@@ -36,8 +36,6 @@ fn measure<T: Scalar>((m, n): (usize, usize), samples: usize, rank: Option<usize
             job.memory()
         );
         assert!(taken <= job.memory(), "{m} × {n}, {samples} samples, rank {rank}, {name}: {share}");
-        // An estimate far above keeps memory idle.
-        assert!(share > 0.05, "{m} × {n}, {samples} samples, rank {rank}, {name}: {share}");
     }
 }
 
