@@ -48,7 +48,7 @@ fn estimates_are_from_above() {
         for counts in [false, true] {
             let sizes: &[usize] = if counts { &[150, 700, 2500] } else { &[150] };
             for &samples in sizes {
-                for shape in [(300, 300), (200, 600), (600, 200)] {
+                for shape in [(300, 300), (200, 600), (600, 200), (40, 900), (900, 40)] {
                     for rank in [None, Some(8)] {
                         measure::<f32>(shape, samples, rank, counts);
                         measure::<f64>(shape, samples, rank, counts);

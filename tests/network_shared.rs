@@ -162,7 +162,7 @@ fn the_joint_factors_lose_least_of_the_weighted_sum() {
     assert!(loss(&weighted, 1) > loss(&even, 1) && loss(&weighted, 0) < loss(&even, 0));
     // No member is given up for another's sake when all matter the same.
     let losses = [0, 1, 2].map(|index| loss(&even, index));
-    assert!(losses.iter().all(|loss| (0.1..0.9).contains(loss)), "{losses:?}");
+    assert!(losses.iter().all(|loss| *loss < 3.0 * losses[0] && 3.0 * loss > losses[0]), "{losses:?}");
 }
 
 #[test]
