@@ -468,7 +468,7 @@ fn a_thousand_layers_with_full_spectra() {
         .collect();
     let weights = (0..1000).map(|index| (format!("layer{index}"), f64::from((index * 7919) % 1000 + 1)));
     let strategy = Strategy::Sensitivity(Sensitivities::new(weights).unwrap());
-    for (strategy, worst) in [(strategy, 1e-6), (Strategy::Energy, 1e-6), (Strategy::Uniform, 1.0)] {
+    for (strategy, worst) in [(strategy, 1e-5), (Strategy::Energy, 1e-5), (Strategy::Uniform, 1.0)] {
         let start = std::time::Instant::now();
         let plan = Allocator::new(Budget::ParameterShare(0.4)).with_strategy(strategy).allocate(&layers).unwrap();
         let seconds = start.elapsed().as_secs_f64();

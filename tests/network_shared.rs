@@ -87,7 +87,7 @@ fn predicted_losses_are_those_of_the_layers_that_come_out() {
             for (index, outputs) in outputs.iter().enumerate() {
                 let alone = layers.layer(index).unwrap();
                 assert_eq!(alone.down(), layers.down());
-                assert_eq!(alone.forward(group.inputs.as_ref()).unwrap(), outputs);
+                assert_eq!(&alone.forward(group.inputs.as_ref()).unwrap(), outputs);
                 let (predicted, measured) = (joint.profile().loss(index, rank).unwrap(), group.measured(index, &alone));
                 let rounding = 1e3 * f64::EPSILON;
                 assert!((predicted - measured).abs() <= rounding, "{bias}, rank {rank}: {predicted:e} {measured:e}");
@@ -161,7 +161,8 @@ fn the_joint_factors_lose_least_of_the_weighted_sum() {
     assert!(sum(&weighted, [1.0; 3]) > sum(&even, [1.0; 3]));
     assert!(loss(&weighted, 1) > loss(&even, 1) && loss(&weighted, 0) < loss(&even, 0));
     // No member is given up for another's sake when all matter the same.
-    assert!((0..3).all(|index| (0.1..0.9).contains(&loss(&even, index))));
+    let losses = [0, 1, 2].map(|index| loss(&even, index));
+    assert!(losses.iter().all(|loss| *loss < 3.0 * losses[0] && 3.0 * loss > losses[0]), "{losses:?}");
 }
 
 #[test]

@@ -60,7 +60,7 @@ fn networks() {
             .with_strategy(Strategy::Sensitivity(sensitivities.clone()))
             .with_limits("key", 2, 9)
             .with_rank_multiple(1);
-        let plan = allocator.allocate_shared(&profiles, &[joint.clone()]).unwrap();
+        let plan = allocator.allocate_shared(&profiles, std::slice::from_ref(&joint)).unwrap();
         round_trip(plan.clone());
         round_trip(plan.report().clone());
         round_trip(allocator);

@@ -34,7 +34,7 @@ const OPERATION: &str = "Allocator::allocate";
 /// #     profiles.push(LayerProfile::new(name, &Dalr::new().decompose(&layer, &stats, 20)?));
 /// # }
 /// let sensitivities = Sensitivities::new([("query", 0.2), ("value", 1.5), ("head", 0.9)])?;
-/// let plan = Allocator::new(Budget::ParameterShare(0.5))
+/// let plan = Allocator::new(Budget::ParameterShare(0.7))
 ///     .with_strategy(Strategy::Sensitivity(sensitivities))
 ///     .with_rank_multiple(2)
 ///     .with_limits("value", 4, 8)

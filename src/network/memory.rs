@@ -16,11 +16,14 @@ pub(super) fn loaded((m, n): (usize, usize), samples: usize, scalar: usize) -> u
 /// Bytes that decomposing a layer up to a rank takes, the result included.
 ///
 /// In `f64`: the weight, widened and as `Q R`; the matrix to diagonalise, its eigenvectors, as much again for either's check and for the
-/// workspace; samples or scatter once more, centred, and the outputs of the samples; the factors.
+/// workspace; samples twice more, centred, their outputs and their products with each other, or the scatter; the factors.
 pub(super) fn decomposition((m, n): (usize, usize), samples: usize, rank: usize, scalar: usize) -> usize {
     let (high, wide) = (m as f64, n as f64);
     let (small, kept, rank) = (high.min(wide), kept(n, samples, scalar) as f64, rank as f64);
-    let moment = if kept < samples as f64 { 3.0 * wide * wide } else { kept * (wide + 2.0 * high) };
+    let moment = match kept < samples as f64 {
+        true => 3.0 * wide * wide,
+        false => kept * (2.5 * wide + 2.0 * high) + 2.0 * kept.min(wide).powi(2),
+    };
     let numbers = 3.0 * high * wide + 8.0 * small * small + moment + 4.0 * rank * (high + wide);
     bytes(8.0 * numbers + 1e6)
 }
