@@ -51,10 +51,12 @@ def main():
     layers = max(1, int((options.gigabytes * 2**30 - TABLE) / (4 * OUT * IN)))
     random = np.random.default_rng(1)
 
-    def gaussian(rows, columns):
+    def gaussian(rows, columns, decay=1.0):
+        scale = (decay ** np.arange(columns)).astype(np.float32)
+
         def pieces():
             for start in range(0, rows, 256):
-                yield random.standard_normal((min(256, rows - start), columns), np.float32).tobytes()
+                yield (random.standard_normal((min(256, rows - start), columns), np.float32) * scale).tobytes()
 
         return pieces
 
@@ -64,7 +66,7 @@ def main():
         for index in range(layers):
             tensors += [(f"layers.{index}.weight", [OUT, IN], gaussian(OUT, IN)), (f"layers.{index}.bias", [OUT], gaussian(1, OUT))]
         size = write(model, tensors)
-        write(calibration, [(f"layers.{index}.input", [4, SAMPLES // 4, IN], gaussian(SAMPLES, IN)) for index in range(layers)])
+        write(calibration, [(f"layers.{index}.input", [4, SAMPLES // 4, IN], gaussian(SAMPLES, IN, 0.98)) for index in range(layers)])
         print(f"model of {size / 2**30:.2f} GB, {layers} layers of {OUT} x {IN}; limit {options.limit} GB", flush=True)
         limit = int(options.limit * 2**30)
         started = time.perf_counter()
