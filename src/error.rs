@@ -1,5 +1,8 @@
 //! The one error type of the crate.
 
+use core::fmt;
+use std::sync::Arc;
+
 /// What went wrong: each variant names the operation, what it expected and what it got.
 ///
 /// An operation that fails leaves the object it was called on as it was.
@@ -155,6 +158,82 @@ pub enum Error {
         /// What is.
         found: String,
     },
+
+    /// Names of layers that do not fit together: one twice, one that no layer has, one without what each must have.
+    #[error("{operation}: expected {expected}, got {found}")]
+    Layers {
+        /// The operation that refused.
+        operation: &'static str,
+        /// What the layers must be.
+        expected: String,
+        /// What they are.
+        found: String,
+    },
+
+    /// One layer of a network failed.
+    #[error("layer `{layer}`: {source}")]
+    InLayer {
+        /// The name of the layer.
+        layer: String,
+        /// What went wrong there.
+        source: Box<Error>,
+    },
+
+    /// A function that the caller passed failed; its own error is the [`source`](std::error::Error::source).
+    #[error("{operation}: expected a value for {subject}, got an error: {source}")]
+    Callback {
+        /// The operation that called it.
+        operation: &'static str,
+        /// What it was called for.
+        subject: String,
+        /// The error it returned.
+        source: Cause,
+    },
+}
+
+/// An error that a function of the caller's returned, shared so that [`Error`] can be copied.
+///
+/// ```
+/// use dalr::{Cause, Error};
+/// let operation = "Probes::measure";
+/// let error = Error::Callback { operation, subject: "layer `fc1`".into(), source: Cause::new("no such file") };
+/// assert_eq!(std::error::Error::source(&error).map(|cause| cause.to_string()).as_deref(), Some("no such file"));
+/// ```
+#[derive(Clone)]
+pub struct Cause(Arc<dyn std::error::Error + Send + Sync>);
+
+impl Cause {
+    /// Takes any error, or a message. For an example see [`Cause`].
+    pub fn new(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self(Arc::from(error.into()))
+    }
+}
+
+impl core::ops::Deref for Cause {
+    type Target = dyn std::error::Error + Send + Sync;
+
+    fn deref(&self) -> &Self::Target {
+        self.0.as_ref()
+    }
+}
+
+impl fmt::Debug for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// Two causes are equal when they say the same.
+impl PartialEq for Cause {
+    fn eq(&self, other: &Self) -> bool {
+        self.to_string() == other.to_string()
+    }
 }
 
 /// A `Result` with this crate's [`Error`].

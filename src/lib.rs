@@ -44,6 +44,9 @@
 //! the error of every rank, and cut with [`Decomposition::truncate`], which solves nothing again. A rank only saves
 //! parameters below [`Rank::break_even`]; past it the [`Report`] warns.
 //!
+//! For many layers say what the network may cost: [`network`] shares a budget among them, by what each does to the network where that can be
+//! measured, and solves them in parallel.
+//!
 //! # Precision, threads, errors
 //!
 //! Whatever the [`Scalar`] of the data, statistics are summed up in `f64`. Layers of `f32` with hundreds of inputs and outputs are multiplied
@@ -57,8 +60,9 @@
 //!
 //! - `rayon` (default): parallel kernels.
 //! - `nalgebra`: views and copies of nalgebra's matrices, in `interop::nalgebra`.
-//! - `safetensors`: `ActivationStats::save` and `load`, safe against crashes; the format is described in `interop::safetensors`.
-//! - `serde`: `Serialize` and `Deserialize` for configuration, [`Rank`] and [`Report`].
+//! - `safetensors`: `ActivationStats::save` and `load`, safe against crashes; the format is described in `interop::safetensors`. Brings `serde` along,
+//!   with which the example `compress_model` keeps what it knows of each layer.
+//! - `serde`: `Serialize` and `Deserialize` for configuration, [`Rank`], [`Report`] and all of [`network`] that holds no matrices.
 #![forbid(unsafe_code)]
 // Nothing panics, whatever it is given: an `Error` is returned. Not seen by these lints: indices into faer's matrices, which come from
 // loops over their own sizes, and integer arithmetic, which counts what is in memory (`m · n`) and so cannot overflow.
@@ -105,6 +109,7 @@ mod error;
 pub mod interop;
 mod kernel;
 mod layer;
+pub mod network;
 mod operator;
 mod random;
 mod rank;
@@ -117,7 +122,7 @@ pub use compress::{
     relative_output_error, select_ridge,
 };
 pub use covariance::ActivationStats;
-pub use error::{Error, Result};
+pub use error::{Cause, Error, Result};
 pub use layer::{Linear, LowRankLinear};
 pub use rank::Rank;
 pub use report::{Report, Warning};

@@ -1,8 +1,13 @@
 //! What the types promise beside what they compute: checked by the compiler, so that a change cannot break it unseen.
 
+use dalr::network::{
+    Allocator, Budget, Choice, Completion, Decomposer, DenseReason, Event, Job, JointSearch, LayerProfile, LayerReport,
+    NetworkReport, NetworkWarning, Observer, Plan, Probe, Probes, SearchPath, SearchState, SearchStep, Sensitivities,
+    SharedDecomposition, SharedInput, SharedLowRank, SharedMember, SharedProfile, Stage, Step, Stop, Strategy,
+};
 use dalr::solver::{Eigenpairs, PsdOperator};
 use dalr::{
-    ActivationPruning, ActivationStats, Compressed, Dalr, Decomposition, Error, Linear, LowRankCompressor,
+    ActivationPruning, ActivationStats, Cause, Compressed, Dalr, Decomposition, Error, Linear, LowRankCompressor,
     LowRankLinear, PrunedLinear, Rank, Report, Ridge, Scalar, Solver, TruncatedSvd, Warning,
 };
 
@@ -28,6 +33,15 @@ const fn data<T: Scalar>() {
     plain::<PrunedLinear<T>>();
     plain::<Decomposition<T>>();
     plain::<Compressed<T>>();
+    shareable::<Job<'static, T>>();
+    shareable::<SharedInput<'static, T>>();
+    shareable::<SharedDecomposition<T>>();
+    shareable::<SharedLowRank<T>>();
+    shareable::<SharedMember<T>>();
+    plain::<SharedInput<'static, T>>();
+    plain::<SharedDecomposition<T>>();
+    plain::<SharedLowRank<T>>();
+    plain::<SharedMember<T>>();
 }
 
 const _: () = {
@@ -53,7 +67,24 @@ const _: () = {
     plain::<Eigenpairs>();
     plain::<Error>();
     error::<Error>();
+    shareable::<Cause>();
+    plain::<Cause>();
 };
+
+macro_rules! checked {
+    ($($name:ty),*) => {
+        const _: () = {
+            $(shareable::<$name>(); plain::<$name>();)*
+        };
+    };
+}
+
+checked!(Allocator, Budget, Choice, Completion, Decomposer, DenseReason, Event<'static>, JointSearch, LayerProfile);
+checked!(LayerReport, NetworkReport, NetworkWarning, Plan, Probe<'static>, Probes, SearchPath, SearchState, SearchStep);
+checked!(Sensitivities, SharedProfile, Stage, Step, Stop, Strategy);
+
+/// Observers can be chosen at run time.
+const _: fn(Box<dyn Observer>) -> Box<dyn Observer> = |observer| observer;
 
 /// Methods can be chosen at run time, and shared between threads that compress a layer each.
 const _: fn(Dalr) -> Box<dyn LowRankCompressor<f32> + Send + Sync> = |method| Box::new(method);

@@ -1,6 +1,10 @@
 //! Configuration and reports survive a round trip through JSON.
 #![cfg(feature = "serde")]
 
+use dalr::network::{
+    Allocator, Budget, Completion, Decomposer, JointSearch, LayerProfile, Probe, Probes, SearchState, Sensitivities,
+    SharedInput, Step, Strategy,
+};
 use dalr::{
     ActivationPruning, ActivationStats, Dalr, Linear, LowRankCompressor, Rank, Report, Ridge, Solver, TruncatedSvd,
 };
@@ -32,4 +36,47 @@ fn configuration_and_reports() {
     let report: Report = Dalr::new().compress(&layer, &stats, Rank::Fixed(3)).unwrap().report().clone();
     assert!(!report.warnings().is_empty());
     round_trip(report);
+}
+
+#[test]
+fn networks() {
+    let mut stats = ActivationStats::new(20);
+    stats.update(Mat::from_fn(50, 20, |i, j| ((i * i * 11 + j * 7 + i * j) % 13) as f64).as_ref()).unwrap();
+    let layer = |s: usize| Linear::new(Mat::from_fn(20, 20, |i, j| ((i * s + j * j * 3) % 17) as f64), None).unwrap();
+    let layers = [layer(5), layer(7)];
+    let profile = |(name, layer): (&str, &Linear<f64>)| {
+        LayerProfile::new(name, &Dalr::new().decompose(layer, &stats, 20).unwrap())
+    };
+    let profiles: Vec<LayerProfile> = ["query", "key"].into_iter().zip(&layers).map(profile).collect();
+    let members: Vec<_> = profiles.iter().zip(&layers).collect();
+    let joint = SharedInput::new(&members).unwrap().decompose(&Dalr::new(), &stats, 12).unwrap().profile().clone();
+    let sensitivities = Sensitivities::new([("query", 0.5), ("key", 0.1)]).unwrap();
+    assert_eq!(serde_json::to_string(&sensitivities).unwrap(), r#"{"key":0.1,"query":0.5}"#);
+    assert!(serde_json::from_str::<Sensitivities>(r#"{"key":-0.1}"#).is_err());
+
+    let budgets = [Budget::Parameters(300), Budget::MultiplyAddShare(0.5), Budget::TotalError(0.4), Budget::Rank(3)];
+    for budget in budgets {
+        let allocator = Allocator::new(budget)
+            .with_strategy(Strategy::Sensitivity(sensitivities.clone()))
+            .with_limits("key", 2, 9)
+            .with_rank_multiple(1);
+        let plan = allocator.allocate_shared(&profiles, std::slice::from_ref(&joint)).unwrap();
+        round_trip(plan.clone());
+        round_trip(plan.report().clone());
+        round_trip(allocator);
+    }
+    let mut probes = Probes::new();
+    let plan = Allocator::new(Budget::ParameterShare(0.5)).allocate(&profiles).unwrap();
+    let evaluate = |probe: Probe<'_>| Ok::<f64, String>(if probe == Probe::Original { 0.1 } else { 0.3 });
+    assert_eq!(probes.measure(&profiles, &plan, evaluate, &mut ()), Ok(Completion::Finished));
+    round_trip(probes);
+    let mut state = SearchState::new();
+    let search = JointSearch::new(0.1).with_step(Step::Ranks(4));
+    let path = search.run(&profiles, &mut state, |choices| Ok::<f64, String>(choices.len() as f64), &mut ()).unwrap();
+    round_trip(path);
+    round_trip(state);
+    round_trip(search);
+    round_trip(Decomposer::new().with_memory_limit(1 << 30));
+    round_trip(joint);
+    round_trip(profiles);
 }

@@ -38,26 +38,65 @@ pub struct Decomposition<T> {
     pub(super) total_energy: f64,
     /// The energies over `total_energy`, which are numbers even where these underflow.
     pub(super) shares: Vec<f64>,
-    /// Energies that stand out of rounding noise.
-    pub(super) determined: usize,
     pub(super) relative_errors: Option<Vec<f64>>,
-    pub(super) resolution: f64,
     pub(super) kept_bias: Option<Col<T>>,
     pub(super) correction: Option<BiasCorrection>,
     pub(super) facts: Facts,
 }
 
 /// What a report says whatever the rank.
-#[derive(Clone)]
-pub(super) struct Facts {
-    pub(super) method: &'static str,
-    pub(super) samples: u64,
-    pub(super) shrinkage: Option<f64>,
-    pub(super) solver: String,
-    pub(super) residual: f64,
-    pub(super) warnings: Vec<Warning>,
-    pub(super) shape: (usize, usize),
-    pub(super) layer_bias: bool,
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub(crate) struct Facts {
+    pub(crate) method: String,
+    pub(crate) samples: u64,
+    pub(crate) shrinkage: Option<f64>,
+    pub(crate) solver: String,
+    pub(crate) residual: f64,
+    pub(crate) warnings: Vec<Warning>,
+    pub(crate) shape: (usize, usize),
+    /// Whether the dense layer has a bias, and whether the compressed one will.
+    pub(crate) biases: (bool, bool),
+    /// Energies that stand out of rounding noise.
+    pub(crate) determined: usize,
+    /// The smallest relative error that can be told from zero.
+    pub(crate) resolution: f64,
+}
+
+impl Facts {
+    /// The report on the layer of this rank, whose relative error is `relative_error`.
+    pub(crate) fn report(&self, rank: usize, relative_error: Option<f64>) -> Report {
+        let (m, n) = self.shape;
+        let bias = |has: bool| if has { m } else { 0 };
+        let mut warnings = self.warnings.clone();
+        if rank > self.determined {
+            warnings.push(Warning::Filled { determined: self.determined, rank });
+        }
+        let multiply_adds_after = rank * (m + n);
+        let (before, after) = (m * n + bias(self.biases.0), multiply_adds_after + bias(self.biases.1));
+        if after >= before {
+            warnings.push(Warning::PastBreakEven { rank, break_even: Rank::break_even(m, n) });
+        }
+        if relative_error.is_some_and(|error| error < self.resolution) {
+            warnings.push(Warning::BelowResolution { resolution: self.resolution });
+        }
+        Report {
+            method: self.method.clone(),
+            rank,
+            out_features: m,
+            in_features: n,
+            parameters_before: before,
+            parameters_after: after,
+            multiply_adds_before: m * n,
+            multiply_adds_after,
+            relative_error,
+            samples: self.samples,
+            shrinkage: self.shrinkage,
+            solver: self.solver.clone(),
+            residual: self.residual,
+            warnings,
+        }
+    }
 }
 
 impl<T: Scalar> Decomposition<T> {
@@ -119,9 +158,9 @@ impl<T: Scalar> Decomposition<T> {
         let spectrum = Spectrum {
             energies: &self.shares,
             total_energy: 1.0,
-            numerical_rank: self.determined,
+            numerical_rank: self.facts.determined,
             relative_errors: self.relative_errors.as_deref(),
-            resolution: self.resolution,
+            resolution: self.facts.resolution,
         };
         rank.resolve("Decomposition::rank_for", self.facts.shape, multiple, &spectrum)
     }
@@ -150,41 +189,26 @@ impl<T: Scalar> Decomposition<T> {
             None => self.kept_bias.clone(),
         };
         let layer = LowRankLinear::new(copy(down)?, copy(up)?, bias)?;
-        Ok(Compressed { report: self.report(rank, &layer), layer, corrected: self.correction.is_some() })
+        let report = self.facts.report(rank, self.relative_error(rank));
+        Ok(Compressed { report, layer, corrected: self.correction.is_some() })
     }
 
-    fn report(&self, rank: usize, layer: &LowRankLinear<T>) -> Report {
-        let facts = &self.facts;
-        let (m, n) = facts.shape;
-        let relative_error = self.relative_error(rank);
-        let mut warnings = facts.warnings.clone();
-        if rank > self.determined {
-            warnings.push(Warning::Filled { determined: self.determined, rank });
-        }
-        let break_even = Rank::break_even(m, n);
-        let (before, after) = (m * n + if facts.layer_bias { m } else { 0 }, layer.parameters());
-        if after >= before {
-            warnings.push(Warning::PastBreakEven { rank, break_even });
-        }
-        if relative_error.is_some_and(|error| error < self.resolution) {
-            warnings.push(Warning::BelowResolution { resolution: self.resolution });
-        }
-        Report {
-            method: facts.method.into(),
-            rank,
-            out_features: m,
-            in_features: n,
-            parameters_before: before,
-            parameters_after: after,
-            multiply_adds_before: m * n,
-            multiply_adds_after: layer.multiply_adds(),
-            relative_error,
-            samples: facts.samples,
-            shrinkage: facts.shrinkage,
-            solver: facts.solver.clone(),
-            residual: facts.residual,
-            warnings,
-        }
+    /// Whether the bias is corrected, not kept.
+    pub(crate) fn corrects_bias(&self) -> bool {
+        self.correction.is_some()
+    }
+
+    pub(crate) fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// The energies over [`total_energy`](Self::total_energy).
+    pub(crate) fn shares(&self) -> &[f64] {
+        &self.shares
+    }
+
+    pub(crate) fn relative_errors(&self) -> Option<&[f64]> {
+        self.relative_errors.as_deref()
     }
 }
 

@@ -12,6 +12,7 @@ mod svd;
 mod weighted;
 
 pub use self::dalr::Dalr;
+pub(crate) use self::decomposition::Facts;
 pub use self::decomposition::{Compressed, Decomposition};
 pub use self::evaluate::relative_output_error;
 pub use self::pruning::{ActivationPruning, PrunedLinear};

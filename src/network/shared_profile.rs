@@ -1,0 +1,99 @@
+//! What sharing a budget needs to know of layers that may share one `down`.
+
+use super::candidates::{Candidate, Limits};
+use super::profile::LayerProfile;
+use crate::{Error, Result, Warning};
+
+/// Names, shapes and the loss of each member at every rank of the `down` that they would share. No matrices.
+///
+/// For an example see [`SharedInput`](super::SharedInput).
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct SharedProfile {
+    pub(super) in_features: usize,
+    pub(super) members: Vec<Member>,
+    pub(super) warnings: Vec<Warning>,
+}
+
+/// One of the layers.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub(super) struct Member {
+    pub(super) name: String,
+    pub(super) out_features: usize,
+    /// Whether its compressed form has a bias.
+    pub(super) bias: bool,
+    /// Of every rank from 1.
+    pub(super) losses: Vec<f64>,
+}
+
+impl SharedProfile {
+    /// The names of the members. For an example see [`SharedInput`](super::SharedInput).
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.members.iter().map(|member| member.name.as_str())
+    }
+
+    /// The largest rank that was solved for. For an example see [`SharedInput`](super::SharedInput).
+    pub fn max_rank(&self) -> usize {
+        self.members.iter().map(|member| member.losses.len()).min().unwrap_or(0)
+    }
+
+    /// What a member loses at this rank of the shared `down`, a squared relative error as [`LayerProfile::loss`] (with shrinkage, if that was
+    /// solved with). `None` for a member or a rank that there is not.
+    ///
+    /// For an example see [`SharedInput`](super::SharedInput).
+    pub fn loss(&self, member: usize, rank: usize) -> Option<f64> {
+        self.members.get(member)?.losses.get(rank.checked_sub(1)?).copied()
+    }
+
+    /// Parameters of all members at this rank, biases included: `k (n + Σ mᵢ)`. For an example see [`SharedInput`](super::SharedInput).
+    pub fn parameters(&self, rank: usize) -> u64 {
+        let outputs = self.members.iter().map(|member| member.out_features as u64).sum::<u64>();
+        let biases =
+            self.members.iter().filter(|member| member.bias).map(|member| member.out_features as u64).sum::<u64>();
+        (rank as u64).saturating_mul(outputs + self.in_features as u64).saturating_add(biases)
+    }
+
+    /// The largest loss of any member.
+    pub(super) fn worst_loss(&self, rank: usize) -> f64 {
+        let losses = (0..self.members.len()).map(|member| self.loss(member, rank).unwrap_or(f64::INFINITY));
+        losses.fold(0.0, f64::max)
+    }
+
+    /// Refuses a layer that is not what was decomposed.
+    pub(super) fn check(&self, operation: &'static str, layer: &LayerProfile) -> Result<()> {
+        let same = |member: &&Member| member.name == layer.name() && member.out_features == layer.out_features();
+        let found = match self.members.iter().find(same) {
+            Some(_) if self.in_features == layer.in_features() && !layer.is_by_errors() => return Ok(()),
+            Some(_) if self.in_features == layer.in_features() => "losses by errors on the data",
+            _ => "another shape",
+        };
+        let expected = format!("`{}` of the shape, and with the losses by energy, that its group has", layer.name());
+        Err(Error::Layers { operation, expected, found: found.into() })
+    }
+
+    /// All ranks within the limits that make the group smaller, with the weighted loss of all members.
+    pub(super) fn candidates(&self, members: &[(&LayerProfile, f64)], limits: Limits) -> Vec<Candidate> {
+        let dense = members.iter().map(|(layer, _)| layer.parameters()).sum::<u64>();
+        let calls = members.first().map_or(1, |(layer, _)| layer.calls());
+        // A `down` that is run more often than once for some member is not worth the trouble.
+        if members.iter().any(|(layer, _)| layer.calls() != calls) {
+            return Vec::new();
+        }
+        let width = self.members.iter().map(|member| member.out_features as u64).sum::<u64>() + self.in_features as u64;
+        limits
+            .ranks(self.max_rank())
+            .take_while(|&rank| self.parameters(rank) < dense)
+            .map(|rank| Candidate {
+                rank,
+                parameters: self.parameters(rank) as f64,
+                multiply_adds: (rank as u64 * width * calls) as f64,
+                loss: members
+                    .iter()
+                    .enumerate()
+                    .map(|(member, (_, weight))| weight * self.loss(member, rank).unwrap_or(f64::INFINITY))
+                    .sum(),
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,53 @@
+//! The same for every layer: the same share of its cost, the same bound on its error, the same rank.
+
+use super::candidates::{Candidate, Cost};
+
+/// By layer, the most expensive candidate that costs at most this share of the dense layer, or else the cheapest.
+fn at_share(layers: &[Vec<Candidate>], cost: Cost, share: f64) -> Vec<Candidate> {
+    let pick = |candidates: &Vec<Candidate>| {
+        let affordable = share * candidates.last()?.cost(cost);
+        let count = candidates.partition_point(|candidate| candidate.cost(cost) <= affordable);
+        candidates.get(count.saturating_sub(1)).copied()
+    };
+    layers.iter().filter_map(pick).collect()
+}
+
+/// The largest share that all layers can keep while `allowed` holds of the sum, or (`ascending`) the smallest from which on it does.
+/// The first must hold of share 0, the second of share 1.
+fn bisect(
+    layers: &[Vec<Candidate>],
+    cost: Cost,
+    ascending: bool,
+    allowed: impl Fn(&[Candidate]) -> bool,
+) -> Vec<Candidate> {
+    let (mut good, mut bad) = if ascending { (1.0_f64, 0.0_f64) } else { (0.0_f64, 1.0_f64) };
+    let best = at_share(layers, cost, if ascending { bad } else { 1.0 });
+    if allowed(&best) {
+        return best;
+    }
+    let mut found = at_share(layers, cost, good);
+    loop {
+        let middle = f64::from_bits(good.to_bits().midpoint(bad.to_bits()));
+        if middle <= good.min(bad) || middle >= good.max(bad) {
+            return found;
+        }
+        let picks = at_share(layers, cost, middle);
+        if allowed(&picks) {
+            (good, found) = (middle, picks);
+        } else {
+            bad = middle;
+        }
+    }
+}
+
+/// The largest common share whose cost is within the limit; the cheapest candidates must be.
+pub(super) fn within_cost(layers: &[Vec<Candidate>], cost: Cost, limit: f64) -> Vec<Candidate> {
+    bisect(layers, cost, false, |picks| picks.iter().map(|pick| pick.cost(cost)).sum::<f64>() <= limit)
+}
+
+/// The smallest common share whose weighted loss is within the limit; that of the dense layers is.
+pub(super) fn within_loss(layers: &[Vec<Candidate>], weights: &[f64], limit: f64) -> Vec<Candidate> {
+    bisect(layers, Cost::Parameters, true, |picks| {
+        picks.iter().zip(weights).map(|(pick, weight)| pick.loss * weight).sum::<f64>() <= limit
+    })
+}

@@ -1,0 +1,11 @@
+//! The example `compress_model`, run as its users run it: files in, files out, signals and small machines in between.
+#![cfg(all(feature = "safetensors", unix))]
+
+mod errors;
+mod harness;
+mod layers;
+mod memory;
+mod python;
+mod report;
+mod resume;
+mod rules;

@@ -1,0 +1,85 @@
+//! A model and samples several times as large as the memory there is.
+
+use std::io::Write;
+use std::process::Command;
+
+use safetensors::tensor::Dtype;
+
+use crate::harness::{Folder, Tensors, layer, random, said};
+
+const SIZE: usize = 384;
+const LAYERS: usize = 3;
+/// Of the table that is passed through, and of the samples of each layer.
+const TABLE: usize = 256 << 20;
+const SAMPLES: usize = 20_000;
+/// Kilobytes of data that the process may have, of which matrix products reserve 64 MB whatever their size. (Code and what the kernel
+/// caches of files do not count.)
+const LIMIT: usize = 144 << 10;
+
+/// Files are written piece by piece here as well: the test runs on small machines, too.
+fn write(folder: &Folder) {
+    let mut header = serde_json::Map::new();
+    let mut end = 0;
+    let mut add = |name: String, shape: Vec<usize>| {
+        let start = end;
+        end += 4 * shape.iter().product::<usize>();
+        let entry = serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": [start, end]});
+        header.insert(name, entry);
+    };
+    let mut model = Tensors::default();
+    for index in 0..LAYERS {
+        model = layer(model, &format!("l{index}"), Dtype::F32, [SIZE, SIZE], true);
+    }
+    for (name, tensor) in &model.tensors {
+        add(name.clone(), tensor.shape.clone());
+    }
+    add("table".into(), vec![TABLE / 4]);
+    let create = |name: &str, header: &serde_json::Map<String, serde_json::Value>| {
+        let text = serde_json::to_vec(header).unwrap();
+        let mut file = std::fs::File::create(folder.path(name)).unwrap();
+        file.write_all(&(text.len() as u64).to_le_bytes()).unwrap();
+        file.write_all(&text).unwrap();
+        file
+    };
+    let mut file = create("model.safetensors", &header);
+    model.tensors.values().for_each(|tensor| file.write_all(&tensor.data).unwrap());
+    // A hole, which costs no disk.
+    let length = file.metadata().unwrap().len() + TABLE as u64;
+    file.set_len(length).unwrap();
+
+    let mut header = serde_json::Map::new();
+    let bytes = 4 * SAMPLES * SIZE;
+    for index in 0..LAYERS {
+        let entry = serde_json::json!(
+            {"dtype": "F32", "shape": [20, SAMPLES / 20, SIZE], "data_offsets": [index * bytes, (index + 1) * bytes]}
+        );
+        header.insert(format!("l{index}.input"), entry);
+    }
+    let mut file = create("calibration.safetensors", &header);
+    let piece = random(1, SAMPLES / 20, SIZE, 0.99);
+    let piece: Vec<u8> = piece.iter().flat_map(|&x| (x as f32).to_le_bytes()).collect();
+    (0..20 * LAYERS).for_each(|_| file.write_all(&piece).unwrap());
+}
+
+/// Runs with at most so many kilobytes of data.
+fn limited(folder: &Folder, kilobytes: usize) -> std::process::Output {
+    let inner = folder.command(&["--keep", "0.5", "--force"]);
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("ulimit -d {kilobytes}; exec \"$0\" \"$@\"")]);
+    command.arg(inner.get_program()).args(inner.get_args()).current_dir(folder.path("")).output().unwrap()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_model_larger_than_the_memory_is_compressed() {
+    let folder = Folder::new();
+    write(&folder);
+    let size = |name: &str| std::fs::metadata(folder.path(name)).unwrap().len();
+    assert!(size("model.safetensors") > 1024 * LIMIT as u64);
+    assert!(size("model.safetensors") + size("calibration.safetensors") > 2 * 1024 * LIMIT as u64);
+    let output = limited(&folder, LIMIT);
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(size("out.safetensors") > TABLE as u64);
+    // The limit is one: with less than products reserve there is no getting by.
+    assert!(!limited(&folder, LIMIT / 3).status.success());
+}

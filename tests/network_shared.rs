@@ -1,0 +1,214 @@
+//! Layers that read the same input: one `down` or one each, whichever loses less at the same budget.
+
+mod common;
+
+use common::{Spectrum, gaussian, with_spectrum};
+use dalr::network::{
+    Allocator, Budget, Choice, LayerProfile, Plan, Sensitivities, SharedDecomposition, SharedInput, Strategy,
+};
+use dalr::{ActivationStats, Dalr, Error, Linear, LowRankCompressor, Ridge, TruncatedSvd};
+use faer::{Col, Mat};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+const NAMES: [&str; 3] = ["query", "key", "value"];
+
+struct Group {
+    layers: Vec<Linear<f64>>,
+    stats: ActivationStats<f64>,
+    inputs: Mat<f64>,
+}
+
+/// Three layers of different scale: with the same row space, or each with its own. `weight` is what the directions weigh.
+fn group(alike: bool, bias: bool) -> Group {
+    let mut rng = StdRng::seed_from_u64(7);
+    let (inputs, rank, samples) = (32, 8, 200);
+    let data = with_spectrum(&mut rng, samples, inputs, Spectrum::Arithmetic);
+    let offset = gaussian(&mut rng, 1, inputs);
+    let data = Mat::from_fn(samples, inputs, |i, j| data[(i, j)] + 0.1 * offset[(0, j)]);
+    let common = gaussian(&mut rng, rank, inputs);
+    let layers = (0..3_usize).map(|index| {
+        let own = gaussian(&mut rng, rank, inputs);
+        let down = if alike { &common } else { &own };
+        let outputs = 24 + 8 * index;
+        let noise = gaussian(&mut rng, outputs, inputs);
+        let weight = gaussian(&mut rng, outputs, rank) * down + noise * faer::Scale(0.05);
+        let weight = weight * faer::Scale(100_f64.powi(index as i32 - 1));
+        let bias = bias.then(|| Col::from_fn(outputs, |i| i as f64));
+        Linear::new(weight, bias).unwrap()
+    });
+    let layers = layers.collect();
+    Group { layers, stats: common::stats(data.as_ref()), inputs: data }
+}
+
+impl Group {
+    fn profiles(&self, method: &dyn LowRankCompressor<f64>) -> Vec<LayerProfile> {
+        let profile = |(name, layer): (&&str, &Linear<f64>)| {
+            let full = layer.out_features().min(layer.in_features());
+            LayerProfile::new(*name, &method.decompose(layer, &self.stats, full).unwrap())
+        };
+        NAMES.iter().zip(&self.layers).map(profile).collect()
+    }
+
+    fn joint(&self, method: &dyn LowRankCompressor<f64>, profiles: &[LayerProfile]) -> SharedDecomposition<f64> {
+        let members: Vec<_> = profiles.iter().zip(&self.layers).collect();
+        SharedInput::new(&members).unwrap().decompose(method, &self.stats, 32).unwrap()
+    }
+
+    /// Squared error of a member over the energy of its outputs, by running it; centred where the layers have a bias.
+    fn measured(&self, index: usize, low: &dalr::LowRankLinear<f64>) -> f64 {
+        let layer = &self.layers[index];
+        let (error, total) = common::run_both(layer, low, self.inputs.as_ref(), layer.bias().is_some());
+        error / total
+    }
+}
+
+fn shared(plan: &Plan) -> Option<usize> {
+    let ranks = plan.choices().into_iter().map(|choice| match choice {
+        Choice::Shared { group: 0, rank } => Some(rank),
+        Choice::Shared { .. } => panic!("{choice:?}"),
+        _ => None,
+    });
+    let ranks: Vec<Option<usize>> = ranks.collect();
+    assert!(ranks.iter().all(|rank| *rank == ranks[0]), "{ranks:?}");
+    ranks[0]
+}
+
+#[test]
+fn predicted_losses_are_those_of_the_layers_that_come_out() {
+    for bias in [false, true] {
+        let group = group(true, bias);
+        let method = Dalr::new().with_ridge(Ridge::None);
+        let joint = group.joint(&method, &group.profiles(&method));
+        for rank in [1, 4, 8, 20, 32] {
+            let layers = joint.truncate(rank).unwrap();
+            let outputs = layers.forward(group.inputs.as_ref()).unwrap();
+            assert_eq!(layers.parameters() as u64, joint.profile().parameters(rank));
+            for (index, outputs) in outputs.iter().enumerate() {
+                let alone = layers.layer(index).unwrap();
+                assert_eq!(alone.down(), layers.down());
+                assert_eq!(&alone.forward(group.inputs.as_ref()).unwrap(), outputs);
+                let (predicted, measured) = (joint.profile().loss(index, rank).unwrap(), group.measured(index, &alone));
+                let rounding = 1e3 * f64::EPSILON;
+                assert!((predicted - measured).abs() <= rounding, "{bias}, rank {rank}: {predicted:e} {measured:e}");
+            }
+        }
+        assert!(joint.truncate(33).is_err());
+        assert!(matches!(joint.truncate(3).unwrap().layer(3), Err(Error::OutOfRange { .. })));
+    }
+}
+
+#[test]
+fn one_down_wins_where_layers_look_at_the_same_and_loses_where_they_do_not() {
+    for (alike, strategy) in
+        [true, false].into_iter().flat_map(|alike| [(alike, Strategy::Energy), (alike, Strategy::Uniform)])
+    {
+        let group = group(alike, true);
+        let method = Dalr::new();
+        let profiles = group.profiles(&method);
+        let joint = group.joint(&method, &profiles);
+        for budget in [Budget::ParameterShare(0.45), Budget::MultiplyAddShare(0.45), Budget::TotalError(0.3)] {
+            let allocator = Allocator::new(budget).with_strategy(strategy.clone());
+            let apart = allocator.allocate(&profiles).unwrap();
+            let plan = allocator.allocate_shared(&profiles, &[joint.profile().clone()]).unwrap();
+            assert_eq!(shared(&plan).is_some(), alike, "{strategy}, {budget}: {}", plan.report());
+            assert!(plan.objective() <= apart.objective() && plan.lower_bound() <= plan.objective());
+            assert_eq!(plan.objective() < apart.objective(), alike);
+            let report = plan.report();
+            match budget {
+                Budget::TotalError(error) => assert!(report.total_error().unwrap() <= error * (1.0 + 1e-12)),
+                _ => assert!(report.parameters_after() as f64 <= 0.48 * report.parameters_before() as f64),
+            }
+            if let Some(rank) = shared(&plan) {
+                assert_eq!(report.parameters_after(), joint.profile().parameters(rank));
+                let loss = |index| joint.profile().loss(index, rank).unwrap();
+                assert_eq!(report.layers()[1].relative_error(), Some(loss(1).sqrt()));
+                assert!(report.to_string().contains(&format!("{rank} (shared, group 0)")), "{report}");
+            }
+        }
+        // The least parameters within an error of each layer: one rank of 8 for all, or three of 8.
+        let plan =
+            Allocator::new(Budget::LayerError(0.35)).allocate_shared(&profiles, &[joint.profile().clone()]).unwrap();
+        assert_eq!(shared(&plan).is_some(), alike);
+        assert!(plan.report().layers().iter().all(|layer| layer.relative_error().unwrap() <= 0.35));
+        // One rank for all says how many dimensions each layer has of its own.
+        let plan = Allocator::new(Budget::Rank(6)).allocate_shared(&profiles, &[joint.profile().clone()]).unwrap();
+        assert_eq!(plan.choices(), [Choice::Rank(6); 3]);
+        // A member that is left alone keeps its group from being one.
+        let allocator = Allocator::new(Budget::ParameterShare(0.7)).with_untouched("key");
+        let plan = allocator.allocate_shared(&profiles, &[joint.profile().clone()]).unwrap();
+        assert_eq!(plan.choice("key"), Some(Choice::Dense));
+    }
+}
+
+#[test]
+fn the_joint_factors_lose_least_of_the_weighted_sum() {
+    // Not only of the member whose outputs are a hundred times larger; and more of the one that matters less.
+    let group = group(false, false);
+    let method = Dalr::new().with_ridge(Ridge::None);
+    let profiles = group.profiles(&method);
+    let members: Vec<_> = profiles.iter().zip(&group.layers).collect();
+    let weights = [("query", 1.0), ("key", 0.05), ("value", 1.0)];
+    let weighted =
+        SharedInput::new(&members).unwrap().with_sensitivities(&Sensitivities::new(weights).unwrap()).unwrap();
+    let weighted = weighted.decompose(&method, &group.stats, 32).unwrap();
+    let even = group.joint(&method, &profiles);
+    let loss = |joint: &SharedDecomposition<f64>, index| joint.profile().loss(index, 12).unwrap();
+    let sum = |joint: &SharedDecomposition<f64>, weights: [f64; 3]| -> f64 {
+        weights.iter().enumerate().map(|(index, weight)| weight * loss(joint, index)).sum()
+    };
+    assert!(sum(&weighted, weights.map(|(_, weight)| weight)) < sum(&even, weights.map(|(_, weight)| weight)));
+    assert!(sum(&weighted, [1.0; 3]) > sum(&even, [1.0; 3]));
+    assert!(loss(&weighted, 1) > loss(&even, 1) && loss(&weighted, 0) < loss(&even, 0));
+    // No member is given up for another's sake when all matter the same.
+    let losses = [0, 1, 2].map(|index| loss(&even, index));
+    assert!(losses.iter().all(|loss| *loss < 3.0 * losses[0] && 3.0 * loss > losses[0]), "{losses:?}");
+}
+
+#[test]
+fn biases_that_are_kept_are_kept_exactly() {
+    let group = group(true, true);
+    let method = TruncatedSvd::new();
+    let layers = group.joint(&method, &group.profiles(&method)).truncate(5).unwrap();
+    for (member, layer) in layers.members().zip(&group.layers) {
+        assert_eq!(member.bias(), layer.bias());
+    }
+    assert_eq!(layers.members().map(|member| member.name()).collect::<Vec<_>>(), NAMES);
+}
+
+#[test]
+fn refusals() {
+    let group = group(true, true);
+    let method = Dalr::new();
+    let profiles = group.profiles(&method);
+    let pair = |index: usize| (&profiles[index], &group.layers[index]);
+    let refused = |members: &[(&LayerProfile, &Linear<f64>)]| SharedInput::new(members).unwrap_err();
+    assert!(matches!(refused(&[]), Error::Layers { .. }));
+    assert!(matches!(refused(&[pair(0)]), Error::Layers { .. }));
+    assert!(matches!(refused(&[pair(0), (&profiles[1], &group.layers[2])]), Error::Layers { .. }));
+    let dense = LayerProfile::dense("key", 32, 32, true).unwrap();
+    assert!(matches!(refused(&[pair(0), (&dense, &group.layers[1])]), Error::Layers { .. }));
+    let bare = Linear::new(group.layers[1].weight().to_owned(), None).unwrap();
+    assert!(matches!(refused(&[pair(0), (&profiles[1], &bare)]), Error::Layers { .. }));
+    let narrow = Linear::new(Mat::from_fn(24, 30, |i, j| (i + j) as f64), Some(Col::zeros(24))).unwrap();
+    let profile =
+        LayerProfile::new("narrow", &TruncatedSvd::new().decompose(&narrow, &ActivationStats::new(30), 24).unwrap());
+    let Error::InLayer { layer, source } = refused(&[pair(0), (&profile, &narrow)]) else { panic!() };
+    assert!(layer == "narrow" && matches!(*source, Error::Shape { expected: 32, found: 30, .. }));
+
+    let members = [pair(0), pair(1), pair(2)];
+    let shared = SharedInput::new(&members).unwrap();
+    let partial = Sensitivities::new([("query", 1.0), ("key", 1.0)]).unwrap();
+    assert!(matches!(shared.clone().with_sensitivities(&partial), Err(Error::Layers { .. })));
+    // Profiles of another method: their losses are of something else.
+    assert!(matches!(shared.decompose(&TruncatedSvd::new(), &group.stats, 4), Err(Error::Layers { .. })));
+
+    let joint = group.joint(&method, &profiles).profile().clone();
+    let allocator = Allocator::new(Budget::ParameterShare(0.5));
+    let twice = allocator.allocate_shared(&profiles, &[joint.clone(), joint.clone()]).unwrap_err();
+    assert!(matches!(twice, Error::Layers { .. }));
+    let absent = allocator.allocate_shared(&profiles[..2], &[joint.clone()]).unwrap_err();
+    assert!(matches!(absent, Error::Layers { .. }));
+    let by_errors: Vec<_> = profiles.iter().map(|profile| profile.clone().with_data_errors().unwrap()).collect();
+    assert!(matches!(allocator.allocate_shared(&by_errors, &[joint]), Err(Error::Layers { .. })));
+}
