@@ -207,7 +207,7 @@ fn refusals() {
     let allocator = Allocator::new(Budget::ParameterShare(0.5));
     let twice = allocator.allocate_shared(&profiles, &[joint.clone(), joint.clone()]).unwrap_err();
     assert!(matches!(twice, Error::Layers { .. }));
-    let absent = allocator.allocate_shared(&profiles[..2], &[joint.clone()]).unwrap_err();
+    let absent = allocator.allocate_shared(&profiles[..2], std::slice::from_ref(&joint)).unwrap_err();
     assert!(matches!(absent, Error::Layers { .. }));
     let by_errors: Vec<_> = profiles.iter().map(|profile| profile.clone().with_data_errors().unwrap()).collect();
     assert!(matches!(allocator.allocate_shared(&by_errors, &[joint]), Err(Error::Layers { .. })));
