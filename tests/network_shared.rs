@@ -110,7 +110,7 @@ fn one_down_wins_where_layers_look_at_the_same_and_loses_where_they_do_not() {
         for budget in [Budget::ParameterShare(0.45), Budget::MultiplyAddShare(0.45), Budget::TotalError(0.3)] {
             let allocator = Allocator::new(budget).with_strategy(strategy.clone());
             let apart = allocator.allocate(&profiles).unwrap();
-            let plan = allocator.allocate_shared(&profiles, &[joint.profile().clone()]).unwrap();
+            let plan = allocator.allocate_shared(&profiles, std::slice::from_ref(joint.profile())).unwrap();
             assert_eq!(shared(&plan).is_some(), alike, "{strategy}, {budget}: {}", plan.report());
             assert!(plan.objective() <= apart.objective() && plan.lower_bound() <= plan.objective());
             assert_eq!(plan.objective() < apart.objective(), alike);
@@ -127,16 +127,18 @@ fn one_down_wins_where_layers_look_at_the_same_and_loses_where_they_do_not() {
             }
         }
         // The least parameters within an error of each layer: one rank of 8 for all, or three of 8.
-        let plan =
-            Allocator::new(Budget::LayerError(0.35)).allocate_shared(&profiles, &[joint.profile().clone()]).unwrap();
+        let plan = Allocator::new(Budget::LayerError(0.35))
+            .allocate_shared(&profiles, std::slice::from_ref(joint.profile()))
+            .unwrap();
         assert_eq!(shared(&plan).is_some(), alike);
         assert!(plan.report().layers().iter().all(|layer| layer.relative_error().unwrap() <= 0.35));
         // One rank for all says how many dimensions each layer has of its own.
-        let plan = Allocator::new(Budget::Rank(6)).allocate_shared(&profiles, &[joint.profile().clone()]).unwrap();
+        let plan =
+            Allocator::new(Budget::Rank(6)).allocate_shared(&profiles, std::slice::from_ref(joint.profile())).unwrap();
         assert_eq!(plan.choices(), [Choice::Rank(6); 3]);
         // A member that is left alone keeps its group from being one.
         let allocator = Allocator::new(Budget::ParameterShare(0.7)).with_untouched("key");
-        let plan = allocator.allocate_shared(&profiles, &[joint.profile().clone()]).unwrap();
+        let plan = allocator.allocate_shared(&profiles, std::slice::from_ref(joint.profile())).unwrap();
         assert_eq!(plan.choice("key"), Some(Choice::Dense));
     }
 }
@@ -207,7 +209,7 @@ fn refusals() {
     let allocator = Allocator::new(Budget::ParameterShare(0.5));
     let twice = allocator.allocate_shared(&profiles, &[joint.clone(), joint.clone()]).unwrap_err();
     assert!(matches!(twice, Error::Layers { .. }));
-    let absent = allocator.allocate_shared(&profiles[..2], &[joint.clone()]).unwrap_err();
+    let absent = allocator.allocate_shared(&profiles[..2], std::slice::from_ref(&joint)).unwrap_err();
     assert!(matches!(absent, Error::Layers { .. }));
     let by_errors: Vec<_> = profiles.iter().map(|profile| profile.clone().with_data_errors().unwrap()).collect();
     assert!(matches!(allocator.allocate_shared(&by_errors, &[joint]), Err(Error::Layers { .. })));

@@ -46,7 +46,7 @@ const SAME: f64 = 1e-3;
 /// assert_eq!((joint.profile().max_rank(), joint.profile().parameters(6)), (12, 6 * (24 + 3 * 24)));
 ///
 /// let allocator = Allocator::new(Budget::Parameters(600)).with_strategy(Strategy::Energy);
-/// let plan = allocator.allocate_shared(&profiles, &[joint.profile().clone()])?;
+/// let plan = allocator.allocate_shared(&profiles, std::slice::from_ref(joint.profile()))?;
 /// assert_eq!(plan.choices(), [Choice::Shared { group: 0, rank: 6 }; 3]);
 /// assert!(joint.profile().loss(2, 6).is_some_and(|loss| loss < 1e-9));
 ///
