@@ -388,4 +388,5 @@ def main():
         assert errors["SVD of the weight (PyTorch)"] > 1.1 * least, errors
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -4,7 +4,7 @@ use faer::{Mat, MatRef};
 
 use super::samples::Centre;
 use super::{ActivationStats, Form, Samples};
-use crate::kernel;
+use crate::kernel::{self, Tridiagonal};
 use crate::random::SplitMix64;
 use crate::{Result, Scalar};
 
@@ -17,6 +17,9 @@ const NARROW_ROUNDING: f64 = 16.0;
 
 /// Multiply–adds from which on `tr S²` of samples is estimated, a fraction of a second.
 const LARGE: f64 = 1e10;
+
+/// Inputs up to which directions that dominate are eigenvectors: milliseconds.
+const FEW: usize = 64;
 
 /// Random vectors of which that estimate is the mean.
 const VECTORS: usize = 32;
@@ -304,8 +307,8 @@ impl<'a, T: Scalar> Moment<'a, T> {
         })
     }
 
-    /// `tr S²`, and the share of `tr S` outside of as many directions as asked for, found by a randomised range finder (Halko, Martinsson and
-    /// Tropp 2011, algorithm 4.1): no less than what lies outside of as many of the first eigenvectors; all of it where `S` is zero.
+    /// `tr S²`, and the share of `tr S` outside of as many of the first eigenvectors as asked for; all of it where `S` is zero. Of more than 64 inputs a
+    /// randomised range finder takes their place (Halko, Martinsson and Tropp 2011, algorithm 4.1), outside of which lies somewhat more.
     /// Of many samples `tr S²` is estimated, to some per cent: `‖S‖² = ‖S Q‖² + ‖S (I − Q Qᵀ)‖²`, the second from random signs (Hutchinson 1989).
     pub(crate) fn spread(&self, operation: &'static str, directions: usize, threads: usize) -> Result<Spread> {
         if self.trace == 0.0 {
@@ -313,6 +316,16 @@ impl<'a, T: Scalar> Moment<'a, T> {
         }
         let gram = self.samples_kept().map_or(0.0, |samples| self.features as f64 * (samples as f64).powi(2));
         self.spread_by(operation, directions, gram < LARGE, threads)
+    }
+
+    /// `features × count`; `None` where there are too many inputs for that to be cheap, or the iteration gave up.
+    fn first_eigenvectors(&self, operation: &'static str, count: usize, threads: usize) -> Result<Option<Mat<f64>>> {
+        if self.features > FEW {
+            return Ok(None);
+        }
+        let dense = self.scaled(operation, threads)?;
+        let pairs = kernel::symmetric_eigen(operation, dense.as_ref(), Tridiagonal::DivideAndConquer, threads)?;
+        Ok(pairs.map(|(_, vectors)| vectors.subcols(self.features - count, count).to_owned()))
     }
 
     pub(super) fn spread_by(
@@ -328,10 +341,15 @@ impl<'a, T: Scalar> Moment<'a, T> {
             block.col_iter_mut().for_each(|column| column.iter_mut().for_each(|entry| *entry = of(random.next())));
             Ok(block)
         };
-        let probes = fill(directions.min(self.features), |x| x)?;
-        let range = self.multiply(operation, probes.as_ref(), threads)?;
-        let (basis, _) = kernel::orthonormal_columns(operation, range, threads)?;
-        let count = basis.ncols();
+        let count = directions.min(self.features);
+        let basis = match self.first_eigenvectors(operation, count, threads)? {
+            Some(basis) => basis,
+            None => {
+                let probes = fill(count, |x| x)?;
+                let range = self.multiply(operation, probes.as_ref(), threads)?;
+                kernel::orthonormal_columns(operation, range, threads)?.0
+            }
+        };
         let mut block = fill(if exact { count } else { count + VECTORS }, f64::signum)?;
         block.as_mut().subcols_mut(0, count).copy_from(&basis);
         kernel::project_out(operation, block.as_mut().get_mut(.., count..), basis.as_ref(), threads)?;

@@ -120,9 +120,9 @@ mod tests {
             for freedom in [-0.5, 0.0, 7.0, 8.0, f64::NAN] {
                 assert_eq!(intensity("test", &moment, freedom, 1).unwrap(), 1.0);
             }
-            let spread = moment.spread("test", 5, 1).unwrap();
-            let oracle = oracle_approximating(moment.trace(), spread.trace_of_square, 40, 10.0);
-            (intensity("test", &moment, 10.0, 1).unwrap(), oracle, spread.outside)
+            let spread = moment.spread("test", 4, 1).unwrap();
+            let oracle = oracle_approximating(moment.trace(), spread.trace_of_square, 40, 9.0);
+            (intensity("test", &moment, 9.0, 1).unwrap(), oracle, spread.outside)
         });
         assert!((flat.0 / flat.1 - 1.0).abs() < 1e-12 && flat.2 < 1e-14, "{flat:?}");
         let odds = |rho: f64| rho / (1.0 - rho);

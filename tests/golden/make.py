@@ -18,17 +18,6 @@ def corrected(weight, compressed, bias, mean):
     return bias + (weight - compressed) @ mean
 
 
-def splitmix(rows, columns):
-    """Vigna's splitmix64 as numbers in [-1, 1), column by column."""
-    state, numbers, mask = 0x9E3779B97F4A7C15, [], 2**64 - 1
-    for _ in range(rows * columns):
-        state = (state + 0x9E3779B97F4A7C15) & mask
-        z = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-        numbers.append(((z ^ (z >> 31)) >> 11) / 2**52 - 1)
-    return np.array(numbers).reshape(columns, rows).T
-
-
 def case(seed, m, n, p, k, lam):
     rng = np.random.default_rng(seed)
     W, b = rng.normal(size=(m, n)), rng.normal(size=m)
@@ -68,9 +57,9 @@ def case(seed, m, n, p, k, lam):
     if d <= 8:
         rho = 1.0
     elif rho < 1:
-        basis = np.linalg.qr(S @ splitmix(n, min(d // 2, 16, n)))[0]
+        inside = np.linalg.eigvalsh(S)[::-1][: min(d // 2, 16)].sum()
         lower = rho / (1 - rho)
-        upper = max(lower, (1 - np.trace(basis.T @ S @ basis) / tr) * n / (d - 8))
+        upper = max(lower, (1 - inside / tr) * n / (d - 8))
         w = (min(1, n / d) + 8 / d) / 2
         odds = lower ** (1 - w) * upper**w
         rho = odds / (1 + odds)
