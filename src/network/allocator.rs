@@ -176,7 +176,7 @@ impl Allocator {
         if layers.is_empty() {
             return Err(Error::Empty { operation: OPERATION, what: "the layers" });
         }
-        validate_limits(self.limits)?;
+        self.limits.validate(OPERATION)?;
         let index = names(OPERATION, layers)?;
         for name in self.exceptions.keys().chain(&self.untouched) {
             if !index.contains_key(name.as_str()) {
@@ -194,7 +194,7 @@ impl Allocator {
         let untouched: Vec<bool> =
             layers.iter().map(|layer| layer.max_rank() == 0 || self.untouched.contains(layer.name())).collect();
         for (layer, untouched) in layers.iter().zip(&untouched) {
-            validate_limits(limits(layer)).map_err(|source| in_layer(layer, source))?;
+            limits(layer).validate(OPERATION).map_err(|source| in_layer(layer, source))?;
             let its = if *untouched { vec![Candidate::dense(layer)] } else { candidates(layer, limits(layer)) };
             let compressible = its.len() > 1 || (!untouched && grouped.contains(layer.name()));
             weights.push(self.weight(layer, compressible)?);
@@ -322,20 +322,6 @@ pub(super) fn names_of<'a>(
         }
     }
     Ok(index)
-}
-
-fn validate_limits(limits: Limits) -> Result<()> {
-    let refuse = |parameter, expected: String, found: usize| {
-        Err(Error::OutOfRange { operation: OPERATION, parameter, expected, found: found as f64 })
-    };
-    match limits {
-        Limits { multiple: 0, .. } => refuse("the rank multiple", "to be at least 1".into(), 0),
-        Limits { min_rank: 0, .. } => refuse("the smallest rank", "to be at least 1".into(), 0),
-        Limits { min_rank, max_rank, .. } if max_rank < min_rank => {
-            refuse("the largest rank", format!("to be at least the smallest, {min_rank}"), max_rank)
-        }
-        _ => Ok(()),
-    }
 }
 
 fn in_layer(layer: &LayerProfile, source: Error) -> Error {

@@ -1,6 +1,7 @@
 //! What can be done with a layer: the ranks that are allowed and save something, and leaving it as it is.
 
 use super::profile::LayerProfile;
+use crate::{Error, Result};
 
 /// What is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +21,21 @@ pub(super) struct Limits {
 
 impl Limits {
     pub(super) const NONE: Self = Self { min_rank: 1, max_rank: usize::MAX, multiple: 1 };
+
+    /// Refuses limits that allow nothing.
+    pub(super) fn validate(self, operation: &'static str) -> Result<()> {
+        let refuse = |parameter, expected: String, found: usize| {
+            Err(Error::OutOfRange { operation, parameter, expected, found: found as f64 })
+        };
+        match self {
+            Self { multiple: 0, .. } => refuse("the rank multiple", "to be at least 1".into(), 0),
+            Self { min_rank: 0, .. } => refuse("the smallest rank", "to be at least 1".into(), 0),
+            Self { min_rank, max_rank, .. } if max_rank < min_rank => {
+                refuse("the largest rank", format!("to be at least the smallest, {min_rank}"), max_rank)
+            }
+            _ => Ok(()),
+        }
+    }
 
     /// The ranks within these limits, ascending.
     pub(super) fn ranks(self, largest: usize) -> impl Iterator<Item = usize> {
@@ -50,11 +66,13 @@ impl Candidate {
 
     /// The layer at this rank, whether that saves anything or not; `None` if it was not solved for.
     pub(super) fn of_rank(profile: &LayerProfile, rank: usize) -> Option<Self> {
+        Some(Self::compressed(profile, rank, profile.loss(rank)?))
+    }
+
+    fn compressed(profile: &LayerProfile, rank: usize, loss: f64) -> Self {
         let (each, fixed) = profile.factor_parameters();
         let factors = rank as f64 * each as f64;
-        let loss = profile.loss(rank)?;
-        let (parameters, multiply_adds) = (factors + fixed as f64, factors * profile.calls() as f64);
-        Some(Self { rank, parameters, multiply_adds, loss })
+        Self { rank, parameters: factors + fixed as f64, multiply_adds: factors * profile.calls() as f64, loss }
     }
 
     /// The layer as it is.
@@ -73,16 +91,10 @@ impl Candidate {
 pub(super) fn candidates(profile: &LayerProfile, limits: Limits) -> Vec<Candidate> {
     let dense = Candidate::dense(profile);
     let losses = profile.losses();
-    let (each, fixed) = profile.factor_parameters();
-    let (each, fixed, calls) = (each as f64, fixed as f64, profile.calls() as f64);
     let mut candidates: Vec<Candidate> = limits
         .ranks(losses.len())
-        .map(|rank| (rank, rank as f64 * each))
-        .take_while(|(_, factors)| factors + fixed < dense.parameters)
-        .filter_map(|(rank, factors)| {
-            let loss = *losses.get(rank - 1)?;
-            Some(Candidate { rank, parameters: factors + fixed, multiply_adds: factors * calls, loss })
-        })
+        .filter_map(|rank| Some(Candidate::compressed(profile, rank, *losses.get(rank - 1)?)))
+        .take_while(|candidate| candidate.parameters < dense.parameters)
         .collect();
     candidates.push(dense);
     candidates

@@ -42,6 +42,7 @@
 //! ```
 
 mod allocator;
+mod bisect;
 mod budget;
 mod candidates;
 mod decompose;

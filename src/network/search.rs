@@ -178,17 +178,19 @@ impl JointSearch {
         let refuse = |parameter, expected: &str, found| {
             Err(Error::OutOfRange { operation: OPERATION, parameter, expected: expected.into(), found })
         };
-        match (self.step, self.limits) {
+        match self.step {
             _ if !(self.max_drop >= 0.0 && self.max_drop.is_finite()) => {
                 refuse("the largest drop", "finite and at least 0", self.max_drop)
             }
-            (Step::Ranks(0), _) => refuse("the step", "of at least 1 rank", 0.0),
-            (Step::Share(share), _) if !(share > 0.0 && share < 1.0) => refuse("the step", "in (0, 1)", share),
-            (_, Limits { multiple: 0, .. }) => refuse("the rank multiple", "to be at least 1", 0.0),
-            (_, Limits { min_rank: 0, .. }) => refuse("the smallest rank", "to be at least 1", 0.0),
-            _ if layers.is_empty() => Err(Error::Empty { operation: OPERATION, what: "the layers" }),
-            _ => names(OPERATION, layers).map(drop),
+            Step::Ranks(0) => refuse("the step", "of at least 1 rank", 0.0),
+            Step::Share(share) if !(share > 0.0 && share < 1.0) => refuse("the step", "in (0, 1)", share),
+            _ => Ok(()),
+        }?;
+        self.limits.validate(OPERATION)?;
+        if layers.is_empty() {
+            return Err(Error::Empty { operation: OPERATION, what: "the layers" });
         }
+        names(OPERATION, layers).map(drop)
     }
 
     /// What a layer becomes a step further on: the largest rank at least a step below the one it has.

@@ -48,10 +48,14 @@ impl SharedProfile {
 
     /// Parameters of all members at this rank, biases included: `k (n + Σ mᵢ)`. For an example see [`SharedInput`](super::SharedInput).
     pub fn parameters(&self, rank: usize) -> u64 {
-        let outputs = self.members.iter().map(|member| member.out_features as u64).sum::<u64>();
         let biases =
             self.members.iter().filter(|member| member.bias).map(|member| member.out_features as u64).sum::<u64>();
-        (rank as u64).saturating_mul(outputs + self.in_features as u64).saturating_add(biases)
+        (rank as u64).saturating_mul(self.width()).saturating_add(biases)
+    }
+
+    /// What each rank costs: `n + Σ mᵢ`.
+    fn width(&self) -> u64 {
+        self.members.iter().map(|member| member.out_features as u64).sum::<u64>() + self.in_features as u64
     }
 
     /// The largest loss of any member.
@@ -80,14 +84,13 @@ impl SharedProfile {
         if members.iter().any(|(layer, _)| layer.calls() != calls) {
             return Vec::new();
         }
-        let width = self.members.iter().map(|member| member.out_features as u64).sum::<u64>() + self.in_features as u64;
         limits
             .ranks(self.max_rank())
             .take_while(|&rank| self.parameters(rank) < dense)
             .map(|rank| Candidate {
                 rank,
                 parameters: self.parameters(rank) as f64,
-                multiply_adds: (rank as u64 * width * calls) as f64,
+                multiply_adds: (rank as u64 * self.width() * calls) as f64,
                 loss: members
                     .iter()
                     .enumerate()

@@ -1,5 +1,6 @@
 //! The same for every layer: the same share of its cost, the same bound on its error, the same rank.
 
+use super::bisect::neighbours;
 use super::candidates::{Candidate, Cost};
 
 /// By layer, the most expensive candidate that costs at most this share of the dense layer, or else the cheapest.
@@ -20,24 +21,13 @@ fn bisect(
     ascending: bool,
     allowed: impl Fn(&[Candidate]) -> bool,
 ) -> Vec<Candidate> {
-    let (mut good, mut bad) = if ascending { (1.0_f64, 0.0_f64) } else { (0.0_f64, 1.0_f64) };
+    let (good, bad) = if ascending { (1.0_f64, 0.0_f64) } else { (0.0_f64, 1.0_f64) };
     let best = at_share(layers, cost, if ascending { bad } else { 1.0 });
     if allowed(&best) {
         return best;
     }
-    let mut found = at_share(layers, cost, good);
-    loop {
-        let middle = f64::from_bits(good.to_bits().midpoint(bad.to_bits()));
-        if middle <= good.min(bad) || middle >= good.max(bad) {
-            return found;
-        }
-        let picks = at_share(layers, cost, middle);
-        if allowed(&picks) {
-            (good, found) = (middle, picks);
-        } else {
-            bad = middle;
-        }
-    }
+    let (good, _) = neighbours(good, bad, |share| allowed(&at_share(layers, cost, share)));
+    at_share(layers, cost, good)
 }
 
 /// The largest common share whose cost is within the limit; the cheapest candidates must be.

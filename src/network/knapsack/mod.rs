@@ -6,6 +6,8 @@
 
 use std::collections::BTreeSet;
 
+use super::bisect::neighbours;
+
 mod class;
 mod exact;
 mod repair;
@@ -86,25 +88,16 @@ fn multipliers(blocks: &[Block], limit: f64) -> Multipliers {
         return Multipliers { above: 0.0, below: 0.0, bound };
     }
     let mut best = bound;
-    let (mut below, mut above) = (0.0_f64, 1.0_f64.max(2.0 * blocks.iter().map(Block::steepest).fold(0.0, f64::max)));
+    let mut above = 1.0_f64.max(2.0 * blocks.iter().map(Block::steepest).fold(0.0, f64::max));
     // A joint item can be cheaper than all others at the steepest slope, and yet not taken there.
     while relaxed(blocks, above, limit).0 > limit && above < f64::MAX / 4.0 {
         above *= 4.0;
     }
-    // Halving the bits halves the exponent first: some sixty rounds from anywhere to neighbouring numbers.
-    loop {
-        let middle = f64::from_bits(below.to_bits().midpoint(above.to_bits()));
-        if middle <= below || middle >= above {
-            break;
-        }
-        let (price, bound) = relaxed(blocks, middle, limit);
+    let (above, below) = neighbours(above, 0.0, |lambda| {
+        let (price, bound) = relaxed(blocks, lambda, limit);
         best = best.max(bound);
-        if price <= limit {
-            above = middle;
-        } else {
-            below = middle;
-        }
-    }
+        price <= limit
+    });
     Multipliers { above, below, bound: best }
 }
 
@@ -181,11 +174,8 @@ fn classes<'a>(blocks: &'a [Block], joint: &[bool]) -> Vec<&'a Class> {
 /// One item of each class, and their value; `None` unless that is below what is known already.
 fn within(classes: &[&Class], limit: f64, known: f64) -> Option<(Vec<usize>, f64)> {
     let price = |lambda: f64| classes.iter().map(|class| class.item(class.at(lambda)).price).sum::<f64>();
-    let bound = |lambda: f64| {
-        value_of(classes, &classes.iter().map(|class| class.at(lambda)).collect::<Vec<_>>())
-            + lambda * (price(lambda) - limit)
-    };
     let picks = |lambda: f64| classes.iter().map(|class| class.at(lambda)).collect::<Vec<usize>>();
+    let bound = |lambda: f64| value_of(classes, &picks(lambda)) + lambda * (price(lambda) - limit);
     if classes.iter().map(|class| class.item(0).price).sum::<f64>() > limit {
         return None;
     }
@@ -194,18 +184,8 @@ fn within(classes: &[&Class], limit: f64, known: f64) -> Option<(Vec<usize>, f64
         let value = value_of(classes, &picks);
         return (value < known).then_some((picks, value));
     }
-    let (mut below, mut above) = (0.0_f64, classes.iter().map(|class| class.steepest()).fold(0.0, f64::max));
-    loop {
-        let middle = f64::from_bits(below.to_bits().midpoint(above.to_bits()));
-        if middle <= below || middle >= above {
-            break;
-        }
-        if price(middle) <= limit {
-            above = middle;
-        } else {
-            below = middle;
-        }
-    }
+    let steepest = classes.iter().map(|class| class.steepest()).fold(0.0, f64::max);
+    let (above, below) = neighbours(steepest, 0.0, |lambda| price(lambda) <= limit);
     if bound(above).max(bound(below)) >= known {
         return None;
     }
