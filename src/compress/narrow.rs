@@ -17,7 +17,7 @@ const ROUNDING: f64 = 4.0;
 /// best to keep: the squared error is then within about `2 · 10⁻⁴` of the optimum. Smaller errors are for `f64`.
 const LEAST_LEFT: f64 = 5e-3;
 
-/// The least share of the data that shrinkage may leave for single precision to see it, and the least of the energy that may be the data's
+/// The least share that the data may have beside a ridge for single precision to see it, and the least of the energy that may be the data's
 /// where it is told from a ridge by subtraction.
 const LEAST_KEPT: f64 = 1e-2;
 
@@ -68,7 +68,8 @@ pub(super) fn solve<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Result<Op
     if absolute || problem.solver == Solver::DenseEigen || !EXPONENTS.contains(&task.weight_exponent) {
         return Ok(None);
     }
-    if moment.trace() == 0.0 || narrow && keep < LEAST_KEPT {
+    let (data, ridges) = (keep * moment.trace(), ridge * moment.features() as f64);
+    if data == 0.0 || narrow && data < LEAST_KEPT * (data + ridges) {
         return Ok(None);
     }
     let Some((source, way)) = choose(task, max_rank) else { return Ok(None) };

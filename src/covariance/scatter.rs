@@ -2,6 +2,7 @@
 
 use faer::{Mat, MatMut, MatRef};
 
+use super::moment::{even_exponent, power_of_two};
 use crate::kernel;
 use crate::{Result, Scalar};
 
@@ -89,7 +90,8 @@ impl Scatter {
         self.precision = self.precision.max(other.precision);
     }
 
-    /// `self · right · factor`, for `features × columns`.
+    /// `self · right · factor`, for `features × columns`. The largest entries may lie anywhere in the range of `f64` as long as those of
+    /// the result do.
     pub(super) fn multiply(
         &self,
         operation: &'static str,
@@ -97,6 +99,22 @@ impl Scatter {
         factor: f64,
         threads: usize,
     ) -> Result<Mat<f64>> {
+        let ordinary = |size: f64| size == 0.0 || (1e-100..1e100).contains(&size);
+        let size = kernel::max_abs(right);
+        if !(ordinary(factor) && ordinary(size)) {
+            // A product starts with either of its factors times `factor`, which must not underflow; nor may the sums overflow.
+            let exponent = even_exponent(size);
+            let room = if factor < 1.0 { power_of_two(40) } else { 1.0 };
+            let scaled = kernel::widened(operation, right, power_of_two(-exponent) / room)?;
+            let mut result = self.times(operation, scaled.as_ref(), 1.0, threads)?;
+            let back = |entry: &mut f64| *entry = *entry * (factor * room) * power_of_two(exponent);
+            result.col_iter_mut().for_each(|column| column.iter_mut().for_each(back));
+            return Ok(result);
+        }
+        self.times(operation, right, factor, threads)
+    }
+
+    fn times(&self, operation: &'static str, right: MatRef<'_, f64>, factor: f64, threads: usize) -> Result<Mat<f64>> {
         let mut result = kernel::zeros(operation, self.features, right.ncols())?;
         for (index, block) in self.blocks.iter().enumerate() {
             let (start, width) = (index * BLOCK, block.ncols());
@@ -194,6 +212,23 @@ mod tests {
         }
         assert_eq!(scatter.dense("test", 1.0)?, &wide * wide.transpose() * faer::Scale(5.0));
         assert_eq!(scatter.precision, f64::from(f32::EPSILON));
+        Ok(())
+    }
+
+    #[test]
+    fn numbers_may_lie_at_the_ends_of_the_range() -> Result<()> {
+        let samples = samples(3, 5);
+        let right = self::samples(3, 2);
+        for (large, small) in [(150, -480), (-145, 490), (150, 300), (0, -1000), (-145, 0)] {
+            let mut scatter = Scatter::zeros("test", 3)?;
+            scatter.add_samples((&samples * faer::Scale(10_f64.powi(large))).as_ref(), 1);
+            // Times the samples' size twice.
+            let factor = 10_f64.powi(-large) * 10_f64.powi(-large);
+            let right = &right * faer::Scale(power_of_two(small));
+            let applied = scatter.multiply("test", right.as_ref(), factor, 1)? * faer::Scale(power_of_two(-small));
+            let expected = &samples * samples.transpose() * self::samples(3, 2);
+            assert!((&applied - &expected).norm_max() < 1e-9, "{large} {small}: {applied:?} {expected:?}");
+        }
         Ok(())
     }
 

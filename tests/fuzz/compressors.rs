@@ -13,8 +13,18 @@ use crate::common::gaussian;
 
 #[test]
 fn compressors() {
-    // A strong ridge on collapsed statistics, twice; residuals that were rescaled into the basis.
-    let failed = [457, 1795408773424001293, 1795410148475005486];
+    let failed = [
+        // A strong ridge on collapsed statistics, twice.
+        457,
+        1795408773424001293,
+        // Residuals that were rescaled into the basis.
+        1795410148475005486,
+        // Outputs whose squares underflow; factors that do.
+        1795427766321002422,
+        1795428361532267293,
+        // A ridge that hides the data from single precision.
+        1795428739823116709,
+    ];
     fuzz("compressors", &failed, |rng| if rng.random() { case::<f32>(rng) } else { case::<f64>(rng) });
 }
 
@@ -303,7 +313,9 @@ impl Measured {
         let rounding = 100.0 * dimension * f64::EPSILON * terms + uncentred + constant;
         // Squares of tiny inputs are rounded to multiples of the least number above zero.
         let grain = 64.0 * n as f64 * (f64::from_bits(1) / input_unit / input_unit) * weight.squared_norm_l2();
-        let rounding = rounding + grain;
+        // So are the squares of outputs that are nothing beside these units.
+        let below = (4 * m * samples) as f64 * f64::from_bits(1);
+        let rounding = rounding + grain + below;
         // A bias can be too large for these units.
         (rounding.is_finite() && storage.is_finite()).then_some(())?;
         Some(Self { error: error.sqrt(), total: total.sqrt(), rounding, norms, storage })
