@@ -24,8 +24,11 @@ const LEAST_KEPT: f64 = 1e-2;
 /// Dimension from which on a dense solve in single precision is worth its rounding.
 const NARROW_DIMENSION: usize = 256;
 
-/// Share of all possible ranks beyond which too little energy is left, as a rule, to try a dense solve in single precision.
-const MOST_RANKS: f64 = 0.4;
+/// Shares of all possible ranks beyond which too little energy may be left for single precision, and is left as a rule.
+const RANKS: (f64, f64) = (0.4, 0.6);
+
+/// How many times cheaper than `f64` an attempt has to be that may be in vain.
+const RISK: f64 = 4.0;
 
 /// Weights with entries further from 1, as powers of two, are left to `f64`, which rescales them.
 const EXPONENTS: core::ops::RangeInclusive<i32> = -24..=24;
@@ -215,6 +218,9 @@ fn choose<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Option<(Source, Way
     let samples = task.moment.samples_kept();
     let forced = task.problem.solver == Solver::BlockLanczos;
     let side = m.min(n);
+    let possible_ranks = if by_weight { side } else { side.min(samples.unwrap_or(n)) };
+    let share = if narrow { max_rank as f64 / possible_ranks as f64 } else { 0.0 };
+    let (promising, risk) = (share <= RANKS.1, if share <= RANKS.0 { 1.0 } else { RISK });
 
     let mut best = (f64::INFINITY, None);
     let mut consider = |work: f64, possible: bool, choice: Option<(Source, Way)>| {
@@ -232,13 +238,14 @@ fn choose<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Option<(Source, Way
         let inner = width + anchor;
         let lanczos = cost::lanczos(m, max_rank, 2.0 * kernel::work(m, inner, 1));
         let fits = possible && max_rank < m.min(width);
-        consider(forming + lanczos.unwrap_or(0.0), fits && (forced || lanczos.is_some()), Some((source, Way::Lanczos)));
-        let dense = fits && narrow && !forced && max_rank as f64 <= MOST_RANKS * side.min(width) as f64;
+        let iterated = fits && (forced || promising && lanczos.is_some());
+        consider(risk * (forming + lanczos.unwrap_or(0.0)), iterated, Some((source, Way::Lanczos)));
+        let dense = fits && narrow && promising && !forced;
         let outputs = forming + kernel::work(m, m, inner) / 2.0 + cost::dense(m);
-        consider(outputs, dense && m >= NARROW_DIMENSION, Some((source, Way::Outputs)));
+        consider(risk * outputs, dense && m >= NARROW_DIMENSION, Some((source, Way::Outputs)));
         let inputs =
             forming + kernel::work(width, width, m) / 2.0 + cost::dense(width) + kernel::work(m, width, max_rank);
-        consider(inputs, dense && width >= NARROW_DIMENSION && anchor == 0, Some((source, Way::Inputs)));
+        consider(risk * inputs, dense && width >= NARROW_DIMENSION && anchor == 0, Some((source, Way::Inputs)));
     }
     // What is to be done in `f64` instead, on the smaller side; the product is for the trace, if not for the matrix.
     let inner = if by_weight { n } else { samples.unwrap_or(n) };
