@@ -60,8 +60,10 @@
 //!
 //! - `rayon` (default): parallel kernels.
 //! - `nalgebra`: views and copies of nalgebra's matrices, in `interop::nalgebra`.
+//! - `ndarray`: views of arrays both ways, whatever their strides, and batches of any number of axes, in `interop::ndarray`.
+//! - `half`: `f16` and `bf16` batches, weights and factors, in `interop::half`.
 //! - `safetensors`: `ActivationStats::save` and `load`, safe against crashes; the format is described in `interop::safetensors`. Brings `serde` along,
-//!   with which the example `compress_model` keeps what it knows of each layer.
+//!   with which the example `compress_model` keeps what it knows of each layer, and `half`, with which it reads models of that precision.
 //! - `serde`: `Serialize` and `Deserialize` for configuration, [`Rank`], [`Report`] and all of [`network`] that holds no matrices.
 #![forbid(unsafe_code)]
 // Nothing panics, whatever it is given: an `Error` is returned. Not seen by these lints: indices into faer's matrices, which come from
@@ -104,8 +106,8 @@ mod compress;
 )]
 mod covariance;
 mod error;
-#[cfg(any(feature = "nalgebra", feature = "safetensors"))]
-#[cfg_attr(docsrs, doc(cfg(any(feature = "nalgebra", feature = "safetensors"))))]
+#[cfg(any(feature = "half", feature = "nalgebra", feature = "ndarray", feature = "safetensors"))]
+#[cfg_attr(docsrs, doc(cfg(any(feature = "half", feature = "nalgebra", feature = "ndarray", feature = "safetensors"))))]
 pub mod interop;
 mod kernel;
 mod layer;

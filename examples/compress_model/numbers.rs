@@ -2,6 +2,7 @@
 
 use crc32fast::Hasher;
 use dalr::Scalar;
+use dalr::interop::half::Half;
 use faer::Mat;
 use half::{bf16, f16};
 use safetensors::tensor::Dtype;
@@ -29,14 +30,19 @@ pub fn decode(dtype: Dtype, bytes: &[u8], visit: impl FnMut(f64)) {
     match dtype {
         Dtype::F64 => each(bytes, f64::from_le_bytes, visit),
         Dtype::F32 => each(bytes, |bytes| f64::from(f32::from_le_bytes(bytes)), visit),
-        Dtype::F16 => each(bytes, |bytes| f16::from_le_bytes(bytes).to_f64(), visit),
-        Dtype::BF16 => each(bytes, |bytes| bf16::from_le_bytes(bytes).to_f64(), visit),
+        Dtype::F16 => each(bytes, |bytes| f16::from_le_bytes(bytes).widen(), visit),
+        Dtype::BF16 => each(bytes, |bytes| bf16::from_le_bytes(bytes).widen(), visit),
         other => unreachable!("{other:?} was refused before"),
     }
 }
 
 /// Appends the bytes of `number`, rounded to `dtype`, and returns what it was rounded to: an infinity if it is too large.
 pub fn encode(dtype: Dtype, number: f64, bytes: &mut Vec<u8>) -> f64 {
+    fn half<H: Half>(number: f64, bytes: &mut Vec<u8>) -> f64 {
+        let rounded = H::round(number);
+        bytes.extend(rounded.to_le_bytes());
+        rounded.widen()
+    }
     match dtype {
         Dtype::F64 => {
             bytes.extend(number.to_le_bytes());
@@ -46,14 +52,8 @@ pub fn encode(dtype: Dtype, number: f64, bytes: &mut Vec<u8>) -> f64 {
             bytes.extend((number as f32).to_le_bytes());
             f64::from(number as f32)
         }
-        Dtype::F16 => {
-            bytes.extend(f16::from_f64(number).to_le_bytes());
-            f16::from_f64(number).to_f64()
-        }
-        Dtype::BF16 => {
-            bytes.extend(bf16::from_f64(number).to_le_bytes());
-            bf16::from_f64(number).to_f64()
-        }
+        Dtype::F16 => half::<f16>(number, bytes),
+        Dtype::BF16 => half::<bf16>(number, bytes),
         other => unreachable!("{other:?} was refused before"),
     }
 }

@@ -1,0 +1,7 @@
+//! What comes from other libraries is what they hold, in whatever layout, and what does not fit is an error.
+#[cfg(feature = "half")]
+mod half;
+#[cfg(feature = "nalgebra")]
+mod nalgebra;
+#[cfg(feature = "ndarray")]
+mod ndarray;
