@@ -159,6 +159,17 @@ pub enum Error {
         found: String,
     },
 
+    /// Text that says nothing that can be read from it.
+    #[error("{operation}: expected {expected}, got `{found}`")]
+    Text {
+        /// The operation that refused.
+        operation: &'static str,
+        /// What can be read.
+        expected: &'static str,
+        /// The text.
+        found: String,
+    },
+
     /// Names of layers that do not fit together: one twice, one that no layer has, one without what each must have.
     #[error("{operation}: expected {expected}, got {found}")]
     Layers {
@@ -237,4 +248,11 @@ impl PartialEq for Cause {
 }
 
 /// A `Result` with this crate's [`Error`].
+///
+/// ```
+/// fn parameters() -> dalr::Result<usize> {
+///     Ok(dalr::Linear::new(faer::mat![[1.0, 2.0]], None)?.parameters())
+/// }
+/// assert_eq!(parameters(), Ok(2));
+/// ```
 pub type Result<T, E = Error> = core::result::Result<T, E>;

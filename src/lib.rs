@@ -38,6 +38,8 @@
 //! | the mean input but no faith in more | [`TruncatedSvd::with_bias_correction`] |
 //! | a wish to reproduce the paper | [`Dalr::paper`], [`ActivationPruning`] |
 //!
+//! What each needs, costs and gives, and which solver to take, if any: [`choosing`].
+//!
 //! # Which rank
 //!
 //! Say what you want to spend or to lose ([`Rank`]); or solve once with [`LowRankCompressor::decompose`], look at
@@ -61,10 +63,12 @@
 //! - `rayon` (default): parallel kernels.
 //! - `nalgebra`: views and copies of nalgebra's matrices, in `interop::nalgebra`.
 //! - `ndarray`: views of arrays both ways, whatever their strides, and batches of any number of axes, in `interop::ndarray`.
+//! - `approx`: layers compared up to a tolerance, for tests; see `interop::approx`.
 //! - `half`: `f16` and `bf16` batches, weights and factors, in `interop::half`.
 //! - `safetensors`: `ActivationStats::save` and `load`, safe against crashes; the format is described in `interop::safetensors`. Brings `serde` along,
 //!   with which the example `compress_model` keeps what it knows of each layer, and `half`, with which it reads models of that precision.
-//! - `serde`: `Serialize` and `Deserialize` for configuration, [`Rank`], [`Report`] and all of [`network`] that holds no matrices.
+//! - `serde`: `Serialize` and `Deserialize` for configuration, [`Rank`], [`Report`], layers, dense and compressed, and all of [`network`] that holds no
+//!   matrices.
 #![forbid(unsafe_code)]
 // Nothing panics, whatever it is given: an `Error` is returned. Not seen by these lints: indices into faer's matrices, which come from
 // loops over their own sizes, and integer arithmetic, which counts what is in memory (`m · n`) and so cannot overflow.
@@ -99,6 +103,7 @@
 
 mod bias;
 mod compress;
+mod convert;
 #[allow(
     clippy::indexing_slicing,
     reason = "what is indexed has one entry for each row of a batch, or for each input: counted when it comes in, by `validate`, and \
@@ -106,8 +111,14 @@ mod compress;
 )]
 mod covariance;
 mod error;
-#[cfg(any(feature = "half", feature = "nalgebra", feature = "ndarray", feature = "safetensors"))]
-#[cfg_attr(docsrs, doc(cfg(any(feature = "half", feature = "nalgebra", feature = "ndarray", feature = "safetensors"))))]
+#[cfg(any(
+    feature = "approx",
+    feature = "half",
+    feature = "nalgebra",
+    feature = "ndarray",
+    feature = "safetensors",
+    feature = "serde"
+))]
 pub mod interop;
 mod kernel;
 mod layer;
@@ -118,6 +129,11 @@ mod rank;
 mod report;
 mod scalar;
 pub mod solver;
+mod text;
+
+/// The library of the matrices that come in and go out: `dalr::faer::Mat` is what [`Linear::new`] takes, whatever other version there is.
+#[doc(no_inline)]
+pub use faer;
 
 pub use compress::{
     ActivationPruning, Compressed, Dalr, Decomposition, LowRankCompressor, PrunedLinear, Ridge, TruncatedSvd,
@@ -138,3 +154,9 @@ struct Readme;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/guide.md")]
 struct Guide;
+
+/// Which method, rank and solver: what each needs, costs and gives. A page, not code.
+#[cfg(any(doc, doctest))]
+#[doc = ""]
+#[doc = include_str!("../docs/choosing.md")]
+pub mod choosing {}

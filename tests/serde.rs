@@ -6,9 +6,10 @@ use dalr::network::{
     SharedInput, Step, Strategy,
 };
 use dalr::{
-    ActivationPruning, ActivationStats, Dalr, Linear, LowRankCompressor, Rank, Report, Ridge, Solver, TruncatedSvd,
+    ActivationPruning, ActivationStats, Dalr, Linear, LowRankCompressor, LowRankLinear, Rank, Report, Ridge, Scalar,
+    Solver, TruncatedSvd,
 };
-use faer::Mat;
+use faer::{Col, Mat};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -36,6 +37,39 @@ fn configuration_and_reports() {
     let report: Report = Dalr::new().compress(&layer, &stats, Rank::Fixed(3)).unwrap().report().clone();
     assert!(!report.warnings().is_empty());
     round_trip(report);
+}
+
+#[test]
+fn layers() {
+    fn check<T: Scalar + Serialize + DeserializeOwned>() {
+        let entry = |i: usize, j: usize| T::from_f64((i * 7 + j * 3) as f64 / 3.0);
+        let bias = || Col::from_fn(4, |i| T::from_f64(i as f64 / 7.0));
+        round_trip(Linear::new(Mat::from_fn(4, 5, entry), Some(bias())).unwrap());
+        round_trip(Linear::new(Mat::from_fn(1, 1, entry), None).unwrap());
+        round_trip(LowRankLinear::new(Mat::from_fn(2, 5, entry), Mat::from_fn(4, 2, entry), Some(bias())).unwrap());
+    }
+    check::<f32>();
+    check::<f64>();
+    let layer = Linear::new(faer::mat![[1.0, 2.0, 3.0], [4.0, 5.0, 6.5]], None).unwrap();
+    let text = r#"{"out_features":2,"in_features":3,"weight":[1.0,2.0,3.0,4.0,5.0,6.5],"bias":null}"#;
+    assert_eq!(serde_json::to_string(&layer).unwrap(), text);
+
+    // What no constructor would take.
+    let refused = |text: String| serde_json::from_str::<Linear<f64>>(&text).unwrap_err().to_string();
+    let message = refused(text.replace("6.5", "6.5,7.0"));
+    assert!(message.starts_with("deserialize: expected 6 numbers in the weight, got 7"), "{message}");
+    assert!(refused(text.replace("6.5", "1e999")).contains("number out of range"));
+    assert!(refused(text.replace("null", "[1.0]")).contains("expected 2 entries in the bias"));
+    assert!(refused(text.replace("\"in_features\":3", "\"in_features\":18446744073709551615")).contains("got 6"));
+    assert!(refused(text.replace("bias", "bais")).contains("bais"));
+    let nothing = r#"{"out_features":0,"in_features":3,"weight":[],"bias":null}"#;
+    assert!(refused(nothing.into()).contains("expected at least one element in the weight"));
+    let most = usize::MAX.to_string();
+    assert!(refused(nothing.replace("3", &most)).contains("expected at least one element in the weight"));
+    let text = r#"{"out_features":1,"in_features":2,"rank":1,"down":[1.0,2.0],"up":[3.0],"bias":null}"#;
+    assert!(serde_json::from_str::<LowRankLinear<f32>>(text).is_ok());
+    let wrong = text.replace("\"rank\":1", "\"rank\":2");
+    assert!(serde_json::from_str::<LowRankLinear<f32>>(&wrong).unwrap_err().to_string().contains("`down`"));
 }
 
 #[test]

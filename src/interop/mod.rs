@@ -1,5 +1,8 @@
 //! Conversions from and to other libraries' types and formats, one module per optional feature.
 
+#[cfg(feature = "approx")]
+#[cfg_attr(docsrs, doc(cfg(feature = "approx")))]
+pub mod approx;
 #[cfg(feature = "half")]
 #[cfg_attr(docsrs, doc(cfg(feature = "half")))]
 pub mod half;
@@ -12,3 +15,5 @@ pub mod ndarray;
 #[cfg(feature = "safetensors")]
 #[cfg_attr(docsrs, doc(cfg(feature = "safetensors")))]
 pub mod safetensors;
+#[cfg(feature = "serde")]
+mod serde;

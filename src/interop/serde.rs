@@ -1,0 +1,83 @@
+//! Layers as data: their sizes, and the numbers of each matrix row by row. What is read is validated as by the constructors.
+
+use ::serde::{Deserialize, Deserializer, Serialize, Serializer};
+use faer::{Col, Mat, MatRef};
+
+use crate::{Error, Linear, LowRankLinear, Result, Scalar};
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename = "Linear", deny_unknown_fields)]
+struct StoredLinear<T> {
+    out_features: usize,
+    in_features: usize,
+    weight: Vec<T>,
+    bias: Option<Vec<T>>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename = "LowRankLinear", deny_unknown_fields)]
+struct StoredLowRankLinear<T> {
+    out_features: usize,
+    in_features: usize,
+    rank: usize,
+    down: Vec<T>,
+    up: Vec<T>,
+    bias: Option<Vec<T>>,
+}
+
+fn numbers<T: Scalar>(matrix: MatRef<'_, T>) -> Vec<T> {
+    matrix.row_iter().flat_map(|row| row.iter().copied()).collect()
+}
+
+fn matrix<T: Scalar>(what: &'static str, numbers: &[T], rows: usize, columns: usize) -> Result<Mat<T>> {
+    let expected = rows.saturating_mul(columns);
+    if numbers.len() != expected {
+        return Err(Error::Shape { operation: "deserialize", what, expected, found: numbers.len() });
+    }
+    if expected == 0 {
+        // Refused by the constructors; not made before, since the other side may be of any length.
+        return Ok(Mat::new());
+    }
+    Ok(MatRef::from_row_major_slice(numbers, rows, columns).to_owned())
+}
+
+impl<T: Scalar + Serialize> Serialize for Linear<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (out_features, in_features) = (self.out_features(), self.in_features());
+        let bias = self.bias().map(|bias| numbers(bias.as_mat()));
+        StoredLinear { out_features, in_features, weight: numbers(self.weight()), bias }.serialize(serializer)
+    }
+}
+
+impl<'de, T: Scalar + Deserialize<'de>> Deserialize<'de> for Linear<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let stored = StoredLinear::deserialize(deserializer)?;
+        matrix("numbers in the weight", &stored.weight, stored.out_features, stored.in_features)
+            .and_then(|weight| Self::new(weight, stored.bias.map(Col::from_iter)))
+            .map_err(::serde::de::Error::custom)
+    }
+}
+
+impl<T: Scalar + Serialize> Serialize for LowRankLinear<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        StoredLowRankLinear {
+            out_features: self.out_features(),
+            in_features: self.in_features(),
+            rank: self.rank(),
+            down: numbers(self.down()),
+            up: numbers(self.up()),
+            bias: self.bias().map(|bias| numbers(bias.as_mat())),
+        }
+        .serialize(serializer)
+    }
+}
+
+impl<'de, T: Scalar + Deserialize<'de>> Deserialize<'de> for LowRankLinear<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let stored = StoredLowRankLinear::deserialize(deserializer)?;
+        let down = matrix("numbers in the factor `down`", &stored.down, stored.rank, stored.in_features);
+        let up = matrix("numbers in the factor `up`", &stored.up, stored.out_features, stored.rank);
+        let layer = down.and_then(|down| Self::new(down, up?, stored.bias.map(Col::from_iter)));
+        layer.map_err(::serde::de::Error::custom)
+    }
+}
