@@ -159,6 +159,7 @@ impl<T> fmt::Debug for Linear<T> {
 /// # fn main() -> dalr::Result<()> {
 /// let layer = LowRankLinear::new(mat![[1.0, 2.0, 3.0]], mat![[1.0], [2.0]], Some(col![0.5, 0.5]))?;
 /// assert_eq!((layer.rank(), layer.parameters()), (1, 7));
+/// assert_eq!(layer.bias().map(|bias| bias[1]), Some(0.5));
 /// assert_eq!(layer.forward(mat![[1.0, 1.0, 1.0]].as_ref())?, mat![[6.5, 12.5]]);
 /// assert_eq!(layer.to_linear()?.weight(), mat![[1.0, 2.0, 3.0], [2.0, 4.0, 6.0]]);
 /// # Ok(())

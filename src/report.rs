@@ -15,7 +15,12 @@ use core::fmt;
 /// let compressed = Dalr::new().compress(&layer, &stats, Rank::Fixed(3))?;
 /// let report = compressed.report();
 /// assert_eq!((report.method(), report.rank(), report.samples()), ("dalr", 3, 20));
+/// assert_eq!((report.in_features(), report.out_features()), (4, 6));
 /// assert_eq!((report.parameters_before(), report.parameters_after()), (24, 30));
+/// assert_eq!((report.multiply_adds_before(), report.multiply_adds_after()), (24, 30));
+/// assert!(report.relative_error().is_some_and(|error| error < 0.1));
+/// assert!(report.shrinkage().is_some_and(|intensity| intensity < 1.0));
+/// assert!(report.solver().starts_with("dense eigendecomposition") && report.residual() < 1e-12);
 /// assert!(report.warnings().contains(&Warning::PastBreakEven { rank: 3, break_even: 2.4 }));
 /// println!("{report}");
 /// # Ok(())

@@ -12,6 +12,16 @@ mod sealed {
 ///
 /// Sealed: statistics and solvers are tuned for these two. Large problems in `f32` are multiplied in `f32` where that is known to
 /// suffice; all sums over samples are `f64`, and so is what is left to decide.
+///
+/// ```
+/// use dalr::{Linear, LowRankLinear, Result, Scalar};
+/// /// For either precision.
+/// fn restored<T: Scalar>(layer: &LowRankLinear<T>) -> Result<Linear<T>> {
+///     layer.to_linear()
+/// }
+/// let layer = LowRankLinear::new(faer::mat![[1.0_f32]], faer::mat![[2.0_f32]], None);
+/// assert_eq!(layer.and_then(|layer| restored(&layer)).map(|layer| layer.weight()[(0, 0)]), Ok(2.0));
+/// ```
 pub trait Scalar:
     sealed::Sealed + faer::traits::RealField + Copy + Debug + Default + Display + Send + Sync + 'static
 {

@@ -15,7 +15,7 @@ use crate::{ActivationStats, Linear, Result, Scalar, Solver};
 /// [`TruncatedSvd`](crate::TruncatedSvd) with the same treatment of the bias.
 ///
 /// ```
-/// use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, Rank};
+/// use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, Rank, Ridge, Solver};
 /// use faer::{Col, Mat};
 ///
 /// # fn main() -> dalr::Result<()> {
@@ -24,6 +24,16 @@ use crate::{ActivationStats, Linear, Result, Scalar, Solver};
 /// stats.update(Mat::from_fn(50, 6, |i, j| ((i * 11 + j * 7) % 13) as f32).as_ref())?;
 /// let compressed = Dalr::new().compress(&layer, &stats, Rank::RelativeError(0.3))?;
 /// assert!(compressed.report().relative_error().is_some_and(|error| error <= 0.3));
+///
+/// // Everything that can be set.
+/// let method = Dalr::new()
+///     .with_ridge(Ridge::Anchored(0.1))
+///     .with_bias_correction(false)
+///     .with_solver(Solver::DenseEigen)
+///     .with_threads(1)
+///     .with_rank_multiple(2);
+/// let compressed = method.compress(&layer, &stats, Rank::Energy(0.9))?;
+/// assert!(compressed.layer().rank() % 2 == 0 && compressed.layer().bias() == layer.bias());
 /// # Ok(())
 /// # }
 /// ```

@@ -25,6 +25,8 @@ use crate::{ActivationStats, Error, Linear, LowRankLinear, Rank, Report, Result,
 /// for rank in 1..=decomposition.max_rank() {
 ///     println!("rank {rank}: error {:?}", decomposition.relative_error(rank));
 /// }
+/// let left_out = decomposition.total_energy() - decomposition.energies()[..2].iter().sum::<f64>();
+/// assert!(left_out < 0.5 * decomposition.total_energy());
 /// let compressed = decomposition.truncate(2)?;
 /// assert_eq!(compressed.layer().rank(), 2);
 /// # Ok(())
@@ -225,7 +227,20 @@ impl<T> fmt::Debug for Decomposition<T> {
 
 /// A compressed layer and the report on it.
 ///
-/// For an example see [`Report`].
+/// ```
+/// use dalr::{ActivationStats, Compressed, Dalr, Linear, LowRankCompressor, LowRankLinear, Rank};
+/// use faer::Mat;
+///
+/// # fn main() -> dalr::Result<()> {
+/// let layer = Linear::new(Mat::from_fn(8, 6, |i, j| ((i * 5 + j * 3) % 7) as f64), None)?;
+/// let mut stats = ActivationStats::new(6);
+/// stats.update(Mat::from_fn(50, 6, |i, j| ((i * 11 + j * 7) % 13) as f64).as_ref())?;
+/// let compressed: Compressed<f64> = Dalr::new().compress(&layer, &stats, Rank::Fixed(2))?;
+/// assert_eq!(compressed.layer().rank(), compressed.report().rank());
+/// let layer: LowRankLinear<f64> = compressed.into_layer();
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Compressed<T> {
     layer: LowRankLinear<T>,

@@ -49,9 +49,16 @@ pub trait LowRankCompressor<T: Scalar> {
     ///
     /// A rank outside of 1 to min(out, in), statistics of another width than the layer's inputs or without the samples that
     /// the method needs, parameters out of range, and failures of the solver.
+    ///
+    /// For an example see [`Decomposition`].
     fn decompose(&self, layer: &Linear<T>, stats: &ActivationStats<T>, max_rank: usize) -> Result<Decomposition<T>>;
 
     /// Every rank chosen is a multiple of this number; 1 unless the method was told otherwise.
+    ///
+    /// ```
+    /// use dalr::{Dalr, LowRankCompressor};
+    /// assert_eq!(LowRankCompressor::<f32>::rank_multiple(&Dalr::new().with_rank_multiple(8)), 8);
+    /// ```
     fn rank_multiple(&self) -> usize {
         1
     }
@@ -62,6 +69,8 @@ pub trait LowRankCompressor<T: Scalar> {
     /// # Errors
     ///
     /// As [`decompose`](Self::decompose); a rank that cannot be had.
+    ///
+    /// For an example see [`LowRankCompressor`].
     fn compress(&self, layer: &Linear<T>, stats: &ActivationStats<T>, rank: Rank) -> Result<Compressed<T>> {
         let multiple = self.rank_multiple();
         let shape = (layer.out_features(), layer.in_features());

@@ -22,6 +22,13 @@ use crate::{ActivationStats, Error, Linear, Rank, Result, Scalar};
 /// stats.update(mat![[0.0, 5.0, 0.0, 1.0], [1.0, 3.0, 0.0, 2.0]].as_ref())?;
 /// let pruned = ActivationPruning::mean().inputs(&layer, &stats, 1)?;
 /// assert_eq!(pruned.kept(), [1, 3]); // ⌊1 · (3 + 4) / 3⌋ = 2 inputs
+///
+/// // A `PrunedLinear`: it takes all four inputs, and looks at two.
+/// assert_eq!(pruned.weight(), mat![[2.0, 4.0], [6.0, 8.0], [8.0, 6.0]]);
+/// assert_eq!((pruned.bias(), pruned.parameters(), pruned.multiply_adds()), (None, 6, 6));
+/// let inputs = mat![[9.0, 1.0, 9.0, 1.0]];
+/// assert_eq!(pruned.forward(inputs.as_ref())?, mat![[6.0, 14.0, 14.0]]);
+/// assert_eq!(pruned.to_linear()?.forward(inputs.as_ref())?, mat![[6.0, 14.0, 14.0]]);
 /// # Ok(())
 /// # }
 /// ```
@@ -55,7 +62,7 @@ impl ActivationPruning {
 
     /// Ranks units by their largest magnitude.
     ///
-    /// For an example see [`ActivationPruning`].
+    /// For an example see [`outputs`](Self::outputs).
     pub fn max() -> Self {
         Self { measure: Measure::Max }
     }

@@ -10,7 +10,7 @@ use crate::{ActivationStats, Linear, Result, Scalar, Solver};
 /// reports its error on them.
 ///
 /// ```
-/// use dalr::{ActivationStats, Linear, LowRankCompressor, Rank, TruncatedSvd};
+/// use dalr::{ActivationStats, Linear, LowRankCompressor, Rank, Solver, TruncatedSvd};
 /// use faer::Mat;
 ///
 /// # fn main() -> dalr::Result<()> {
@@ -18,6 +18,16 @@ use crate::{ActivationStats, Linear, Result, Scalar, Solver};
 /// let compressed = TruncatedSvd::new().compress(&layer, &ActivationStats::new(4), Rank::Fixed(2))?;
 /// let difference = compressed.layer().to_linear()?.weight() - layer.weight();
 /// assert!(difference.norm_max() < 1e-5); // this weight has rank 2
+///
+/// // Everything that can be set; correcting the bias takes samples.
+/// let method = TruncatedSvd::new()
+///     .with_bias_correction(true)
+///     .with_solver(Solver::DenseEigen)
+///     .with_threads(1)
+///     .with_rank_multiple(2);
+/// let mut stats = ActivationStats::new(4);
+/// stats.update(Mat::from_fn(9, 4, |i, j| ((i * 7 + j * 5) % 11) as f32).as_ref())?;
+/// assert!(method.compress(&layer, &stats, Rank::Fixed(2))?.layer().bias().is_some());
 /// # Ok(())
 /// # }
 /// ```

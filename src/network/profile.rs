@@ -162,7 +162,7 @@ impl LayerProfile {
     /// ```
     /// # fn main() -> dalr::Result<()> {
     /// let head = dalr::network::LayerProfile::dense("head", 10, 84, true)?.with_calls(3);
-    /// assert_eq!((head.parameters(), head.multiply_adds()), (850, 2520));
+    /// assert_eq!((head.calls(), head.parameters(), head.multiply_adds()), (3, 850, 2520));
     /// # Ok(())
     /// # }
     /// ```

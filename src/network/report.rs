@@ -28,7 +28,15 @@ use crate::{Error, Report, Result, Warning};
 /// println!("{report}");
 /// assert_eq!((report.parameters_before(), report.multiply_adds_before()), (120 + 52, 120 + 48));
 /// assert!(report.parameters_after() as f64 <= 0.7 * 172.0);
-/// assert_eq!(report.layers()[1].relative_error(), Some(0.0));
+/// assert!(report.multiply_adds_after() < report.multiply_adds_before());
+/// assert_eq!((report.objective(), report.lower_bound(), report.gap()), (plan.objective(), plan.lower_bound(), plan.gap()));
+///
+/// // Each layer has a `LayerReport`, in the order given.
+/// let [fc1, head] = report.layers() else { unreachable!() };
+/// assert_eq!((fc1.name(), fc1.in_features(), fc1.out_features(), fc1.weight()), ("fc1", 10, 12, 1.0));
+/// assert!(fc1.parameters_after() < fc1.parameters_before() && fc1.multiply_adds_after() < fc1.multiply_adds_before());
+/// assert!(fc1.loss() > 0.0 && fc1.report().is_some_and(|report| report.warnings() == fc1.warnings()));
+/// assert_eq!((head.relative_error(), head.report()), (Some(0.0), None));
 /// # Ok(())
 /// # }
 /// ```
@@ -215,17 +223,17 @@ impl NetworkReport {
         self.layers.iter().map(|layer| layer.multiply_adds.1).sum()
     }
 
-    /// As [`Plan::objective`](super::Plan::objective).
+    /// As [`Plan::objective`](super::Plan::objective). For an example see [`NetworkReport`].
     pub fn objective(&self) -> f64 {
         self.objective
     }
 
-    /// As [`Plan::lower_bound`](super::Plan::lower_bound).
+    /// As [`Plan::lower_bound`](super::Plan::lower_bound). For an example see [`NetworkReport`].
     pub fn lower_bound(&self) -> f64 {
         self.lower_bound
     }
 
-    /// As [`Plan::gap`](super::Plan::gap).
+    /// As [`Plan::gap`](super::Plan::gap). For an example see [`NetworkReport`].
     pub fn gap(&self) -> f64 {
         self.objective - self.lower_bound
     }

@@ -33,7 +33,7 @@ pub enum Step {
 /// [`Probes`](super::Probes) need one for each layer in all.
 ///
 /// ```
-/// use dalr::network::{Choice, JointSearch, LayerProfile, SearchState, Step};
+/// use dalr::network::{Choice, JointSearch, LayerProfile, SearchPath, SearchState, SearchStep, Step, Stop};
 /// use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor};
 /// use faer::Mat;
 ///
@@ -51,11 +51,12 @@ pub enum Step {
 /// # }
 /// let mut evaluations = SearchState::new(); // kept, whatever happens
 /// let search = JointSearch::new(0.01).with_step(Step::Ranks(2));
-/// let path = search.run(&profiles, &mut evaluations, accuracy_of, &mut ())?;
-/// for step in path.steps() {
+/// let path: SearchPath = search.run(&profiles, &mut evaluations, accuracy_of, &mut ())?;
+/// for step in path.steps() as &[SearchStep] {
 ///     println!("{} to {:?}: {} with {} parameters", step.layer(), step.choice(), step.accuracy(), step.parameters());
 /// }
 /// assert!(path.accuracy() >= path.original() - 0.01);
+/// assert_eq!((path.stop(), path.choices().len()), (Stop::Drop, 2));
 /// # Ok(())
 /// # }
 /// ```
@@ -228,7 +229,8 @@ fn describe(layers: &[LayerProfile], choices: &[Choice]) -> String {
 /// Every evaluation of a search, so that none is made twice; with the `serde` feature it survives the process.
 ///
 /// ```
-/// assert!(dalr::network::SearchState::new().is_empty());
+/// let state = dalr::network::SearchState::new();
+/// assert!(state.is_empty() && state.len() == 0);
 /// ```
 #[derive(Clone, Debug, Default, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]

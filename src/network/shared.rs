@@ -24,7 +24,7 @@ const SAME: f64 = 1e-3;
 /// the sum of their weighted *relative* squared errors that becomes least, as it does with separate factors.
 ///
 /// ```
-/// use dalr::network::{Allocator, Budget, Choice, LayerProfile, SharedInput, Strategy};
+/// use dalr::network::{Allocator, Budget, Choice, LayerProfile, SharedDecomposition, SharedInput, SharedProfile, Strategy};
 /// use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor};
 /// use faer::Mat;
 ///
@@ -41,8 +41,9 @@ const SAME: f64 = 1e-3;
 ///     profiles.push(LayerProfile::new(name, &method.decompose(layer, &stats, 12)?));
 /// }
 /// let members: Vec<_> = profiles.iter().zip([&query, &key, &value]).collect();
-/// let joint = SharedInput::new(&members)?.decompose(&method, &stats, 12)?;
-/// assert_eq!(joint.profile().names().collect::<Vec<_>>(), ["query", "key", "value"]);
+/// let joint: SharedDecomposition<f64> = SharedInput::new(&members)?.decompose(&method, &stats, 12)?;
+/// let profile: &SharedProfile = joint.profile();
+/// assert_eq!(profile.names().collect::<Vec<_>>(), ["query", "key", "value"]);
 /// assert_eq!((joint.profile().max_rank(), joint.profile().parameters(6)), (12, 6 * (24 + 3 * 24)));
 ///
 /// let allocator = Allocator::new(Budget::Parameters(600)).with_strategy(Strategy::Energy);
@@ -262,7 +263,7 @@ impl<T: Scalar> SharedDecomposition<T> {
 /// Compressed layers that share their `down`: `yᵢ = upᵢ · (down · x) + bᵢ`.
 ///
 /// ```
-/// # use dalr::network::{LayerProfile, SharedInput};
+/// # use dalr::network::{LayerProfile, SharedInput, SharedMember};
 /// # use dalr::{ActivationStats, Linear, LowRankCompressor, TruncatedSvd};
 /// # use faer::Mat;
 /// # fn main() -> dalr::Result<()> {
@@ -279,7 +280,8 @@ impl<T: Scalar> SharedDecomposition<T> {
 /// let alone = shared.layer(1)?;
 /// assert_eq!(alone.down(), shared.down());
 /// assert_eq!(outputs[1], alone.forward(inputs.as_ref())?);
-/// assert_eq!(shared.members().map(|member| member.name()).collect::<Vec<_>>(), ["gate", "up"]);
+/// let members: Vec<&SharedMember<f64>> = shared.members().collect();
+/// assert_eq!((members[0].name(), members[1].name(), members[1].bias()), ("gate", "up", None));
 /// # Ok(())
 /// # }
 /// ```

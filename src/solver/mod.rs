@@ -47,6 +47,11 @@ use crate::{Error, Result, Scalar};
 /// let pairs = top_eigenpairs(&Diagonal, 2, Solver::Auto, 1)?;
 /// assert!((pairs.values()[0] - 3.0).abs() < 1e-12 && (pairs.values()[1] - 2.0).abs() < 1e-12);
 /// assert!((pairs.vectors()[(2, 0)] - 1.0).abs() < 1e-12);
+///
+/// // `Eigenpairs` say how they were found.
+/// assert!(pairs.solver().starts_with("dense") && !pairs.is_fallback());
+/// assert_eq!((pairs.steps(), pairs.basis_size(), pairs.numerical_rank()), (0, 3, 2));
+/// assert!(pairs.residual() < 1e-12);
 /// # Ok(())
 /// # }
 /// ```
