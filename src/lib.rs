@@ -111,14 +111,7 @@ mod convert;
 )]
 mod covariance;
 mod error;
-#[cfg(any(
-    feature = "approx",
-    feature = "half",
-    feature = "nalgebra",
-    feature = "ndarray",
-    feature = "safetensors",
-    feature = "serde"
-))]
+#[cfg(any(feature = "approx", feature = "half", feature = "nalgebra", feature = "ndarray", feature = "safetensors"))]
 pub mod interop;
 mod kernel;
 mod layer;
@@ -129,6 +122,8 @@ mod rank;
 mod report;
 mod scalar;
 pub mod solver;
+#[cfg(feature = "serde")]
+mod stored;
 mod text;
 
 /// The library of the matrices that come in and go out: `dalr::faer::Mat` is what [`Linear::new`] takes, whatever other version there is.

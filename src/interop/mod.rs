@@ -15,5 +15,3 @@ pub mod ndarray;
 #[cfg(feature = "safetensors")]
 #[cfg_attr(docsrs, doc(cfg(feature = "safetensors")))]
 pub mod safetensors;
-#[cfg(feature = "serde")]
-mod serde;

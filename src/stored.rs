@@ -1,7 +1,7 @@
 //! Layers as data: their sizes, and the numbers of each matrix row by row. What is read is validated as by the constructors.
 
-use ::serde::{Deserialize, Deserializer, Serialize, Serializer};
 use faer::{Col, Mat, MatRef};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::{Error, Linear, LowRankLinear, Result, Scalar};
 
@@ -54,7 +54,7 @@ impl<'de, T: Scalar + Deserialize<'de>> Deserialize<'de> for Linear<T> {
         let stored = StoredLinear::deserialize(deserializer)?;
         matrix("numbers in the weight", &stored.weight, stored.out_features, stored.in_features)
             .and_then(|weight| Self::new(weight, stored.bias.map(Col::from_iter)))
-            .map_err(::serde::de::Error::custom)
+            .map_err(serde::de::Error::custom)
     }
 }
 
@@ -78,6 +78,6 @@ impl<'de, T: Scalar + Deserialize<'de>> Deserialize<'de> for LowRankLinear<T> {
         let down = matrix("numbers in the factor `down`", &stored.down, stored.rank, stored.in_features);
         let up = matrix("numbers in the factor `up`", &stored.up, stored.out_features, stored.rank);
         let layer = down.and_then(|down| Self::new(down, up?, stored.bias.map(Col::from_iter)));
-        layer.map_err(::serde::de::Error::custom)
+        layer.map_err(serde::de::Error::custom)
     }
 }
