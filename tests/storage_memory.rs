@@ -37,6 +37,12 @@ fn good<T: Scalar>(rows: usize, features: usize) {
     assert!(needed > length / 2 && needed < length + SLACK, "{needed} bytes for a file of {length}");
     let mut bytes = std::fs::read(&path).unwrap();
     std::fs::remove_file(&path).unwrap();
+    let (written, needed) = peak(|| stats.write_safetensors(std::io::sink()));
+    written.unwrap();
+    assert!(needed < SLACK, "writing to a stream took {needed} bytes");
+    let (read, needed) = peak(|| ActivationStats::<T>::read_safetensors(length as u64, bytes.as_slice()));
+    assert_eq!(read.unwrap().samples(), rows as u64 + 7);
+    assert!(needed < length + SLACK, "{needed} bytes for a stream of {length}");
     // A flipped bit in the data is seen at the end only; one in the length of the header at once.
     for (index, most) in [(length / 2, length + SLACK), (6, SLACK), (0, SLACK)] {
         bytes[index] ^= 1;

@@ -358,3 +358,43 @@ fn a_link_is_followed() {
     assert!(link.is_symlink());
     assert_eq!(ActivationStats::<f32>::load(&real).unwrap().features(), 4);
 }
+
+/// What goes through a stream is what a file holds, several follow each other, and a stream that ends early is an error.
+#[test]
+fn streams_hold_what_files_do_one_after_the_other() {
+    let states = states::<f32>();
+    let mut stream = Vec::new();
+    for (name, stats) in &states {
+        let before = stream.len();
+        stats.write_safetensors(&mut stream).unwrap();
+        assert!(stream[before..] == bytes(stats), "{name}");
+        assert_eq!((stream.len() - before) as u64, stats.safetensors_length().unwrap(), "{name}");
+    }
+    let mut source = stream.as_slice();
+    for (name, stats) in &states {
+        let received = ActivationStats::read_safetensors(stats.safetensors_length().unwrap(), &mut source).unwrap();
+        behaves_the_same(name, stats, &received);
+    }
+    assert!(source.is_empty());
+
+    let (_, stats) = &states[7];
+    let (length, whole) = (stats.safetensors_length().unwrap(), bytes(stats));
+    let read = |length, source: &[u8]| ActivationStats::<f32>::read_safetensors(length, source).map(|_| ());
+    assert_eq!(read(length, &whole), Ok(()));
+    assert!(matches!(read(length, &whole[..whole.len() - 1]), Err(Error::Io { .. })));
+    for wrong in [length - 1, length + 1, 7] {
+        assert!(matches!(read(wrong, &whole), Err(Error::Format { .. })), "{wrong}");
+    }
+
+    struct Full;
+    impl std::io::Write for Full {
+        fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
+            Err(std::io::Error::other("no more room"))
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let error = stats.write_safetensors(Full).unwrap_err().to_string();
+    assert!(error.contains("write_safetensors") && error.contains("no more room"), "{error}");
+}

@@ -1,7 +1,8 @@
 //! Activation statistics on disk, as [safetensors](https://github.com/huggingface/safetensors) files.
 //!
 //! [`ActivationStats::save`] and [`ActivationStats::load`] for files, [`ActivationStats::to_safetensors`] and
-//! [`ActivationStats::from_safetensors`] for bytes. What was loaded behaves bit for bit as what was saved, settings included.
+//! [`ActivationStats::from_safetensors`] for bytes, [`ActivationStats::write_safetensors`] and [`ActivationStats::read_safetensors`] for streams: to
+//! other machines, say. What was loaded behaves bit for bit as what was saved, settings included.
 //!
 //! ```
 //! use dalr::ActivationStats;
@@ -193,6 +194,61 @@ impl<T: Scalar> ActivationStats<T> {
     pub fn from_safetensors(bytes: &[u8]) -> Result<Self> {
         let origin = Origin { operation: "ActivationStats::from_safetensors", path: "the bytes" };
         Self::read(&origin, bytes.len() as u64, bytes)
+    }
+
+    /// Number of bytes that [`write_safetensors`](Self::write_safetensors) writes, which a reader is to be told beforehand.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Overflow`] for more than can be addressed.
+    ///
+    /// For an example see [`write_safetensors`](Self::write_safetensors).
+    pub fn safetensors_length(&self) -> Result<u64> {
+        Ok(self.layout("ActivationStats::safetensors_length")?.length)
+    }
+
+    /// Writes the bytes that [`save`](Self::save) would write to a stream, a few kilobytes at a time: what is to go elsewhere (over a network, into a
+    /// container) never exists a second time in memory. Buffer the stream if small writes are slow. For files take [`save`](Self::save), which is safe against crashes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] with what the stream said; part of the bytes may have been written.
+    ///
+    /// ```
+    /// # fn main() -> dalr::Result<()> {
+    /// use dalr::ActivationStats;
+    /// let (mut first, mut second) = (ActivationStats::<f32>::new(2), ActivationStats::<f32>::new(2));
+    /// first.update(faer::mat![[1.0, 2.0], [3.0, 4.0]].as_ref())?;
+    /// second.update(faer::mat![[5.0, 6.0]].as_ref())?;
+    ///
+    /// let mut stream = Vec::new(); // a socket, say
+    /// first.write_safetensors(&mut stream)?;
+    /// second.write_safetensors(&mut stream)?;
+    ///
+    /// let mut source = stream.as_slice();
+    /// let mut received = ActivationStats::<f32>::read_safetensors(first.safetensors_length()?, &mut source)?;
+    /// received.merge(&ActivationStats::read_safetensors(second.safetensors_length()?, &mut source)?)?;
+    /// assert_eq!((received.samples(), received.mean()?[0]), (3, 3.0));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn write_safetensors(&self, mut target: impl Write) -> Result<()> {
+        let operation = "ActivationStats::write_safetensors";
+        let layout = self.layout(operation)?;
+        self.write(&layout, &mut target).map_err(|error| Origin { operation, path: "the stream" }.io(&error))
+    }
+
+    /// Statistics from the next `length` bytes of a stream, which [`write_safetensors`](Self::write_safetensors) wrote; what comes after them is left for
+    /// others. They are read straight to where they stay, and trusted as little as those of [`load`](Self::load).
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load); some of the bytes may then not have been read. Takes no more memory than `length`, and some kilobytes.
+    ///
+    /// For an example see [`write_safetensors`](Self::write_safetensors).
+    pub fn read_safetensors(length: u64, source: impl Read) -> Result<Self> {
+        let origin = Origin { operation: "ActivationStats::read_safetensors", path: "the stream" };
+        Self::read(&origin, length, source.take(length))
     }
 
     fn layout(&self, operation: &'static str) -> Result<Layout> {
