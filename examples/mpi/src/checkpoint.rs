@@ -1,0 +1,143 @@
+//! What a rank has of its shard so far, on disk: no kill at any moment loses more than the batches since the last checkpoint.
+//!
+//! A checkpoint is a folder `FOLDER/rank-R/batches-N` with the statistics of every layer as `ActivationStats::save` writes them, and `identity.json`, which says
+//! what they are of. It is written under another name and moved into its place whole, so that there is no moment at which some
+//! files are of one state and some of another. The one before is removed after that.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use dalr::ActivationStats;
+
+use crate::error::{Failure, Result};
+
+const PREFIX: &str = "batches-";
+const PARTIAL: &str = "partial";
+const IDENTITY: &str = "identity.json";
+const BATCHES: &str = "batches";
+
+/// How often, and how far apart, a lock is asked for.
+const ATTEMPTS: u32 = 50;
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What statistics are of: names of settings and their values, in words.
+pub type Identity = BTreeMap<String, String>;
+
+/// One rank's checkpoints, locked for as long as this lives.
+pub struct Checkpoints {
+    folder: PathBuf,
+    identity: Identity,
+    _lock: File,
+}
+
+/// Statistics of all layers after so many batches.
+pub struct State {
+    /// Batches that are in the statistics.
+    pub batches: usize,
+    /// One for each layer.
+    pub stats: Vec<ActivationStats<f32>>,
+}
+
+impl Checkpoints {
+    /// Opens, or makes, the folder of a rank. `identity` is what its statistics are to be of.
+    pub fn open(folder: &Path, rank: usize, identity: Identity) -> Result<Self> {
+        let folder = folder.join(format!("rank-{rank}"));
+        let fail = |error: io::Error| Failure::file(&folder, error);
+        fs::create_dir_all(&folder).map_err(fail)?;
+        let lock = File::create(folder.join("lock")).map_err(fail)?;
+        // The system gives the lock back when the process ends, however it ends; ranks of a job that was killed take a moment to do so.
+        for _ in 0..ATTEMPTS {
+            match lock.try_lock() {
+                Ok(()) => return Ok(Self { folder, identity, _lock: lock }),
+                Err(TryLockError::WouldBlock) => std::thread::sleep(PAUSE),
+                Err(TryLockError::Error(error)) => return Err(fail(error)),
+            }
+        }
+        Err(Failure::file(&folder, "expected to be alone, got another job at work on these checkpoints"))
+    }
+
+    /// The last checkpoint, if there is one. One that is damaged, or of something else, is an error that says so: starting again in silence could waste days.
+    pub fn load(&self, layers: usize) -> Result<Option<State>> {
+        let Some((batches, path)) = self.all()?.into_iter().max() else { return Ok(None) };
+        let file = path.join(IDENTITY);
+        let text = fs::read(&file).map_err(|error| Failure::file(&file, error))?;
+        let found: Identity = serde_json::from_slice(&text)
+            .map_err(|error| Failure::file(&file, format!("expected what a checkpoint is of, got damage: {error}")))?;
+        let expected = self.identity_at(batches);
+        let shown = |value: Option<&String>| value.map_or("nothing".into(), |value| format!("`{value}`"));
+        let keys = expected.keys().chain(found.keys().filter(|key| !expected.contains_key(*key)));
+        for key in keys {
+            let (now, then) = (expected.get(key), found.get(key));
+            if now != then {
+                let message = format!(
+                    "this checkpoint is of another {key}: expected {}, got {}; remove it to start again",
+                    shown(now),
+                    shown(then)
+                );
+                return Err(Failure::file(&path, message));
+            }
+        }
+        let stats = (0..layers).map(|layer| Ok(ActivationStats::load(path.join(file_of(layer)))?));
+        Ok(Some(State { batches, stats: stats.collect::<Result<_>>()? }))
+    }
+
+    /// Saves a state in the place of the one before.
+    pub fn save(&self, batches: usize, stats: &[ActivationStats<f32>]) -> Result<()> {
+        let partial = self.folder.join(PARTIAL);
+        let fail = |error: io::Error| Failure::file(&partial, error);
+        let path = self.folder.join(format!("{PREFIX}{batches}"));
+        let before = self.all()?;
+        if partial.exists() {
+            fs::remove_dir_all(&partial).map_err(fail)?;
+        }
+        fs::create_dir(&partial).map_err(fail)?;
+        for (layer, stats) in stats.iter().enumerate() {
+            // On the disk when this returns.
+            stats.save(partial.join(file_of(layer)))?;
+        }
+        let identity =
+            serde_json::to_vec_pretty(&self.identity_at(batches)).map_err(|error| Failure::file(&partial, error))?;
+        let mut file = File::create(partial.join(IDENTITY)).map_err(fail)?;
+        file.write_all(&identity).and_then(|()| file.sync_all()).map_err(fail)?;
+        sync(&partial)?;
+        fs::rename(&partial, &path).map_err(fail)?;
+        sync(&self.folder)?;
+        for (_, old) in before {
+            // One that a kill left half removed is never the last.
+            fs::remove_dir_all(&old).map_err(|error| Failure::file(&old, error))?;
+        }
+        Ok(())
+    }
+
+    /// The batches are part of it: a folder that was given another name is not believed.
+    fn identity_at(&self, batches: usize) -> Identity {
+        let mut identity = self.identity.clone();
+        identity.insert(BATCHES.into(), batches.to_string());
+        identity
+    }
+
+    fn all(&self) -> Result<Vec<(usize, PathBuf)>> {
+        let fail = |error: io::Error| Failure::file(&self.folder, error);
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.folder).map_err(fail)? {
+            let path = entry.map_err(fail)?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if let Some(batches) = name.strip_prefix(PREFIX).and_then(|number| number.parse().ok()) {
+                found.push((batches, path));
+            }
+        }
+        Ok(found)
+    }
+}
+
+fn file_of(layer: usize) -> String {
+    format!("{layer:05}.safetensors")
+}
+
+/// Makes sure that what a folder lists is on the disk.
+fn sync(folder: &Path) -> Result<()> {
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| Failure::file(folder, error))
+}

@@ -1,0 +1,90 @@
+//! Bytes from one rank to another as a stream, so that nothing large exists a second time in order to be sent.
+
+use std::io::{self, Read, Write};
+
+use crate::ranks::Ranks;
+
+/// Bytes of a message: long enough for the network's full speed, short enough to count for nothing.
+const MESSAGE: usize = 4 << 20;
+
+/// What is written here arrives at another rank's [`Receiver`].
+pub struct Sender<'a> {
+    ranks: &'a Ranks,
+    to: usize,
+    waiting: Vec<u8>,
+}
+
+impl<'a> Sender<'a> {
+    /// A stream to a rank.
+    pub fn new(ranks: &'a Ranks, to: usize) -> Self {
+        Self { ranks, to, waiting: Vec::with_capacity(MESSAGE) }
+    }
+
+    fn pass_on(&mut self) {
+        if !self.waiting.is_empty() {
+            self.ranks.send(&self.waiting, self.to);
+            self.waiting.clear();
+        }
+    }
+}
+
+impl Write for Sender<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = bytes.len().min(MESSAGE - self.waiting.len());
+        self.waiting.extend_from_slice(&bytes[..count]);
+        if self.waiting.len() == MESSAGE {
+            self.pass_on();
+        }
+        Ok(count)
+    }
+
+    /// Once at the end and not before: messages are of the length that the receiver expects.
+    fn flush(&mut self) -> io::Result<()> {
+        self.pass_on();
+        Ok(())
+    }
+}
+
+/// A stream of known length from another rank's [`Sender`].
+pub struct Receiver<'a> {
+    ranks: &'a Ranks,
+    from: usize,
+    left: u64,
+    message: Vec<u8>,
+    taken: usize,
+}
+
+impl<'a> Receiver<'a> {
+    /// A stream of so many bytes from a rank.
+    pub fn new(ranks: &'a Ranks, from: usize, length: u64) -> Self {
+        Self { ranks, from, left: length, message: Vec::new(), taken: 0 }
+    }
+
+    /// Takes what is left, whoever may want it: the sender waits until all has been taken.
+    pub fn drain(&mut self) {
+        while self.left > 0 {
+            self.next();
+        }
+    }
+
+    fn next(&mut self) {
+        let count = self.left.min(MESSAGE as u64);
+        self.message.resize(count as usize, 0);
+        self.ranks.receive(&mut self.message, self.from);
+        self.left -= count;
+        self.taken = 0;
+    }
+}
+
+impl Read for Receiver<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        if self.taken == self.message.len() && self.left > 0 {
+            self.next();
+        }
+        let rest = &self.message[self.taken..];
+        let count = rest.len().min(bytes.len());
+        bytes[..count].copy_from_slice(&rest[..count]);
+        self.taken += count;
+        Ok(count)
+    }
+}
