@@ -61,7 +61,9 @@ impl Checkpoints {
 
     /// The last checkpoint, if there is one. One that is damaged, or of something else, is an error that says so: starting again in silence could waste days.
     pub fn load(&self, layers: usize) -> Result<Option<State>> {
-        let Some((batches, path)) = self.all()?.into_iter().max() else { return Ok(None) };
+        let mut found = self.all()?;
+        found.sort();
+        let Some((batches, path)) = found.pop() else { return Ok(None) };
         let file = path.join(IDENTITY);
         let text = fs::read(&file).map_err(|error| Failure::file(&file, error))?;
         let found: Identity = serde_json::from_slice(&text)
@@ -81,7 +83,10 @@ impl Checkpoints {
             }
         }
         let stats = (0..layers).map(|layer| Ok(ActivationStats::load(path.join(file_of(layer)))?));
-        Ok(Some(State { batches, stats: stats.collect::<Result<_>>()? }))
+        let stats = stats.collect::<Result<_>>()?;
+        // What a kill left behind: it came between a checkpoint and the removal of the one before.
+        remove(found)?;
+        Ok(Some(State { batches, stats }))
     }
 
     /// Saves a state in the place of the one before.
@@ -105,11 +110,8 @@ impl Checkpoints {
         sync(&partial)?;
         fs::rename(&partial, &path).map_err(fail)?;
         sync(&self.folder)?;
-        for (_, old) in before {
-            // One that a kill left half removed is never the last.
-            fs::remove_dir_all(&old).map_err(|error| Failure::file(&old, error))?;
-        }
-        Ok(())
+        // One that a kill leaves half removed is never the last.
+        remove(before)
     }
 
     /// The batches are part of it: a folder that was given another name is not believed.
@@ -131,6 +133,11 @@ impl Checkpoints {
         }
         Ok(found)
     }
+}
+
+fn remove(checkpoints: Vec<(usize, PathBuf)>) -> Result<()> {
+    let one = |(_, path): (usize, PathBuf)| fs::remove_dir_all(&path).map_err(|error| Failure::file(&path, error));
+    checkpoints.into_iter().try_for_each(one)
 }
 
 fn file_of(layer: usize) -> String {

@@ -37,7 +37,7 @@ fn compare(name: &str, ranks: usize, batches: usize, rows: usize) -> Vec<&'stati
         assert!(distance(mean.as_mat(), expected.as_mat()) < rounding);
         // From 512 inputs on, scatters are made of products in single precision.
         let narrow = shape.inputs >= 512 && form(&single) == "scatter";
-        let rounding = if narrow { 4.0 * f64::from(f32::EPSILON) } else { rounding };
+        let rounding = if narrow { 32.0 * f64::from(f32::EPSILON) } else { rounding };
         let [covariance, expected] = [&merged, &single].map(|stats| stats.covariance().unwrap());
         let off = distance(covariance.as_ref(), expected.as_ref());
         assert!(off < rounding, "{} inputs: {off:e}", shape.inputs);
@@ -74,16 +74,16 @@ fn no_rank_holds_more_than_two_scatters() {
             "--rank",
             "8",
             "--merged-features",
-            "3072",
+            "6144",
         ],
     );
     let measured: Measured = serde_json::from_str(line.trim()).unwrap();
-    let scatter = scatter_bytes(3072.0);
+    let scatter = scatter_bytes(6144.0);
     for (rank, &memory) in measured.reduce_memory.iter().enumerate() {
         let scatters = memory as f64 / scatter;
-        let most = if rank % 2 == 0 { 2.3 } else { 1.3 };
+        let most = if rank % 2 == 0 { 2.25 } else { 1.25 };
         // If it were much less, memory would have been measured in the wrong place.
-        assert!((most - 0.35..most).contains(&scatters), "rank {rank} held {scatters:.2} scatters");
+        assert!((most - 0.3..most).contains(&scatters), "rank {rank} held {scatters:.2} scatters");
     }
     // Three of four ranks sent theirs, once.
     let sent: Vec<f64> =

@@ -103,7 +103,10 @@ fn print_checked(measured: &[Measured]) {
     let [one, two, ..] = measured else { return };
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
     let rates = Rates::of(one, two);
-    println!("\nRates of a core: {rates:.3e?}\n");
+    println!(
+        "\nOf a core: calibration {:.2e}, products {:.2e} and what all do alike {:.2e} multiply–adds/s; merging {:.2e} bytes/s\n",
+        rates.calibration, rates.products, rates.alike, rates.merging
+    );
     println!("| ranks | calibration, measured / model | reduction | solve without its outputs |");
     println!("|---|---|---|---|");
     for m in measured {

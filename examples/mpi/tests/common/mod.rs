@@ -80,6 +80,8 @@ pub fn start(parts: &[(usize, Vec<String>)]) -> Job {
         command.args(["-n", &ranks.to_string(), env!("CARGO_BIN_EXE_dalr-mpi")]).args(arguments);
     }
     command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+    // What is freed goes back to the system at once, so that what a process holds is what it uses.
+    command.env("MALLOC_MMAP_THRESHOLD_", "262144");
     let mut mpirun = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let (out, err) = (listen(mpirun.stdout.take()), listen(mpirun.stderr.take()));
     Job { mpirun, out, err, started: Instant::now() }
