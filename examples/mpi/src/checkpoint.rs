@@ -61,9 +61,9 @@ impl Checkpoints {
 
     /// The last checkpoint, if there is one. One that is damaged, or of something else, is an error that says so: starting again in silence could waste days.
     pub fn load(&self, layers: usize) -> Result<Option<State>> {
-        let mut found = self.all()?;
-        found.sort();
-        let Some((batches, path)) = found.pop() else { return Ok(None) };
+        let mut all = self.all()?;
+        all.sort();
+        let Some((batches, path)) = all.pop() else { return Ok(None) };
         let file = path.join(IDENTITY);
         let text = fs::read(&file).map_err(|error| Failure::file(&file, error))?;
         let found: Identity = serde_json::from_slice(&text)
@@ -85,7 +85,7 @@ impl Checkpoints {
         let stats = (0..layers).map(|layer| Ok(ActivationStats::load(path.join(file_of(layer)))?));
         let stats = stats.collect::<Result<_>>()?;
         // What a kill left behind: it came between a checkpoint and the removal of the one before.
-        remove(found)?;
+        remove(all)?;
         Ok(Some(State { batches, stats }))
     }
 
