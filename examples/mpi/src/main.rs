@@ -4,6 +4,7 @@ mod args;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::ExitCode;
@@ -38,7 +39,9 @@ fn main() -> ExitCode {
     match ranks.agree("the end", result) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("rank {} of {} stops: {failure}", ranks.rank(), ranks.size());
+            // In one piece: all ranks write at the same time.
+            let line = format!("rank {} of {} stops: {failure}\n", ranks.rank(), ranks.size());
+            let _ = std::io::stderr().write_all(line.as_bytes());
             ExitCode::FAILURE
         }
     }

@@ -58,7 +58,8 @@ fn in_every_form_as_one_process() {
     assert_eq!(compare("one", 1, 3, 50), ["samples", "samples", "samples"]);
 }
 
-/// Two scatters, the one that is there and the one that comes in, and nothing that grows with them beside.
+/// Two scatters, the one that is there and the one that comes in; beside them each has room for small batches, up to a quarter of a scatter, and there are
+/// messages. A third scatter in any form, bytes to be sent included, would be seen.
 #[test]
 fn no_rank_holds_more_than_two_scatters() {
     let line = succeed(
@@ -81,9 +82,9 @@ fn no_rank_holds_more_than_two_scatters() {
     let scatter = scatter_bytes(6144.0);
     for (rank, &memory) in measured.reduce_memory.iter().enumerate() {
         let scatters = memory as f64 / scatter;
-        let most = if rank % 2 == 0 { 2.25 } else { 1.25 };
+        let most = if rank % 2 == 0 { 2.45 } else { 1.45 };
         // If it were much less, memory would have been measured in the wrong place.
-        assert!((most - 0.3..most).contains(&scatters), "rank {rank} held {scatters:.2} scatters");
+        assert!((most - 0.5..most).contains(&scatters), "rank {rank} held {scatters:.2} scatters");
     }
     // Three of four ranks sent theirs, once.
     let sent: Vec<f64> =
