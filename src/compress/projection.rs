@@ -72,3 +72,33 @@ fn solve_shifted(
     }
     Err(Error::NoConvergence { operation, dimension, attempts: "divide and conquer, QR iteration".into() })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `(A + λI) X = B` for ridges below, among and above the eigenvalues, and the pseudo-inverse without one.
+    #[test]
+    fn a_ridge_of_any_size_is_added() -> Result<()> {
+        let n = 6;
+        let root = Mat::from_fn(n, n, |i, j| ((i * 7 + j * 5) % 11) as f64 / 11.0 + f64::from(i == j));
+        let matrix = &root * root.transpose();
+        let right = Mat::from_fn(n, 2, |i, j| (i + 2 * j) as f64 - 2.5);
+        for lambda in [1e-3, 0.02, 1.0, 1e3] {
+            let solution = solve_shifted("test", matrix.clone(), lambda, right.clone(), (0.0, 1))?;
+            let left = &matrix * &solution + &solution * faer::Scale(lambda);
+            assert!((left - &right).norm_max() < 1e-11, "{lambda}");
+        }
+        // Rank 2, as the right side's: what is orthogonal to both is left out.
+        let root = root.subcols(0, 2).to_owned();
+        let (matrix, right) = (&root * root.transpose(), &root * Mat::from_fn(2, 1, |i, _| 1.0 - 3.0 * i as f64));
+        for (lambda, rounding) in [(0.0, 0.0), (1e-9, 1e-8)] {
+            let solution = solve_shifted("test", matrix.clone(), lambda, right.clone(), (rounding, 1))?;
+            assert!((&matrix * &solution - &right).norm_max() < 1e-7, "{lambda}");
+            let within = kernel::orthonormalized("test", root.clone(), 1)?;
+            let outside = &solution - &within * (within.transpose() * &solution);
+            assert!(outside.norm_max() < 1e-9 * solution.norm_max(), "{lambda}");
+        }
+        Ok(())
+    }
+}

@@ -71,6 +71,19 @@ const GIVES_THE_LOWEST: dense::Rung = dense::Rung {
     },
 };
 
+const GIVES_TURNED_VECTORS: dense::Rung = dense::Rung {
+    name: "gives turned vectors",
+    solve: |matrix, threads| {
+        let pairs = (dense::LADDER[0].solve)(matrix, threads)?;
+        // All values are true, and the vectors orthonormal: each is another one's.
+        let turned = |vectors: Mat<f64>| {
+            let n = vectors.ncols();
+            Mat::from_fn(n, n, |i, j| vectors[(i, (j + 1) % n)])
+        };
+        Ok(pairs.map(|(values, vectors)| (values, turned(vectors))))
+    },
+};
+
 const OVERFLOWS: dense::Rung = dense::Rung {
     name: "overflows",
     solve: |matrix, _| Ok(Some((vec![1e10; matrix.nrows()], Mat::full(matrix.nrows(), matrix.nrows(), 1e308)))),
@@ -78,8 +91,16 @@ const OVERFLOWS: dense::Rung = dense::Rung {
 
 #[test]
 fn a_rung_that_fails_hands_over_and_the_result_says_so() -> Result<()> {
-    const FAILING: [dense::Rung; 7] =
-        [GIVES_UP, GIVES_NAN, GIVES_NONSENSE, GIVES_NOTHING, GIVES_ONE_PAIR, GIVES_THE_LOWEST, OVERFLOWS];
+    const FAILING: [dense::Rung; 8] = [
+        GIVES_UP,
+        GIVES_NAN,
+        GIVES_NONSENSE,
+        GIVES_NOTHING,
+        GIVES_ONE_PAIR,
+        GIVES_THE_LOWEST,
+        GIVES_TURNED_VECTORS,
+        OVERFLOWS,
+    ];
     let values = [3.0, 2.0, 1.0, 0.5, 0.25, 0.2, 0.1, 0.05, 0.02, 0.01, 0.0];
     let operator = Given(with_eigenvalues(&values));
     // Whatever fails first, every rung that works takes over.
@@ -95,7 +116,7 @@ fn a_rung_that_fails_hands_over_and_the_result_says_so() -> Result<()> {
         error.to_string(),
         "top_eigenpairs: expected an eigendecomposition of dimension 11, got no convergence from any of: \
          gives up, gives NaN, gives nonsense, gives vectors of length zero, gives one pair for all, \
-         gives the lowest pairs, overflows"
+         gives the lowest pairs, gives turned vectors, overflows"
     );
     assert!(!top_eigenpairs(&operator, 5, Solver::Auto, 1)?.is_fallback());
     Ok(())
