@@ -519,7 +519,7 @@ pub(crate) fn orthonormalized(operation: &'static str, columns: Mat<f64>, thread
     Ok(thin_qr(operation, columns, threads)?.0)
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "rayon"))]
 mod tests {
     use super::*;
 
