@@ -68,6 +68,24 @@ fn merges_in_both_forms_and_mixed() {
     }
 }
 
+/// More samples than a segment holds: each pair of segments counts once, or twice where they differ.
+#[test]
+fn the_square_of_a_moment_of_several_segments() -> Result<()> {
+    let (count, features) = (2090, 2100);
+    assert!(samples::segment_rows(features) < count);
+    let rows = Mat::from_fn(count, features, |i, j| ((i * 37 + j * 101 + i * j % 89) % 97) as f64 / 97.0 - 0.4);
+    let mut stats = ActivationStats::new(features);
+    stats.update(rows.as_ref())?;
+    assert!(!is_collapsed(&stats));
+    let moment = Moment::of("test", &stats, false)?;
+    let unit = power_of_two(moment.exponent());
+    let found = moment.trace_of_square("test", 0)? * unit * unit;
+    let gram = crate::kernel::product("test", rows.as_ref(), rows.transpose(), 0)?;
+    let expected = gram.squared_norm_l2() / (count * count) as f64;
+    assert!((found / expected - 1.0).abs() < 1e-12, "{found} {expected}");
+    Ok(())
+}
+
 #[test]
 fn samples_and_scatter_are_the_same_second_moment() -> Result<()> {
     let rows = batch(18, 20, 3);
