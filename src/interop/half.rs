@@ -86,41 +86,29 @@ pub trait Half: sealed::Sealed + Copy + Debug + Display + Default + PartialEq + 
     fn round<T: Scalar>(number: T) -> Self;
 }
 
-impl Half for f16 {
-    fn from_le_bytes(bytes: [u8; 2]) -> Self {
-        Self::from_le_bytes(bytes)
-    }
+macro_rules! stored_in_16_bits {
+    ($($half:ty),+) => {$(
+        impl Half for $half {
+            fn from_le_bytes(bytes: [u8; 2]) -> Self {
+                Self::from_le_bytes(bytes)
+            }
 
-    fn to_le_bytes(self) -> [u8; 2] {
-        self.to_le_bytes()
-    }
+            fn to_le_bytes(self) -> [u8; 2] {
+                self.to_le_bytes()
+            }
 
-    fn widen<T: Scalar>(self) -> T {
-        T::from_f64(f64::from(self.to_f32()))
-    }
+            fn widen<T: Scalar>(self) -> T {
+                T::from_f64(f64::from(self.to_f32()))
+            }
 
-    fn round<T: Scalar>(number: T) -> Self {
-        Self::from_f32(to_odd(number.to_f64()))
-    }
+            fn round<T: Scalar>(number: T) -> Self {
+                Self::from_f32(to_odd(number.to_f64()))
+            }
+        }
+    )+};
 }
 
-impl Half for bf16 {
-    fn from_le_bytes(bytes: [u8; 2]) -> Self {
-        Self::from_le_bytes(bytes)
-    }
-
-    fn to_le_bytes(self) -> [u8; 2] {
-        self.to_le_bytes()
-    }
-
-    fn widen<T: Scalar>(self) -> T {
-        T::from_f64(f64::from(self.to_f32()))
-    }
-
-    fn round<T: Scalar>(number: T) -> Self {
-        Self::from_f32(to_odd(number.to_f64()))
-    }
-}
+stored_in_16_bits!(f16, bf16);
 
 /// To `f32`, an inexact number to the neighbour with an odd significand: rounding that again, to at least two digits less, gives
 /// what rounding once gives (Boldo and Melquiond 2008). `half` itself rounds `f64` twice, or looks at the upper half of it alone.
