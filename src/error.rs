@@ -170,6 +170,19 @@ pub enum Error {
         found: String,
     },
 
+    /// Numbers of a type that cannot be read or written, or that would lose digits.
+    #[error("{operation}: expected numbers of type {expected} in {what}, got {found}")]
+    NumberType {
+        /// The operation that refused.
+        operation: &'static str,
+        /// What holds the numbers.
+        what: &'static str,
+        /// The types that it takes.
+        expected: &'static str,
+        /// The type that came.
+        found: String,
+    },
+
     /// Names of layers that do not fit together: one twice, one that no layer has, one without what each must have.
     #[error("{operation}: expected {expected}, got {found}")]
     Layers {
@@ -188,6 +201,17 @@ pub enum Error {
         layer: String,
         /// What went wrong there.
         source: Box<Error>,
+    },
+
+    /// A library whose types came in or go out failed; its own error is the [`source`](std::error::Error::source).
+    #[error("{operation}: expected {library} to do its part, got an error: {source}")]
+    Library {
+        /// The operation that called it.
+        operation: &'static str,
+        /// The library.
+        library: &'static str,
+        /// The error it returned.
+        source: Cause,
     },
 
     /// A function that the caller passed failed; its own error is the [`source`](std::error::Error::source).

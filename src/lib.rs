@@ -111,7 +111,14 @@ mod convert;
 )]
 mod covariance;
 mod error;
-#[cfg(any(feature = "approx", feature = "half", feature = "nalgebra", feature = "ndarray", feature = "safetensors"))]
+#[cfg(any(
+    feature = "approx",
+    feature = "candle",
+    feature = "half",
+    feature = "nalgebra",
+    feature = "ndarray",
+    feature = "safetensors"
+))]
 pub mod interop;
 mod kernel;
 mod layer;

@@ -1,0 +1,242 @@
+//! Layers from and to candle's, and the compressed one as a module.
+
+use candle_core::{DType, Device, Tensor, Var, WithDType};
+use candle_nn::{Module, VarBuilder};
+
+use super::refused;
+use super::tensor::{to_column, to_matrix, write};
+use crate::{Error, Linear, Result, Scalar};
+
+/// A copy of a layer of candle's.
+///
+/// # Errors
+///
+/// Those of [`Linear::new`]; [`Error::NumberType`] for numbers that `T` cannot hold.
+///
+/// For an example see the [module](super).
+impl<T: Scalar + WithDType> TryFrom<&candle_nn::Linear> for Linear<T> {
+    type Error = Error;
+
+    fn try_from(layer: &candle_nn::Linear) -> Result<Self> {
+        let operation = "Linear::try_from";
+        let bias = layer.bias().map(|bias| to_column(operation, bias)).transpose()?;
+        Self::new(to_matrix(operation, layer.weight())?, bias)
+    }
+}
+
+/// A layer of candle's with the weight and the bias of this one, rounded once to `dtype`.
+///
+/// # Errors
+///
+/// [`Error::NumberType`], [`Error::Overflow`], [`Error::Memory`] and [`Error::Library`], as [`to_tensor`](super::to_tensor).
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// # fn main() -> dalr::Result<()> {
+/// let layer = dalr::Linear::new(faer::mat![[1.0, 2.0]], Some(faer::col![3.0]))?;
+/// let candles = dalr::interop::candle::to_candle_linear(&layer, DType::BF16, &Device::Cpu)?;
+/// assert_eq!(dalr::Linear::try_from(&candles), Ok(layer));
+/// # Ok(())
+/// # }
+/// ```
+pub fn to_candle_linear<T: Scalar>(layer: &Linear<T>, dtype: DType, device: &Device) -> Result<candle_nn::Linear> {
+    let operation = "interop::candle::to_candle_linear";
+    linear(operation, layer.weight(), layer.bias(), dtype, device)
+}
+
+fn linear<T: Scalar>(
+    operation: &'static str,
+    weight: faer::MatRef<'_, T>,
+    bias: Option<faer::ColRef<'_, T>>,
+    dtype: DType,
+    device: &Device,
+) -> Result<candle_nn::Linear> {
+    let bias = bias.map(|bias| write(operation, bias.as_mat(), bias.nrows().into(), dtype, device)).transpose()?;
+    Ok(candle_nn::Linear::new(write(operation, weight, weight.shape().into(), dtype, device)?, bias))
+}
+
+/// A compressed layer as candle runs it: `down`, rank × in, without a bias, then `up`, out × rank, with one.
+///
+/// Takes inputs of the shapes and types that a [`candle_nn::Linear`] of the same size takes. Its factors are constants; those of [`trainable`](Self::trainable)
+/// are variables.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use candle_nn::{AdamW, Module, Optimizer, ParamsAdamW};
+/// use dalr::interop::candle::LowRankLinear;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let layer = dalr::LowRankLinear::new(faer::mat![[1.0, 2.0, 3.0]], faer::mat![[1.0], [-1.0]], Some(faer::col![0.0, 0.5]))?;
+/// // `layer` comes from a compressor: 3 inputs, 2 outputs.
+/// let module = LowRankLinear::new(&layer, DType::F32, &Device::Cpu)?.trainable()?;
+/// let inputs = Tensor::new(&[[1_f32, 0.0, 2.0], [0.0, 1.0, -1.0]], &Device::Cpu)?;
+/// let targets = Tensor::zeros((2, 2), DType::F32, &Device::Cpu)?;
+///
+/// let mut optimizer = AdamW::new(module.variables().to_vec(), ParamsAdamW { lr: 0.01, ..Default::default() })?;
+/// let loss = || (module.forward(&inputs)? - &targets)?.sqr()?.mean_all();
+/// let before = loss()?.to_scalar::<f32>()?;
+/// for _ in 0..20 {
+///     optimizer.backward_step(&loss()?)?;
+/// }
+/// assert!(loss()?.to_scalar::<f32>()? < 0.8 * before);
+/// let trained = dalr::LowRankLinear::<f32>::try_from(&module)?; // and back
+/// # assert_eq!(trained.rank(), 1);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct LowRankLinear {
+    down: candle_nn::Linear,
+    up: candle_nn::Linear,
+    variables: Vec<Var>,
+}
+
+impl LowRankLinear {
+    /// The factors of a compressed layer as constant tensors, each entry rounded once to `dtype`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NumberType`], [`Error::Overflow`], [`Error::Memory`] and [`Error::Library`], as [`to_tensor`](super::to_tensor).
+    ///
+    /// For an example see [`LowRankLinear`].
+    pub fn new<T: Scalar>(layer: &crate::LowRankLinear<T>, dtype: DType, device: &Device) -> Result<Self> {
+        let operation = "interop::candle::LowRankLinear::new";
+        let down = linear(operation, layer.down(), None, dtype, device)?;
+        let up = linear(operation, layer.up(), layer.bias(), dtype, device)?;
+        Ok(Self { down, up, variables: Vec::new() })
+    }
+
+    /// Factors from a [`VarBuilder`], under the names of `nn.Sequential(nn.Linear(in, rank, bias=False), nn.Linear(rank, out))` in PyTorch: `0.weight`, `1.weight` and
+    /// `1.bias`. So the example `compress_model` writes them, and [`tensors`](Self::tensors) names them.
+    ///
+    /// From a [`VarMap`](candle_nn::VarMap) they are that map's variables, which it lists and saves.
+    ///
+    /// # Errors
+    ///
+    /// candle's, for tensors that are missing or have other shapes.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device};
+    /// use candle_nn::{VarBuilder, VarMap};
+    /// use dalr::interop::candle::LowRankLinear;
+    /// # fn main() -> candle_core::Result<()> {
+    /// let variables = VarMap::new();
+    /// let builder = VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu);
+    /// let module = LowRankLinear::load(64, 8, 32, true, builder.pp("encoder.dense"))?;
+    /// assert_eq!((module.rank(), variables.all_vars().len()), (8, 3));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn load(
+        in_features: usize,
+        rank: usize,
+        out_features: usize,
+        bias: bool,
+        builder: VarBuilder<'_>,
+    ) -> candle_core::Result<Self> {
+        let down = candle_nn::linear_no_bias(in_features, rank, builder.pp("0"))?;
+        let up = candle_nn::linear_b(rank, out_features, bias, builder.pp("1"))?;
+        Ok(Self { down, up, variables: Vec::new() })
+    }
+
+    /// The same layer with copies of its factors and its bias as variables, for an optimizer.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Library`] if candle cannot copy them.
+    ///
+    /// For an example see [`LowRankLinear`].
+    pub fn trainable(&self) -> Result<Self> {
+        let operation = "interop::candle::LowRankLinear::trainable";
+        let variable = |tensor: &Tensor| tensor.detach().copy().and_then(|copy| Var::from_tensor(&copy));
+        let variable = |tensor| variable(tensor).map_err(refused(operation));
+        let (down, up) = (variable(self.down.weight())?, variable(self.up.weight())?);
+        let bias = self.up.bias().map(variable).transpose()?;
+        let tensor = |variable: &Var| variable.as_tensor().clone();
+        Ok(Self {
+            down: candle_nn::Linear::new(tensor(&down), None),
+            up: candle_nn::Linear::new(tensor(&up), bias.as_ref().map(tensor)),
+            variables: [Some(down), Some(up), bias].into_iter().flatten().collect(),
+        })
+    }
+
+    /// What an optimizer trains: `down`, `up` and the bias, if there is one. Empty unless the layer came from [`trainable`](Self::trainable).
+    ///
+    /// For an example see [`LowRankLinear`].
+    pub fn variables(&self) -> &[Var] {
+        &self.variables
+    }
+
+    /// The first factor, rank × in, as a layer without a bias.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device};
+    /// use dalr::interop::candle::LowRankLinear;
+    /// # fn main() -> dalr::Result<()> {
+    /// let layer = dalr::LowRankLinear::new(faer::mat![[1.0, 2.0, 3.0]], faer::mat![[1.0], [2.0]], None)?;
+    /// let module = LowRankLinear::new(&layer, DType::F32, &Device::Cpu)?;
+    /// assert_eq!((module.down().weight().dims(), module.up().weight().dims()), (&[1, 3][..], &[2, 1][..]));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn down(&self) -> &candle_nn::Linear {
+        &self.down
+    }
+
+    /// The second factor, out × rank, with the bias. For an example see [`down`](Self::down).
+    pub fn up(&self) -> &candle_nn::Linear {
+        &self.up
+    }
+
+    /// Width of the waist between the factors.
+    ///
+    /// For an example see [`load`](Self::load).
+    pub fn rank(&self) -> usize {
+        self.down.weight().dims().first().copied().unwrap_or(0)
+    }
+
+    /// Factors and bias with the names that [`load`](Self::load) and PyTorch expect, for a file.
+    ///
+    /// ```
+    /// use std::collections::HashMap;
+    /// use candle_core::{DType, Device};
+    /// use dalr::interop::candle::LowRankLinear;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let path = std::env::temp_dir().join(format!("dalr-doc-{}.safetensors", std::process::id()));
+    /// let layer = dalr::LowRankLinear::new(faer::mat![[1.0, 2.0, 3.0]], faer::mat![[1.0], [2.0]], None)?;
+    /// let module = LowRankLinear::new(&layer, DType::F32, &Device::Cpu)?;
+    /// let tensors: HashMap<_, _> = module.tensors("encoder.dense").into_iter().collect();
+    /// assert!(tensors.contains_key("encoder.dense.1.weight"));
+    /// candle_core::safetensors::save(&tensors, &path)?;
+    /// # std::fs::remove_file(path)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn tensors(&self, name: &str) -> Vec<(String, Tensor)> {
+        let bias = self.up.bias().map(|bias| (format!("{name}.1.bias"), bias.clone()));
+        let down = (format!("{name}.0.weight"), self.down.weight().clone());
+        let up = (format!("{name}.1.weight"), self.up.weight().clone());
+        [Some(down), Some(up), bias].into_iter().flatten().collect()
+    }
+}
+
+impl Module for LowRankLinear {
+    fn forward(&self, inputs: &Tensor) -> candle_core::Result<Tensor> {
+        self.up.forward(&self.down.forward(inputs)?)
+    }
+}
+
+/// A copy of the factors, after training for instance.
+///
+/// # Errors
+///
+/// Those of [`LowRankLinear::new`](crate::LowRankLinear::new): training can leave a NaN behind. [`Error::NumberType`] for numbers that `T` cannot hold.
+impl<T: Scalar + WithDType> TryFrom<&LowRankLinear> for crate::LowRankLinear<T> {
+    type Error = Error;
+
+    fn try_from(module: &LowRankLinear) -> Result<Self> {
+        let operation = "LowRankLinear::try_from";
+        let bias = module.up.bias().map(|bias| to_column(operation, bias)).transpose()?;
+        Self::new(to_matrix(operation, module.down.weight())?, to_matrix(operation, module.up.weight())?, bias)
+    }
+}

@@ -1,0 +1,244 @@
+//! What chosen layers read while a model runs.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::{Tensor, WithDType};
+use candle_nn::Module;
+
+use super::tensor::{samples_shape, update, update_weighted};
+use crate::{ActivationStats, Error, Result, Scalar};
+
+/// Collects statistics of what chosen layers read, under names, while a model runs.
+///
+/// Candle's modules have no hooks; so build the model with [`watch`](Self::watch) around the layers that are to be compressed. Where several layers read the
+/// same input (query, key and value), watch one of them and use its statistics for all. Clones of a recorder are the same recorder.
+///
+/// Statistics of type `T` take what [`update`] takes: `Recorder<f32>` for models in `F32`, `F16` or `BF16`.
+///
+/// For an example see the [module](super).
+#[derive(Clone, Debug)]
+pub struct Recorder<T> {
+    shared: Arc<Shared<T>>,
+    memory_limit: Option<usize>,
+}
+
+#[derive(Debug)]
+struct Shared<T> {
+    /// Of each name, what was seen; nothing before its layer ran.
+    layers: Mutex<BTreeMap<String, Option<ActivationStats<T>>>>,
+    weights: Mutex<Option<Tensor>>,
+    paused: AtomicBool,
+}
+
+impl<T> Default for Recorder<T> {
+    fn default() -> Self {
+        let shared = Shared { layers: Mutex::default(), weights: Mutex::default(), paused: AtomicBool::new(false) };
+        Self { shared: Arc::new(shared), memory_limit: None }
+    }
+}
+
+impl<T: Scalar + WithDType> Recorder<T> {
+    /// A recorder that watches nothing yet.
+    ///
+    /// ```
+    /// let recorder = dalr::interop::candle::Recorder::<f32>::new();
+    /// assert!(recorder.take().is_empty());
+    /// ```
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Makes a forward pass fail when the statistics of one of the layers watched from here on would take more than this many bytes, as
+    /// [`ActivationStats::with_memory_limit`].
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use candle_nn::{Activation, Module};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let recorder = dalr::interop::candle::Recorder::<f32>::new().with_memory_limit(1000);
+    /// let model = recorder.watch("wide", Activation::Relu)?;
+    /// assert!(model.forward(&Tensor::zeros((10, 1000), DType::F32, &Device::Cpu)?).is_err());
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn with_memory_limit(mut self, bytes: usize) -> Self {
+        self.memory_limit = Some(bytes);
+        self
+    }
+
+    /// A layer, or any other module, that does what it did and lets the recorder see its inputs first.
+    ///
+    /// A forward pass fails where the inputs cannot be recorded (not finite, another width than before): statistics that lack a batch would be wrong without a word.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Layers`] for a name that is watched already.
+    ///
+    /// ```
+    /// use candle_nn::Activation;
+    /// # fn main() -> dalr::Result<()> {
+    /// let recorder = dalr::interop::candle::Recorder::<f32>::new();
+    /// let _ = recorder.watch("dense", Activation::Relu)?;
+    /// assert!(recorder.watch("dense", Activation::Relu).is_err());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn watch<M: Module>(&self, name: impl Into<String>, module: M) -> Result<Recorded<M, T>> {
+        let name = name.into();
+        let mut layers = lock(&self.shared.layers);
+        if layers.contains_key(&name) {
+            let (operation, expected) = ("Recorder::watch", "a name that is not watched yet".to_owned());
+            return Err(Error::Layers { operation, expected, found: format!("`{name}` again") });
+        }
+        layers.insert(name.clone(), None);
+        Ok(Recorded { module, name, recorder: self.clone() })
+    }
+
+    /// Runs a model on a batch with padding: `weights`, batch × sequence, says what each sample counts, 0 for padding.
+    ///
+    /// They hold for every layer that is watched, and for the forward passes within `run`, one at a time: threads of their own need recorders of their own, whose
+    /// statistics [`ActivationStats::merge`] combines.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use candle_nn::{Activation, Module};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let recorder = dalr::interop::candle::Recorder::<f32>::new();
+    /// let model = recorder.watch("dense", Activation::Relu)?;
+    /// let batch = Tensor::ones((2, 3, 4), DType::F32, &Device::Cpu)?;
+    /// let mask = Tensor::new(&[[1_u32, 1, 1], [1, 0, 0]], &Device::Cpu)?;
+    /// recorder.weighted(&mask, || model.forward(&batch))?;
+    /// assert_eq!(recorder.take()["dense"].samples(), 4);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn weighted<R>(&self, weights: &Tensor, run: impl FnOnce() -> R) -> R {
+        /// Puts back what was there, however `run` ends.
+        struct Restored<'a>(&'a Mutex<Option<Tensor>>, Option<Tensor>);
+        impl Drop for Restored<'_> {
+            fn drop(&mut self) {
+                *lock(self.0) = self.1.take();
+            }
+        }
+        let before = lock(&self.shared.weights).replace(weights.clone());
+        let _restored = Restored(&self.shared.weights, before);
+        run()
+    }
+
+    /// Stops recording, or goes on with it: layers that are watched only do what they did while it is stopped.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device, Tensor};
+    /// use candle_nn::{Activation, Module};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let recorder = dalr::interop::candle::Recorder::<f32>::new();
+    /// let model = recorder.watch("dense", Activation::Relu)?;
+    /// recorder.pause(true);
+    /// model.forward(&Tensor::ones((3, 4), DType::F32, &Device::Cpu)?)?; // to evaluate, say
+    /// assert!(recorder.take().is_empty());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn pause(&self, paused: bool) {
+        self.shared.paused.store(paused, Ordering::Relaxed);
+    }
+
+    /// The statistics of every layer that ran, by name; the recorder starts anew.
+    ///
+    /// For an example see [`weighted`](Self::weighted).
+    pub fn take(&self) -> BTreeMap<String, ActivationStats<T>> {
+        let mut layers = lock(&self.shared.layers);
+        layers.iter_mut().filter_map(|(name, seen)| Some((name.clone(), seen.take()?))).collect()
+    }
+
+    /// Adds what the layer of this name reads.
+    fn record(&self, name: &str, inputs: &Tensor) -> Result<()> {
+        if self.shared.paused.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let weights = lock(&self.shared.weights).clone();
+        let mut layers = lock(&self.shared.layers);
+        let seen = layers.entry(name.to_owned()).or_default();
+        let fresh = match seen {
+            Some(_) => None,
+            None => {
+                let (_, features) = samples_shape("Recorder::record", inputs)?;
+                let stats = ActivationStats::new(features);
+                Some(match self.memory_limit {
+                    Some(bytes) => stats.with_memory_limit(bytes),
+                    None => stats,
+                })
+            }
+        };
+        let add = |stats: &mut ActivationStats<T>| match &weights {
+            Some(weights) => update_weighted(stats, inputs, weights),
+            None => update(stats, inputs),
+        };
+        // A first batch that fails leaves no statistics of its width behind.
+        match (seen.as_mut(), fresh) {
+            (Some(stats), _) => add(stats),
+            (None, Some(mut stats)) => add(&mut stats).map(|()| *seen = Some(stats)),
+            (None, None) => Ok(()),
+        }
+    }
+}
+
+/// Statistics change all at once or not at all: what a panic elsewhere left behind is whole.
+fn lock<V>(mutex: &Mutex<V>) -> MutexGuard<'_, V> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A module whose inputs a [`Recorder`] sees.
+///
+/// ```
+/// use candle_nn::Activation;
+/// # fn main() -> dalr::Result<()> {
+/// let recorder = dalr::interop::candle::Recorder::<f32>::new();
+/// let recorded = recorder.watch("dense", Activation::Relu)?;
+/// assert_eq!(recorded.name(), "dense");
+/// assert!(matches!(recorded.into_inner(), Activation::Relu));
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Recorded<M, T> {
+    module: M,
+    name: String,
+    recorder: Recorder<T>,
+}
+
+impl<M, T> Recorded<M, T> {
+    /// The name that it is watched under. For an example see [`Recorded`].
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The module that does the work.
+    ///
+    /// ```
+    /// # fn main() -> dalr::Result<()> {
+    /// let recorder = dalr::interop::candle::Recorder::<f32>::new();
+    /// assert!(matches!(recorder.watch("dense", candle_nn::Activation::Relu)?.inner(), candle_nn::Activation::Relu));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn inner(&self) -> &M {
+        &self.module
+    }
+
+    /// The module alone. For an example see [`Recorded`].
+    pub fn into_inner(self) -> M {
+        self.module
+    }
+}
+
+impl<M: Module, T: Scalar + WithDType> Module for Recorded<M, T> {
+    fn forward(&self, inputs: &Tensor) -> candle_core::Result<Tensor> {
+        let in_layer = |source| Error::InLayer { layer: self.name.clone(), source: Box::new(source) };
+        self.recorder.record(&self.name, inputs).map_err(in_layer)?;
+        self.module.forward(inputs)
+    }
+}
