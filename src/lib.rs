@@ -63,6 +63,8 @@
 //! - `rayon` (default): parallel kernels.
 //! - `nalgebra`: views and copies of nalgebra's matrices, in `interop::nalgebra`.
 //! - `ndarray`: views of arrays both ways, whatever their strides, and batches of any number of axes, in `interop::ndarray`.
+//! - `candle`: tensors and layers of candle, a recorder of what layers read, and compressed layers as modules, in `interop::candle`. Brings `half` along,
+//!   which candle has anyway.
 //! - `approx`: layers compared up to a tolerance, for tests; see `interop::approx`.
 //! - `half`: `f16` and `bf16` batches, weights and factors, in `interop::half`.
 //! - `safetensors`: `ActivationStats::save` and `load`, safe against crashes; the format is described in `interop::safetensors`. Brings `serde` along,

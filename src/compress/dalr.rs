@@ -6,9 +6,13 @@ use crate::{ActivationStats, Linear, Result, Scalar, Solver};
 
 /// Domain-adaptive low-rank compression (Masana et al., ICCV 2017), improved.
 ///
-/// With [`Ridge::None`], minimises `Σ wᵢ ‖W xᵢ + b − C xᵢ − b̂‖²` over all `C` of rank `k`, and over `b̂` when the bias is corrected:
-/// `C = U_k U_kᵀ W` with the leading eigenvectors `U_k` of `W S Wᵀ`, where `S` is the covariance of the inputs (or
-/// their second moment about zero when the bias is kept). The other ridges regularise `S` first. No matrix is inverted, and `S` may be singular.
+/// With [`Ridge::None`], minimises over all `C` of rank `k`, and over `b̂` when the bias is corrected,
+///
+/// $$\sum_i w_i \lVert W x_i + b - C x_i - \hat b \rVert^2 \qquad\text{by}\qquad C = U_k U_k^\top W, \quad \hat b = b + (W - C)\thinspace \mu,$$
+///
+/// with the leading eigenvectors `U_k` of `W S Wᵀ`, where `S` is the covariance of the inputs and `μ` their mean (or, when the bias is kept, `S` is their
+/// second moment about zero).
+/// The other ridges regularise `S` first. No matrix is inverted, and `S` may be singular.
 ///
 /// [`new`](Self::new) is the recommended method; [`paper`](Self::paper) is the published one. With any of [`Ridge::None`],
 /// [`Ridge::Shrinkage`] and [`Ridge::Anchored`] the error on the calibration data is never above that of

@@ -126,9 +126,12 @@ impl<T: Scalar> Decomposition<T> {
         self.total_energy
     }
 
-    /// Predicted error of the layer of this rank on the calibration data, without the shrinkage or ridge that was solved
-    /// with: `√(1 − Σ_{i≤k} capturedᵢ / tr(W S Wᵀ))`, where `capturedᵢ` is `uᵢᵀ W S Wᵀ uᵢ`, or `uᵢᵀ (2 R S Wᵀ − R S Rᵀ) uᵢ` for the paper's and the
-    /// exact ridge, with which alone it can rise with the rank,
+    /// Predicted error of the layer of this rank on the calibration data, without the shrinkage or ridge that was solved with:
+    ///
+    /// $$\sqrt{1 - \frac{\sum_{i \le k} c_i}{\operatorname{tr}(W S W^\top)}}, \qquad c_i = u_i^\top W S W^\top u_i
+    /// \quad\text{or}\quad u_i^\top (2 R S W^\top - R S R^\top)\thinspace u_i$$
+    ///
+    /// the second for the paper's and the exact ridge, where `C = U_k U_kᵀ R`. With these alone it can rise with the rank,
     /// and be infinite: where the dense outputs do not vary and those of the replacement do. The denominator is that of [`Report::relative_error`].
     ///
     /// `None` without samples, and for ranks that were not solved for.

@@ -24,13 +24,19 @@ pub enum Ridge {
     /// `(1 − ρ) S + ρ (tr S / n) I`, with an intensity `ρ` that the data call for: between that of the oracle approximating estimator
     /// (Chen et al. 2010, eq. 23), which is too little to choose a rank by, and that of a ridge as large as the noise outside of the directions
     /// that dominate (`docs/mathematics.md`, "How much to shrink"); 1 up to eight degrees of freedom. It vanishes as samples grow.
+    ///
+    /// $$S_\rho = (1 - \rho)\thinspace S + \rho\thinspace \frac{\operatorname{tr} S}{n}\thinspace I$$
     Shrinkage,
     /// `S + λI` with `λ = r · tr S / n`: `r` times the mean second moment of an input.
     Anchored(f64),
-    /// Eq. 11 of the paper as published: `U` from the outputs, `down = Uᵀ W XXᵀ (XXᵀ + λI)⁻¹`. Not the minimiser of its own
+    /// Eq. 11 of the paper as published, with `U` from the outputs. Not the minimiser of its own
     /// objective unless `λ = 0`, and for a large `λ` worse than truncated SVD.
+    ///
+    /// $$A = U_k,\qquad B = U_k^\top\thinspace W X X^\top (X X^\top + \lambda I)^{-1},\qquad W X = U S V^\top$$
     Paper(f64),
-    /// The minimiser of the paper's eq. 7, `‖W X − C X‖² + λ‖C‖²`.
+    /// The minimiser of the paper's eq. 7:
+    ///
+    /// $$\min_{\operatorname{rank} C \le k}\ \lVert W X - C X \rVert_F^2 + \lambda\thinspace \lVert C \rVert_F^2$$
     Exact(f64),
 }
 

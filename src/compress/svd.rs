@@ -6,8 +6,11 @@ use crate::{ActivationStats, Linear, Result, Scalar, Solver};
 
 /// Truncated singular value decomposition: the rank-k matrix closest to the weight itself, blind to the data.
 ///
-/// Minimises `‖W − C‖_F` (Eckart and Young). Without bias correction it needs no samples; given some, it
-/// reports its error on them.
+/// With `W = Σ sᵢ uᵢ vᵢᵀ`, its singular values in descending order (Eckart and Young 1936):
+///
+/// $$C = \sum_{i \le k} s_i u_i v_i^\top, \qquad \lVert W - C \rVert_F^2 = \sum_{i > k} s_i^2$$
+///
+/// Without bias correction it needs no samples; given some, it reports its error on them.
 ///
 /// ```
 /// use dalr::{ActivationStats, Linear, LowRankCompressor, Rank, Solver, TruncatedSvd};

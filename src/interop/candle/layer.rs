@@ -57,7 +57,7 @@ fn linear<T: Scalar>(
 
 /// A compressed layer as candle runs it: `down`, rank × in, without a bias, then `up`, out × rank, with one.
 ///
-/// Takes inputs of the shapes and types that a [`candle_nn::Linear`] of the same size takes. Its factors are constants; those of [`trainable`](Self::trainable)
+/// Takes inputs of the shapes and types that a [`candle_nn::Linear`](https://docs.rs/candle-nn/0.11/candle_nn/struct.Linear.html) of the same size takes. Its factors are constants; those of [`trainable`](Self::trainable)
 /// are variables.
 ///
 /// ```
@@ -106,10 +106,10 @@ impl LowRankLinear {
         Ok(Self { down, up, variables: Vec::new() })
     }
 
-    /// Factors from a [`VarBuilder`], under the names of `nn.Sequential(nn.Linear(in, rank, bias=False), nn.Linear(rank, out))` in PyTorch: `0.weight`, `1.weight` and
+    /// Factors from a [`VarBuilder`](https://docs.rs/candle-nn/0.11/candle_nn/type.VarBuilder.html), under the names of `nn.Sequential(nn.Linear(in, rank, bias=False), nn.Linear(rank, out))` in PyTorch: `0.weight`, `1.weight` and
     /// `1.bias`. So the example `compress_model` writes them, and [`tensors`](Self::tensors) names them.
     ///
-    /// From a [`VarMap`](candle_nn::VarMap) they are that map's variables, which it lists and saves.
+    /// From a [`VarMap`](https://docs.rs/candle-nn/0.11/candle_nn/struct.VarMap.html) they are that map's variables, which it lists and saves.
     ///
     /// # Errors
     ///

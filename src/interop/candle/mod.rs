@@ -42,12 +42,12 @@
 //! | the same and a mask of its padding | the same | [`update_weighted`] |
 //! | what a layer reads while a model runs | the same | [`Recorder`] |
 //! | a batch | samples × in | [`samples`], a copy |
-//! | a [`candle_nn::Linear`] | [`Linear`](crate::Linear) | `Linear::try_from(&layer)`, and [`to_candle_linear`] back |
-//! | a compressed layer | a [`Module`](candle_nn::Module) | [`LowRankLinear`], and `dalr::LowRankLinear::try_from(&module)` back |
+//! | a [`candle_nn::Linear`](https://docs.rs/candle-nn/0.11/candle_nn/struct.Linear.html) | [`Linear`](crate::Linear) | `Linear::try_from(&layer)`, and [`to_candle_linear`] back |
+//! | a compressed layer | a [`Module`](https://docs.rs/candle-core/0.11/candle_core/trait.Module.html) | [`LowRankLinear`], and `dalr::LowRankLinear::try_from(&module)` back |
 //! | a factor | a tensor | [`to_tensor`], a copy |
 //!
 //! Tensors of `F32`, `F16` and `BF16` are read as `f32` or `f64`, exactly, and `F64` as `f64`; contiguous or not, and from any device, by way of the
-//! processor's memory. Anything else is an [`Error::NumberType`](crate::Error::NumberType): an `F64` tensor has digits that statistics in `f32` would lose without a word.
+//! processor's memory. Anything else is an [`Error::NumberType`]: an `F64` tensor has digits that statistics in `f32` would lose without a word.
 //!
 //! Errors of this crate turn into candle's with `?`, so that it can be called in a model's `forward`.
 
