@@ -1,0 +1,249 @@
+//! A small BERT with random weights, from its folder to the compressed file and back.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use dalr_minilm::bert::{Bert, Config, Tensors};
+use dalr_minilm::compress::{Layers, calibrate, replaced, with_layers};
+use dalr_minilm::encoder::{Encoder, load};
+use dalr_minilm::judge::{cosine, embeddings, time};
+use dalr_minilm::options::{Allocation, Method, Options};
+use dalr_minilm::texts;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+mod oracle;
+
+const WIDTH: usize = 48;
+const HIDDEN: usize = 96;
+const BLOCKS: usize = 2;
+
+const WORDS: [&str; 24] = [
+    "a", "bird", "that", "flies", "over", "the", "sea", "and", "lives", "in", "cold", "water", "of", "small",
+    "islands", "with", "grey", "feathers", "or", "long", "wings", "which", "sings", "loudly",
+];
+
+/// A model's folder that goes when it is done with.
+struct Folder(PathBuf);
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+fn folder(name: &str) -> Folder {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = std::fs::remove_dir_all(&path);
+    std::fs::create_dir_all(&path).unwrap();
+    Folder(path)
+}
+
+fn write_model(path: &Path) {
+    let mut random = StdRng::seed_from_u64(5);
+    let mut tensors = Tensors::new();
+    let mut add = |name: String, shape: &[usize], scale: f32, shift: f32| {
+        let numbers: Vec<f32> =
+            (0..shape.iter().product()).map(|_| shift + scale * (random.random::<f32>() - 0.5)).collect();
+        tensors.insert(name, Tensor::from_vec(numbers, shape, &Device::Cpu).unwrap());
+    };
+    let norm = |add: &mut dyn FnMut(String, &[usize], f32, f32), name: String| {
+        add(format!("{name}.weight"), &[WIDTH], 0.4, 1.0);
+        add(format!("{name}.bias"), &[WIDTH], 0.4, 0.0);
+    };
+    for (table, rows) in [("word", 4 + WORDS.len()), ("position", 20), ("token_type", 2)] {
+        add(format!("embeddings.{table}_embeddings.weight"), &[rows, WIDTH], 2.0, 0.0);
+    }
+    norm(&mut add, "embeddings.LayerNorm".into());
+    for block in 0..BLOCKS {
+        let name = format!("encoder.layer.{block}");
+        for (layer, outputs, inputs) in [
+            ("attention.self.query", WIDTH, WIDTH),
+            ("attention.self.key", WIDTH, WIDTH),
+            ("attention.self.value", WIDTH, WIDTH),
+            ("attention.output.dense", WIDTH, WIDTH),
+            ("intermediate.dense", HIDDEN, WIDTH),
+            ("output.dense", WIDTH, HIDDEN),
+        ] {
+            add(format!("{name}.{layer}.weight"), &[outputs, inputs], 0.6, 0.0);
+            add(format!("{name}.{layer}.bias"), &[outputs], 0.4, 0.1);
+        }
+        norm(&mut add, format!("{name}.attention.output.LayerNorm"));
+        norm(&mut add, format!("{name}.output.LayerNorm"));
+    }
+    candle_core::safetensors::save(&tensors, path.join("model.safetensors")).unwrap();
+    let config = serde_json::json!({
+        "hidden_size": WIDTH, "num_hidden_layers": BLOCKS, "num_attention_heads": 4, "max_position_embeddings": 20,
+        "layer_norm_eps": 1e-12, "hidden_act": "gelu", "model_type": "bert",
+    });
+    std::fs::write(path.join("config.json"), config.to_string()).unwrap();
+    let special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"];
+    let vocabulary: BTreeMap<&str, usize> =
+        special.iter().chain(&WORDS).enumerate().map(|(number, word)| (*word, number)).collect();
+    let tokenizer = serde_json::json!({
+        "version": "1.0", "truncation": null, "added_tokens": [], "decoder": null,
+        "padding": { "strategy": { "Fixed": 20 }, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]" },
+        "normalizer": { "type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": null, "lowercase": true },
+        "pre_tokenizer": { "type": "BertPreTokenizer" },
+        "post_processor": { "type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2] },
+        "model": { "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100, "vocab": vocabulary },
+    });
+    std::fs::write(path.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+}
+
+fn write_texts(path: &Path, count: usize) -> PathBuf {
+    let mut random = StdRng::seed_from_u64(9);
+    let text = |_| {
+        let words = random.random_range(2..12);
+        (0..words).map(|_| WORDS[random.random_range(0..WORDS.len())]).collect::<Vec<_>>().join(" ")
+    };
+    let lines: Vec<String> = (0..count).map(text).collect();
+    let path = path.join("texts.txt");
+    std::fs::write(&path, lines.join("\n")).unwrap();
+    path
+}
+
+struct Tiny {
+    _folder: Folder,
+    path: PathBuf,
+    config: Config,
+    tensors: Tensors,
+    encoder: Encoder,
+    texts: Vec<String>,
+}
+
+fn tiny(name: &str) -> Tiny {
+    let folder = folder(name);
+    let path = folder.0.clone();
+    write_model(&path);
+    let texts = texts::read(&write_texts(&path, 300)).unwrap();
+    let (config, tensors) = load(&path).unwrap();
+    let encoder = Encoder::load(&path, &config).unwrap();
+    Tiny { _folder: folder, path, config, tensors, encoder, texts }
+}
+
+fn options(keep: f64, method: Method, allocation: Allocation) -> Options {
+    let arguments = ["dalr-minilm", "model", "texts", "--keep", &keep.to_string(), "--rank-multiple", "1"];
+    Options { method, allocation, ..clap::Parser::parse_from(arguments) }
+}
+
+#[test]
+fn embeddings_are_those_of_a_plain_computation_whatever_the_padding() {
+    let tiny = tiny("plain");
+    let model = Bert::new(&tiny.tensors, &tiny.config).unwrap();
+    let texts = &tiny.texts[..12];
+    let together = embeddings(&model, &tiny.encoder.batches(texts, 12).unwrap()).unwrap();
+    let alone = embeddings(&model, &tiny.encoder.batches(texts, 1).unwrap()).unwrap();
+    let (together, alone) = (together.to_vec2::<f32>().unwrap(), alone.to_vec2::<f32>().unwrap());
+    for (text, (padded, alone)) in texts.iter().zip(together.iter().zip(&alone)) {
+        let ids: Vec<usize> = [2]
+            .into_iter()
+            .chain(text.split(' ').map(|word| 4 + WORDS.iter().position(|known| *known == word).unwrap()))
+            .chain([3])
+            .collect();
+        let expected = oracle::embedding(&tiny.tensors, BLOCKS, 4, &ids);
+        for ((padded, alone), expected) in padded.iter().zip(alone).zip(&expected) {
+            assert!((f64::from(*padded) - expected).abs() < 1e-5, "{padded} {expected}");
+            assert!((f64::from(*alone) - expected).abs() < 1e-5, "{alone} {expected}");
+        }
+    }
+}
+
+#[test]
+fn calibration_counts_every_token_once_and_no_padding() {
+    let tiny = tiny("calibration");
+    let texts = &tiny.texts[..50];
+    let seen = calibrate(&tiny.tensors, &tiny.config, &tiny.encoder.batches(texts, 16).unwrap()).unwrap();
+    assert_eq!(seen.len(), 4 * BLOCKS);
+    let tokens: usize = texts.iter().map(|text| text.split(' ').count() + 2).sum();
+    assert!(seen.values().all(|stats| stats.samples() == tokens as u64));
+    let one_by_one = calibrate(&tiny.tensors, &tiny.config, &tiny.encoder.batches(texts, 1).unwrap()).unwrap();
+    for (name, stats) in &seen {
+        let (mean, other) = (stats.mean().unwrap(), one_by_one[name].mean().unwrap());
+        assert!((&mean - &other).norm_max() < 1e-5, "{name}");
+    }
+}
+
+#[test]
+fn the_whole_way_there_and_back() {
+    let tiny = tiny("whole");
+    let (calibration, held_out) = texts::split(&tiny.texts, 200, 100).unwrap();
+    let calibration = tiny.encoder.batches(calibration, 64).unwrap();
+    let held_out = tiny.encoder.batches(held_out, 64).unwrap();
+    let seen = calibrate(&tiny.tensors, &tiny.config, &calibration).unwrap();
+    let original = embeddings(&Bert::new(&tiny.tensors, &tiny.config).unwrap(), &held_out).unwrap();
+    let parameters = |tensors: &Tensors| tensors.values().map(Tensor::elem_count).sum::<usize>();
+    let run = |keep, method, allocation| {
+        let layers = Layers::decompose(&tiny.tensors, &tiny.config, &seen, method).unwrap();
+        let plan = layers.plan(&tiny.tensors, &tiny.config, &calibration, &options(keep, method, allocation)).unwrap();
+        let compressed = layers.compressed(&plan).unwrap();
+        let model = with_layers(&tiny.tensors, &tiny.config, &compressed).unwrap();
+        let quality = cosine(&original, &embeddings(&model, &held_out).unwrap()).unwrap();
+        (quality, compressed, model, plan)
+    };
+
+    let (svd, ..) = run(0.6, Method::Svd, Allocation::Uniform);
+    let (corrected, ..) = run(0.6, Method::SvdBc, Allocation::Uniform);
+    let (uniform, ..) = run(0.6, Method::Dalr, Allocation::Uniform);
+    let (small, ..) = run(0.3, Method::Dalr, Allocation::Uniform);
+    let (measured, compressed, model, plan) = run(0.6, Method::Dalr, Allocation::Sensitivity);
+    assert!(svd < corrected && corrected < uniform, "{svd} {corrected} {uniform}");
+    assert!(small < uniform && uniform < measured, "{small} {uniform} {measured}");
+
+    let tensors = replaced(&tiny.tensors, &compressed);
+    let saved = plan.report().parameters_before() - plan.report().parameters_after();
+    assert_eq!(parameters(&tiny.tensors) - parameters(&tensors), saved as usize);
+    assert!(plan.report().parameters_after() as f64 <= 0.6 * plan.report().parameters_before() as f64);
+
+    // Saved and loaded it is the same network; and is not compressed twice.
+    candle_core::safetensors::save(&tensors, tiny.path.join("model.safetensors")).unwrap();
+    let (config, loaded) = load(&tiny.path).unwrap();
+    let again = Bert::new(&loaded, &config).unwrap();
+    let (one, other) = (embeddings(&model, &held_out).unwrap(), embeddings(&again, &held_out).unwrap());
+    assert_eq!(one.to_vec2::<f32>().unwrap(), other.to_vec2::<f32>().unwrap());
+    let error = Layers::decompose(&loaded, &config, &seen, Method::Dalr).err().unwrap().to_string();
+    assert!(error.contains("compressed already"), "{error}");
+
+    let times = time(&model, &again, &held_out, 3).unwrap();
+    assert_eq!(times.iter().map(|time| time.texts).collect::<Vec<_>>(), [64, 36]);
+    assert!(times.iter().all(|time| time.before > 0.0 && time.after > 0.0 && time.speedup > 0.0));
+}
+
+#[test]
+fn what_is_missing_or_unknown_is_named() {
+    let tiny = tiny("missing");
+    let model = |tensors: &Tensors, config: &Config| Bert::new(tensors, config).err().unwrap().to_string();
+    let mut tensors = tiny.tensors.clone();
+    tensors.remove("encoder.layer.1.output.dense.bias");
+    assert_eq!(model(&tensors, &tiny.config), "the model has no tensor `encoder.layer.1.output.dense.bias`");
+    let relu = Config { hidden_act: "relu".into(), ..tiny.config.clone() };
+    assert!(model(&tiny.tensors, &relu).contains("`relu`"));
+    let heads = Config { num_attention_heads: 5, ..tiny.config.clone() };
+    assert!(model(&tiny.tensors, &heads).contains("5 heads"));
+    assert!(texts::split(&tiny.texts, 300, 1).unwrap_err().to_string().contains("300 texts are not enough"));
+    assert!(texts::split(&tiny.texts, 0, 1).is_err());
+    assert!(load(&tiny.path.join("elsewhere")).unwrap_err().to_string().contains("config.json"));
+    // A weight that is no matrix of numbers.
+    let mut broken = tiny.tensors.clone();
+    let nan = Tensor::full(f32::NAN, (WIDTH, WIDTH), &Device::Cpu).unwrap();
+    broken.insert("encoder.layer.0.attention.self.key.weight".into(), nan);
+    let batches = tiny.encoder.batches(&tiny.texts[..5], 5).unwrap();
+    let error = calibrate(&broken, &tiny.config, &batches).unwrap_err().to_string();
+    assert!(error.contains("attention.output.dense"), "{error}");
+    let whole = tiny.tensors.clone();
+    let seen = calibrate(&whole, &tiny.config, &batches).unwrap();
+    let error = Layers::decompose(&broken, &tiny.config, &seen, Method::Dalr).err().unwrap();
+    assert!(format!("{error:#}").contains("attention.self.key"), "{error:#}");
+    assert_eq!(whole.values().next().unwrap().dtype(), DType::F32);
+}
+
+#[test]
+fn definitions_are_read_from_wordnet_and_texts_from_lines() {
+    let folder = folder("wordnet");
+    let path = folder.0.join("data.noun");
+    let lines = "  1 This software and database is being provided to you  \n00001740 03 n 01 entity 0 003 | that which is perceived  \n\nplain\n";
+    std::fs::write(&path, lines).unwrap();
+    let mut texts = texts::read(&path).unwrap();
+    texts.sort();
+    assert_eq!(texts, ["plain", "that which is perceived"]);
+}
