@@ -159,6 +159,10 @@ struct Readme;
 #[doc = include_str!("../docs/guide.md")]
 struct Guide;
 
+#[cfg(all(doctest, feature = "candle", feature = "safetensors"))]
+#[doc = include_str!("../docs/recipes.md")]
+struct Recipes;
+
 /// Which method, rank and solver: what each needs, costs and gives. A page, not code.
 #[cfg(any(doc, doctest))]
 #[doc = ""]

@@ -1,0 +1,139 @@
+//! Numbers from burn's tensors into faer's matrices, and back.
+//!
+//! burn stores the weight of a layer as in × out, row by row. Those are the bytes of out × in, column by column, as faer stores a
+//! matrix: nothing is transposed, neither here nor there.
+
+use burn::module::Param;
+use burn::nn::Linear;
+use burn::tensor::{DType, Device, Element, Tensor, TensorData};
+use dalr::interop::half::round;
+use dalr::{ActivationStats, Scalar};
+use faer::{Col, ColRef, Mat, MatRef};
+use half::{bf16, f16};
+
+use crate::{Error, Result};
+
+/// `f32` and `f64`: what dalr computes in and burn can read tensors as.
+pub trait Number: Scalar + Element {
+    /// The name, for complaints.
+    const NAME: &'static str;
+}
+
+impl Number for f32 {
+    const NAME: &'static str = "f32";
+}
+
+impl Number for f64 {
+    const NAME: &'static str = "f64";
+}
+
+/// A layer of burn as one of dalr. Weights of 16 bits are read exactly; those of `f64` go into `f64` alone.
+///
+/// # Errors
+///
+/// [`Error::Type`] for numbers that `T` does not hold, quantised ones among them; [`Error::Dalr`] for an empty weight, a bias of another length, a NaN
+/// or an infinity.
+pub fn to_dalr<T: Number>(layer: &Linear) -> Result<dalr::Linear<T>> {
+    Ok(dalr::Linear::new(matrix(&layer.weight)?, layer.bias.as_ref().map(column).transpose()?)?)
+}
+
+/// A layer of dalr as a trainable one of burn, its numbers rounded to `dtype`.
+///
+/// # Errors
+///
+/// [`Error::Type`] for a type that is not of floating-point numbers or that the device does not have; [`Error::Dalr`] for
+/// numbers beyond its range.
+pub fn to_burn<T: Number>(layer: &dalr::Linear<T>, device: &Device, dtype: DType) -> Result<Linear> {
+    linear(layer.weight(), layer.bias(), device, dtype)
+}
+
+/// Adds a batch of a layer's inputs to its statistics: a tensor of any number of axes, the last of them the inputs. All others are samples.
+///
+/// # Errors
+///
+/// [`Error::Type`] for numbers that `T` does not hold; [`Error::Dalr`] for a last axis of another width, a NaN or an infinity. The statistics are then as they were.
+pub fn observe<T: Number, const D: usize>(stats: &mut ActivationStats<T>, batch: &Tensor<D>) -> Result<()> {
+    let dims = batch.dims();
+    let Some((&inputs, leading)) = dims.split_last() else {
+        let what = "axis or more in the batch, the last of them the inputs";
+        return Err(dalr::Error::Shape { operation: "observe", what, expected: 1, found: 0 }.into());
+    };
+    let values = read(batch)?;
+    Ok(stats.update(MatRef::from_row_major_slice(&values, leading.iter().product(), inputs))?)
+}
+
+/// A weight as out × in.
+pub(crate) fn matrix<T: Number>(weight: &Param<Tensor<2>>) -> Result<Mat<T>> {
+    let weight = weight.val();
+    let [inputs, outputs] = weight.dims();
+    Ok(MatRef::from_column_major_slice(&read::<T, 2>(&weight)?, outputs, inputs).to_owned())
+}
+
+/// A bias.
+pub(crate) fn column<T: Number>(bias: &Param<Tensor<1>>) -> Result<Col<T>> {
+    Ok(read(&bias.val())?.into_iter().collect())
+}
+
+/// A trainable layer of burn from a weight, out × in, and a bias.
+pub(crate) fn linear<T: Number>(
+    weight: MatRef<'_, T>,
+    bias: Option<ColRef<'_, T>>,
+    device: &Device,
+    dtype: DType,
+) -> Result<Linear> {
+    let weight_data = data(weight, [weight.ncols(), weight.nrows()], device, dtype)?;
+    let bias = match bias {
+        Some(bias) => {
+            let data = data(bias.as_mat(), [bias.nrows()], device, dtype)?;
+            Some(Param::from_tensor(Tensor::from_data(data, (device, dtype))))
+        }
+        None => None,
+    };
+    Ok(Linear { weight: Param::from_tensor(Tensor::from_data(weight_data, (device, dtype))), bias })
+}
+
+/// The numbers of a tensor, row by row. Read as they are or not at all.
+fn read<T: Number, const D: usize>(tensor: &Tensor<D>) -> Result<Vec<T>> {
+    let held = match tensor.dtype() {
+        DType::F32 | DType::Flex32 | DType::F16 | DType::BF16 => true,
+        DType::F64 => T::dtype() == DType::F64,
+        _ => false,
+    };
+    if !held {
+        return Err(Error::Type { found: tensor.dtype(), into: T::NAME });
+    }
+    Ok(tensor.try_to_vec_as()?)
+}
+
+/// The columns of a matrix, one after the other, each number rounded once.
+fn data<T: Number, const D: usize>(
+    matrix: MatRef<'_, T>,
+    shape: [usize; D],
+    device: &Device,
+    dtype: DType,
+) -> Result<TensorData> {
+    if !device.supports_dtype(dtype) {
+        return Err(Error::Type { found: dtype, into: "the device" });
+    }
+    Ok(match dtype {
+        DType::F64 => TensorData::new(columns(matrix, Scalar::to_f64), shape),
+        DType::F32 => {
+            let values = columns(matrix, |number| Scalar::to_f64(number) as f32);
+            if !values.iter().all(|value| value.is_finite()) {
+                return Err(dalr::Error::Overflow { operation: "to f32", what: "an entry" }.into());
+            }
+            TensorData::new(values, shape)
+        }
+        DType::F16 => TensorData::new(columns(round::<f16, T>(matrix)?.as_ref(), |number| number), shape),
+        DType::BF16 => TensorData::new(columns(round::<bf16, T>(matrix)?.as_ref(), |number| number), shape),
+        found => return Err(Error::Type { found, into: "a layer" }),
+    })
+}
+
+fn columns<A: Copy, B>(matrix: MatRef<'_, A>, number: impl Fn(A) -> B) -> Vec<B> {
+    let mut values = Vec::with_capacity(matrix.nrows() * matrix.ncols());
+    for column in matrix.col_iter() {
+        values.extend(column.iter().map(|&entry| number(entry)));
+    }
+    values
+}

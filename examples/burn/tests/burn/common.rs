@@ -1,0 +1,55 @@
+//! Layers and batches to try things on.
+
+use burn::module::Param;
+use burn::nn::Linear;
+use burn::tensor::{Device, Tensor, TensorData};
+
+/// Numbers in (−1, 1) that look random and are the same everywhere.
+pub fn noise(count: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1);
+    let next = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1_u32 << 23) as f32 - 1.0
+    };
+    std::iter::repeat_with(next).skip(8).take(count).collect()
+}
+
+/// A batch whose inputs are of unequal size and not centred, as activations are.
+pub fn inputs(samples: usize, width: usize, seed: u64, device: &Device) -> Tensor<2> {
+    let mut values = noise(samples * width, seed);
+    for row in values.chunks_mut(width) {
+        for (place, value) in row.iter_mut().enumerate() {
+            *value = (*value + 0.3) / (1.0 + place as f32 * 0.5);
+        }
+    }
+    Tensor::from_data(TensorData::new(values, [samples, width]), device)
+}
+
+/// A layer of which no direction is as large as the one before.
+pub fn decaying(inputs: usize, outputs: usize, bias: bool, device: &Device) -> Linear {
+    let mut weight = noise(inputs * outputs, 9);
+    for (place, value) in weight.iter_mut().enumerate() {
+        *value *= 0.8_f32.powi((place % outputs) as i32);
+    }
+    let bias = bias.then(|| TensorData::new(noise(outputs, 10), [outputs]));
+    Linear {
+        weight: Param::from_tensor(Tensor::from_data(TensorData::new(weight, [inputs, outputs]), device)),
+        bias: bias.map(|data| Param::from_tensor(Tensor::from_data(data, device))),
+    }
+}
+
+pub fn values<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {
+    tensor.try_to_vec_as().unwrap()
+}
+
+/// Equal up to a share of the largest entry.
+pub fn close<const D: usize>(found: &Tensor<D>, expected: &Tensor<D>, tolerance: f32) {
+    assert_eq!(found.dims(), expected.dims());
+    let (found, expected) = (values(found), values(expected));
+    let scale = expected.iter().fold(0.0_f32, |largest, value| largest.max(value.abs()));
+    for (found, expected) in found.iter().zip(&expected) {
+        assert!((found - expected).abs() <= tolerance * scale, "{found} is not {expected}");
+    }
+}

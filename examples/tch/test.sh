@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Builds the package and runs its tests. Needs a Rust toolchain with rustfmt and clippy, a C++ compiler and the PyTorch that tch asks for: either LIBTORCH_USE_PYTORCH=1 and
+# that PyTorch in the Python that is found first, or LIBTORCH with the folder of libtorch.
+set -euo pipefail
+cd "$(dirname "$0")"
+export CARGO_TERM_COLOR=never CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/../../target/tch}
+
+if [ -n "${LIBTORCH_USE_PYTORCH:-}" ]; then
+  # Its libraries, and those that they need, are found by Python alone.
+  libraries=$(python3 -c '
+import pathlib, torch
+site = pathlib.Path(torch.__file__).parent.parent
+print(":".join(str(path) for path in [site / "torch/lib", *site.glob("nvidia/*/lib")]))')
+else
+  libraries=${LIBTORCH:?set LIBTORCH_USE_PYTORCH=1, or LIBTORCH to the folder of libtorch}/lib
+fi
+export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+
+cargo fmt --check
+cargo clippy --quiet --all-targets -- -D warnings
+if [ -z "${DALR_COMPRESS_MODEL:-}" ]; then
+  (cd ../.. && CARGO_TARGET_DIR=target cargo build --quiet --release --features safetensors --example compress_model)
+  export DALR_COMPRESS_MODEL=$PWD/../../target/release/examples/compress_model
+fi
+cargo test --quiet
+echo "tch: all tests passed"
