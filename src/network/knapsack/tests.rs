@@ -127,3 +127,15 @@ fn many_equal_classes_use_up_what_they_may() {
     assert_eq!(ranks.sum::<usize>(), 1001);
     assert!((solution.bound - (300.0 * 8.0 - 1001.0)).abs() <= 64.0 * f64::EPSILON * 2400.0);
 }
+
+#[test]
+fn a_joint_item_that_only_a_steep_price_buys_is_found() {
+    let item = |price: f64, value: f64| Item { price, value, tag: 0 };
+    let members = vec![Class::new(vec![item(5.0, 1.0), item(10.0, 0.0)]).unwrap()];
+    let blocks = [Block { members, joint: Class::new(vec![Item { price: 1.0, value: 1e12, tag: 7 }]) }];
+    let solution = solve(&blocks, 3.0).unwrap();
+    assert_eq!(solution.picked, [Picked::Joint(7)]);
+    // Half of the way from one to the other: the line from (1, 10¹²) to (5, 1) at a price of 3.
+    assert!((lower_bound(&blocks, 3.0) / 0.5e12 - 1.0).abs() < 1e-9);
+    assert!(lower_bound(&blocks, 3.0) == solution.bound);
+}
