@@ -133,13 +133,63 @@ fn nothing_stands_out_of_nothing() -> Result<()> {
     Ok(())
 }
 
+/// An operator that says how much its entries are off.
+struct Noisy(Mat<f64>, f64);
+
+impl PsdOperator<f64> for Noisy {
+    fn dimension(&self) -> usize {
+        self.0.nrows()
+    }
+
+    fn apply(&self, block: MatRef<'_, f64>, mut result: MatMut<'_, f64>) -> Result<()> {
+        result.copy_from(&self.0 * block);
+        Ok(())
+    }
+
+    fn trace(&self) -> Result<f64> {
+        Ok(2.0)
+    }
+
+    fn noise(&self) -> f64 {
+        self.1
+    }
+}
+
+#[test]
+fn dense_matrices_may_be_as_unsymmetric_as_rounding_and_noise_allow() {
+    let refused = |difference: f64, noise: f64| {
+        let operator = Noisy(mat![[1.0, 0.0], [difference, 1.0]], noise);
+        top_eigenpairs(&operator, 1, Solver::DenseEigen, 1).is_err()
+    };
+    // 100 · 2 roundings.
+    let bound = 200.0 * f64::EPSILON;
+    assert!(!refused(0.9 * bound, 0.0) && refused(1.1 * bound, 0.0));
+    assert!(!refused(0.99e-3, 1e-3) && refused(1.01e-3, 1e-3));
+}
+
+/// Products in single precision differ from those of the transpose by much more than the rounding of `f64`.
+#[test]
+fn a_matrix_that_is_symmetric_to_single_precision_is_solved() -> Result<()> {
+    let values: Vec<f64> = (0..12).map(|i| 0.5_f64.powi(i)).collect();
+    let exact = with_eigenvalues(&values);
+    let entry = |i: usize, j: usize| (exact[(i, j)] * (1.0 + f64::from(u8::from(i > j)) * 2e-7)) as f32;
+    let operator = Given(Mat::from_fn(12, 12, entry));
+    assert_ne!(operator.0[(5, 2)], operator.0[(2, 5)]);
+    let pairs = top_eigenpairs(&operator, 4, Solver::DenseEigen, 1)?;
+    assert!(!pairs.is_fallback());
+    assert!(pairs.values().iter().zip(&values).all(|(ours, exact)| (ours - exact).abs() < 1e-6));
+    Ok(())
+}
+
 #[test]
 fn a_solver_is_chosen_by_what_it_takes() -> Result<()> {
     let decaying = |n: usize| Diagonal::<f64>::new(&(0..n).map(|i| 0.5_f64.powi(i as i32)).collect::<Vec<_>>());
     let pairs = top_eigenpairs(&decaying(600), 4, Solver::Auto, 1)?;
     assert_eq!(pairs.solver(), "block Lanczos");
     assert!((4..600).contains(&pairs.basis_size()) && pairs.steps() > 0);
-    assert_eq!(top_eigenpairs(&decaying(100), 4, Solver::Auto, 1)?.solver(), dense::LADDER[0].name);
+    assert_eq!(pairs.to_string(), format!("block Lanczos ({} steps, basis {})", pairs.steps(), pairs.basis_size()));
+    let pairs = top_eigenpairs(&decaying(100), 4, Solver::Auto, 1)?;
+    assert_eq!((pairs.solver(), pairs.to_string()), (dense::LADDER[0].name, pairs.solver().to_string()));
     Ok(())
 }
 
