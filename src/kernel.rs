@@ -202,18 +202,11 @@ pub(crate) fn squared_norm<T: Scalar>(matrix: MatRef<'_, T>) -> f64 {
 /// The sum of the squares of each column.
 pub(crate) fn squared_column_norms<T: Scalar>(matrix: MatRef<'_, T>) -> Vec<f64> {
     let mut sums = Vec::with_capacity(matrix.ncols());
-    if is_row_major(matrix) {
-        sums.resize(matrix.ncols(), 0.0);
-        for_each_row(matrix, |_, row| {
-            sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x.to_f64() * x.to_f64());
-        });
-    } else {
-        for_each_row(matrix.transpose(), |_, column| {
-            let mut lanes = [0.0; LANES];
-            fold(&mut lanes, column, |sum, x| sum + x * x);
-            sums.push(lanes.iter().sum());
-        });
-    }
+    for_each_row(matrix.transpose(), |_, column| {
+        let mut lanes = [0.0; LANES];
+        fold(&mut lanes, column, |sum, x| sum + x * x);
+        sums.push(lanes.iter().sum());
+    });
     sums
 }
 

@@ -162,15 +162,6 @@ impl<T: Scalar> PsdOperator<T> for GramOperator<'_, T> {
         self.noise
     }
 
-    fn work(&self) -> f64 {
-        let anchor = if self.ridge > 0.0 { self.weight.ncols() } else { 0 };
-        kernel::work(2 * self.outputs.nrows(), self.outputs.ncols() + anchor, 1)
-    }
-
-    fn assembly_work(&self) -> f64 {
-        self.work() * self.dimension() as f64 / 4.0
-    }
-
     fn assemble(&self) -> Result<Mat<T>> {
         let dimension = self.dimension();
         let mut matrix = kernel::zeros("GramOperator::assemble", dimension, dimension)?;

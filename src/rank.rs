@@ -257,6 +257,25 @@ mod tests {
     }
 
     #[test]
+    fn all_of_the_energy_is_all_that_stands_out_of_noise() {
+        let mut spectrum = spectrum();
+        let all = |spectrum: &Spectrum<'_>| Rank::Energy(1.0).resolve("test", SHAPE, 1, spectrum);
+        // Noise is told from energy by a solve that goes further.
+        spectrum.energies = &[6.0, 3.0, 1.0, 0.0];
+        assert_eq!(all(&spectrum), Ok(3));
+        spectrum.energies = &[6.0, 3.0, 1.0];
+        assert!(all(&spectrum).is_err());
+        // Little is not nothing, though it is lost in the sum.
+        let energies: Vec<f64> = (0..12).map(|i| if i < 3 { 3.0 } else { 1e-20 }).collect();
+        (spectrum.energies, spectrum.total_energy) = (&energies, 9.0);
+        for numerical_rank in [4, 12] {
+            spectrum.numerical_rank = numerical_rank;
+            assert_eq!(all(&spectrum), Ok(numerical_rank));
+        }
+        assert_eq!(Rank::Energy(0.99).resolve("test", SHAPE, 1, &spectrum), Ok(3));
+    }
+
+    #[test]
     fn goals_beyond_a_partial_solve_are_refused() {
         let mut partial = spectrum();
         partial.energies = &[6.0, 3.0];

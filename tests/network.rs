@@ -391,6 +391,47 @@ fn losses_by_energy_and_by_error() {
 }
 
 #[test]
+fn budgets_go_by_energy_or_by_error_as_asked() {
+    let recipe = common::Recipe {
+        seed: 6,
+        out_features: 40,
+        in_features: 40,
+        samples: 30,
+        weight: Spectrum::Geometric,
+        data: Spectrum::Geometric,
+        mean: 0.0,
+        scale: 1.0,
+    };
+    let problem = recipe.cook();
+    let shrunk = Dalr::new().decompose(&problem.bare_layer::<f64>(), &problem.stats::<f64>(), 19).unwrap();
+    let by_energy = LayerProfile::new("fc1", &shrunk);
+    let by_error = by_energy.clone().with_data_errors().unwrap();
+    assert_eq!(by_energy.energy_shares().len(), 19);
+    let total = by_energy.energy_shares().iter().sum::<f64>() + by_energy.loss(19).unwrap();
+    assert!((total - 1.0).abs() < 1e-12);
+    for rank in [1, 2, 5, 9] {
+        for profile in [&by_energy, &by_error] {
+            let error = profile.loss(rank).unwrap().sqrt() * (1.0 + 1e-9);
+            let plan = Allocator::new(Budget::TotalError(error)).allocate(std::slice::from_ref(profile)).unwrap();
+            assert_eq!(plan.choices(), [Choice::Rank(rank)]);
+        }
+        // Shrinkage tells the two apart.
+        let (energy, error) = (by_energy.loss(rank).unwrap(), by_error.loss(rank).unwrap());
+        assert!((energy - error).abs() > 1e-3 * energy, "{rank}: {energy:e} {error:e}");
+    }
+}
+
+#[test]
+fn a_total_is_the_sum_of_the_energies_up_to_rounding() {
+    let profile = |energy: f64, total: f64| LayerProfile::from_energies("fc1", (4, 4), false, &[energy; 4], total);
+    for energy in [1.0, 1e-3, 1e3] {
+        let rounding = 16.0 * f64::EPSILON * 4.0 * energy;
+        assert!(profile(energy, 4.0 * energy - 0.9 * rounding).is_ok());
+        assert!(matches!(profile(energy, 4.0 * energy - 1.1 * rounding), Err(Error::OutOfRange { .. })));
+    }
+}
+
+#[test]
 fn refusals() {
     let layers = [profile("fc1", (8, 8), false, Spectrum::Flat), profile("fc2", (8, 8), false, Spectrum::Flat)];
     let refused = |allocator: Allocator, layers: &[LayerProfile], message: &str| {

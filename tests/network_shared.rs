@@ -83,6 +83,8 @@ fn predicted_losses_are_those_of_the_layers_that_come_out() {
         for rank in [1, 4, 8, 20, 32] {
             let layers = joint.truncate(rank).unwrap();
             let outputs = layers.forward(group.inputs.as_ref()).unwrap();
+            assert_eq!(outputs.len(), NAMES.len());
+            assert_eq!(layers.member(1).map(|member| member.name()), Some(NAMES[1]));
             assert_eq!(layers.parameters() as u64, joint.profile().parameters(rank));
             for (index, outputs) in outputs.iter().enumerate() {
                 let alone = layers.layer(index).unwrap();

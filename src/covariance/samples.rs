@@ -184,3 +184,29 @@ pub(super) fn fill_centred<T: Scalar, O: Scalar>(
         }
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What undoes an append that ran out of memory, which no test can bring about.
+    #[test]
+    fn truncated_samples_are_the_first_of_them() -> Result<()> {
+        let features = 3;
+        let rows = segment_rows(features);
+        let batch = Mat::from_fn(2 * rows + 5, features, |i, j| (i * features + j) as f64);
+        let weight = |index: usize| 1.0 + index as f64;
+        let mut samples = Samples::new(features);
+        samples.append("test", batch.row_iter().enumerate().map(|(index, row)| (row, weight(index))))?;
+        for count in [2 * rows + 3, 2 * rows, rows + 1, rows, 2, 0] {
+            samples.truncate(count);
+            assert_eq!((samples.len(), samples.segments.len()), (count, count.div_ceil(rows)));
+            assert_eq!(samples.segments.iter().map(Vec::len).sum::<usize>(), count * features);
+            let last = count.checked_sub(1);
+            assert_eq!(samples.weights.last().copied(), last.map(weight));
+            let entry = samples.segments.last().and_then(|segment| segment.last()).copied();
+            assert_eq!(entry, last.map(|last| batch[(last, features - 1)]));
+        }
+        Ok(())
+    }
+}

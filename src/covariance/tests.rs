@@ -297,6 +297,24 @@ fn a_count_that_overflows_is_refused_and_changes_nothing() {
     assert!(matches!(weighted, Err(Error::Overflow { .. })), "{weighted:?}");
 }
 
+#[test]
+fn squares_that_overflow_are_those_of_the_span_times_weight_and_inputs() {
+    // (2 · 10¹⁵³)² times a hundred is out of range, times ten is not, whatever brings the factor in.
+    let update = |rows, features| ActivationStats::new(features).update(Mat::full(rows, features, 1e153).as_ref());
+    for (rows, features) in [(100, 1), (1, 100), (10, 10)] {
+        assert!(matches!(update(rows, features), Err(Error::Overflow { .. })), "{rows} × {features}");
+    }
+    assert!(update(10, 1).is_ok() && update(1, 10).is_ok());
+}
+
+#[test]
+fn a_share_that_is_reached_exactly_asks_for_no_more() -> Result<()> {
+    let mut stats = ActivationStats::new(4);
+    stats.update(mat![[1.0, 2.0, 0.0, 0.0]].as_ref())?;
+    assert_eq!([0.25, 0.5, 0.75, 1.0].map(|fraction| stats.share_gathering(fraction)), [0.25, 0.25, 0.5, 0.5].map(Ok));
+    Ok(())
+}
+
 /// An estimate of the trace of the square from random signs: close where directions dominate and where none does.
 #[test]
 fn the_spread_of_many_samples_is_estimated_closely() {

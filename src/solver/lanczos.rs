@@ -504,3 +504,6 @@ impl Ritz {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

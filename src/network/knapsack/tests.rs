@@ -127,3 +127,75 @@ fn many_equal_classes_use_up_what_they_may() {
     assert_eq!(ranks.sum::<usize>(), 1001);
     assert!((solution.bound - (300.0 * 8.0 - 1001.0)).abs() <= 64.0 * f64::EPSILON * 2400.0);
 }
+
+#[test]
+fn a_joint_item_that_only_a_steep_price_buys_is_found() {
+    let item = |price: f64, value: f64| Item { price, value, tag: 0 };
+    let members = vec![Class::new(vec![item(5.0, 1.0), item(10.0, 0.0)]).unwrap()];
+    let blocks = [Block { members, joint: Class::new(vec![Item { price: 1.0, value: 1e12, tag: 7 }]) }];
+    let solution = solve(&blocks, 3.0).unwrap();
+    assert_eq!(solution.picked, [Picked::Joint(7)]);
+    // Half of the way from one to the other: the line from (1, 10¹²) to (5, 1) at a price of 3.
+    assert!((lower_bound(&blocks, 3.0) / 0.5e12 - 1.0).abs() < 1e-9);
+    assert!(lower_bound(&blocks, 3.0) == solution.bound);
+}
+
+/// Two classes worked out by hand: items of the first but one are vertices, those of the second are all.
+fn by_hand() -> [Class; 2] {
+    let class = |items: &[(f64, f64)]| {
+        let item = |(tag, &(price, value)): (usize, &(f64, f64))| Item { price, value, tag };
+        Class::new(items.iter().enumerate().map(item).collect()).unwrap()
+    };
+    [class(&[(1.0, 4.0), (2.5, 3.9), (3.0, 1.0), (9.0, 0.0)]), class(&[(2.0, 10.0), (4.0, 5.0), (6.0, 4.0)])]
+}
+
+#[test]
+fn steps_lead_from_vertex_to_vertex() {
+    let [class, _] = by_hand();
+    let close = |found: Option<(usize, f64)>, expected: Option<(usize, f64)>| match (found, expected) {
+        (Some(found), Some(expected)) => found.0 == expected.0 && (found.1 - expected.1).abs() < 1e-12,
+        (found, expected) => found.is_none() && expected.is_none(),
+    };
+    let next = [Some((2, 1.5)), Some((2, 5.8)), Some((3, 1.0 / 6.0)), None];
+    let previous = [None, Some((0, 0.1 / 1.5)), Some((0, 1.5)), Some((2, 1.0 / 6.0))];
+    for index in 0..4 {
+        assert!(close(class.next_vertex(index), next[index]), "{index}: {:?}", class.next_vertex(index));
+        assert!(close(class.previous_vertex(index), previous[index]), "{index}: {:?}", class.previous_vertex(index));
+    }
+    assert_eq!([0.5, 1.0, 2.4, 2.5, 8.0, 9.0, 20.0].map(|price| class.affordable(price)), [0, 0, 0, 1, 2, 3, 3]);
+    assert_eq!(class.steepest(), 1.5);
+}
+
+/// Each repair on its own: the exact search behind them would make up for a bad one.
+#[test]
+fn repairs_do_what_they_can_by_hand() {
+    let [a, b] = by_hand();
+    let classes = [&a, &b];
+    // The steepest steps first; one that is too dear gives way to flatter ones, and at last to items between the vertices.
+    for (limit, picks) in [(3.0, [0, 0]), (4.6, [1, 0]), (5.0, [0, 1]), (7.0, [2, 1]), (12.0, [2, 2]), (15.0, [3, 2])] {
+        assert_eq!(repair::fill(&classes, vec![0, 0], limit), picks, "{limit}");
+    }
+    // The flattest steps first, no more of them than it takes.
+    let cut = |limit| repair::cut(&classes, vec![3, 2], limit);
+    for (limit, picks) in [(15.0, [3, 2]), (12.0, [2, 2]), (9.0, [2, 2]), (8.0, [2, 1]), (6.0, [0, 1]), (3.0, [0, 0])] {
+        assert_eq!(cut(limit).as_deref(), Some(&picks[..]), "{limit}");
+    }
+    assert_eq!(cut(2.0), None);
+    // 3 given up in one class buy 5 in the other; not the other way about, and not without the money.
+    assert_eq!(repair::trade(&classes, vec![2, 0], 5.0), [0, 1]);
+    assert_eq!(repair::trade(&classes, vec![0, 1], 5.0), [0, 1]);
+    assert_eq!(repair::trade(&classes, vec![2, 0], 6.5), [1, 1]);
+    assert_eq!(repair::trade(&classes, vec![3, 1], 14.0), [3, 1]);
+}
+
+#[test]
+fn the_exact_search_finds_what_repairs_leave() {
+    let [a, b] = by_hand();
+    let classes = [&a, &b];
+    // At a multiplier of 2 both have their best items within 5.
+    assert_eq!(exact::improve(&classes, vec![2, 0], 2.0, 5.0), [0, 1]);
+    assert_eq!(exact::improve(&classes, vec![0, 1], 2.0, 5.0), [0, 1]);
+    // Between the vertices: 6.5 buys the item that no multiplier does.
+    assert_eq!(exact::improve(&classes, vec![0, 1], 1.5, 6.5), [1, 1]);
+    assert_eq!(exact::improve(&classes, vec![2, 1], 0.5, 7.0), [2, 1]);
+}

@@ -1,0 +1,128 @@
+//! The bounds by which the iteration stops, on numbers worked out by hand.
+
+use super::*;
+
+fn ritz(values: &[f64]) -> Ritz {
+    Ritz { values: values.to_vec(), vectors: Mat::identity(values.len(), values.len()) }
+}
+
+#[test]
+fn what_is_captured_and_may_be_lost_is_what_it_is_by_hand() {
+    let ritz = ritz(&[6.0, 3.0, 1.0, -0.5]);
+    assert_eq!([0, 1, 3, 4].map(|count| ritz.captured(count)), [0.0, 6.0, 10.0, 10.0]);
+    // 6 is 5 above what is left out, 3 is 2 above: 1²/5, and a residual beyond its gap counts whole.
+    assert!((ritz.possible_loss(2, &[1.0, 4.0]) - (0.2 + 4.0)).abs() < 1e-15);
+    assert!((ritz.possible_loss(1, &[2.0]) - 4.0 / 3.0).abs() < 1e-15);
+    // Nothing is left out: the gap is to zero.
+    assert!((ritz.possible_loss(4, &[3.0, 0.0, 0.0, 0.25]) - (1.5 + 0.25)).abs() < 1e-15);
+    // As large as the gap: either way the same.
+    assert_eq!(ritz.possible_loss(1, &[3.0]), 3.0);
+}
+
+#[test]
+fn negative_values_are_refused_from_rounding_and_noise_on() {
+    let refused = |values: &[f64], noise: f64| {
+        let unit = Size { exponent: 4, trace: 1.0, noise };
+        match ritz(values).require_positive(1e-6, &unit) {
+            Ok(()) => None,
+            Err(Error::InvalidOperator { found, .. }) => Some(found),
+            Err(other) => panic!("{other}"),
+        }
+    };
+    // A hundred times the rounding of the largest, 2 here: 2 · 10⁻⁴; and the noise beside.
+    assert_eq!(refused(&[2.0, -1.9e-4], 0.0), None);
+    assert_eq!(refused(&[2.0, -2.1e-4], 0.0).as_deref(), Some("a negative eigenvalue, -3.36e-3"));
+    assert_eq!(refused(&[2.0, -2.1e-4], 2e-5), None);
+    assert!(refused(&[2.0, -2.3e-4], 2e-5).is_some());
+    // The largest in size may be the lowest.
+    assert!(refused(&[1e-9, -1.0], 0.0).is_some());
+    assert_eq!(refused(&[0.0, 0.0], 0.0), None);
+    assert_eq!(refused(&[], 0.0), None);
+}
+
+#[test]
+fn residuals_are_those_of_the_directions_left_outside() -> Result<()> {
+    let size = Size { exponent: 0, trace: 10.0, noise: 0.0 };
+    let mut space = Space::<f64>::new(6, 4, size, 1)?;
+    space.size = 2;
+    // Directions of lengths 2 and 3 at a right angle, coupled to one vector of the basis each; and 4 that waits aside.
+    let directions = Mat::from_fn(6, 2, |i, j| if i == j + 2 { 2.0 + j as f64 } else { 0.0 });
+    space.residual = Some(Residual { directions, coupling: Mat::identity(2, 2) });
+    let (c, s) = (0.8, 0.6);
+    let vectors = Mat::from_fn(2, 2, |i, j| {
+        if i == j {
+            c
+        } else if i > j {
+            s
+        } else {
+            -s
+        }
+    });
+    let ritz = Ritz { values: vec![5.0, 1.0], vectors };
+    let norms = space.residual_norms(&ritz, 2)?;
+    let expected = [f64::hypot(2.0 * c, 3.0 * s), f64::hypot(2.0 * s, 3.0 * c)];
+    assert!(norms.iter().zip(expected).all(|(norm, expected)| (norm - expected).abs() < 1e-14), "{norms:?}");
+    // What is set aside adds to it: a bound on the sum.
+    space.aside = Some(Residual {
+        directions: Mat::from_fn(6, 1, |i, _| f64::from(i == 5) * 4.0),
+        coupling: Mat::identity(1, 1),
+    });
+    let norms = space.residual_norms(&ritz, 2)?;
+    let expected = [expected[0] + 4.0 * c, expected[1] + 4.0 * s];
+    assert!(norms.iter().zip(expected).all(|(norm, expected)| (norm - expected).abs() < 1e-14), "{norms:?}");
+    assert_eq!(space.pending(), 3);
+
+    // Taken back, they are one residual, coupled as before.
+    space.take_back()?;
+    let residual = space.residual.as_ref().expect("what was taken back");
+    assert_eq!((residual.directions.shape(), residual.coupling.shape()), ((6, 3), (3, 2)));
+    assert_eq!(
+        [(0, 0), (1, 0), (2, 1), (0, 1), (1, 1), (2, 0)].map(|at| residual.coupling[at]),
+        [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
+    );
+    assert!(space.aside.is_none());
+    Ok(())
+}
+
+#[test]
+fn a_basis_is_laid_out_by_the_number_of_pairs() {
+    // Blocks of a quarter of the pairs, in eights, from 8 to 64; a basis of five vectors for each pair, four blocks and the probes.
+    for (dimension, count, block, basis) in
+        [(4096, 10, 8, 130), (4096, 100, 32, 676), (4096, 1000, 64, 4096), (100, 10, 8, 100), (5, 3, 5, 5)]
+    {
+        let layout = Layout::new(dimension, count);
+        assert_eq!((layout.block, layout.basis), (block, basis), "{dimension}, {count}");
+    }
+    assert_eq!(Layout { block: 8, basis: 0 }.expected_basis(10), 30 + 16 + 48);
+}
+
+#[test]
+fn a_trace_is_doubted_by_a_thousand_times_what_the_products_suggest() -> Result<()> {
+    // Two of five dimensions seen, 2 in all: they suggest 5.
+    let doubted = |trace: f64, noise: f64| -> Result<bool> {
+        let mut space = Space::<f64>::new(5, 5, Size { exponent: 0, trace, noise }, 1)?;
+        space.size = 2;
+        (space.projected[(0, 0)], space.projected[(1, 1)]) = (1.5, 0.5);
+        Ok(space.require_trace().is_err())
+    };
+    assert!(!doubted(4999.0, 0.0)? && doubted(5001.0, 0.0)?);
+    // Noise may add up over the dimension.
+    assert!(!doubted(5009.0, 2.0)? && doubted(5011.0, 2.0)?);
+    Ok(())
+}
+
+#[test]
+fn products_may_be_as_unsymmetric_as_rounding_and_noise_allow() -> Result<()> {
+    let refused = |difference: f64, noise: f64| -> Result<bool> {
+        let mut space = Space::<f64>::new(5, 5, Size { exponent: 0, trace: 1.0, noise }, 1)?;
+        space.size = 1;
+        space.projected[(0, 0)] = 4.0;
+        let square = faer::mat![[1.0, 0.5 + difference], [0.5, 2.0]];
+        Ok(space.require_symmetric(square.as_ref()).is_err())
+    };
+    // 100 · 5 · 4 roundings of `f64`.
+    let bound = 2000.0 * f64::EPSILON;
+    assert!(!refused(0.9 * bound, 0.0)? && refused(1.1 * bound, 0.0)?);
+    assert!(!refused(1e-3, 1.01e-3)? && refused(1e-3, 0.99e-3)?);
+    Ok(())
+}
