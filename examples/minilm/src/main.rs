@@ -25,7 +25,8 @@ fn main() -> Result<()> {
     let (calibration, held_out) = texts::split(&texts, options.calibration, options.held_out)?;
 
     let started = Instant::now();
-    let calibration = encoder.batches(calibration, BATCH)?;
+    let padded_little = |texts: &[String]| encoder.batches(&texts::by_length(texts), BATCH);
+    let calibration = padded_little(calibration)?;
     let seen = calibrate(&tensors, &config, &calibration)?;
     let samples = seen.values().map(|stats| stats.samples()).max().unwrap_or(0);
     println!("calibrated on {} texts, {samples} tokens: {:.1} s", options.calibration, started.elapsed().as_secs_f64());
@@ -34,7 +35,7 @@ fn main() -> Result<()> {
     let layers = Layers::decompose(&tensors, &config, &seen, options.method)?;
     println!("decomposed {} layers for every rank: {:.1} s", config.layers().count(), started.elapsed().as_secs_f64());
     let started = Instant::now();
-    let probes = encoder.batches(texts.get(..options.probes.clamp(1, options.calibration)).unwrap_or(&texts), BATCH)?;
+    let probes = padded_little(texts.get(..options.probes.clamp(1, options.calibration)).unwrap_or(&texts))?;
     let plan = layers.plan(&tensors, &config, &probes, &options)?;
     let compressed = layers.compressed(&plan)?;
     println!("shared the budget: {:.1} s", started.elapsed().as_secs_f64());
@@ -44,7 +45,7 @@ fn main() -> Result<()> {
     }
 
     let (before, after) = (Bert::new(&tensors, &config)?, with_layers(&tensors, &config, &compressed)?);
-    let batches = encoder.batches(held_out, BATCH)?;
+    let batches = padded_little(held_out)?;
     let similarity = cosine(&embeddings(&before, &batches)?, &embeddings(&after, &batches)?)?;
     let (old, new) = (report.parameters_before(), report.parameters_after());
     println!("\nparameters of the layers {old} -> {new} ({:.1} %)", 100.0 * new as f64 / old as f64);
