@@ -39,6 +39,9 @@ fn folder(name: &str) -> Folder {
     Folder(path)
 }
 
+/// Adds a tensor of a name, a shape, a width and a mean.
+type Add<'a> = dyn FnMut(String, &[usize], f32, f32) + 'a;
+
 fn write_model(path: &Path) {
     let mut random = StdRng::seed_from_u64(5);
     let mut tensors = Tensors::new();
@@ -47,7 +50,7 @@ fn write_model(path: &Path) {
             (0..shape.iter().product()).map(|_| shift + scale * (random.random::<f32>() - 0.5)).collect();
         tensors.insert(name, Tensor::from_vec(numbers, shape, &Device::Cpu).unwrap());
     };
-    let norm = |add: &mut dyn FnMut(String, &[usize], f32, f32), name: String| {
+    let norm = |add: &mut Add<'_>, name: String| {
         add(format!("{name}.weight"), &[WIDTH], 0.4, 1.0);
         add(format!("{name}.bias"), &[WIDTH], 0.4, 0.0);
     };
