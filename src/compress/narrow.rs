@@ -265,3 +265,6 @@ fn root_work(features: usize, samples: Option<usize>) -> f64 {
         * (kernel::work(features, features, samples.unwrap_or(0)) / 2.0
             + kernel::work(features, features, features) / 2.0)
 }
+
+#[cfg(test)]
+mod tests;

@@ -126,3 +126,58 @@ fn products_may_be_as_unsymmetric_as_rounding_and_noise_allow() -> Result<()> {
     assert!(!refused(1e-3, 1.01e-3)? && refused(1e-3, 0.99e-3)?);
     Ok(())
 }
+
+#[test]
+fn what_may_be_lost_is_a_share_of_what_is_left_and_rounding() {
+    let size = Size { exponent: 4, trace: 10.0, noise: 0.25 };
+    // Half of the 6 that are left, eight roundings of a hundredth of 10 each, and the noise.
+    assert!((size.allowed(0.5, 4.0, 0.01) - (3.0 + 0.8 + 0.25)).abs() < 1e-15);
+    // More than the trace is rounding as well.
+    assert!((size.allowed(0.5, 12.0, 0.01) - (0.8 + 0.25)).abs() < 1e-15);
+}
+
+#[test]
+fn directions_that_do_not_fit_end_the_iteration() -> Result<()> {
+    // Room for two of three directions; for three of three; and a basis that fills the space, where what is over is dropped.
+    for (capacity, dimension, width) in [(4, 6, 0), (5, 6, 3), (4, 4, 2)] {
+        let mut space = Space::<f64>::new(dimension, capacity, Size { exponent: 0, trace: 1.0, noise: 0.0 }, 1)?;
+        let start = space.random_block(2)?;
+        space.basis.as_mut().subcols_mut(0, 2).copy_from(&start);
+        space.size = 2;
+        let directions = Mat::from_fn(dimension, 3, |i, j| ((i * 3 + j * 5 + i * j) % 7) as f64 - 2.5);
+        space.residual = Some(Residual { directions, coupling: Mat::zeros(3, 2) });
+        assert_eq!(space.next_block(2)?.ncols(), width, "{capacity}, {dimension}");
+    }
+    Ok(())
+}
+
+/// A diagonal matrix that says how large its noise is.
+struct Noisy(Vec<f64>, f64);
+
+impl PsdOperator<f64> for Noisy {
+    fn dimension(&self) -> usize {
+        self.0.len()
+    }
+
+    fn apply(&self, block: MatRef<'_, f64>, mut result: MatMut<'_, f64>) -> Result<()> {
+        result.copy_from(Mat::from_fn(block.nrows(), block.ncols(), |i, j| self.0[i] * block[(i, j)]));
+        Ok(())
+    }
+
+    fn trace(&self) -> Result<f64> {
+        Ok(self.0.iter().sum())
+    }
+
+    fn noise(&self) -> f64 {
+        self.1
+    }
+}
+
+#[test]
+fn a_trace_is_negative_by_noise_in_every_entry_at_the_most() {
+    let solve = |entry: f64| top_eigenpairs(&Noisy(vec![entry; 6], 1e-3), 1, Layout::new(6, 1), 1);
+    let pairs = solve(-0.9e-3).unwrap().expect("noise");
+    assert_eq!(pairs.values(), [0.0]);
+    let error = solve(-1.1e-3).unwrap_err().to_string();
+    assert!(error.contains("got a trace of -0.0066"), "{error}");
+}
