@@ -39,6 +39,16 @@ fn threads_are_those_asked_for_where_they_pay_and_exist() {
 }
 
 #[test]
+fn norms_of_columns_are_sums_of_squares() {
+    // Longer than what is added up side by side.
+    let matrix = Mat::from_fn(37, 3, |i, j| (i % 5) as f64 - j as f64);
+    let expected = |j: usize| (0..37).map(|i| ((i % 5) as f64 - j as f64).powi(2)).sum::<f64>();
+    assert_eq!(squared_column_norms(matrix.as_ref()), [0, 1, 2].map(expected));
+    assert_eq!(squared_norm(matrix.as_ref()), [0, 1, 2].map(expected).iter().sum::<f64>());
+    assert_eq!(max_abs(matrix.as_ref()), 4.0);
+}
+
+#[test]
 fn rows_are_contiguous_or_not() {
     let matrix = Mat::<f64>::zeros(3, 2);
     assert!(!is_row_major(matrix.as_ref()) && is_row_major(matrix.transpose()));
@@ -62,8 +72,8 @@ fn departure(basis: &Mat<f64>) -> f64 {
 /// Three columns of lengths 5, 13 and 2; the second leaves the span of the first by `sine` of its length.
 fn columns(sine: f64) -> Mat<f64> {
     let cosine = (1.0 - sine * sine).sqrt();
-    let turned = [5.0 * cosine, 12.0 * cosine, 13.0 * sine, 0.0];
-    Mat::from_fn(4, 3, |i, j| [[25.0 / 13.0, 60.0 / 13.0, 0.0, 0.0], turned, [0.0, 0.0, 0.0, -2.0]][j][i])
+    let turned = [5.0 * cosine, 12.0 * cosine, 13.0 * sine, 0.0, 0.0];
+    Mat::from_fn(5, 3, |i, j| [[25.0 / 13.0, 60.0 / 13.0, 0.0, 0.0, 0.0], turned, [0.0, 0.0, 0.0, 1.2, -1.6]][j][i])
 }
 
 #[test]
@@ -76,6 +86,10 @@ fn a_basis_tells_how_far_each_column_reaches() -> Result<()> {
         assert!(departure(&basis) < lost, "{sine}: {:e}", departure(&basis));
         for (ours, expected) in reach.iter().zip([5.0, 13.0 * sine, 2.0]) {
             assert!((ours - expected).abs() < 1e-8 * expected, "{sine}: {ours} {expected}");
+        }
+        if sine > 1e-3 {
+            // As they come out of the Cholesky factor, whose diagonal is positive.
+            assert!((0..3).all(|j| basis.col(j).transpose() * given.col(j) > 0.0), "{sine}");
         }
         let kept = given.as_ref() - &basis * (basis.transpose() * given.as_ref());
         assert!(kept.norm_max() < 13.0 * lost, "{sine}");

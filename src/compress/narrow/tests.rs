@@ -238,6 +238,13 @@ fn what_is_left_out_decides_whether_single_precision_will_do() {
             assert!(given.solve(1).is_some(), "{size}, {left}");
         }
     }
+    // The data leave out enough, and the weight alone does not: of three outputs alike and one that is small.
+    for (small, enough) in [(0.004, false), (0.006, true)] {
+        let small: f64 = 3.0 * small / (1.0 - small);
+        let mut given = diagonal::<f32>(64.0, &[1.0, 1.0, 1.0, small.sqrt()], &[1.0, 1.0, 1.0, 4.0], 1);
+        given.objective = Objective::Weight;
+        assert_eq!(given.solve(3).is_some(), enough, "{small}");
+    }
     // The weight alone leaves out enough, and what it leaves out hardly matters on the data.
     for times in FORMS {
         for (left, enough) in [(0.004, false), (0.006, true)] {
@@ -293,4 +300,97 @@ fn some_problems_are_for_double_precision_alone() {
     still.stats = ActivationStats::new(FEATURES);
     still.stats.update(Mat::<f32>::zeros(6, FEATURES).as_ref()).unwrap();
     assert!(still.solve(2).is_none());
+}
+
+/// Outputs, inputs and samples kept (0 for a scatter); what is minimised and in which precision; and from which rank on a problem is solved by the
+/// outputs of the samples, the weight or a root (`Z`, `W`, `R`), with block Lanczos or a dense solve of the outputs' or the inputs' side (`l`, `o`,
+/// `i`), or in `f64` (`-`). On such shapes the choice is measured to be within a third of the best one, by `cargo bench --bench cost -- grid`:
+/// other prices are to be measured as well.
+const CHOICES: [(usize, usize, usize, &str, &str); 49] = [
+    (4096, 4096, 2000, "data f64", "1:Zl 727:-"),
+    (4096, 4096, 2000, "data f32", "1:Zl 264:Zi 1201:-"),
+    (4096, 4096, 2000, "ridge f64", "1:Zl 650:-"),
+    (4096, 4096, 2000, "ridge f32", "1:Zl 673:Zo 801:-"),
+    (4096, 4096, 2000, "weight f64", "1:Wl 376:Zl 716:-"),
+    (4096, 4096, 2000, "weight f32", "1:Wl 281:Zi 2000:-"),
+    (4096, 4096, 0, "data f64", "1:- 397:Rl 675:-"),
+    (4096, 4096, 0, "data f32", "1:Rl 699:Ro 1639:-"),
+    (4096, 4096, 0, "weight f64", "1:Wl 699:-"),
+    (4096, 4096, 0, "weight f32", "1:Wl 699:Wo 1639:-"),
+    (768, 768, 600, "data f64", "1:Zl 102:-"),
+    (768, 768, 600, "data f64 forced", "1:Zl 600:Rl 768:-"),
+    (768, 768, 600, "data f32", "1:Zl 69:Zi 241:-"),
+    (768, 768, 600, "ridge f64", "1:Zl 28:Rl 36:Zl 56:Rl 68:Zl 74:Rl 92:-"),
+    (768, 768, 600, "ridge f64 forced", "1:Zl 28:Rl 36:Zl 56:Rl 68:Zl 74:Rl 203:Zl 600:Rl 768:-"),
+    (768, 768, 600, "ridge f32", "1:Zl 28:Rl 36:Zl 56:Rl 68:Zl 74:Rl 95:Zo 241:-"),
+    (768, 768, 600, "weight f64", "1:Wl 100:-"),
+    (768, 768, 600, "weight f64 forced", "1:Wl 768:-"),
+    (768, 768, 600, "weight f32", "1:Wl 72:Zi 308:-"),
+    (3072, 768, 0, "data f64", "1:Rl 23:- 36:Rl 38:-"),
+    (3072, 768, 0, "data f32", "1:Rl 35:Ri 36:Rl 51:Ri 308:-"),
+    (3072, 768, 0, "weight f64", "1:Wl 28:- 36:Wl 46:-"),
+    (3072, 768, 0, "weight f32", "1:Wl 35:Wi 36:Wl 51:Wi 308:-"),
+    (768, 3072, 2000, "data f32", "1:Zl 86:Zo 308:-"),
+    (768, 3072, 2000, "ridge f32", "1:Zl 30:Zo 36:Zl 49:Zo 308:-"),
+    (768, 3072, 2000, "weight f32", "1:Wl 67:Wo 68:Wl 74:Wo 308:-"),
+    (3072, 768, 500, "data f64", "1:Zl 60:- 68:Zl 69:-"),
+    (3072, 768, 500, "data f64 forced", "1:Zl 500:Rl 768:-"),
+    (3072, 768, 500, "data f32", "1:Zl 11:Zi 301:-"),
+    (3072, 768, 500, "ridge f64", "1:Rl 18:-"),
+    (3072, 768, 500, "ridge f64 forced", "1:Rl 768:-"),
+    (3072, 768, 500, "ridge f32", "1:Rl 35:Ri 36:Rl 51:Ri 201:-"),
+    (3072, 768, 500, "weight f64", "1:Wl 27:Zl 29:- 36:Wl 46:-"),
+    (3072, 768, 500, "weight f64 forced", "1:Wl 27:Zl 36:Wl 53:Zl 68:Wl 71:Zl 500:Wl 768:-"),
+    (3072, 768, 500, "weight f32", "1:Wl 14:Zi 461:-"),
+    (1000, 4096, 3000, "data f32", "1:Zl 116:Zo 401:-"),
+    (1000, 4096, 3000, "ridge f32", "1:Zl 64:Zo 68:Zl 76:Zo 401:-"),
+    (1000, 4096, 3000, "weight f32", "1:Wl 106:Wo 401:-"),
+    (4096, 11008, 0, "data f64", "1:-"),
+    (4096, 11008, 0, "data f32", "1:- 294:Rl 604:-"),
+    (4096, 11008, 0, "weight f64", "1:Wl 616:-"),
+    (4096, 11008, 0, "weight f32", "1:Wl 616:Wo 1639:-"),
+    (1536, 384, 0, "data f64", "1:-"),
+    (1536, 384, 0, "data f32", "1:Rl 13:Ri 154:-"),
+    (1536, 384, 0, "weight f64", "1:Wl 4:-"),
+    (1536, 384, 0, "weight f32", "1:Wl 13:Wi 154:-"),
+    (3000, 300, 290, "data f32", "1:Ri 117:-"),
+    (3000, 300, 290, "ridge f32", "1:Ri 117:-"),
+    (3000, 300, 290, "weight f32", "1:Wi 121:-"),
+];
+
+#[test]
+fn ways_take_turns_where_their_prices_cross() {
+    for (outputs, inputs, kept, what, expected) in CHOICES {
+        let samples = (kept > 0).then_some(kept);
+        let by_weight = what.starts_with("weight");
+        let applying = match samples {
+            _ if by_weight => 0.0,
+            Some(samples) => 2.0 * inputs as f64 * samples as f64,
+            None => inputs as f64 * inputs as f64,
+        };
+        let (anchored, forced) = (what.starts_with("ridge"), what.ends_with("forced"));
+        let shape = Shape { outputs, inputs, samples, by_weight, anchored, applying, forced };
+        let (mut turns, mut before) = (Vec::new(), None);
+        for rank in 1..=outputs.min(inputs) {
+            let choice = choose(&shape, rank, what.contains("f32"));
+            if before != Some(choice) {
+                let name = choice.map_or("-".to_string(), |(source, way)| {
+                    let source = match source {
+                        Source::Samples => 'Z',
+                        Source::Weight => 'W',
+                        Source::Root => 'R',
+                    };
+                    let way = match way {
+                        Way::Lanczos => 'l',
+                        Way::Outputs => 'o',
+                        Way::Inputs => 'i',
+                    };
+                    format!("{source}{way}")
+                });
+                turns.push(format!("{rank}:{name}"));
+                before = Some(choice);
+            }
+        }
+        assert_eq!(turns.join(" "), expected, "{outputs} × {inputs}, {kept}, {what}");
+    }
 }

@@ -181,3 +181,13 @@ fn a_trace_is_negative_by_noise_in_every_entry_at_the_most() {
     let error = solve(-1.1e-3).unwrap_err().to_string();
     assert!(error.contains("got a trace of -0.0066"), "{error}");
 }
+
+#[test]
+fn what_random_directions_bring_in_is_not_the_end() {
+    // Three eigenvalues of more copies than a block finds at a time: it has found 176 of the first when it runs into nothing new, the
+    // random directions bring in 16 more, and then there is nothing new either. But 200 are asked for.
+    let values = [(260, 1.0), (300, 0.9), (700, 0.1)].iter().flat_map(|&(count, value)| vec![value; count]).collect();
+    let pairs =
+        top_eigenpairs(&Noisy(values, 0.0), 200, Layout { block: 16, basis: 1112 }, 1).unwrap().expect("settles");
+    assert!((pairs.values().iter().sum::<f64>() - 200.0).abs() < 1e-9);
+}
