@@ -106,8 +106,9 @@ pub(super) fn top_eigenpairs<T: Scalar>(
         // What random directions brought in besides loosens the bound a little.
         let slack = if probes_left == 1 { 4.0 } else { 1.0 };
         let settled = ritz.possible_loss(count, &space.residual_norms(&ritz, count)?) <= slack * allowed;
+        // Only what was accepted before, and then tested, is confirmed.
         let confirmed = accepted.is_some_and(|before: f64| captured - before <= allowed);
-        if complete || (probes_left == 1 && settled && confirmed) {
+        if complete || (settled && confirmed) {
             return space.finish(&ritz, count).map(Some);
         }
         let testing = settled && probes_left == 0;

@@ -191,3 +191,45 @@ fn what_random_directions_bring_in_is_not_the_end() {
         top_eigenpairs(&Noisy(values, 0.0), 200, Layout { block: 16, basis: 1112 }, 1).unwrap().expect("settles");
     assert!((pairs.values().iter().sum::<f64>() - 200.0).abs() < 1e-9);
 }
+
+fn decaying<T: Scalar>(decay: impl Fn(f64) -> f64, count: usize, layout: Layout) -> Option<Eigenpairs> {
+    struct Diagonal(Vec<f64>);
+    impl<T: Scalar> PsdOperator<T> for Diagonal {
+        fn dimension(&self) -> usize {
+            self.0.len()
+        }
+
+        fn apply(&self, block: MatRef<'_, T>, mut result: MatMut<'_, T>) -> Result<()> {
+            let entry = |i: usize, j: usize| T::from_f64(self.0[i] * block[(i, j)].to_f64());
+            result.copy_from(Mat::from_fn(block.nrows(), block.ncols(), entry));
+            Ok(())
+        }
+
+        fn trace(&self) -> Result<f64> {
+            Ok(self.0.iter().sum())
+        }
+    }
+    let operator = Diagonal((0..600).map(|i| decay(f64::from(i))).collect());
+    top_eigenpairs::<T>(&operator, count, layout, 1).unwrap()
+}
+
+#[test]
+fn pairs_are_looked_at_when_they_are_expected_to_settle() {
+    let layout = Layout { block: 8, basis: 500 };
+    // First at 5 · 40 / 2 + 8 vectors, in whole blocks; 48 more are random directions.
+    let fast = decaying::<f64>(|i| 0.5_f64.powf(i), 40, layout).expect("settles");
+    assert_eq!(fast.basis_size(), 112 + 48);
+    // Then whenever a quarter of the pairs has been added.
+    let slower = decaying::<f64>(|i| 0.95_f64.powf(i), 40, layout).expect("settles");
+    assert_eq!(slower.basis_size(), 128 + 48);
+    // Single precision settles for less.
+    let decay = |i: f64| (1.0 + i).powf(-0.7);
+    let (narrow, wide) = (decaying::<f32>(decay, 40, layout), decaying::<f64>(decay, 40, layout));
+    assert!(narrow.expect("settles").basis_size() < wide.expect("settles").basis_size());
+}
+
+#[test]
+fn a_basis_keeps_room_for_the_test() {
+    let pairs = decaying::<f64>(|i| 0.5_f64.powf(i), 40, Layout { block: 8, basis: 150 });
+    assert!(pairs.is_some());
+}
