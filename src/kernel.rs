@@ -512,21 +512,5 @@ pub(crate) fn orthonormalized(operation: &'static str, columns: Mat<f64>, thread
     Ok(thin_qr(operation, columns, threads)?.0)
 }
 
-#[cfg(all(test, feature = "rayon"))]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_column_is_filled_with_its_own_number_on_any_threads() {
-        // Enough to be worth several threads, in parts that come out even and in others.
-        let rows = PARALLEL_THRESHOLD as usize / 64;
-        for columns in [64, 65, 66, 67] {
-            for threads in [0, 1, 2, 3] {
-                let mut matrix = Mat::<f64>::zeros(rows, columns);
-                for_each_column(matrix.as_mut(), threads, |index, mut column| column[0] = index as f64 + 1.0);
-                let numbers: Vec<usize> = (0..columns).map(|column| matrix[(0, column)] as usize).collect();
-                assert_eq!(numbers, (1..=columns).collect::<Vec<_>>(), "{threads} threads");
-            }
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

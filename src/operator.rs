@@ -203,4 +203,74 @@ mod tests {
         }
         Ok(())
     }
+
+    #[test]
+    fn the_outputs_of_samples_make_the_same_operator_applied_and_formed() -> Result<()> {
+        let entry = |i: usize, j: usize| ((i * 29 + j * 53) % 31) as f64 / 31.0 - 0.3;
+        let (outputs, weight) = (Mat::from_fn(5, 8, entry), Mat::from_fn(5, 6, |i, j| entry(j, i + 3)));
+        for ridge in [0.0, 0.2] {
+            let operator = GramOperator::new(outputs.as_ref(), weight.as_ref(), (0.7, ridge), 1e-3, 1);
+            let expected =
+                &outputs * outputs.transpose() * faer::Scale(0.7) + &weight * weight.transpose() * faer::Scale(ridge);
+            let mut applied = Mat::zeros(5, 5);
+            operator.apply(Mat::identity(5, 5).as_ref(), applied.as_mut())?;
+            assert!((&applied - &expected).norm_max() < 1e-14);
+            assert!((operator.assemble()? - &expected).norm_max() < 1e-14);
+            let trace: f64 = (0..5).map(|i| expected[(i, i)]).sum();
+            assert!((operator.trace()? - trace).abs() < 1e-14);
+            assert_eq!(operator.noise(), 1e-3);
+        }
+        Ok(())
+    }
+
+    /// Statistics of so many samples and inputs in single precision.
+    fn stats(samples: usize, inputs: usize) -> ActivationStats<f32> {
+        let mut stats = ActivationStats::new(inputs);
+        stats.update(Mat::from_fn(samples, inputs, |i, j| ((i * 29 + j * 53) % 31) as f32 - 9.0).as_ref()).unwrap();
+        stats
+    }
+
+    #[test]
+    fn noise_is_rounding_in_every_term_however_they_cancel() -> Result<()> {
+        // Products of so many inputs are formed in single precision once they are formed.
+        let inputs = 512;
+        let factor = Mat::from_fn(7, inputs, |i, j| ((i * 29 + j * 53) % 31) as f64 / 31.0 - 0.3);
+        for samples in [5, 1600] {
+            let stats = stats(samples, inputs);
+            let moment = Moment::of("test", &stats, true)?;
+            assert_eq!(moment.rounding() > 0.0, samples == 1600);
+            let term = |j: usize| factor.col(j).squared_norm_l2() * (0.7 * moment.diagonal()[j] + 0.2);
+            let terms: f64 = (0..inputs).map(term).sum();
+            let expected = (4.0 * inputs as f64 * f64::EPSILON + moment.rounding()) * terms;
+            let noise = OutputOperator::new("test", factor.as_ref(), &moment, (0.7, 0.2), 1).noise();
+            assert!((noise / expected - 1.0).abs() < 1e-12, "{noise:e} {expected:e}");
+        }
+        // Where there are no terms, what underflow takes away in tiny data.
+        let mut tiny = ActivationStats::<f64>::new(3);
+        tiny.update(Mat::from_fn(4, 3, |i, j| 1e-155 * ((i * 5 + j * 3) % 7) as f64).as_ref())?;
+        let moment = Moment::of("test", &tiny, true)?;
+        let factor = Mat::from_fn(2, 3, |i, j| (i + j) as f64 + 2.0);
+        let noise = OutputOperator::new("test", factor.as_ref(), &moment, (0.0, 0.0), 1).noise();
+        let expected = moment.quantum() * factor.squared_norm_l2();
+        assert!(expected > 1e-30 && (noise / expected - 1.0).abs() < 1e-12, "{noise:e} {expected:e}");
+        Ok(())
+    }
+
+    #[test]
+    fn prices_are_numbers_of_multiply_adds() -> Result<()> {
+        let factor = Mat::<f64>::zeros(7, 12);
+        // Kept, a sample is multiplied by twice; a scatter once, with 144 entries; `S = I` not at all.
+        let (kept, collapsed) = (stats(5, 12), stats(400, 12));
+        let prices = |moment: &Moment<'_, f32>, ridge: f64| {
+            let operator = OutputOperator::new("test", factor.as_ref(), moment, (1.0, ridge), 1);
+            (operator.work(), operator.assembly_work())
+        };
+        let (kept, collapsed) = (Moment::of("test", &kept, true)?, Moment::of("test", &collapsed, true)?);
+        assert_eq!(prices(&kept, 0.0), (2.0 * 84.0 + 120.0, 7.0 * (12.0 * 5.0 + 7.0 * 5.0 / 2.0)));
+        assert_eq!(prices(&kept, 1.0), (2.0 * 84.0 + 120.0, 7.0 * (12.0 * 5.0 + 7.0 * 17.0 / 2.0)));
+        assert_eq!(prices(&collapsed, 0.0), (2.0 * 84.0 + 144.0, 7.0 * (12.0 * 12.0 + 7.0 * 12.0 / 2.0)));
+        assert_eq!(prices(&collapsed, 1.0), (2.0 * 84.0 + 144.0, 7.0 * (12.0 * 12.0 + 7.0 * 24.0 / 2.0)));
+        assert_eq!(prices(&Moment::identity(12), 0.0).0, 2.0 * 84.0);
+        Ok(())
+    }
 }

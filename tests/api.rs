@@ -124,3 +124,13 @@ fn compressors_are_objects_that_threads_share() {
         assert_eq!(here.layer(), there.layer());
     }
 }
+
+#[test]
+fn threads_are_set_beside_everything_else() {
+    let dalr = || Dalr::paper(3.0).with_bias_correction(true).with_rank_multiple(4);
+    assert_eq!(dalr().with_threads(2).with_threads(0), dalr());
+    assert_ne!(dalr().with_threads(2), dalr());
+    let svd = || TruncatedSvd::new().with_bias_correction(true).with_rank_multiple(4);
+    assert_eq!(svd().with_threads(2).with_threads(0), svd());
+    assert_ne!(svd().with_threads(2), svd());
+}

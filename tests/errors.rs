@@ -343,3 +343,18 @@ fn numbers_out_of_range() {
         "TruncatedSvd::decompose: expected the factor `down` within the range of its type, got an overflow",
     );
 }
+
+#[test]
+fn energies_of_which_only_the_sum_is_too_large() {
+    // Each output has an energy of about 1e308.
+    let layer = Linear::new(Mat::from_fn(4, 4, |i, j| if i == j { 1e154 } else { 0.0 }), None).unwrap();
+    let sign = |i: usize| if i < 4 { 2.0 } else { -2.0 };
+    let mut stats = ActivationStats::new(4);
+    stats.update(Mat::from_fn(8, 4, |i, j| if i % 4 == j { sign(i) } else { 0.0 }).as_ref()).unwrap();
+    for ridge in [Ridge::None, Ridge::Shrinkage, Ridge::Exact(1e-9)] {
+        refused(
+            Dalr::new().with_ridge(ridge).decompose(&layer, &stats, 2),
+            "Dalr::decompose: expected the energy of the outputs within the range of its type, got an overflow",
+        );
+    }
+}

@@ -47,7 +47,7 @@ impl OutputError {
             return Ok(0.0);
         }
         let error = (self.squared / total).sqrt();
-        if total > 0.0 && error.is_finite() {
+        if error.is_finite() {
             return Ok(error);
         }
         let expected = "to be positive, so that an error can be relative to it".into();

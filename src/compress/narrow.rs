@@ -34,7 +34,7 @@ const RISK: f64 = 4.0;
 const EXPONENTS: core::ops::RangeInclusive<i32> = -24..=24;
 
 /// What `W S Wᵀ` is written with.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Source {
     /// The weight itself, for `S = I`.
     Weight,
@@ -45,7 +45,7 @@ enum Source {
 }
 
 /// How it is solved.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Way {
     Lanczos,
     /// A dense solve of outputs × outputs.
@@ -75,7 +75,16 @@ pub(super) fn solve<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Result<Op
     if data == 0.0 || narrow && data < LEAST_KEPT * (data + ridges) {
         return Ok(None);
     }
-    let Some((source, way)) = choose(task, max_rank) else { return Ok(None) };
+    let shape = Shape {
+        outputs: weight.nrows(),
+        inputs: weight.ncols(),
+        samples: moment.samples_kept(),
+        by_weight: matches!(problem.objective, Objective::Weight),
+        anchored: ridge > 0.0,
+        applying: moment.work(),
+        forced: problem.solver == Solver::BlockLanczos,
+    };
+    let Some((source, way)) = choose(&shape, max_rank, narrow) else { return Ok(None) };
 
     let norms = kernel::squared_column_norms(weight);
     let scale = task.scale();
@@ -90,7 +99,8 @@ pub(super) fn solve<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Result<Op
     }
     let (outputs, keep, ridge) = match &factor {
         Some(factor) => (factor.outputs.as_ref(), factor.keep, factor.ridge),
-        None => (weight, keep * scale * scale, ridge * scale * scale),
+        // The weight alone is not regularised.
+        None => (weight, keep * scale * scale, 0.0),
     };
     let noise = rounding(moment, (task.keep, task.ridge));
     let operator = GramOperator::new(outputs, weight, (keep, ridge), noise, threads);
@@ -210,13 +220,26 @@ fn from_inputs<T: Scalar>(
     Ok(Some(pairs.with_vectors(vectors)))
 }
 
-/// The cheapest way in the precision of the data; `None` where `f64` is cheaper still, or the only one that may be used.
-fn choose<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Option<(Source, Way)> {
-    let (m, n) = task.weight.shape();
-    let narrow = T::EPSILON > f64::EPSILON;
-    let by_weight = matches!(task.problem.objective, Objective::Weight);
-    let samples = task.moment.samples_kept();
-    let forced = task.problem.solver == Solver::BlockLanczos;
+/// What a choice depends on.
+struct Shape {
+    outputs: usize,
+    inputs: usize,
+    /// Those that are kept.
+    samples: Option<usize>,
+    /// Whether `S = I`.
+    by_weight: bool,
+    /// Whether a ridge adds the weight to the outputs of the samples.
+    anchored: bool,
+    /// Multiply–adds of applying `S` to one vector.
+    applying: f64,
+    /// Whether block Lanczos is asked for.
+    forced: bool,
+}
+
+/// The cheapest way in the precision of the data, which may be single (`narrow`); `None` where `f64` is cheaper still, or the only one that may
+/// be used.
+fn choose(shape: &Shape, max_rank: usize, narrow: bool) -> Option<(Source, Way)> {
+    let &Shape { outputs: m, inputs: n, samples, by_weight, anchored, applying, forced } = shape;
     let side = m.min(n);
     let possible_ranks = if by_weight { side } else { side.min(samples.unwrap_or(n)) };
     let share = if narrow { max_rank as f64 / possible_ranks as f64 } else { 0.0 };
@@ -234,7 +257,7 @@ fn choose<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Option<(Source, Way
         (Source::Root, !by_weight, n, root_work(n, samples) + kernel::work(m, n, n) / 2.0),
     ];
     for (source, possible, width, forming) in sources {
-        let anchor = if source == Source::Samples && task.ridge > 0.0 { n } else { 0 };
+        let anchor = if source == Source::Samples && anchored { n } else { 0 };
         let inner = width + anchor;
         let lanczos = cost::lanczos(m, max_rank, 2.0 * kernel::work(m, inner, 1));
         let fits = possible && max_rank < m.min(width);
@@ -252,7 +275,7 @@ fn choose<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Option<(Source, Way
     let triangle = if m > n { 2.0 * kernel::work(m, n, n) } else { 0.0 };
     let product = if by_weight { 0.0 } else { kernel::work(side, n, inner) };
     let dense = kernel::work(side, side, inner) / 2.0 + cost::dense(side);
-    let applying = 2.0 * kernel::work(side, n, 1) + task.moment.work();
+    let applying = 2.0 * kernel::work(side, n, 1) + applying;
     let exact = product + cost::lanczos(side, max_rank, applying).unwrap_or(f64::INFINITY).min(dense);
     let relative = if narrow { cost::DOUBLE } else { 1.0 };
     consider(relative * (triangle + exact), !forced, None);
@@ -265,3 +288,6 @@ fn root_work(features: usize, samples: Option<usize>) -> f64 {
         * (kernel::work(features, features, samples.unwrap_or(0)) / 2.0
             + kernel::work(features, features, features) / 2.0)
 }
+
+#[cfg(test)]
+mod tests;

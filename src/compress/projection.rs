@@ -101,4 +101,17 @@ mod tests {
         }
         Ok(())
     }
+
+    /// Rounding in a large matrix is not inverted: what lies outside of its range is lost.
+    #[test]
+    fn the_pseudo_inverse_knows_how_large_rounding_is() -> Result<()> {
+        let v = Mat::from_fn(20, 1, |i, _| ((i * 7 + 3) % 11) as f64 - 4.5);
+        let matrix = &v * v.transpose() * faer::Scale(1e8);
+        let other = Mat::from_fn(20, 1, |i, _| ((i * 5 + 1) % 7) as f64 - 3.0);
+        let inside = v.as_ref() * faer::Scale((v.transpose() * &other)[(0, 0)] / v.squared_norm_l2());
+        let expected = inside * faer::Scale(1e-8 / v.squared_norm_l2());
+        let solution = solve_shifted("test", matrix, 0.0, other, (0.0, 1))?;
+        assert!((solution - &expected).norm_max() < 1e-9 * expected.norm_max());
+        Ok(())
+    }
 }

@@ -81,11 +81,12 @@ pub(super) fn top_eigenpairs<T: Scalar>(
             to.copy_from(vectors.col(at));
         }
         let residual = residual(matrix.as_ref(), basis.as_ref(), top.iter().map(|&(_, value)| value), threads)?;
-        let rounding = RESIDUAL_RATIO * dimension as f64 * f64::EPSILON;
+        let rounding = dimension as f64 * f64::EPSILON;
         let sum: f64 = values.iter().sum();
-        let orthonormal = non_orthonormality(basis.as_ref(), threads)? <= rounding;
+        let orthonormal = is_rounding(non_orthonormality(basis.as_ref(), threads)?, rounding);
+        let (solved, whole) = (is_rounding(residual, rounding * largest), is_rounding(sum - trace, rounding * largest));
         // Vectors of length zero have no residual, and other pairs than the leading ones are pairs as well.
-        if !(orthonormal && residual <= rounding * largest && (sum - trace).abs() <= rounding * largest) {
+        if !(orthonormal && solved && whole) {
             continue;
         }
         if lowest < -(tolerance * largest + noise) {
@@ -100,7 +101,7 @@ pub(super) fn top_eigenpairs<T: Scalar>(
             fallback: index > 0,
             steps: 0,
             basis_size: dimension,
-            residual: if largest > 0.0 { residual / largest } else { 0.0 },
+            residual: relative(residual, largest),
             noise: noise.max(noise_level(dimension) / f64::EPSILON * T::EPSILON * largest) / scale,
         });
     }
@@ -143,7 +144,7 @@ pub(super) fn narrow_eigenpairs<T: Scalar>(
     let residual = residual(matrix.as_ref(), basis.as_ref(), top.iter().map(|&(_, value)| value), threads)?;
     let largest = top.first().map_or(0.0, |(_, value)| value.max(0.0));
     let rounding = T::EPSILON * (dimension as f64).sqrt() * largest;
-    if residual.is_nan() || residual > RESIDUAL_RATIO * rounding {
+    if !is_rounding(residual, rounding) {
         return Ok(None);
     }
     fix_signs(&mut basis);
@@ -154,9 +155,19 @@ pub(super) fn narrow_eigenpairs<T: Scalar>(
         fallback: false,
         steps: 0,
         basis_size: dimension,
-        residual: if largest > 0.0 { residual / largest } else { 0.0 },
+        residual: relative(residual, largest),
         noise: operator.noise().max(rounding * unit),
     }))
+}
+
+/// Whether rounding explains an error, in units of one rounding error. It does not explain what is not a number.
+fn is_rounding(error: f64, unit: f64) -> bool {
+    error.abs() <= RESIDUAL_RATIO * unit
+}
+
+/// A residual relative to the largest eigenvalue; where that is zero, so is any residual that was accepted.
+fn relative(residual: f64, largest: f64) -> f64 {
+    residual / largest.max(f64::MIN_POSITIVE)
 }
 
 /// The values in descending order, each after its place; `None` if one is not a number.
@@ -211,8 +222,8 @@ fn by_singular_values(matrix: MatRef<'_, f64>, threads: usize) -> Result<Option<
 
 fn require_symmetric(matrix: MatRef<'_, f64>, tolerance: f64, noise: f64) -> Result<()> {
     let bound = tolerance * kernel::max_abs(matrix) + noise;
-    for column in 0..matrix.ncols() {
-        for row in column + 1..matrix.nrows() {
+    for row in 0..matrix.nrows() {
+        for column in 0..row {
             let (lower, upper) = (matrix[(row, column)], matrix[(column, row)]);
             if (lower - upper).abs() > bound {
                 let found = format!("different entries at ({row}, {column}) and ({column}, {row})");
@@ -269,3 +280,6 @@ fn jacobi(matrix: MatRef<'_, f64>) -> Result<Option<Pairs<f64>>> {
     }
     Ok(None)
 }
+
+#[cfg(test)]
+mod tests;

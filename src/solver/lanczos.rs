@@ -102,12 +102,13 @@ pub(super) fn top_eigenpairs<T: Scalar>(
         let Some(ritz) = space.ritz()? else { return Ok(None) };
         ritz.require_positive(T::EPSILON * dimension as f64, &space.unit)?;
         let captured = ritz.captured(count);
-        let allowed = relative * (trace - captured).max(0.0) + 8.0 * T::EPSILON * trace + space.unit.noise;
+        let allowed = space.unit.allowed(relative, captured, T::EPSILON);
         // What random directions brought in besides loosens the bound a little.
         let slack = if probes_left == 1 { 4.0 } else { 1.0 };
         let settled = ritz.possible_loss(count, &space.residual_norms(&ritz, count)?) <= slack * allowed;
+        // Only what was accepted before, and then tested, is confirmed.
         let confirmed = accepted.is_some_and(|before: f64| captured - before <= allowed);
-        if complete || (probes_left == 1 && settled && confirmed) {
+        if complete || (settled && confirmed) {
             return space.finish(&ritz, count).map(Some);
         }
         let testing = settled && probes_left == 0;
@@ -141,6 +142,13 @@ struct Size {
     trace: f64,
     /// So divided.
     noise: f64,
+}
+
+impl Size {
+    /// The loss of captured energy at which the iteration may stop: a share of what is left, and what rounding hides.
+    fn allowed(&self, relative: f64, captured: f64, epsilon: f64) -> f64 {
+        relative * (self.trace - captured).max(0.0) + 8.0 * epsilon * self.trace + self.noise
+    }
 }
 
 /// An orthonormal basis, the operator projected on it, and what the last product left outside of it.

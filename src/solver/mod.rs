@@ -274,7 +274,7 @@ pub fn top_eigenpairs<T: Scalar>(
         return Ok(pairs);
     }
     let mut pairs = dense::top_eigenpairs(operator, count, &dense::LADDER, threads)?;
-    pairs.fallback |= iterating;
+    pairs.fallback = iterating || pairs.fallback;
     Ok(pairs)
 }
 

@@ -5,7 +5,7 @@ use faer::mat;
 mod ratios;
 
 /// A matrix as an operator, with nothing but `apply`.
-struct Given<T>(Mat<T>);
+pub(super) struct Given<T>(pub(super) Mat<T>);
 
 impl<T: Scalar> PsdOperator<T> for Given<T> {
     fn dimension(&self) -> usize {
@@ -479,4 +479,17 @@ fn the_cost_model_iterates_on_large_problems_with_few_pairs_and_nowhere_else() {
     };
     assert!(chosen(4096, 256) && chosen(1024, 16));
     assert!(!chosen(64, 8) && !chosen(1000, 900));
+}
+
+#[test]
+fn a_matrix_costs_what_a_matrix_costs_unless_said_otherwise() {
+    let operator = Given(Mat::<f64>::zeros(7, 7));
+    assert_eq!((operator.work(), operator.assembly_work()), (49.0, 343.0));
+}
+
+#[test]
+fn the_first_of_the_largest_entries_becomes_positive() {
+    let mut vectors = mat![[0.1, -0.1, 0.0], [-0.7, 0.7, -0.5], [0.7, 0.7, -0.5], [-0.1, 0.1, 0.5]];
+    fix_signs(&mut vectors);
+    assert_eq!(vectors, mat![[-0.1, -0.1, 0.0], [0.7, 0.7, 0.5], [-0.7, 0.7, 0.5], [0.1, 0.1, -0.5]]);
 }

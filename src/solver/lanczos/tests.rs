@@ -126,3 +126,111 @@ fn products_may_be_as_unsymmetric_as_rounding_and_noise_allow() -> Result<()> {
     assert!(!refused(1e-3, 1.01e-3)? && refused(1e-3, 0.99e-3)?);
     Ok(())
 }
+
+#[test]
+fn what_may_be_lost_is_a_share_of_what_is_left_and_rounding() {
+    let size = Size { exponent: 4, trace: 10.0, noise: 0.25 };
+    // Half of the 6 that are left, eight roundings of a hundredth of 10 each, and the noise.
+    assert!((size.allowed(0.5, 4.0, 0.01) - (3.0 + 0.8 + 0.25)).abs() < 1e-15);
+    // More than the trace is rounding as well.
+    assert!((size.allowed(0.5, 12.0, 0.01) - (0.8 + 0.25)).abs() < 1e-15);
+}
+
+#[test]
+fn directions_that_do_not_fit_end_the_iteration() -> Result<()> {
+    // Room for two of three directions; for three of three; and a basis that fills the space, where what is over is dropped.
+    for (capacity, dimension, width) in [(4, 6, 0), (5, 6, 3), (4, 4, 2)] {
+        let mut space = Space::<f64>::new(dimension, capacity, Size { exponent: 0, trace: 1.0, noise: 0.0 }, 1)?;
+        let start = space.random_block(2)?;
+        space.basis.as_mut().subcols_mut(0, 2).copy_from(&start);
+        space.size = 2;
+        let directions = Mat::from_fn(dimension, 3, |i, j| ((i * 3 + j * 5 + i * j) % 7) as f64 - 2.5);
+        space.residual = Some(Residual { directions, coupling: Mat::zeros(3, 2) });
+        assert_eq!(space.next_block(2)?.ncols(), width, "{capacity}, {dimension}");
+    }
+    Ok(())
+}
+
+/// A diagonal matrix that says how large its noise is.
+struct Noisy(Vec<f64>, f64);
+
+impl PsdOperator<f64> for Noisy {
+    fn dimension(&self) -> usize {
+        self.0.len()
+    }
+
+    fn apply(&self, block: MatRef<'_, f64>, mut result: MatMut<'_, f64>) -> Result<()> {
+        result.copy_from(Mat::from_fn(block.nrows(), block.ncols(), |i, j| self.0[i] * block[(i, j)]));
+        Ok(())
+    }
+
+    fn trace(&self) -> Result<f64> {
+        Ok(self.0.iter().sum())
+    }
+
+    fn noise(&self) -> f64 {
+        self.1
+    }
+}
+
+#[test]
+fn a_trace_is_negative_by_noise_in_every_entry_at_the_most() {
+    let solve = |entry: f64| top_eigenpairs(&Noisy(vec![entry; 6], 1e-3), 1, Layout::new(6, 1), 1);
+    let pairs = solve(-0.9e-3).unwrap().expect("noise");
+    assert_eq!(pairs.values(), [0.0]);
+    let error = solve(-1.1e-3).unwrap_err().to_string();
+    assert!(error.contains("got a trace of -0.0066"), "{error}");
+}
+
+#[test]
+fn what_random_directions_bring_in_is_not_the_end() {
+    // Three eigenvalues of more copies than a block finds at a time: it has found 176 of the first when it runs into nothing new, the
+    // random directions bring in 16 more, and then there is nothing new either. But 200 are asked for.
+    let values = [(260, 1.0), (300, 0.9), (700, 0.1)].iter().flat_map(|&(count, value)| vec![value; count]).collect();
+    let pairs =
+        top_eigenpairs(&Noisy(values, 0.0), 200, Layout { block: 16, basis: 1112 }, 1).unwrap().expect("settles");
+    assert!((pairs.values().iter().sum::<f64>() - 200.0).abs() < 1e-9);
+}
+
+fn decaying<T: Scalar>(decay: impl Fn(f64) -> f64, count: usize, layout: Layout) -> Option<Eigenpairs> {
+    struct Diagonal(Vec<f64>);
+    impl<T: Scalar> PsdOperator<T> for Diagonal {
+        fn dimension(&self) -> usize {
+            self.0.len()
+        }
+
+        fn apply(&self, block: MatRef<'_, T>, mut result: MatMut<'_, T>) -> Result<()> {
+            let entry = |i: usize, j: usize| T::from_f64(self.0[i] * block[(i, j)].to_f64());
+            result.copy_from(Mat::from_fn(block.nrows(), block.ncols(), entry));
+            Ok(())
+        }
+
+        fn trace(&self) -> Result<f64> {
+            Ok(self.0.iter().sum())
+        }
+    }
+    let operator = Diagonal((0..600).map(|i| decay(f64::from(i))).collect());
+    top_eigenpairs::<T>(&operator, count, layout, 1).unwrap()
+}
+
+#[test]
+fn pairs_are_looked_at_when_they_are_expected_to_settle() {
+    let layout = Layout { block: 8, basis: 500 };
+    // First at 5 · 40 / 2 + 8 vectors, in whole blocks; 48 more are random directions.
+    let fast = decaying::<f64>(|i| 0.5_f64.powf(i), 40, layout).expect("settles");
+    assert_eq!(fast.basis_size(), 112 + 48);
+    // Then whenever a quarter of the pairs has been added.
+    let slower = decaying::<f64>(|i| 0.95_f64.powf(i), 40, layout).expect("settles");
+    assert_eq!(slower.basis_size(), 128 + 48);
+    // Single precision settles for less.
+    let decay = |i: f64| (1.0 + i).powf(-0.7);
+    let (narrow, wide) = (decaying::<f32>(decay, 40, layout), decaying::<f64>(decay, 40, layout));
+    let sizes = (narrow.expect("settles").basis_size(), wide.expect("settles").basis_size());
+    assert_eq!(sizes, (176, 240));
+}
+
+#[test]
+fn a_basis_keeps_room_for_the_test() {
+    let pairs = decaying::<f64>(|i| 0.5_f64.powf(i), 40, Layout { block: 8, basis: 150 });
+    assert!(pairs.is_some());
+}

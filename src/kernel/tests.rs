@@ -1,0 +1,121 @@
+use super::*;
+use faer::mat;
+
+#[test]
+fn work_is_the_number_of_multiply_adds() {
+    assert_eq!(work(2, 3, 5), 30.0);
+}
+
+#[cfg(feature = "rayon")]
+#[test]
+fn every_column_is_filled_with_its_own_number_on_any_threads() {
+    // Enough to be worth several threads, in parts that come out even and in others.
+    let rows = PARALLEL_THRESHOLD as usize / 64;
+    for columns in [64, 65, 66, 67] {
+        for threads in [0, 1, 2, 3] {
+            let mut matrix = Mat::<f64>::zeros(rows, columns);
+            for_each_column(matrix.as_mut(), threads, |index, mut column| column[0] = index as f64 + 1.0);
+            let numbers: Vec<usize> = (0..columns).map(|column| matrix[(0, column)] as usize).collect();
+            assert_eq!(numbers, (1..=columns).collect::<Vec<_>>(), "{threads} threads");
+        }
+    }
+}
+
+#[cfg(feature = "rayon")]
+#[test]
+fn threads_are_those_asked_for_where_they_pay_and_exist() {
+    let count = |threads: usize, work: f64| match parallelism(threads, work) {
+        Par::Seq => 1,
+        Par::Rayon(count) => count.get(),
+    };
+    let pool = rayon::current_num_threads();
+    assert_eq!(count(0, PARALLEL_THRESHOLD), pool);
+    let three = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+    three.install(|| {
+        // Inside a worker somebody has divided the work already, unless a number is asked for.
+        assert_eq!([0, 1, 2, 3, 9].map(|threads| count(threads, PARALLEL_THRESHOLD)), [1, 1, 2, 3, 3]);
+        assert_eq!([0, 1, 2, 3, 9].map(|threads| count(threads, PARALLEL_THRESHOLD.next_down())), [1; 5]);
+    });
+}
+
+#[test]
+fn norms_of_columns_are_sums_of_squares() {
+    // Longer than what is added up side by side.
+    let matrix = Mat::from_fn(37, 3, |i, j| (i % 5) as f64 - j as f64);
+    let expected = |j: usize| (0..37).map(|i| ((i % 5) as f64 - j as f64).powi(2)).sum::<f64>();
+    assert_eq!(squared_column_norms(matrix.as_ref()), [0, 1, 2].map(expected));
+    assert_eq!(squared_norm(matrix.as_ref()), [0, 1, 2].map(expected).iter().sum::<f64>());
+    assert_eq!(max_abs(matrix.as_ref()), 4.0);
+}
+
+#[test]
+fn rows_are_contiguous_or_not() {
+    let matrix = Mat::<f64>::zeros(3, 2);
+    assert!(!is_row_major(matrix.as_ref()) && is_row_major(matrix.transpose()));
+}
+
+#[test]
+fn a_root_and_a_solution_are_found() -> Result<()> {
+    let matrix = mat![[4.0, 2.0], [2.0, 10.0]];
+    let root = cholesky("test", matrix.clone(), 1)?.expect("positive definite");
+    assert!((root[(0, 0)] - 2.0).abs() + (root[(1, 0)] - 1.0).abs() + (root[(1, 1)] - 3.0).abs() < 1e-15);
+    let solution = cholesky_solve("test", matrix, mat![[8.0], [22.0]], 1)?.expect("positive definite");
+    assert!((solution - mat![[1.0], [2.0]]).norm_max() < 1e-15);
+    assert!(cholesky("test", mat![[1.0, 2.0], [2.0, 1.0]], 1)?.is_none());
+    Ok(())
+}
+
+fn departure(basis: &Mat<f64>) -> f64 {
+    (basis.transpose() * basis - Mat::<f64>::identity(basis.ncols(), basis.ncols())).norm_max()
+}
+
+/// Three columns of lengths 5, 13 and 2; the second leaves the span of the first by `sine` of its length.
+fn columns(sine: f64) -> Mat<f64> {
+    let cosine = (1.0 - sine * sine).sqrt();
+    let turned = [5.0 * cosine, 12.0 * cosine, 13.0 * sine, 0.0, 0.0];
+    Mat::from_fn(5, 3, |i, j| [[25.0 / 13.0, 60.0 / 13.0, 0.0, 0.0, 0.0], turned, [0.0, 0.0, 0.0, 1.2, -1.6]][j][i])
+}
+
+#[test]
+fn a_basis_tells_how_far_each_column_reaches() -> Result<()> {
+    for sine in [1.0, 0.6, 2e-3, 5e-4, 1e-7] {
+        let given = columns(sine);
+        let (basis, reach) = orthonormal_columns("test", given.clone(), 1)?;
+        // By Cholesky digits are lost where columns nearly coincide, but never more than the angle accepted there costs.
+        let lost = if sine > 1e-3 { 1e-15 / (sine * sine) } else { 0.0 } + 1e-14;
+        assert!(departure(&basis) < lost, "{sine}: {:e}", departure(&basis));
+        for (ours, expected) in reach.iter().zip([5.0, 13.0 * sine, 2.0]) {
+            assert!((ours - expected).abs() < 1e-8 * expected, "{sine}: {ours} {expected}");
+        }
+        if sine > 1e-3 {
+            // As they come out of the Cholesky factor, whose diagonal is positive.
+            assert!((0..3).all(|j| basis.col(j).transpose() * given.col(j) > 0.0), "{sine}");
+        }
+        let kept = given.as_ref() - &basis * (basis.transpose() * given.as_ref());
+        assert!(kept.norm_max() < 13.0 * lost, "{sine}");
+    }
+    Ok(())
+}
+
+#[test]
+fn columns_that_are_nearly_orthonormal_hardly_change() -> Result<()> {
+    for off in [0.0, 1e-9, 1e-3] {
+        let given = Mat::from_fn(6, 4, |i, j| f64::from(i == j) + off * ((i * 5 + j * 3) % 7) as f64 / 7.0);
+        let basis = orthonormalized("test", given.clone(), 1)?;
+        assert!(departure(&basis) < 1e-15, "{off}");
+        assert!((basis - given).norm_max() < 4.0 * off + 1e-15, "{off}");
+    }
+    Ok(())
+}
+
+#[test]
+fn columns_that_are_far_from_orthonormal_become_so() -> Result<()> {
+    for sine in [0.6, 1e-3, 1e-6] {
+        let basis = orthonormalized("test", columns(sine), 1)?;
+        assert!(departure(&basis) < 1e-15, "{sine}: {:e}", departure(&basis));
+    }
+    // Of length one, so that only the angle between them tells.
+    let close = Mat::from_fn(3, 2, |i, j| [[1.0, 0.0, 0.0], [(1.0_f64 - 1e-12).sqrt(), 1e-6, 0.0]][j][i]);
+    assert!(departure(&orthonormalized("test", close, 1)?) < 1e-15);
+    Ok(())
+}
