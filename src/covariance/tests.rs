@@ -149,7 +149,7 @@ fn many_segments_are_one_sample_form() {
 /// Batches of several pieces, weighted, into a scatter; and the sums that go over segments.
 #[test]
 fn pieces_and_segments_add_up() -> Result<()> {
-    // A piece has 512 rows.
+    // A piece has 1048 rows.
     let features = 4000;
     let rows = Mat::from_fn(1100, features, |i, j| if j < 3 { ((i * 7 + j * 5) % 11) as f64 + 100.0 } else { 0.0 });
     let weights: Vec<f64> = (0..1100).map(|i| f64::from(i % 4)).collect();
