@@ -105,3 +105,38 @@ impl<T: Scalar> Piece<'_, T> {
         columns.as_ref().subcols(0, count + 1)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each input is seen by one sample alone, so that its sum of squares tells how often that one was counted, and with what weight.
+    #[test]
+    fn weights_of_all_sizes_count_once_in_single_precision() -> Result<()> {
+        let unit = WEIGHT_RANGE.recip();
+        // At both sides of where one round ends; the root of the one just above is the same in single precision.
+        let weights = [4.0 * unit, 1.0, unit, unit.next_up(), unit / 4.0, unit * unit, 1e-99, unit * unit * unit];
+        let expected = weights.map(|weight| if weight == unit.next_up() { unit } else { weight } * 144.0);
+        let features = weights.len();
+        let [last, others @ ..] = [7, 0, 1, 2, 3, 4, 5, 6].map(|index| weights[index]);
+        let rows = Mat::from_fn(features - 1, features, |i, j| if i == j { 12_f32 } else { 0.0 });
+        let direction: Vec<f64> = (0..features).map(|j| if j == features - 1 { 12.0 } else { 0.0 }).collect();
+        let mut channels = Channels::starting_at(vec![0.0; features]);
+        (channels.minimum, channels.maximum) = (vec![0.0; features], vec![12.0; features]);
+        let mut accumulator = Accumulator::Narrow {
+            columns: Mat::zeros(features, features),
+            product: Scatter::product_room::<f32>("test", features)?,
+            scales: vec![1.0; features],
+        };
+        let mut scatter = Scatter::zeros("test", features)?;
+        let piece =
+            Piece { rows: rows.as_ref(), weights: Some(&others), centre: channels.centre(), extra: (&direction, last) };
+        accumulator.add(&mut scatter, piece, &channels, 1);
+        let found = scatter.dense("test", 1.0)?;
+        for (index, expected) in expected.into_iter().enumerate() {
+            let off = (0..features).filter(|&other| other != index).map(|other| found[(index, other)]);
+            assert_eq!((found[(index, index)], off.sum::<f64>()), (expected, 0.0), "{index}");
+        }
+        Ok(())
+    }
+}

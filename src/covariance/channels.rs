@@ -56,8 +56,7 @@ impl Channels {
     /// Powers of two about how far each input spreads, so that centred and divided samples stay below 4; 1 for a constant.
     pub(super) fn fill_scales(&self, scales: &mut [f64]) {
         for (scale, (low, high)) in scales.iter_mut().zip(self.minimum.iter().zip(&self.maximum)) {
-            let span = high - low;
-            *scale = if span > 0.0 { power_of_two(even_exponent(span)) } else { 1.0 };
+            *scale = power_of_two(even_exponent(high - low));
         }
     }
 
@@ -153,4 +152,32 @@ pub(super) fn weighted_mean<T: Scalar>(
         mean.iter_mut().for_each(|sum| *sum /= total);
     });
     mean
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use faer::mat;
+
+    #[test]
+    fn scales_are_about_the_span_and_leave_constants_alone() {
+        let extremes = [(-3.0, 5.0), (1000.0, 1000.5), (-1.0, 0.0), (7.0, 7.0), (-5e-324, 0.0)];
+        let mut channels = Channels::starting_at(vec![0.0; extremes.len()]);
+        (channels.minimum, channels.maximum) = extremes.iter().copied().unzip();
+        let mut scales = [0.0; 5];
+        channels.fill_scales(&mut scales);
+        assert_eq!(scales, [4.0, 0.25, 1.0, 1.0, power_of_two(-1000)]);
+    }
+
+    /// Zeros have signs, which files keep.
+    #[test]
+    fn the_first_of_equal_extremes_stays() {
+        for first in [0.0, -0.0] {
+            let mut channels = Channels::starting_at(vec![first]);
+            assert_eq!(channels.observe(mat![[first], [-first]].as_ref(), None, 0.0, 1), 2.0);
+            for extreme in [channels.minimum[0], channels.maximum[0]] {
+                assert_eq!((extreme, extreme.is_sign_negative()), (0.0, first.is_sign_negative()));
+            }
+        }
+    }
 }

@@ -164,3 +164,16 @@ impl<T: Scalar> Collapsed<T> {
         Ok(Some(columns))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_those_of_the_scatter_and_of_what_waits() {
+        // Three samples of twelve numbers and a weight; one.
+        assert_eq!(Collapsed::<f32>::bytes(12), Some(12 * 12 * 8 + 3 * (12 * 4 + 8)));
+        assert_eq!(Collapsed::<f64>::bytes(2), Some(2 * 2 * 8 + 2 * 8 + 8));
+        assert_eq!(Collapsed::<f64>::bytes(usize::MAX), None);
+    }
+}

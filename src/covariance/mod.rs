@@ -395,11 +395,10 @@ impl<T: Scalar> ActivationStats<T> {
         }
         let mut sums = self.channels.active.clone();
         sums.sort_unstable_by(|a, b| b.total_cmp(a));
-        // Rounding in the running sum must not ask for inputs that are never active.
-        let active = sums.iter().take_while(|&&sum| sum > 0.0).count();
+        // Added up in the order of the running sum: rounding does not ask for inputs that are never active.
         let goal = fraction * sums.iter().sum::<f64>();
         let mut gathered = 0.0;
-        let needed = sums.iter().take(active).take_while(|&&sum| {
+        let needed = sums.iter().take_while(|&&sum| {
             let wanting = gathered < goal;
             gathered += sum;
             wanting

@@ -243,7 +243,7 @@ impl<'a, T: Scalar> Moment<'a, T> {
         Ok(result)
     }
 
-    /// `aᵢ S bᵢᵀ` for every pair of rows of two `rows × features` matrices.
+    /// `aᵢ S bᵢᵀ` for every pair of rows of two `rows × features` matrices, which may be the same.
     pub(crate) fn row_forms(
         &self,
         operation: &'static str,
@@ -251,7 +251,8 @@ impl<'a, T: Scalar> Moment<'a, T> {
         b: MatRef<'_, f64>,
         threads: usize,
     ) -> Result<Vec<f64>> {
-        let same = a.as_ptr() == b.as_ptr() && a.shape() == b.shape();
+        let strides = |matrix: MatRef<'_, f64>| (matrix.row_stride(), matrix.col_stride());
+        let same = a.as_ptr() == b.as_ptr() && strides(a) == strides(b);
         let mut forms = vec![0.0; a.nrows()];
         let mut add = |left: MatRef<'_, f64>, right: MatRef<'_, f64>| {
             for (left, right) in left.col_iter().zip(right.col_iter()) {
@@ -519,3 +520,6 @@ fn mean_squares<T: Scalar>(samples: &Samples<T>, centre: &Centre<'_>, total: f64
         });
     }
 }
+
+#[cfg(test)]
+mod tests;

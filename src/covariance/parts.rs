@@ -207,3 +207,25 @@ fn blank<T: Scalar>(operation: &'static str, head: &Head) -> Result<Form<T>> {
     let offset = zeros(operation, features)?;
     Ok(Form::Scatter(Collapsed { scatter, weight, offset, gathered: samples }))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_to_be_read_have_the_segments_of_those_that_were_kept() -> Result<()> {
+        let (features, rows) = (3, segment_rows(3));
+        for (samples, expected) in
+            [(0, vec![]), (5, vec![15]), (rows, vec![3 * rows]), (2 * rows + 1, vec![3 * rows, 3 * rows, 3])]
+        {
+            let (weight, scatter) = (samples as f64, None);
+            let samples = samples as u64;
+            let head =
+                Head { features, samples, weight, weight_squares: weight, scatter, memory_limit: None, threads: 0 };
+            let Form::Samples(blank) = blank::<f32>("test", &head)? else { panic!("no scatter was asked for") };
+            assert_eq!(blank.segments.iter().map(Vec::len).collect::<Vec<_>>(), expected);
+            assert_eq!(blank.len() as u64, samples);
+        }
+        Ok(())
+    }
+}

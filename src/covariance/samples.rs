@@ -189,6 +189,72 @@ pub(super) fn fill_centred<T: Scalar, O: Scalar>(
 mod tests {
     use super::*;
 
+    #[test]
+    fn segments_hold_four_million_entries_within_bounds() {
+        let few = 1 << 16;
+        for (features, rows) in [(0, few), (1, few), (64, few), (65, 64527), (1000, 4194), (8192, 512), (100_000, 512)]
+        {
+            assert_eq!(segment_rows(features), rows, "{features}");
+        }
+    }
+
+    #[test]
+    fn segments_grow_by_doubling_and_never_past_their_end() -> Result<()> {
+        let features = 8000;
+        let rows = segment_rows(features);
+        assert_eq!(rows, 524);
+        let row = Mat::<f32>::zeros(1, features);
+        let mut samples = Samples::new(features);
+        for count in 1..=rows + 1 {
+            samples.append("test", row.row_iter().map(|row| (row, 1.0)))?;
+            let room: Vec<usize> = samples.segments.iter().map(|segment| segment.capacity() / features).collect();
+            let expected = if count > rows { vec![rows, 1] } else { vec![count.next_power_of_two().min(rows)] };
+            assert_eq!(room, expected, "{count}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_reserved_is_there_already() -> Result<()> {
+        let batch = Mat::<f64>::zeros(5, 3);
+        let mut samples = Samples::new(3);
+        samples.reserve("test", 5)?;
+        let room = |samples: &Samples<f64>| {
+            (samples.weights.capacity(), samples.segments.iter().map(Vec::capacity).collect::<Vec<_>>())
+        };
+        let reserved = room(&samples);
+        assert_eq!(reserved, (5, vec![15]));
+        samples.append("test", batch.row_iter().map(|row| (row, 1.0)))?;
+        assert_eq!(room(&samples), reserved);
+        Ok(())
+    }
+
+    #[test]
+    fn rows_of_no_weight_are_left_out() -> Result<()> {
+        let batch = Mat::from_fn(3, 1, |i, _| i as f64);
+        let mut samples = Samples::new(1);
+        samples.append("test", batch.row_iter().zip([0.0, 2.0, -0.0]))?;
+        assert_eq!((samples.weights, samples.segments), (vec![2.0], vec![vec![1.0]]));
+        Ok(())
+    }
+
+    #[test]
+    fn samples_of_several_segments_are_centred_and_weighted() -> Result<()> {
+        let (rows, features) = (segment_rows(3), 3);
+        let count = 2 * rows + 5;
+        let batch = Mat::from_fn(count, features, |i, j| (i * features + j) as f64);
+        let weight = |index: usize| ((1 + index % 4) as f64).powi(2);
+        let mut samples = Samples::new(features);
+        samples.append("test", batch.row_iter().enumerate().map(|(index, row)| (row, weight(index))))?;
+        let mut found = Mat::<f64>::zeros(features, count);
+        let centre = Centre { origin: &[1.0, 2.0, 3.0], offset: &[4.0, 8.0, 16.0] };
+        samples.fill_centred(found.as_mut(), &centre, 0.5, 1);
+        let expected =
+            Mat::from_fn(features, count, |i, j| (batch[(j, i)] - [5.0, 10.0, 19.0][i]) * (1 + j % 4) as f64 * 0.5);
+        assert_eq!(found, expected);
+        Ok(())
+    }
+
     /// What undoes an append that ran out of memory, which no test can bring about.
     #[test]
     fn truncated_samples_are_the_first_of_them() -> Result<()> {

@@ -99,7 +99,7 @@ impl Scatter {
         factor: f64,
         threads: usize,
     ) -> Result<Mat<f64>> {
-        let ordinary = |size: f64| size == 0.0 || (1e-100..1e100).contains(&size);
+        let ordinary = |size: f64| (1e-100..1e100).contains(&size);
         let size = kernel::max_abs(right);
         if !(ordinary(factor) && ordinary(size)) {
             // A product starts with either of its factors times `factor`, which must not underflow; nor may the sums overflow.
@@ -229,6 +229,29 @@ mod tests {
             let expected = &samples * samples.transpose() * self::samples(3, 2);
             assert!((&applied - &expected).norm_max() < 1e-9, "{large} {small}: {applied:?} {expected:?}");
         }
+        Ok(())
+    }
+
+    /// Sums over inputs beyond the range of `f64`, of which the factor brings the result back; and entries whose digits more room would cost.
+    #[test]
+    fn there_is_room_for_sums_where_the_factor_is_small_and_only_there() -> Result<()> {
+        for (entry, right, factor) in [(5e153, 3.0, 1e-200), (1e-150, 1e200, 1.0), (1e-150, 3.0, 1e150)] {
+            let mut scatter = Scatter::zeros("test", 8)?;
+            scatter.add_samples(Mat::full(8, 1, entry).as_ref(), 1);
+            let found = scatter.multiply("test", Mat::full(8, 1, right).as_ref(), factor, 1)?;
+            let expected = (entry * factor) * entry * (8.0 * right);
+            assert!(found.col(0).iter().all(|x| (x / expected - 1.0).abs() < 1e-14), "{found:?} {expected:e}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn nothing_is_a_result_as_well() -> Result<()> {
+        let mut scatter = Scatter::zeros("test", 3)?;
+        scatter.add_samples(samples(3, 5).as_ref(), 1);
+        let right = samples(3, 2);
+        assert_eq!(scatter.multiply("test", right.as_ref(), 0.0, 1)?, Mat::<f64>::zeros(3, 2));
+        assert_eq!(scatter.multiply("test", Mat::zeros(3, 2).as_ref(), 2.0, 1)?, Mat::<f64>::zeros(3, 2));
         Ok(())
     }
 

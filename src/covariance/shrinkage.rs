@@ -34,7 +34,8 @@ fn between_the_bounds(trace: f64, trace_of_square: f64, features: usize, freedom
     let lower = rho / (1.0 - rho);
     let upper = lower.max(uncertain * n / (freedom - UNINFORMATIVE));
     let odds = lower.powf(1.0 - caution) * upper.powf(caution);
-    if rho < 1.0 && odds.is_finite() { odds / (1.0 + odds) } else { 1.0 }
+    // At `ρ_o = 1`, and there alone, they are infinite.
+    if odds.is_finite() { odds / (1.0 + odds) } else { 1.0 }
 }
 
 /// Shrinkage intensity `ρ` of the oracle approximating estimator (Chen, Wiesel, Eldar and Hero, 2010,
@@ -42,13 +43,13 @@ fn between_the_bounds(trace: f64, trace_of_square: f64, features: usize, freedom
 ///
 /// `ρ = min(1, ((1 − 2/n) tr S² + (tr S)²) / ((p + 1 − 2/n) (tr S² − (tr S)²/n)))`
 ///
-/// 1 when the denominator is not positive, or is rounding noise: one input, or `S` a multiple of the identity already.
+/// 1 when the denominator is zero or rounding noise: one input, or `S` a multiple of the identity already.
 fn oracle_approximating(trace: f64, trace_of_square: f64, features: usize, samples: f64) -> f64 {
     let n = features as f64;
     let dispersion = trace_of_square - trace * trace / n;
-    let denominator = (samples + 1.0 - 2.0 / n) * dispersion;
     // Written so that a NaN shrinks all the way.
-    if dispersion > 8.0 * f64::EPSILON * trace_of_square && denominator > 0.0 {
+    if dispersion > 8.0 * f64::EPSILON * trace_of_square {
+        let denominator = (samples + 1.0 - 2.0 / n) * dispersion;
         let rho = ((1.0 - 2.0 / n) * trace_of_square + trace * trace) / denominator;
         rho.clamp(0.0, 1.0)
     } else {
@@ -127,6 +128,16 @@ mod tests {
         assert!((flat.0 / flat.1 - 1.0).abs() < 1e-12 && flat.2 < 1e-14, "{flat:?}");
         let odds = |rho: f64| rho / (1.0 - rho);
         assert!(odds(full.0) > 1.2 * odds(full.1) && (0.1..0.9).contains(&full.2), "{full:?}");
+    }
+
+    /// `S` is 10¹⁰ times the identity, but for rounding in `tr S²`; so many samples would make the intensity vanish.
+    #[test]
+    fn dispersion_that_is_rounding_is_none() {
+        for (noise, whole) in [(4.0, true), (12.0, false)] {
+            let square = 4e20 * (1.0 + noise * f64::EPSILON);
+            let rho = oracle_approximating(4e10, square, 4, 1e30);
+            assert!(if whole { rho == 1.0 } else { rho < 1e-10 }, "{noise}: {rho}");
+        }
     }
 
     #[test]

@@ -149,7 +149,7 @@ fn many_segments_are_one_sample_form() {
 /// Batches of several pieces, weighted, into a scatter; and the sums that go over segments.
 #[test]
 fn pieces_and_segments_add_up() -> Result<()> {
-    // A piece has 512 rows.
+    // A piece has 1048 rows.
     let features = 4000;
     let rows = Mat::from_fn(1100, features, |i, j| if j < 3 { ((i * 7 + j * 5) % 11) as f64 + 100.0 } else { 0.0 });
     let weights: Vec<f64> = (0..1100).map(|i| f64::from(i % 4)).collect();
@@ -305,6 +305,68 @@ fn squares_that_overflow_are_those_of_the_span_times_weight_and_inputs() {
         assert!(matches!(update(rows, features), Err(Error::Overflow { .. })), "{rows} × {features}");
     }
     assert!(update(10, 1).is_ok() && update(1, 10).is_ok());
+}
+
+/// Thirty samples are in range, sixty are not, whichever brings the size in and whichever the weight.
+#[test]
+fn squares_that_overflow_are_those_of_all_samples_together() -> Result<()> {
+    let large = Mat::full(30, 1, 1e153);
+    let fed = |rows: &Mat<f64>| -> Result<ActivationStats<f64>> {
+        let mut stats = ActivationStats::new(1);
+        stats.update(rows.as_ref()).map(|()| stats)
+    };
+    for (first, second) in
+        [(large.clone(), large.clone()), (large.clone(), Mat::zeros(30, 1)), (Mat::zeros(30, 1), large)]
+    {
+        let overflow = |result| matches!(result, Err(Error::Overflow { what: "the square of the activations", .. }));
+        assert!(overflow(fed(&first)?.update(second.as_ref())));
+        assert!(overflow(fed(&first)?.merge(&fed(&second)?)));
+        fed(&first)?.update(second.subrows(0, 10))?;
+        fed(&first)?.merge(&fed(&second.subrows(0, 10).to_owned())?)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn samples_of_no_weight_are_not_the_origin_either() -> Result<()> {
+    let mut stats = ActivationStats::new(1);
+    stats.update_weighted(mat![[9.0], [1.0], [2.0]].as_ref(), &[0.0, 1.0, 3.0])?;
+    assert_eq!((stats.channels.origin[0], stats.channels.offset[0], stats.samples()), (1.0, 0.75, 2));
+    let mut none = ActivationStats::<f64>::new(1);
+    none.update_weighted(mat![[9.0]].as_ref(), &[0.0])?;
+    assert!(none.channels.origin.is_empty());
+    Ok(())
+}
+
+/// `(2 + 4 + 2)² / (2² + 4² + 2²)`.
+#[test]
+fn effective_samples_of_several_batches() -> Result<()> {
+    let mut stats = ActivationStats::new(1);
+    stats.update_weighted(mat![[1.0]].as_ref(), &[2.0])?;
+    stats.update_weighted(mat![[2.0]].as_ref(), &[4.0])?;
+    let mut other = ActivationStats::new(1);
+    other.update_weighted(mat![[3.0]].as_ref(), &[2.0])?;
+    stats.merge(&other)?;
+    assert!((stats.effective_samples() - 64.0 / 24.0).abs() < 1e-15);
+    Ok(())
+}
+
+/// Thirds and tenths round in every sum, which must not ask for the input that is never active.
+#[test]
+fn all_activations_are_those_of_the_active_inputs() -> Result<()> {
+    for weights in [[0.1, 0.2, 0.3], [1.0 / 3.0, 0.1, 0.7], [0.7, 0.1, 0.2]] {
+        let mut stats = ActivationStats::new(4);
+        let batch = mat![[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]];
+        stats.update_weighted(batch.as_ref(), &weights)?;
+        assert_eq!(stats.share_gathering(1.0), Ok(0.75), "{weights:?}");
+    }
+    let mut silent = ActivationStats::new(2);
+    silent.update(Mat::<f64>::zeros(3, 2).as_ref())?;
+    assert_eq!(silent.share_gathering(1.0), Ok(0.0));
+    for fraction in [0.0, -0.5, 1.0_f64.next_up(), f64::NAN] {
+        assert!(matches!(silent.share_gathering(fraction), Err(Error::OutOfRange { parameter: "fraction", .. })));
+    }
+    Ok(())
 }
 
 #[test]

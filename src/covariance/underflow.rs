@@ -33,3 +33,22 @@ impl<T: Scalar> ActivationStats<T> {
         Err(Error::OutOfRange { operation, parameter, expected, found: size })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use faer::mat;
+
+    /// Inputs of the size `2⁻⁵⁴⁰`, whose squares are lost. One step is the least that varies, and counts as rounding.
+    #[test]
+    fn an_input_that_varies_by_no_more_than_rounding_has_nothing_to_lose() {
+        let size = 2_f64.powi(-540);
+        for (steps, spread) in [(0.0, None), (1.0, None), (2.0, Some(2_f64.powi(-581)))] {
+            let mut stats = ActivationStats::new(1);
+            stats.update(mat![[size], [size - steps * 2_f64.powi(-582)]].as_ref()).unwrap();
+            let found = |error| matches!(error, Error::OutOfRange { found, .. } if Some(found) == spread);
+            assert_eq!(stats.require_squares("test", true).err().map(found), spread.map(|_| true), "{steps}");
+            assert!(stats.require_squares("test", false).is_err());
+        }
+    }
+}

@@ -17,7 +17,7 @@ const SAMPLES_WORTH: usize = 2;
 /// Weights outside of this range (and not zero) would lose their squares to underflow or overflow.
 pub(super) const WEIGHTS: core::ops::RangeInclusive<f64> = 1e-100..=1e100;
 
-/// Sample count and weight sums after some more samples, once they are known to be representable.
+/// Sample count and weight sums after some more samples, once it is known that they can be counted.
 struct Totals {
     samples: u64,
     weight: f64,
@@ -165,11 +165,8 @@ impl<T: Scalar> ActivationStats<T> {
     fn totals(&self, operation: &'static str, samples: u64, weight: f64, squares: f64) -> Result<Totals> {
         let samples =
             self.samples.checked_add(samples).ok_or(Error::Overflow { operation, what: "the number of samples" })?;
-        let (weight, weight_squares) = (self.weight + weight, self.weight_squares + squares);
-        if !(weight.is_finite() && weight_squares.is_finite()) {
-            return Err(Error::Overflow { operation, what: "the total weight" });
-        }
-        Ok(Totals { samples, weight, weight_squares })
+        // As many weights as can be counted, each of 1e100 at the most, have finite sums.
+        Ok(Totals { samples, weight: self.weight + weight, weight_squares: self.weight_squares + squares })
     }
 
     fn set(&mut self, totals: Totals) {

@@ -185,9 +185,11 @@ impl<T: Scalar> ActivationStats<T> {
                 let centred = drift[lane].abs() <= slack_of_means(minimum, maximum) * self.weight;
                 demand(centred, "a mean that is the samples'", channels.origin[input] + channels.offset[input])?;
                 let magnitude = channels.absolute[input];
-                demand(fits(magnitude, absolute[lane]), "a mean magnitude that is the samples'", magnitude)?;
-                let rate = channels.active[input];
-                demand(fits(rate, active[lane]), "an activation rate that is the samples'", rate)?;
+                let found = magnitude / self.weight;
+                demand(fits(magnitude, absolute[lane]), "a mean magnitude that is the samples'", found)?;
+                let times = channels.active[input];
+                let found = times / self.weight;
+                demand(fits(times, active[lane]), "an activation rate that is the samples'", found)?;
             }
         }
         Ok(())
@@ -232,3 +234,6 @@ impl<T: Scalar> ActivationStats<T> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
