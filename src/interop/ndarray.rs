@@ -37,6 +37,7 @@ use faer::{Col, ColRef, MatRef};
 use faer_ext::{IntoFaer, IntoNdarray};
 use ndarray::{Array1, Array2, ArrayRef, ArrayRef1, ArrayRef2, ArrayView2, Axis, CowArray, Dimension, Ix2};
 
+use super::samples_and_inputs;
 use crate::{Error, Result};
 
 /// An array of two axes as a faer view of the same shape, without a copy, whatever its strides.
@@ -75,11 +76,7 @@ pub fn view<T>(array: &ArrayRef2<T>) -> MatRef<'_, T> {
 /// ```
 pub fn samples<T: Clone, D: Dimension>(batch: &ArrayRef<T, D>) -> Result<CowArray<'_, T, Ix2>> {
     let operation = "interop::ndarray::samples";
-    let Some((&features, leading)) = batch.shape().split_last() else {
-        let what = "axis or more in the batch, the last of them the inputs";
-        return Err(Error::Shape { operation, what, expected: 1, found: 0 });
-    };
-    let count = leading.iter().product();
+    let (count, features) = samples_and_inputs(operation, batch.shape())?;
     let what = "the number of samples";
     batch.to_shape((count, features)).map_err(|_| Error::Overflow { operation, what })
 }

@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use candle_core::{Tensor, WithDType};
 use candle_nn::Module;
 
-use super::tensor::{samples_shape, update, update_weighted};
+use super::tensor::{update, update_weighted};
+use crate::interop::samples_and_inputs;
 use crate::{ActivationStats, Error, Result, Scalar};
 
 /// Collects statistics of what chosen layers read, under names, while a model runs.
@@ -160,29 +161,24 @@ impl<T: Scalar + WithDType> Recorder<T> {
             return Ok(());
         }
         let weights = lock(&self.shared.weights).clone();
-        let mut layers = lock(&self.shared.layers);
-        let seen = layers.entry(name.to_owned()).or_default();
-        let fresh = match seen {
-            Some(_) => None,
-            None => {
-                let (_, features) = samples_shape("Recorder::record", inputs)?;
-                let stats = ActivationStats::new(features);
-                Some(match self.memory_limit {
-                    Some(bytes) => stats.with_memory_limit(bytes),
-                    None => stats,
-                })
-            }
-        };
         let add = |stats: &mut ActivationStats<T>| match &weights {
             Some(weights) => update_weighted(stats, inputs, weights),
             None => update(stats, inputs),
         };
-        // A first batch that fails leaves no statistics of its width behind.
-        match (seen.as_mut(), fresh) {
-            (Some(stats), _) => add(stats),
-            (None, Some(mut stats)) => add(&mut stats).map(|()| *seen = Some(stats)),
-            (None, None) => Ok(()),
+        let mut layers = lock(&self.shared.layers);
+        let seen = layers.entry(name.to_owned()).or_default();
+        if let Some(stats) = seen {
+            return add(stats);
         }
+        let (_, features) = samples_and_inputs("Recorder::record", inputs.dims())?;
+        let mut stats = ActivationStats::new(features);
+        if let Some(bytes) = self.memory_limit {
+            stats = stats.with_memory_limit(bytes);
+        }
+        // A first batch that fails leaves no statistics of its width behind.
+        add(&mut stats)?;
+        *seen = Some(stats);
+        Ok(())
     }
 }
 

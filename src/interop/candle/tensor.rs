@@ -5,6 +5,7 @@ use faer::{Col, Mat, MatRef};
 
 use super::refused;
 use crate::interop::half::{Half, widen};
+use crate::interop::samples_and_inputs;
 use crate::{ActivationStats, Error, Result, Scalar, kernel};
 
 /// Adds a batch with any number of axes, the last of them the inputs: of batch × sequence × in each token is a sample.
@@ -29,7 +30,7 @@ use crate::{ActivationStats, Error, Result, Scalar, kernel};
 /// ```
 pub fn update<T: Scalar + WithDType>(stats: &mut ActivationStats<T>, batch: &Tensor) -> Result<()> {
     let operation = "interop::candle::update";
-    let (rows, columns) = samples_shape(operation, batch)?;
+    let (rows, columns) = samples_and_inputs(operation, batch.dims())?;
     read(operation, batch, rows, columns, |samples| stats.update(samples))
 }
 
@@ -59,7 +60,7 @@ pub fn update_weighted<T: Scalar + WithDType>(
     weights: &Tensor,
 ) -> Result<()> {
     let operation = "interop::candle::update_weighted";
-    let (rows, columns) = samples_shape(operation, batch)?;
+    let (rows, columns) = samples_and_inputs(operation, batch.dims())?;
     let leading = batch.dims().split_last().map_or(&[][..], |(_, leading)| leading);
     if weights.rank() != leading.len() {
         let what = "axes of the weights (those of the batch but the last)";
@@ -102,7 +103,7 @@ pub fn update_weighted<T: Scalar + WithDType>(
 /// ```
 pub fn samples<T: Scalar + WithDType>(batch: &Tensor) -> Result<Mat<T>> {
     let operation = "interop::candle::samples";
-    let (rows, columns) = samples_shape(operation, batch)?;
+    let (rows, columns) = samples_and_inputs(operation, batch.dims())?;
     matrix(operation, batch, rows, columns)
 }
 
@@ -125,16 +126,6 @@ pub fn samples<T: Scalar + WithDType>(batch: &Tensor) -> Result<Mat<T>> {
 /// ```
 pub fn to_tensor<T: Scalar>(matrix: MatRef<'_, T>, dtype: DType, device: &Device) -> Result<Tensor> {
     write("interop::candle::to_tensor", matrix, matrix.shape().into(), dtype, device)
-}
-
-/// Samples and inputs of a batch whose last axis are the inputs.
-pub(super) fn samples_shape(operation: &'static str, batch: &Tensor) -> Result<(usize, usize)> {
-    let Some((&features, leading)) = batch.dims().split_last() else {
-        let what = "axis or more in the batch, the last of them the inputs";
-        return Err(Error::Shape { operation, what, expected: 1, found: 0 });
-    };
-    let count = leading.iter().try_fold(1_usize, |count, &axis| count.checked_mul(axis));
-    Ok((count.ok_or(Error::Overflow { operation, what: "the number of samples" })?, features))
 }
 
 /// A copy of a tensor with two axes.
