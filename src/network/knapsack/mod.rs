@@ -58,10 +58,6 @@ impl Block {
         let each = self.members.iter().map(|class| class.item(0).price).sum::<f64>();
         self.joint.as_ref().map_or(each, |class| class.item(0).price.min(each))
     }
-
-    fn steepest(&self) -> f64 {
-        self.members.iter().chain(&self.joint).map(Class::steepest).fold(0.0, f64::max)
-    }
 }
 
 /// Price in all and the bound from below at this `λ`.
@@ -88,12 +84,8 @@ fn multipliers(blocks: &[Block], limit: f64) -> Multipliers {
         return Multipliers { above: 0.0, below: 0.0, bound };
     }
     let mut best = bound;
-    let mut above = 1.0_f64.max(2.0 * blocks.iter().map(Block::steepest).fold(0.0, f64::max));
-    // A joint item can be cheaper than all others at the steepest slope, and yet not taken there.
-    while relaxed(blocks, above, limit).0 > limit && above < f64::MAX / 4.0 {
-        above *= 4.0;
-    }
-    let (above, below) = neighbours(above, 0.0, |lambda| {
+    // Not from the steepest slope: a joint item can be cheaper than all others there, and yet not taken.
+    let (above, below) = neighbours(f64::MAX, 0.0, |lambda| {
         let (price, bound) = relaxed(blocks, lambda, limit);
         best = best.max(bound);
         price <= limit
