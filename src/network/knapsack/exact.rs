@@ -157,16 +157,29 @@ mod tests {
 
     #[test]
     fn money_is_kept_for_the_classes_to_come() {
-        // The last class takes 100 of 101, so that only one of the others can be bought: the last, which is a little better. There are more ways to
-        // find that too late than there are branches to look at.
+        // The last class takes 100 of 101, so that only one of the others can be bought: best the last, which is a little better. There are more ways
+        // to find out too late than there are branches to look at.
         let mut classes: Vec<Class> = (0..20).map(|_| class([(0.0, 1.0), (1.0, 0.0)])).collect();
         classes[19] = class([(0.0, 1.0625), (1.0, 0.0)]);
-        classes.push(class([(100.0, 1.0), (200.0, 0.0)]));
+        classes.push(class([(100.0, 1.0), (101.0, 0.875)]));
         let mut picks = vec![0; 21];
         picks[0] = 1;
         let mut best = vec![0; 21];
         best[19] = 1;
         assert_eq!(improved(&classes, &picks, 0.5, 101.0), best);
+    }
+
+    #[test]
+    fn what_extras_rule_out_is_not_searched() {
+        // Two too dear: two that save 1 each lose 2 more than the bound, the one that saves 2 loses 1.5. It comes first in the search, and is given up
+        // last: there is time to follow every other one to the end, but not to begin with every other pair as well.
+        let mut classes: Vec<Class> = (0..500).map(|_| class([(0.0, 3.0), (1.0, 1.0)])).collect();
+        classes[7] = class([(0.0, 4.5), (2.0, 1.0)]);
+        let mut picks = vec![1; 500];
+        picks[..2].fill(0);
+        let mut best = vec![1; 500];
+        best[7] = 0;
+        assert_eq!(improved(&classes, &picks, 1.0, 499.0), best);
     }
 
     #[test]

@@ -47,7 +47,8 @@ impl Block {
         if let Some(class) = &self.joint {
             let item = class.item(class.at(lambda));
             let (joint, each) = (item.value + lambda * item.price, value + lambda * price);
-            if joint < each || (joint == each && item.price < price) {
+            // Where λ is so large that values are lost to rounding, prices decide, and values only between equal ones.
+            if (joint, item.price, item.value) < (each, price, value) {
                 return (item.price, item.value, true);
             }
         }

@@ -6,10 +6,10 @@ use rand::{Rng, SeedableRng};
 use super::*;
 
 /// The items of each member of a block, and those that replace all of them.
-type Blocks = [(Vec<Vec<Item>>, Vec<Item>)];
+type Items = (Vec<Vec<Item>>, Vec<Item>);
 
 /// Price and value of picks of every item of every class, joint ones included.
-fn ways(blocks: &Blocks) -> Vec<(f64, f64)> {
+fn ways(blocks: &[Items]) -> Vec<(f64, f64)> {
     let mut ways: Vec<(f64, f64)> = vec![(0.0, 0.0)];
     for (members, joint) in blocks {
         let mut each: Vec<(f64, f64)> = vec![(0.0, 0.0)];
@@ -25,7 +25,7 @@ fn ways(blocks: &Blocks) -> Vec<(f64, f64)> {
 }
 
 /// The least value within the limit, and the least price.
-fn brute_force(blocks: &Blocks, limit: f64) -> (f64, f64) {
+fn brute_force(blocks: &[Items], limit: f64) -> (f64, f64) {
     let ways = ways(blocks);
     let affordable = ways.iter().filter(|way| way.0 <= limit).map(|way| way.1);
     (affordable.fold(f64::INFINITY, f64::min), ways.iter().map(|way| way.0).fold(f64::INFINITY, f64::min))
@@ -50,8 +50,8 @@ fn items(rng: &mut StdRng, joint: usize) -> Vec<Item> {
 }
 
 /// Some blocks, of which some have a joint class, and a limit.
-fn instance(rng: &mut StdRng) -> (Vec<(Vec<Vec<Item>>, Vec<Item>)>, f64) {
-    let mut all: Vec<(Vec<Vec<Item>>, Vec<Item>)> = Vec::new();
+fn instance(rng: &mut StdRng) -> (Vec<Items>, f64) {
+    let mut all: Vec<Items> = Vec::new();
     for _ in 0..rng.random_range(1..5) {
         let members: Vec<_> =
             (0..if all.len() < 2 && rng.random_bool(0.4) { 2 } else { 1 }).map(|_| items(rng, 0)).collect();
@@ -64,7 +64,7 @@ fn instance(rng: &mut StdRng) -> (Vec<(Vec<Vec<Item>>, Vec<Item>)>, f64) {
 }
 
 /// The blocks, their values times a factor.
-fn scaled(all: &Blocks, factor: f64) -> Vec<Block> {
+fn scaled(all: &[Items], factor: f64) -> Vec<Block> {
     let class =
         |items: &Vec<Item>| Class::new(items.iter().map(|item| Item { value: item.value * factor, ..*item }).collect());
     all.iter()
@@ -151,6 +151,10 @@ fn a_block_takes_what_is_best_at_a_multiplier_and_the_cheaper_of_equals() {
         ((4.0, 8.0), (4.0, 8.0, false)),
     ] {
         assert_eq!(block(joint).at(1.0), best);
+    }
+    // At one that leaves nothing of values they cost 2 + 1 and lose 5 + 7: the cheaper, and the better of those that cost the same.
+    for (joint, taken) in [((2.5, 99.0), true), ((3.5, 0.0), false), ((3.0, 11.0), true), ((3.0, 13.0), false)] {
+        assert_eq!(block(joint).at(1e100).2, taken, "{joint:?}");
     }
     // 3 + 5 spent of 6, 9 + 6.5 lost.
     assert_eq!(relaxed(&[block((3.0, 9.0)), block((5.0, 6.5))], 1.0, 6.0), (8.0, 15.5 + 2.0));
