@@ -3,8 +3,12 @@
 mod common;
 
 use common::Spectrum;
-use dalr::network::{Allocator, Budget, Choice, DenseReason, LayerProfile, NetworkWarning, Plan, Strategy};
+use dalr::network::{
+    Allocator, Budget, Choice, DenseReason, LayerProfile, NetworkWarning, Plan, Sensitivities, Strategy,
+};
 use dalr::{Dalr, LowRankCompressor, Ridge};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 
 /// A square layer with these energies, which are all there are.
 fn profile(name: &str, size: usize, energies: &[f64]) -> LayerProfile {
@@ -78,6 +82,24 @@ fn a_total_error_is_kept_to_its_last_digit() {
             assert_eq!(plan.choices(), [Choice::Rank(rank)]);
             assert!(plan.report().total_error().unwrap() <= error);
         }
+    }
+    // Whatever rounding there is in the sum of many.
+    let mut rng = StdRng::seed_from_u64(1);
+    for round in 0..300 {
+        let layers: Vec<LayerProfile> = (0..16)
+            .map(|index| {
+                let mut energies: Vec<f64> = (0..8).map(|_| rng.random_range(0.1..1.0)).collect();
+                energies.sort_by(|a, b| b.total_cmp(a));
+                profile(&format!("fc{index}"), 8, &energies)
+            })
+            .collect();
+        let weights = (0..16).map(|index| (format!("fc{index}"), rng.random_range(0.5..2.0)));
+        let strategy = Strategy::Sensitivity(Sensitivities::new(weights).unwrap());
+        let total =
+            |error: f64| plan(Budget::TotalError(error), strategy.clone(), &layers).report().total_error().unwrap();
+        let error = total(0.5);
+        assert!(error <= 0.5 && total(error) <= error, "round {round}");
+        assert!(total(error.next_down()) < error, "round {round}");
     }
 }
 

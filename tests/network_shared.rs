@@ -237,22 +237,30 @@ fn groups_may_be_of_any_size() {
 
 #[test]
 fn a_member_without_outputs_loses_nothing_and_costs_the_others_nothing() {
-    let mut group = group(false, false);
+    let group = group(false, false);
     let method = Dalr::new().with_ridge(Ridge::None);
     let mut rng = StdRng::seed_from_u64(8);
-    let weight = gaussian(&mut rng, 24, 4) * gaussian(&mut rng, 4, 32);
-    group.layers[..2].clone_from_slice(&[weight, Mat::zeros(32, 32)].map(|weight| Linear::new(weight, None).unwrap()));
-    let profiles = group.profiles(&method);
-    let pair = |index: usize| (&profiles[index], &group.layers[index]);
     // Past rank 4 there is nothing left but rounding, and the directions are any.
-    let shared = SharedInput::new(&[pair(0), pair(1)]).unwrap().decompose(&method, &group.stats, 32).unwrap();
-    for rank in 1..=32 {
-        let (query, key) = (shared.profile().loss(0, rank).unwrap(), shared.profile().loss(1, rank).unwrap());
-        assert_eq!(key, 0.0);
-        assert!((query - profiles[0].loss(rank).unwrap_or(0.0)).abs() <= 1e-12, "{rank}: {query}");
+    for outputs in [8, 32] {
+        let weight = gaussian(&mut rng, outputs, 4) * gaussian(&mut rng, 4, 32);
+        let layers = [weight, Mat::zeros(outputs, 32)].map(|weight| Linear::new(weight, None).unwrap());
+        let profile = |(name, layer)| LayerProfile::new(name, &method.decompose(layer, &group.stats, outputs).unwrap());
+        let profiles: Vec<LayerProfile> = NAMES.into_iter().zip(&layers).map(profile).collect();
+        let largest = 32.min(2 * outputs);
+        let joint = |order: [usize; 2]| {
+            let members = order.map(|index| (&profiles[index], &layers[index]));
+            SharedInput::new(&members).unwrap().decompose(&method, &group.stats, largest).unwrap().profile().clone()
+        };
+        for (order, some, none) in [([0, 1], 0, 1), ([1, 0], 1, 0)] {
+            let joint = joint(order);
+            for rank in 1..=largest {
+                let alone = profiles[0].loss(rank).unwrap_or(0.0);
+                assert!((joint.loss(some, rank).unwrap() - alone).abs() <= 1e-12, "{outputs}, {order:?}, {rank}");
+                assert_eq!(joint.loss(none, rank), Some(0.0), "{outputs}, {order:?}, {rank}");
+            }
+        }
+        assert_eq!(joint([1, 1]).loss(1, 4), Some(0.0));
     }
-    let nothing = SharedInput::new(&[pair(1), pair(1)]).unwrap().decompose(&method, &group.stats, 4).unwrap();
-    assert_eq!((nothing.profile().loss(0, 1), nothing.profile().loss(1, 4)), (Some(0.0), Some(0.0)));
 }
 
 #[test]
