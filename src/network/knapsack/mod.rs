@@ -115,7 +115,9 @@ pub(super) fn solve(blocks: &[Block], limit: f64) -> Result<Solution, f64> {
             return;
         }
         let known = best.as_ref().map_or(f64::INFINITY, |&(_, _, value)| value);
-        if let Some((picks, value)) = within(&classes(blocks, &way), limit, known) {
+        if let Some((picks, value)) = within(&classes(blocks, &way), limit, known)
+            && value < known
+        {
             *best = Some((way, picks, value));
         }
     };
@@ -123,7 +125,7 @@ pub(super) fn solve(blocks: &[Block], limit: f64) -> Result<Solution, f64> {
     for way in [modes(above), modes(below), vec![false; blocks.len()], blocks.iter().map(cheaper).collect()] {
         consider(way, &mut best);
     }
-    if groups.len() < 32 && blocks.len() << groups.len() <= WAYS {
+    if blocks.len() <= WAYS >> groups.len().min(31) {
         for set in 0..1_usize << groups.len() {
             let mut way = vec![false; blocks.len()];
             groups.iter().enumerate().for_each(|(bit, &group)| way[group] = set >> bit & 1 == 1);
@@ -164,7 +166,7 @@ fn classes<'a>(blocks: &'a [Block], joint: &[bool]) -> Vec<&'a Class> {
     chosen
 }
 
-/// One item of each class, and their value; `None` unless that is below what is known already.
+/// One item of each class, and their value; `None` if nothing is affordable, or if the bound says that what is known is as good.
 fn within(classes: &[&Class], limit: f64, known: f64) -> Option<(Vec<usize>, f64)> {
     let price = |lambda: f64| classes.iter().map(|class| class.item(class.at(lambda)).price).sum::<f64>();
     let picks = |lambda: f64| classes.iter().map(|class| class.at(lambda)).collect::<Vec<usize>>();
@@ -175,7 +177,7 @@ fn within(classes: &[&Class], limit: f64, known: f64) -> Option<(Vec<usize>, f64
     if price(0.0) <= limit {
         let picks = picks(0.0);
         let value = value_of(classes, &picks);
-        return (value < known).then_some((picks, value));
+        return Some((picks, value));
     }
     let steepest = classes.iter().map(|class| class.steepest()).fold(0.0, f64::max);
     let (above, below) = neighbours(steepest, 0.0, |lambda| price(lambda) <= limit);
@@ -192,7 +194,7 @@ fn within(classes: &[&Class], limit: f64, known: f64) -> Option<(Vec<usize>, f64
     best = repair::trade(classes, best, limit);
     best = exact::improve(classes, best, above, limit);
     let value = value_of(classes, &best);
-    (value < known).then_some((best, value))
+    Some((best, value))
 }
 
 fn value_of(classes: &[&Class], picks: &[usize]) -> f64 {
