@@ -17,3 +17,27 @@ impl SplitMix64 {
         ((z ^ (z >> 31)) >> 11) as f64 / (1_u64 << 52) as f64 - 1.0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_those_of_the_published_generator() {
+        // The first outputs of the reference implementation from state 0.
+        let published: [u64; 5] = [
+            0xe220_a839_7b1d_cdaf,
+            0x6e78_9e6a_a1b9_65f4,
+            0x06c4_5d18_8009_454f,
+            0xf88b_b8a8_724c_81ec,
+            0x1b39_896a_51a8_749b,
+        ];
+        // Of each the 53 bits at the top.
+        let expected = published.map(|bits| (bits >> 11) as f64 / 2_f64.powi(52) - 1.0);
+        let mut random = SplitMix64(0);
+        assert_eq!(published.map(|_| random.next()), expected);
+        // The seed is one step further.
+        let mut random = SplitMix64::new();
+        assert_eq!([0; 4].map(|_| random.next()), expected[1..]);
+    }
+}

@@ -443,6 +443,7 @@ fn refusals() {
         (share(0.0), "the share of the parameters in (0, 1], got 0"),
         (share(1.5), "the share of the parameters in (0, 1], got 1.5"),
         (share(f64::NAN), "the share of the parameters in (0, 1], got NaN"),
+        (Allocator::new(Budget::MultiplyAddShare(0.0)), "the share of the multiply–adds in (0, 1], got 0"),
         (Allocator::new(Budget::MultiplyAddShare(-1.0)), "the share of the multiply–adds in (0, 1], got -1"),
         (Allocator::new(Budget::TotalError(-0.5)), "the total error finite and at least 0, got -0.5"),
         (Allocator::new(Budget::LayerError(f64::INFINITY)), "the error of each layer finite and at least 0, got inf"),

@@ -181,6 +181,113 @@ fn biases_that_are_kept_are_kept_exactly() {
 }
 
 #[test]
+fn weights_count_in_any_unit() {
+    let group = group(false, false);
+    let method = Dalr::new().with_ridge(Ridge::None);
+    let profiles = group.profiles(&method);
+    let members: Vec<_> = profiles.iter().zip(&group.layers).collect();
+    let losses = |unit: f64| {
+        let weights = Sensitivities::new([("query", unit), ("key", 0.05 * unit), ("value", 0.5 * unit)]).unwrap();
+        let shared = SharedInput::new(&members).unwrap().with_sensitivities(&weights).unwrap();
+        let shared = shared.decompose(&method, &group.stats, 32).unwrap();
+        [0, 1, 2].map(|index| shared.profile().loss(index, 12).unwrap())
+    };
+    let expected = losses(1.0);
+    for unit in [1e-9, 1e9] {
+        for (loss, expected) in losses(unit).into_iter().zip(expected) {
+            assert!((loss - expected).abs() <= 1e-9 * expected, "{loss} at {unit}, {expected} at 1");
+        }
+    }
+}
+
+/// The group in single precision, weights and inputs times powers of two.
+fn single(group: &Group, weight: i32, input: i32) -> (Vec<Linear<f32>>, ActivationStats<f32>) {
+    let scaled = |matrix: faer::MatRef<'_, f64>, power: i32| {
+        common::cast::<f32>((matrix * faer::Scale(2_f64.powi(power))).as_ref())
+    };
+    let layers = group.layers.iter().map(|layer| Linear::new(scaled(layer.weight(), weight), None).unwrap());
+    (layers.collect(), common::stats(scaled(group.inputs.as_ref(), input).as_ref()))
+}
+
+#[test]
+fn groups_may_be_of_any_size() {
+    let group = group(false, false);
+    let method = Dalr::new();
+    let losses = |weight: i32, input: i32| {
+        let (layers, stats) = single(&group, weight, input);
+        let profile = |(name, layer)| LayerProfile::new(name, &method.decompose(layer, &stats, 24).unwrap());
+        let profiles: Vec<LayerProfile> = NAMES.into_iter().zip(&layers).map(profile).collect();
+        let members: Vec<_> = profiles.iter().zip(&layers).collect();
+        let shared = SharedInput::new(&members).unwrap().decompose(&method, &stats, 24).unwrap();
+        // Profiles of layers twice as large are of other layers, however large these are.
+        let double = |layer: &Linear<f32>| Linear::new(layer.weight() * faer::Scale(2.0_f32), None).unwrap();
+        let twice: Vec<Linear<f32>> = layers.iter().map(double).collect();
+        let members: Vec<_> = profiles.iter().zip(&twice).collect();
+        let refused = SharedInput::new(&members).unwrap().decompose(&method, &stats, 24);
+        assert!(matches!(refused, Err(Error::Layers { .. })), "{weight}, {input}");
+        [0, 1, 2].map(|index| shared.profile().loss(index, 12).unwrap())
+    };
+    let expected = losses(0, 0);
+    for (weight, input) in [(-50, -50), (50, 50), (-20, 0), (20, 0)] {
+        for (loss, expected) in losses(weight, input).into_iter().zip(expected) {
+            assert!((loss - expected).abs() <= 1e-4 * expected, "{loss} at {weight} and {input}, not {expected}");
+        }
+    }
+}
+
+#[test]
+fn a_member_without_outputs_loses_nothing_and_costs_the_others_nothing() {
+    let group = group(false, false);
+    let method = Dalr::new().with_ridge(Ridge::None);
+    let mut rng = StdRng::seed_from_u64(8);
+    // Past rank 4 there is nothing left but rounding, and the directions are any.
+    for outputs in [8, 32] {
+        let weight = gaussian(&mut rng, outputs, 4) * gaussian(&mut rng, 4, 32);
+        let layers = [weight, Mat::zeros(outputs, 32)].map(|weight| Linear::new(weight, None).unwrap());
+        let profile = |(name, layer)| LayerProfile::new(name, &method.decompose(layer, &group.stats, outputs).unwrap());
+        let profiles: Vec<LayerProfile> = NAMES.into_iter().zip(&layers).map(profile).collect();
+        let largest = 32.min(2 * outputs);
+        let joint = |order: [usize; 2]| {
+            let members = order.map(|index| (&profiles[index], &layers[index]));
+            SharedInput::new(&members).unwrap().decompose(&method, &group.stats, largest).unwrap().profile().clone()
+        };
+        for (order, some, none) in [([0, 1], 0, 1), ([1, 0], 1, 0)] {
+            let joint = joint(order);
+            for rank in 1..=largest {
+                let alone = profiles[0].loss(rank).unwrap_or(0.0);
+                assert!((joint.loss(some, rank).unwrap() - alone).abs() <= 1e-12, "{outputs}, {order:?}, {rank}");
+                assert_eq!(joint.loss(none, rank), Some(0.0), "{outputs}, {order:?}, {rank}");
+            }
+        }
+        assert_eq!(joint([1, 1]).loss(1, 4), Some(0.0));
+    }
+}
+
+#[test]
+fn factors_and_biases_of_members_that_overflow_are_refused() {
+    let group = group(false, false);
+    let method = Dalr::new();
+    // The second member is so much larger than the first that its half of the common factors leaves the range; or only its corrected bias does, which
+    // has the mean of the inputs as another factor.
+    for (powers, mean, bias) in [([-66, 66], 0.0, false), ([0, 100], 2_f32.powi(40), true)] {
+        let spread = if bias { 2_f32.powi(34) } else { 1.0 };
+        let inputs = Mat::from_fn(200, 32, |i, j| mean + spread * group.inputs[(i, j)] as f32);
+        let stats = common::stats(inputs.as_ref());
+        let layers = powers.map(|power| {
+            let weight = Mat::from_fn(24, 32, |i, j| group.layers[1].weight()[(i, j)] as f32 * 2_f32.powi(power));
+            Linear::new(weight, bias.then(|| Col::zeros(24))).unwrap()
+        });
+        let profile = |(name, layer)| LayerProfile::new(name, &method.decompose(layer, &stats, 24).unwrap());
+        let profiles: Vec<LayerProfile> = NAMES.into_iter().zip(&layers).map(profile).collect();
+        let members: Vec<_> = profiles.iter().zip(&layers).collect();
+        let shared = SharedInput::new(&members).unwrap().decompose(&method, &stats, 24).unwrap();
+        let error = shared.truncate(2).unwrap_err();
+        let message = "SharedDecomposition::truncate: expected the factor `up` or the bias of a member within the range of its type, got an overflow";
+        assert_eq!(error.to_string(), message, "{powers:?}");
+    }
+}
+
+#[test]
 fn refusals() {
     let group = group(true, true);
     let method = Dalr::new();
@@ -214,5 +321,14 @@ fn refusals() {
     let absent = allocator.allocate_shared(&profiles[..2], std::slice::from_ref(&joint)).unwrap_err();
     assert!(matches!(absent, Error::Layers { .. }));
     let by_errors: Vec<_> = profiles.iter().map(|profile| profile.clone().with_data_errors().unwrap()).collect();
-    assert!(matches!(allocator.allocate_shared(&by_errors, &[joint]), Err(Error::Layers { .. })));
+    assert!(matches!(allocator.allocate_shared(&by_errors, std::slice::from_ref(&joint)), Err(Error::Layers { .. })));
+    // Of which it is said what they are instead, the shape first.
+    let stats = common::stats(group.inputs.subcols(0, 30));
+    let query = LayerProfile::new("query", &method.decompose(&narrow, &stats, 24).unwrap()).with_data_errors().unwrap();
+    for (query, found) in [(by_errors[0].clone(), "losses by errors on the data"), (query, "another shape")] {
+        let layers = [query, profiles[1].clone(), profiles[2].clone()];
+        let error = allocator.allocate_shared(&layers, std::slice::from_ref(&joint)).unwrap_err();
+        let expected = "`query` of the shape, and with the losses by energy, that its group has";
+        assert_eq!(error.to_string(), format!("Allocator::allocate: expected {expected}, got {found}"));
+    }
 }

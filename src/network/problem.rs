@@ -52,6 +52,7 @@ impl Problem<'_> {
         Ok((self.chosen(&solution.picked), solution.bound))
     }
 
+    /// Without weights: all layers that can lose anything weigh the same.
     fn share_uniformly(&self, goal: Goal) -> Result<Vec<Chosen>, f64> {
         let each = match goal {
             Goal::Loss { cost, limit } => {
@@ -63,17 +64,17 @@ impl Problem<'_> {
                 }
                 uniform::within_cost(&self.candidates, cost, limit)
             }
-            Goal::Parameters { loss } => uniform::within_loss(&self.candidates, &self.weights, loss),
+            Goal::Parameters { loss } => uniform::within_loss(&self.candidates, loss),
         };
         let mut chosen: Vec<Chosen> = each.iter().copied().map(Chosen::Alone).collect();
         for (group, (members, joint)) in self.joint.iter().enumerate() {
-            let its = || members.iter().filter_map(|&member| Some((each.get(member)?, self.weights.get(member)?)));
-            let loss = its().map(|(pick, weight)| pick.loss * weight).sum::<f64>();
+            let its = || members.iter().filter_map(|&member| each.get(member));
+            let loss = its().map(|pick| pick.loss).sum::<f64>();
             let (cost, minimise_loss) = match goal {
                 Goal::Loss { cost, .. } => (cost, true),
                 Goal::Parameters { .. } => (Cost::Parameters, false),
             };
-            let spent = its().map(|(pick, _)| pick.cost(cost)).sum::<f64>();
+            let spent = its().map(|pick| pick.cost(cost)).sum::<f64>();
             let better = joint.iter().filter(|joint| match minimise_loss {
                 true => joint.cost(cost) <= spent && joint.loss < loss,
                 false => joint.loss <= loss && joint.cost(cost) < spent,
@@ -178,5 +179,67 @@ impl Problem<'_> {
             }
         }
         chosen
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::shared_profile::Member;
+
+    fn candidate(rank: usize, parameters: f64, multiply_adds: f64, loss: f64) -> Candidate {
+        Candidate { rank, parameters, multiply_adds, loss }
+    }
+
+    /// What becomes of two layers of 16 parameters each, which lose 0.25 at rank 1 with 8, or of the two in one group.
+    fn is_joined(joint: Candidate, choose: impl FnOnce(&Problem<'_>) -> Vec<Chosen>) -> bool {
+        let layers = ["a", "b"].map(|name| LayerProfile::from_energies(name, (4, 4), false, &[3.0], 4.0).unwrap());
+        let member = |layer: &LayerProfile| {
+            let (name, out_features) = (layer.name().into(), layer.out_features());
+            Member { name, out_features, bias: false, losses: vec![joint.loss / 2.0] }
+        };
+        let group =
+            SharedProfile { in_features: 4, members: layers.iter().map(member).collect(), warnings: Vec::new() };
+        let alone = vec![candidate(1, 8.0, 24.0, 0.25), candidate(0, 16.0, 48.0, 0.0)];
+        let problem = Problem {
+            layers: &layers,
+            groups: std::slice::from_ref(&group),
+            candidates: vec![alone; 2],
+            weights: vec![1.0; 2],
+            untouched: vec![false; 2],
+            joint: vec![(vec![0, 1], vec![joint])],
+        };
+        match choose(&problem)[..] {
+            [Chosen::Joint { .. }, Chosen::Joint { .. }] => true,
+            [Chosen::Alone(first), Chosen::Alone(second)] => {
+                assert_eq!((first.rank, second.rank), (1, 1));
+                false
+            }
+            _ => panic!(),
+        }
+    }
+
+    #[test]
+    fn layers_are_joined_for_less_loss_or_fewer_parameters_and_no_more_of_the_other() {
+        let at_cost = |cost, limit: f64| {
+            move |problem: &Problem<'_>| problem.share_uniformly(Goal::Loss { cost, limit }).unwrap()
+        };
+        // Apart they have 16 parameters, 48 multiply–adds and lose 0.5.
+        for (parameters, multiply_adds, loss, better) in
+            [(16.0, 48.0, 0.49, true), (16.0, 48.0, 0.5, false), (12.0, 36.0, 0.5, false), (17.0, 51.0, 0.4, false)]
+        {
+            let joint = candidate(1, parameters, multiply_adds, loss);
+            assert_eq!(is_joined(joint, at_cost(Cost::Parameters, 20.0)), better, "{joint:?}");
+            assert_eq!(is_joined(joint, at_cost(Cost::MultiplyAdds, 60.0)), better, "{joint:?}");
+        }
+        assert!(is_joined(candidate(1, 99.0, 48.0, 0.4), at_cost(Cost::MultiplyAdds, 60.0)));
+        for (parameters, loss, better) in [(15.0, 0.5, true), (16.0, 0.4, false), (15.0, 0.51, false)] {
+            let joint = candidate(1, parameters, 0.0, loss);
+            let within_loss = |problem: &Problem<'_>| problem.share_uniformly(Goal::Parameters { loss: 0.5 }).unwrap();
+            assert_eq!(is_joined(joint, within_loss), better, "{joint:?}");
+            // Each member loses half of it: an error of 0.5 at most.
+            let within_error = |problem: &Problem<'_>| problem.within_error(0.5);
+            assert_eq!(is_joined(joint, within_error), better, "{joint:?}");
+        }
     }
 }

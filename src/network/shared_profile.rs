@@ -100,3 +100,51 @@ impl SharedProfile {
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two layers of 6 × 6, which lose a tenth and a fifth less with every rank.
+    fn group() -> (SharedProfile, [LayerProfile; 2]) {
+        let member = |(name, step): (&str, f64)| {
+            let losses = (1..=6).map(|rank| 1.0 - step * f64::from(rank)).collect();
+            Member { name: name.into(), out_features: 6, bias: false, losses }
+        };
+        let members = [("query", 0.1), ("key", 0.125)].map(member).into();
+        let layer = |name| LayerProfile::from_energies(name, (6, 6), false, &[1.0; 6], 6.0).unwrap();
+        (SharedProfile { in_features: 6, members, warnings: Vec::new() }, ["query", "key"].map(layer))
+    }
+
+    #[test]
+    fn candidates_are_smaller_and_count_weights_and_calls() {
+        let (profile, layers) = group();
+        // 18 for each rank: 4 of them are the 72 that the layers have.
+        for calls in [1, 3] {
+            let [query, key] = layers.clone().map(|layer| layer.with_calls(calls));
+            let found = profile.candidates(&[(&query, 2.0), (&key, 0.5)], Limits::NONE);
+            assert_eq!(found.iter().map(|candidate| candidate.rank).collect::<Vec<_>>(), [1, 2, 3]);
+            for candidate in found {
+                let rank = candidate.rank as f64;
+                assert_eq!((candidate.parameters, candidate.multiply_adds), (18.0 * rank, 18.0 * rank * calls as f64));
+                let loss = 2.0 * (1.0 - 0.1 * rank) + 0.5 * (1.0 - 0.125 * rank);
+                assert!((candidate.loss - loss).abs() < 1e-14);
+            }
+        }
+        let [query, key] = layers;
+        assert_eq!(profile.candidates(&[(&query, 1.0), (&key.with_calls(2), 1.0)], Limits::NONE), []);
+    }
+
+    #[test]
+    fn layers_are_those_that_were_decomposed() {
+        let (mut profile, [query, _]) = group();
+        profile.members[1].out_features = 5;
+        assert_eq!(profile.check("test", &query), Ok(()));
+        let of_shape = |name: &str, shape| LayerProfile::from_energies(name, shape, false, &[1.0], 1.0).unwrap();
+        for other in [of_shape("query", (5, 6)), of_shape("query", (6, 5)), of_shape("value", (6, 6))] {
+            let expected = "of the shape, and with the losses by energy, that its group has, got another shape";
+            let message = format!("test: expected `{}` {expected}", other.name());
+            assert_eq!(profile.check("test", &other).unwrap_err().to_string(), message);
+        }
+    }
+}

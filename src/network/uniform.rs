@@ -35,9 +35,7 @@ pub(super) fn within_cost(layers: &[Vec<Candidate>], cost: Cost, limit: f64) -> 
     bisect(layers, cost, false, |picks| picks.iter().map(|pick| pick.cost(cost)).sum::<f64>() <= limit)
 }
 
-/// The smallest common share whose weighted loss is within the limit; that of the dense layers is.
-pub(super) fn within_loss(layers: &[Vec<Candidate>], weights: &[f64], limit: f64) -> Vec<Candidate> {
-    bisect(layers, Cost::Parameters, true, |picks| {
-        picks.iter().zip(weights).map(|(pick, weight)| pick.loss * weight).sum::<f64>() <= limit
-    })
+/// The smallest common share whose loss in all is within the limit; that of the dense layers is.
+pub(super) fn within_loss(layers: &[Vec<Candidate>], limit: f64) -> Vec<Candidate> {
+    bisect(layers, Cost::Parameters, true, |picks| picks.iter().map(|pick| pick.loss).sum::<f64>() <= limit)
 }

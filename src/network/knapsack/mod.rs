@@ -47,7 +47,8 @@ impl Block {
         if let Some(class) = &self.joint {
             let item = class.item(class.at(lambda));
             let (joint, each) = (item.value + lambda * item.price, value + lambda * price);
-            if joint < each || (joint == each && item.price < price) {
+            // Where λ is so large that values are lost to rounding, prices decide, and values only between equal ones.
+            if (joint, item.price, item.value) < (each, price, value) {
                 return (item.price, item.value, true);
             }
         }
@@ -57,10 +58,6 @@ impl Block {
     fn least_price(&self) -> f64 {
         let each = self.members.iter().map(|class| class.item(0).price).sum::<f64>();
         self.joint.as_ref().map_or(each, |class| class.item(0).price.min(each))
-    }
-
-    fn steepest(&self) -> f64 {
-        self.members.iter().chain(&self.joint).map(Class::steepest).fold(0.0, f64::max)
     }
 }
 
@@ -88,12 +85,8 @@ fn multipliers(blocks: &[Block], limit: f64) -> Multipliers {
         return Multipliers { above: 0.0, below: 0.0, bound };
     }
     let mut best = bound;
-    let mut above = 1.0_f64.max(2.0 * blocks.iter().map(Block::steepest).fold(0.0, f64::max));
-    // A joint item can be cheaper than all others at the steepest slope, and yet not taken there.
-    while relaxed(blocks, above, limit).0 > limit && above < f64::MAX / 4.0 {
-        above *= 4.0;
-    }
-    let (above, below) = neighbours(above, 0.0, |lambda| {
+    // Not from the steepest slope: a joint item can be cheaper than all others there, and yet not taken.
+    let (above, below) = neighbours(f64::MAX, 0.0, |lambda| {
         let (price, bound) = relaxed(blocks, lambda, limit);
         best = best.max(bound);
         price <= limit
@@ -122,7 +115,9 @@ pub(super) fn solve(blocks: &[Block], limit: f64) -> Result<Solution, f64> {
             return;
         }
         let known = best.as_ref().map_or(f64::INFINITY, |&(_, _, value)| value);
-        if let Some((picks, value)) = within(&classes(blocks, &way), limit, known) {
+        if let Some((picks, value)) = within(&classes(blocks, &way), limit, known)
+            && value < known
+        {
             *best = Some((way, picks, value));
         }
     };
@@ -130,7 +125,7 @@ pub(super) fn solve(blocks: &[Block], limit: f64) -> Result<Solution, f64> {
     for way in [modes(above), modes(below), vec![false; blocks.len()], blocks.iter().map(cheaper).collect()] {
         consider(way, &mut best);
     }
-    if groups.len() < 32 && blocks.len() << groups.len() <= WAYS {
+    if blocks.len() <= WAYS >> groups.len().min(31) {
         for set in 0..1_usize << groups.len() {
             let mut way = vec![false; blocks.len()];
             groups.iter().enumerate().for_each(|(bit, &group)| way[group] = set >> bit & 1 == 1);
@@ -171,7 +166,7 @@ fn classes<'a>(blocks: &'a [Block], joint: &[bool]) -> Vec<&'a Class> {
     chosen
 }
 
-/// One item of each class, and their value; `None` unless that is below what is known already.
+/// One item of each class, and their value; `None` if nothing is affordable, or if the bound says that what is known is as good.
 fn within(classes: &[&Class], limit: f64, known: f64) -> Option<(Vec<usize>, f64)> {
     let price = |lambda: f64| classes.iter().map(|class| class.item(class.at(lambda)).price).sum::<f64>();
     let picks = |lambda: f64| classes.iter().map(|class| class.at(lambda)).collect::<Vec<usize>>();
@@ -182,7 +177,7 @@ fn within(classes: &[&Class], limit: f64, known: f64) -> Option<(Vec<usize>, f64
     if price(0.0) <= limit {
         let picks = picks(0.0);
         let value = value_of(classes, &picks);
-        return (value < known).then_some((picks, value));
+        return Some((picks, value));
     }
     let steepest = classes.iter().map(|class| class.steepest()).fold(0.0, f64::max);
     let (above, below) = neighbours(steepest, 0.0, |lambda| price(lambda) <= limit);
@@ -199,7 +194,7 @@ fn within(classes: &[&Class], limit: f64, known: f64) -> Option<(Vec<usize>, f64
     best = repair::trade(classes, best, limit);
     best = exact::improve(classes, best, above, limit);
     let value = value_of(classes, &best);
-    (value < known).then_some((best, value))
+    Some((best, value))
 }
 
 fn value_of(classes: &[&Class], picks: &[usize]) -> f64 {

@@ -68,7 +68,8 @@ fn best_buy(classes: &[&Class], picks: &[usize], left: f64, except: Option<usize
         let now = items.item(pick);
         let to = items.affordable(now.price + left);
         let gain = now.value - items.item(to).value;
-        if to > pick && gain > best.map_or(0.0, |(_, _, gain)| gain) {
+        // Only an item further on gains anything.
+        if gain > best.map_or(0.0, |(_, _, gain)| gain) {
             best = Some((class, to, gain));
         }
     }
@@ -122,4 +123,24 @@ pub(super) fn cut(classes: &[&Class], mut picks: Vec<usize>, limit: f64) -> Opti
         steps.extend(step(class, to));
     }
     (price_of(classes, &picks) <= limit).then_some(picks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_as_equal_as_their_order_says() {
+        let step = |efficiency: f64, class: usize, to: usize| Step { efficiency, class, to };
+        for (other, order) in [
+            (step(2.0, 3, 9), Ordering::Equal),
+            (step(1.0, 3, 1), Ordering::Greater),
+            (step(3.0, 3, 1), Ordering::Less),
+            (step(2.0, 2, 1), Ordering::Less),
+            (step(2.0, 4, 1), Ordering::Greater),
+        ] {
+            let one = step(2.0, 3, 1);
+            assert_eq!((one.cmp(&other), one.partial_cmp(&other), one == other), (order, Some(order), order.is_eq()));
+        }
+    }
 }
