@@ -234,3 +234,17 @@ fn a_basis_keeps_room_for_the_test() {
     let pairs = decaying::<f64>(|i| 0.5_f64.powf(i), 40, Layout { block: 8, basis: 150 });
     assert!(pairs.is_some());
 }
+
+#[test]
+fn operators_whose_squares_are_out_of_range_are_solved() {
+    let solve = |size: f64| {
+        let values = (0..300).map(|i| size * 0.5_f64.powi(i)).collect();
+        let pairs = top_eigenpairs(&Noisy(values, 0.0), 10, Layout { block: 8, basis: 200 }, 1).unwrap();
+        pairs.expect("settles").values().iter().map(|value| value / size).collect::<Vec<f64>>()
+    };
+    for size in [1e250, 1e-250] {
+        for (index, value) in solve(size).into_iter().enumerate() {
+            assert!((value - 0.5_f64.powi(index as i32)).abs() < 1e-9, "{size:e}");
+        }
+    }
+}
