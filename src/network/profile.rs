@@ -324,3 +324,19 @@ pub(super) fn tails(shares: &[f64], full: usize) -> Vec<f64> {
     tails.reverse();
     tails
 }
+
+#[cfg(test)]
+mod tests {
+    use super::tails;
+
+    #[test]
+    fn what_lies_past_a_rank_is_the_rest_of_all_energy() {
+        // Solved for in part: a quarter lies past it. In full: nothing does, though rounding of the sum would leave some.
+        assert_eq!(tails(&[0.5, 0.25], 3), [0.5, 0.25]);
+        let shares = [0.7, 0.1, 0.1];
+        assert!(shares.iter().sum::<f64>() < 0.9);
+        assert_eq!(tails(&shares, 3), [0.1 + 0.1, 0.1, 0.0]);
+        // No energy at all, solved for in part or in full.
+        assert_eq!([tails(&[0.0, 0.0], 3), tails(&[0.0, 0.0], 2)], [[0.0, 0.0]; 2]);
+    }
+}
