@@ -503,8 +503,7 @@ fn a_memory_limit_with_room_to_collapse_never_blocks_the_way() {
 #[test]
 fn the_first_of_several_ridges_that_tie_is_selected() {
     let layer = Linear::new(Mat::from_fn(4, 3, |i, j| ((i * 3 + j * 5) % 7) as f64), None).unwrap();
-    let mut stats = ActivationStats::new(3);
-    stats.update(Mat::from_fn(9, 3, |i, j| ((i * 11 + j * 7) % 13) as f64).as_ref()).unwrap();
+    let stats = stats(Mat::from_fn(9, 3, |i, j| ((i * 11 + j * 7) % 13) as f64).as_ref());
     // Two names of one thing.
     for candidates in [[Ridge::None, Ridge::Anchored(0.0)], [Ridge::Anchored(0.0), Ridge::None]] {
         assert_eq!(select_ridge(&layer, &stats, &stats, Rank::Fixed(1), &candidates).unwrap(), candidates[0]);
@@ -515,8 +514,7 @@ fn the_first_of_several_ridges_that_tie_is_selected() {
 fn errors_of_outputs_do_not_depend_on_the_size_of_the_weight() {
     let weight = Mat::from_fn(4, 3, |i, j| ((i * 3 + j * 5) % 7) as f64);
     let blind = Mat::from_fn(4, 3, |i, j| if j == 1 { 0.0 } else { weight[(i, j)] });
-    let mut stats = ActivationStats::new(3);
-    stats.update(Mat::from_fn(9, 3, |i, j| ((i * 11 + j * 7) % 13) as f64).as_ref()).unwrap();
+    let stats = stats(Mat::from_fn(9, 3, |i, j| ((i * 11 + j * 7) % 13) as f64).as_ref());
     let error = |size: f64| {
         let layer = |matrix: &Mat<f64>| Linear::new(matrix * faer::Scale(size), Some(Col::full(4, size))).unwrap();
         relative_output_error(&layer(&weight), &layer(&blind), &stats).unwrap()

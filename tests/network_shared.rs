@@ -6,7 +6,7 @@ use common::{Spectrum, gaussian, with_spectrum};
 use dalr::network::{
     Allocator, Budget, Choice, LayerProfile, Plan, Sensitivities, SharedDecomposition, SharedInput, Strategy,
 };
-use dalr::{ActivationStats, Dalr, Error, Linear, LowRankCompressor, Ridge, TruncatedSvd};
+use dalr::{ActivationStats, Dalr, Error, Linear, LowRankCompressor, Ridge, Scalar, TruncatedSvd};
 use faer::{Col, Mat};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -41,18 +41,39 @@ fn group(alike: bool, bias: bool) -> Group {
     Group { layers, stats: common::stats(data.as_ref()), inputs: data }
 }
 
+/// Layers solved for in full, one by one.
+fn profiles<T: Scalar>(
+    method: &dyn LowRankCompressor<T>,
+    layers: &[Linear<T>],
+    stats: &ActivationStats<T>,
+) -> Vec<LayerProfile> {
+    let profile = |(name, layer): (&str, &Linear<T>)| {
+        let full = layer.out_features().min(layer.in_features());
+        LayerProfile::new(name, &method.decompose(layer, stats, full).unwrap())
+    };
+    NAMES.into_iter().zip(layers).map(profile).collect()
+}
+
 impl Group {
     fn profiles(&self, method: &dyn LowRankCompressor<f64>) -> Vec<LayerProfile> {
-        let profile = |(name, layer): (&&str, &Linear<f64>)| {
-            let full = layer.out_features().min(layer.in_features());
-            LayerProfile::new(*name, &method.decompose(layer, &self.stats, full).unwrap())
-        };
-        NAMES.iter().zip(&self.layers).map(profile).collect()
+        profiles(method, &self.layers, &self.stats)
     }
 
     fn joint(&self, method: &dyn LowRankCompressor<f64>, profiles: &[LayerProfile]) -> SharedDecomposition<f64> {
         let members: Vec<_> = profiles.iter().zip(&self.layers).collect();
         SharedInput::new(&members).unwrap().decompose(method, &self.stats, 32).unwrap()
+    }
+
+    fn weighted(
+        &self,
+        method: &dyn LowRankCompressor<f64>,
+        profiles: &[LayerProfile],
+        weights: [(&str, f64); 3],
+    ) -> SharedDecomposition<f64> {
+        let members: Vec<_> = profiles.iter().zip(&self.layers).collect();
+        let shared = SharedInput::new(&members).unwrap();
+        let shared = shared.with_sensitivities(&Sensitivities::new(weights).unwrap()).unwrap();
+        shared.decompose(method, &self.stats, 32).unwrap()
     }
 
     /// Squared error of a member over the energy of its outputs, by running it; centred where the layers have a bias.
@@ -151,11 +172,8 @@ fn the_joint_factors_lose_least_of_the_weighted_sum() {
     let group = group(false, false);
     let method = Dalr::new().with_ridge(Ridge::None);
     let profiles = group.profiles(&method);
-    let members: Vec<_> = profiles.iter().zip(&group.layers).collect();
     let weights = [("query", 1.0), ("key", 0.05), ("value", 1.0)];
-    let weighted =
-        SharedInput::new(&members).unwrap().with_sensitivities(&Sensitivities::new(weights).unwrap()).unwrap();
-    let weighted = weighted.decompose(&method, &group.stats, 32).unwrap();
+    let weighted = group.weighted(&method, &profiles, weights);
     let even = group.joint(&method, &profiles);
     let loss = |joint: &SharedDecomposition<f64>, index| joint.profile().loss(index, 12).unwrap();
     let sum = |joint: &SharedDecomposition<f64>, weights: [f64; 3]| -> f64 {
@@ -185,11 +203,9 @@ fn weights_count_in_any_unit() {
     let group = group(false, false);
     let method = Dalr::new().with_ridge(Ridge::None);
     let profiles = group.profiles(&method);
-    let members: Vec<_> = profiles.iter().zip(&group.layers).collect();
     let losses = |unit: f64| {
-        let weights = Sensitivities::new([("query", unit), ("key", 0.05 * unit), ("value", 0.5 * unit)]).unwrap();
-        let shared = SharedInput::new(&members).unwrap().with_sensitivities(&weights).unwrap();
-        let shared = shared.decompose(&method, &group.stats, 32).unwrap();
+        let weights = [("query", unit), ("key", 0.05 * unit), ("value", 0.5 * unit)];
+        let shared = group.weighted(&method, &profiles, weights);
         [0, 1, 2].map(|index| shared.profile().loss(index, 12).unwrap())
     };
     let expected = losses(1.0);
@@ -215,8 +231,7 @@ fn groups_may_be_of_any_size() {
     let method = Dalr::new();
     let losses = |weight: i32, input: i32| {
         let (layers, stats) = single(&group, weight, input);
-        let profile = |(name, layer)| LayerProfile::new(name, &method.decompose(layer, &stats, 24).unwrap());
-        let profiles: Vec<LayerProfile> = NAMES.into_iter().zip(&layers).map(profile).collect();
+        let profiles = profiles(&method, &layers, &stats);
         let members: Vec<_> = profiles.iter().zip(&layers).collect();
         let shared = SharedInput::new(&members).unwrap().decompose(&method, &stats, 24).unwrap();
         // Profiles of layers twice as large are of other layers, however large these are.
@@ -244,8 +259,7 @@ fn a_member_without_outputs_loses_nothing_and_costs_the_others_nothing() {
     for outputs in [8, 32] {
         let weight = gaussian(&mut rng, outputs, 4) * gaussian(&mut rng, 4, 32);
         let layers = [weight, Mat::zeros(outputs, 32)].map(|weight| Linear::new(weight, None).unwrap());
-        let profile = |(name, layer)| LayerProfile::new(name, &method.decompose(layer, &group.stats, outputs).unwrap());
-        let profiles: Vec<LayerProfile> = NAMES.into_iter().zip(&layers).map(profile).collect();
+        let profiles = profiles(&method, &layers, &group.stats);
         let largest = 32.min(2 * outputs);
         let joint = |order: [usize; 2]| {
             let members = order.map(|index| (&profiles[index], &layers[index]));
@@ -277,8 +291,7 @@ fn factors_and_biases_of_members_that_overflow_are_refused() {
             let weight = Mat::from_fn(24, 32, |i, j| group.layers[1].weight()[(i, j)] as f32 * 2_f32.powi(power));
             Linear::new(weight, bias.then(|| Col::zeros(24))).unwrap()
         });
-        let profile = |(name, layer)| LayerProfile::new(name, &method.decompose(layer, &stats, 24).unwrap());
-        let profiles: Vec<LayerProfile> = NAMES.into_iter().zip(&layers).map(profile).collect();
+        let profiles = profiles(&method, &layers, &stats);
         let members: Vec<_> = profiles.iter().zip(&layers).collect();
         let shared = SharedInput::new(&members).unwrap().decompose(&method, &stats, 24).unwrap();
         let error = shared.truncate(2).unwrap_err();

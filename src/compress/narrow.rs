@@ -34,7 +34,7 @@ const RISK: f64 = 4.0;
 const EXPONENTS: core::ops::RangeInclusive<i32> = -24..=24;
 
 /// What `W S Wᵀ` is written with.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, PartialEq)]
 enum Source {
     /// The weight itself, for `S = I`.
     Weight,
@@ -45,7 +45,7 @@ enum Source {
 }
 
 /// How it is solved.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, PartialEq)]
 enum Way {
     Lanczos,
     /// A dense solve of outputs × outputs.

@@ -324,14 +324,20 @@ fn a_completed_basis_is_orthonormal_and_follows_the_weight() -> Result<()> {
 }
 
 /// A diagonal operator in either precision, which counts what it is applied to.
-struct Diagonal<T> {
+pub(super) struct Diagonal<T> {
     values: Vec<T>,
+    noise: f64,
     applied: core::cell::Cell<usize>,
 }
 
 impl<T: Scalar> Diagonal<T> {
-    fn new(values: &[f64]) -> Self {
-        Self { values: values.iter().map(|&value| T::from_f64(value)).collect(), applied: Default::default() }
+    pub(super) fn new(values: &[f64]) -> Self {
+        let values = values.iter().map(|&value| T::from_f64(value)).collect();
+        Self { values, noise: 0.0, applied: Default::default() }
+    }
+
+    pub(super) fn with_noise(self, noise: f64) -> Self {
+        Self { noise, ..self }
     }
 }
 
@@ -352,6 +358,10 @@ impl<T: Scalar> PsdOperator<T> for Diagonal<T> {
 
     fn trace(&self) -> Result<f64> {
         Ok(self.values.iter().map(|value| value.to_f64()).sum())
+    }
+
+    fn noise(&self) -> f64 {
+        self.noise
     }
 }
 

@@ -110,12 +110,8 @@ pub(super) fn improve(classes: &[&Class], picks: Vec<usize>, lambda: f64, limit:
 
 #[cfg(test)]
 mod tests {
-    use super::super::Item;
+    use super::super::tests::class;
     use super::*;
-
-    fn class(items: impl IntoIterator<Item = (f64, f64)>) -> Class {
-        Class::new(items.into_iter().map(|(price, value)| Item { price, value, tag: 0 }).collect()).unwrap()
-    }
 
     fn improved(classes: &[Class], picks: &[usize], lambda: f64, limit: f64) -> Vec<usize> {
         improve(&classes.iter().collect::<Vec<_>>(), picks.to_vec(), lambda, limit)
@@ -125,7 +121,7 @@ mod tests {
     fn so_many_classes_and_no_more_are_searched() {
         // All can be bought, and all but two are.
         for (count, found) in [(LEVELS, 1), (LEVELS + 1, 0)] {
-            let classes: Vec<Class> = (0..count).map(|_| class([(0.0, 2.0), (1.0, 0.0)])).collect();
+            let classes: Vec<Class> = (0..count).map(|_| class(&[(0.0, 2.0), (1.0, 0.0)])).collect();
             let mut picks = vec![1; count];
             picks[..2].fill(0);
             let better = improved(&classes, &picks, 1.0, count as f64);
@@ -137,17 +133,17 @@ mod tests {
     #[test]
     fn so_many_items_and_no_more_are_searched() {
         for (count, found) in [(ITEMS, ITEMS - 1), (ITEMS + 1, 0)] {
-            let items = (0..count).map(|price| (price as f64, (count - price) as f64));
-            assert_eq!(improved(&[class(items)], &[0], 1.0, count as f64), [found]);
+            let items: Vec<_> = (0..count).map(|price| (price as f64, (count - price) as f64)).collect();
+            assert_eq!(improved(&[class(&items)], &[0], 1.0, count as f64), [found]);
         }
     }
 
     #[test]
     fn classes_with_one_open_item_cost_money_but_no_level() {
         // One for 3 or two for 2 and 2: with 4 to spend beside what the others cost, the two are better.
-        let mut classes: Vec<Class> = (0..LEVELS).map(|_| class([(1.0, 5.0), (50.0, 4.0)])).collect();
-        classes.push(class([(0.0, 10.0), (3.0, 0.0)]));
-        classes.extend([0; 2].map(|_| class([(0.0, 6.0), (2.0, 0.0)])));
+        let mut classes: Vec<Class> = (0..LEVELS).map(|_| class(&[(1.0, 5.0), (50.0, 4.0)])).collect();
+        classes.push(class(&[(0.0, 10.0), (3.0, 0.0)]));
+        classes.extend([0; 2].map(|_| class(&[(0.0, 6.0), (2.0, 0.0)])));
         let mut picks = vec![0; LEVELS + 3];
         picks[LEVELS] = 1;
         let better = improved(&classes, &picks, 3.0, LEVELS as f64 + 4.0);
@@ -159,9 +155,9 @@ mod tests {
     fn money_is_kept_for_the_classes_to_come() {
         // The last class takes 100 of 101, so that only one of the others can be bought: best the last, which is a little better. There are more ways
         // to find out too late than there are branches to look at.
-        let mut classes: Vec<Class> = (0..20).map(|_| class([(0.0, 1.0), (1.0, 0.0)])).collect();
-        classes[19] = class([(0.0, 1.0625), (1.0, 0.0)]);
-        classes.push(class([(100.0, 1.0), (101.0, 0.875)]));
+        let mut classes: Vec<Class> = (0..20).map(|_| class(&[(0.0, 1.0), (1.0, 0.0)])).collect();
+        classes[19] = class(&[(0.0, 1.0625), (1.0, 0.0)]);
+        classes.push(class(&[(100.0, 1.0), (101.0, 0.875)]));
         let mut picks = vec![0; 21];
         picks[0] = 1;
         let mut best = vec![0; 21];
@@ -173,8 +169,8 @@ mod tests {
     fn what_extras_rule_out_is_not_searched() {
         // Two too dear: two that save 1 each lose 2 more than the bound, the one that saves 2 loses 1.5. It comes first in the search, and is given up
         // last: there is time to follow every other one to the end, but not to begin with every other pair as well.
-        let mut classes: Vec<Class> = (0..500).map(|_| class([(0.0, 3.0), (1.0, 1.0)])).collect();
-        classes[7] = class([(0.0, 4.5), (2.0, 1.0)]);
+        let mut classes: Vec<Class> = (0..500).map(|_| class(&[(0.0, 3.0), (1.0, 1.0)])).collect();
+        classes[7] = class(&[(0.0, 4.5), (2.0, 1.0)]);
         let mut picks = vec![1; 500];
         picks[..2].fill(0);
         let mut best = vec![1; 500];
@@ -185,7 +181,7 @@ mod tests {
     #[test]
     fn the_search_gives_up_where_nothing_rules_branches_out() {
         // One unit of money is always left over, whatever is bought: 2⁶⁰ ways that are as good as the bound by their extras.
-        let classes: Vec<Class> = (0..60).map(|_| class([(0.0, 2.0), (2.0, 0.0)])).collect();
+        let classes: Vec<Class> = (0..60).map(|_| class(&[(0.0, 2.0), (2.0, 0.0)])).collect();
         let picks: Vec<usize> = (0..60).map(|index| usize::from(index < 30)).collect();
         assert_eq!(improved(&classes, &picks, 1.0, 61.0), picks);
     }
@@ -194,7 +190,7 @@ mod tests {
     fn improvements_that_only_another_order_of_summing_affords_are_refused() {
         // 0.3 + 0.2 + 0.1 is 0.6 and 0.1 + 0.2 + 0.3 is more. The search begins with the last, of which most is lost.
         let prices = [0.1, 0.2, 0.3];
-        let classes = prices.map(|price| class([(0.0, 100.0 * price), (price, 0.0)]));
+        let classes = prices.map(|price| class(&[(0.0, 100.0 * price), (price, 0.0)]));
         assert!(prices.iter().sum::<f64>() > 0.6 && prices.iter().rev().sum::<f64>() <= 0.6);
         assert_eq!(improved(&classes, &[0, 1, 1], 1.0, 0.6), [0, 1, 1]);
         assert_eq!(improved(&classes, &[0, 1, 1], 1.0, 0.6_f64.next_up()), [1, 1, 1]);

@@ -134,7 +134,7 @@ fn the_bound_is_the_largest_that_any_multiplier_gives() {
 }
 
 /// A class of items in the order of their tags.
-fn class(items: &[(f64, f64)]) -> Class {
+pub(super) fn class(items: &[(f64, f64)]) -> Class {
     Class::new(items.iter().enumerate().map(|(tag, &(price, value))| Item { price, value, tag }).collect()).unwrap()
 }
 

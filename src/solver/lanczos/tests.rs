@@ -1,5 +1,6 @@
 //! The bounds by which the iteration stops, on numbers worked out by hand.
 
+use super::super::tests::Diagonal;
 use super::*;
 
 fn ritz(values: &[f64]) -> Ritz {
@@ -151,31 +152,10 @@ fn directions_that_do_not_fit_end_the_iteration() -> Result<()> {
     Ok(())
 }
 
-/// A diagonal matrix that says how large its noise is.
-struct Noisy(Vec<f64>, f64);
-
-impl PsdOperator<f64> for Noisy {
-    fn dimension(&self) -> usize {
-        self.0.len()
-    }
-
-    fn apply(&self, block: MatRef<'_, f64>, mut result: MatMut<'_, f64>) -> Result<()> {
-        result.copy_from(Mat::from_fn(block.nrows(), block.ncols(), |i, j| self.0[i] * block[(i, j)]));
-        Ok(())
-    }
-
-    fn trace(&self) -> Result<f64> {
-        Ok(self.0.iter().sum())
-    }
-
-    fn noise(&self) -> f64 {
-        self.1
-    }
-}
-
 #[test]
 fn a_trace_is_negative_by_noise_in_every_entry_at_the_most() {
-    let solve = |entry: f64| top_eigenpairs(&Noisy(vec![entry; 6], 1e-3), 1, Layout::new(6, 1), 1);
+    let solve =
+        |entry: f64| top_eigenpairs(&Diagonal::<f64>::new(&[entry; 6]).with_noise(1e-3), 1, Layout::new(6, 1), 1);
     let pairs = solve(-0.9e-3).unwrap().expect("noise");
     assert_eq!(pairs.values(), [0.0]);
     let error = solve(-1.1e-3).unwrap_err().to_string();
@@ -186,31 +166,16 @@ fn a_trace_is_negative_by_noise_in_every_entry_at_the_most() {
 fn what_random_directions_bring_in_is_not_the_end() {
     // Three eigenvalues of more copies than a block finds at a time: it has found 176 of the first when it runs into nothing new, the
     // random directions bring in 16 more, and then there is nothing new either. But 200 are asked for.
-    let values = [(260, 1.0), (300, 0.9), (700, 0.1)].iter().flat_map(|&(count, value)| vec![value; count]).collect();
-    let pairs =
-        top_eigenpairs(&Noisy(values, 0.0), 200, Layout { block: 16, basis: 1112 }, 1).unwrap().expect("settles");
+    let copies = [(260, 1.0), (300, 0.9), (700, 0.1)];
+    let values: Vec<f64> = copies.iter().flat_map(|&(count, value)| vec![value; count]).collect();
+    let layout = Layout { block: 16, basis: 1112 };
+    let pairs = top_eigenpairs(&Diagonal::<f64>::new(&values), 200, layout, 1).unwrap().expect("settles");
     assert!((pairs.values().iter().sum::<f64>() - 200.0).abs() < 1e-9);
 }
 
 fn decaying<T: Scalar>(decay: impl Fn(f64) -> f64, count: usize, layout: Layout) -> Option<Eigenpairs> {
-    struct Diagonal(Vec<f64>);
-    impl<T: Scalar> PsdOperator<T> for Diagonal {
-        fn dimension(&self) -> usize {
-            self.0.len()
-        }
-
-        fn apply(&self, block: MatRef<'_, T>, mut result: MatMut<'_, T>) -> Result<()> {
-            let entry = |i: usize, j: usize| T::from_f64(self.0[i] * block[(i, j)].to_f64());
-            result.copy_from(Mat::from_fn(block.nrows(), block.ncols(), entry));
-            Ok(())
-        }
-
-        fn trace(&self) -> Result<f64> {
-            Ok(self.0.iter().sum())
-        }
-    }
-    let operator = Diagonal((0..600).map(|i| decay(f64::from(i))).collect());
-    top_eigenpairs::<T>(&operator, count, layout, 1).unwrap()
+    let values: Vec<f64> = (0..600).map(|i| decay(f64::from(i))).collect();
+    top_eigenpairs(&Diagonal::<T>::new(&values), count, layout, 1).unwrap()
 }
 
 #[test]
@@ -238,8 +203,9 @@ fn a_basis_keeps_room_for_the_test() {
 #[test]
 fn operators_whose_squares_are_out_of_range_are_solved() {
     let solve = |size: f64| {
-        let values = (0..300).map(|i| size * 0.5_f64.powi(i)).collect();
-        let pairs = top_eigenpairs(&Noisy(values, 0.0), 10, Layout { block: 8, basis: 200 }, 1).unwrap();
+        let values: Vec<f64> = (0..300).map(|i| size * 0.5_f64.powi(i)).collect();
+        let layout = Layout { block: 8, basis: 200 };
+        let pairs = top_eigenpairs(&Diagonal::<f64>::new(&values), 10, layout, 1).unwrap();
         pairs.expect("settles").values().iter().map(|value| value / size).collect::<Vec<f64>>()
     };
     for size in [1e250, 1e-250] {
