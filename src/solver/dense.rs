@@ -2,7 +2,7 @@
 
 use faer::MatRef;
 
-use super::{Eigenpairs, PsdOperator, fix_signs, noise_level};
+use super::{Eigenpairs, PsdOperator, fix_signs, noise_level, relative};
 use crate::covariance::{even_exponent, power_of_two};
 use crate::kernel::{self, Pairs, Tridiagonal};
 use crate::{Error, Result, Scalar};
@@ -163,11 +163,6 @@ pub(super) fn narrow_eigenpairs<T: Scalar>(
 /// Whether rounding explains an error, in units of one rounding error. It does not explain what is not a number.
 fn is_rounding(error: f64, unit: f64) -> bool {
     error.abs() <= RESIDUAL_RATIO * unit
-}
-
-/// A residual relative to the largest eigenvalue; where that is zero, so is any residual that was accepted.
-fn relative(residual: f64, largest: f64) -> f64 {
-    residual / largest.max(f64::MIN_POSITIVE)
 }
 
 /// The values in descending order, each after its place; `None` if one is not a number.

@@ -2,7 +2,7 @@
 
 use faer::{Mat, MatMut, MatRef};
 
-use super::{Eigenpairs, PsdOperator, fix_signs};
+use super::{Eigenpairs, PsdOperator, fix_signs, relative};
 use crate::covariance::{even_exponent, power_of_two};
 use crate::kernel::{self, Tridiagonal};
 use crate::random::SplitMix64;
@@ -466,7 +466,7 @@ impl<T: Scalar> Space<T> {
             fallback: false,
             steps: self.steps,
             basis_size: self.size,
-            residual: if largest > 0.0 { residual / largest } else { 0.0 },
+            residual: relative(residual, largest),
             noise: self.unit.restored(self.unit.noise.max(T::EPSILON * (self.dimension() as f64).sqrt() * largest)),
         })
     }
@@ -494,8 +494,7 @@ impl Ritz {
     fn possible_loss(&self, count: usize, residuals: &[f64]) -> f64 {
         let outside = self.values.get(count).copied().unwrap_or(0.0);
         let loss = |(value, residual): (&f64, &f64)| {
-            let gap = value - outside;
-            if gap > *residual { residual * residual / gap } else { *residual }
+            residual * residual / residual.max(value - outside).max(f64::MIN_POSITIVE)
         };
         self.values.iter().zip(residuals).map(loss).sum()
     }
@@ -505,7 +504,7 @@ impl Ritz {
             (Some(largest), Some(lowest)) => (largest.abs(), *lowest),
             _ => return Ok(()),
         };
-        if lowest < -(100.0 * rounding * largest.max(-lowest) + unit.noise) && lowest < 0.0 {
+        if lowest < -(100.0 * rounding * largest.max(-lowest) + unit.noise) {
             let found = format!("a negative eigenvalue, {:e}", unit.restored(lowest));
             return Err(Error::InvalidOperator { operation: OPERATION, found });
         }

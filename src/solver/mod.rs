@@ -229,6 +229,11 @@ impl core::fmt::Display for Eigenpairs {
     }
 }
 
+/// A residual relative to the largest eigenvalue; where that is zero, so is any residual that was accepted.
+fn relative(residual: f64, largest: f64) -> f64 {
+    residual / largest.max(f64::MIN_POSITIVE)
+}
+
 /// Eigenvalues below this share of the largest are rounding noise.
 pub(crate) fn noise_level(dimension: usize) -> f64 {
     4.0 * dimension as f64 * f64::EPSILON
