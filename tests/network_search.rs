@@ -56,6 +56,8 @@ fn a_network_that_is_linear_in_its_layers_losses_is_measured_exactly() {
     assert_eq!(asked.take(), ["", "fc6", "fc7"]);
     let sensitivities = probes.sensitivities().unwrap();
     assert!((sensitivities.get("fc6").unwrap() - 3.0).abs() < 1e-13);
+    assert!(sensitivities.iter().map(|(name, _)| name).eq(["fc6", "fc7"]));
+    assert!(sensitivities.iter().all(|(name, weight)| sensitivities.get(name) == Some(weight)));
     // Better when compressed: noise, not a reason to pay for it.
     assert_eq!((sensitivities.get("fc7"), sensitivities.get("head")), (Some(0.0), None));
     assert!((sensitivities.with_floor(0.1).unwrap().get("fc7").unwrap() - 0.15).abs() < 1e-14);

@@ -500,11 +500,8 @@ impl Ritz {
     }
 
     fn require_positive(&self, rounding: f64, unit: &Size) -> Result<()> {
-        let (largest, lowest) = match (self.values.first(), self.values.last()) {
-            (Some(largest), Some(lowest)) => (largest.abs(), *lowest),
-            _ => return Ok(()),
-        };
-        if lowest < -(100.0 * rounding * largest.max(-lowest) + unit.noise) {
+        let (Some(largest), Some(&lowest)) = (self.values.first(), self.values.last()) else { return Ok(()) };
+        if lowest < -(100.0 * rounding * largest.abs() + unit.noise) {
             let found = format!("a negative eigenvalue, {:e}", unit.restored(lowest));
             return Err(Error::InvalidOperator { operation: OPERATION, found });
         }

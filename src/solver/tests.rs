@@ -193,6 +193,51 @@ fn a_solver_is_chosen_by_what_it_takes() -> Result<()> {
     Ok(())
 }
 
+/// An operator with prices of its own.
+struct Priced {
+    operator: Diagonal<f64>,
+    work: f64,
+    assembly_work: f64,
+}
+
+impl PsdOperator<f64> for Priced {
+    fn dimension(&self) -> usize {
+        self.operator.dimension()
+    }
+
+    fn apply(&self, block: MatRef<'_, f64>, result: MatMut<'_, f64>) -> Result<()> {
+        self.operator.apply(block, result)
+    }
+
+    fn trace(&self) -> Result<f64> {
+        self.operator.trace()
+    }
+
+    fn work(&self) -> f64 {
+        self.work
+    }
+
+    fn assembly_work(&self) -> f64 {
+        self.assembly_work
+    }
+}
+
+#[test]
+fn an_operators_own_prices_decide_and_where_they_are_equal_the_exact_solver_does() -> Result<()> {
+    let iterated = |work: f64, assembly_work: f64| -> Result<bool> {
+        let operator = Diagonal::new(&(0..600).map(|i| 0.5_f64.powi(i)).collect::<Vec<_>>());
+        let pairs = top_eigenpairs(&Priced { operator, work, assembly_work }, 4, Solver::Auto, 1)?;
+        Ok(pairs.solver() == "block Lanczos")
+    };
+    let dense = cost::dense(600);
+    let work = dense / 300.0;
+    let iterating = cost::lanczos(600, 4, work).expect("a basis that leaves room");
+    assert!(iterating > dense);
+    assert!(!iterated(work, 0.0)? && !iterated(work, iterating - dense)?);
+    assert!(iterated(work, iterating - dense + 1.0)? && iterated(0.0, 0.0)? && iterated(work, dense)?);
+    Ok(())
+}
+
 /// As faer's own solvers were reported to, on an 11 × 11 of all sizes: with whatever rungs give up, those that are left answer.
 #[test]
 fn an_eleven_by_eleven_on_which_solvers_give_up() -> Result<()> {
@@ -489,6 +534,8 @@ fn the_cost_model_iterates_on_large_problems_with_few_pairs_and_nowhere_else() {
     };
     assert!(chosen(4096, 256) && chosen(1024, 16));
     assert!(!chosen(64, 8) && !chosen(1000, 900));
+    // A basis of 272 vectors is expected to do for 64 pairs: it must leave room.
+    assert!(cost::lanczos(272, 64, 0.0).is_none() && cost::lanczos(273, 64, 0.0).is_some());
 }
 
 #[test]

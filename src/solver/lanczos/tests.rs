@@ -86,6 +86,25 @@ fn residuals_are_those_of_the_directions_left_outside() -> Result<()> {
 }
 
 #[test]
+fn a_residual_of_almost_nothing_is_orthogonal_when_it_enters_the_basis() -> Result<()> {
+    let mut space = Space::<f64>::new(40, 10, Size { exponent: 0, trace: 1.0, noise: 0.0 }, 1)?;
+    let start = space.random_block(3)?;
+    space.basis.as_mut().subcols_mut(0, 2).copy_from(start.as_ref().subcols(0, 2));
+    space.size = 2;
+    for scale in [1e-6, 1.0, 1e6] {
+        space.projected[(0, 0)] = scale;
+        // All but a millionth of it is what rounding has left of the basis.
+        let [inside, outside] = [start.col(0), start.col(2)];
+        let residual = Mat::from_fn(40, 1, |i, _| 1e-5 * scale * (inside[i] + 1e-6 * outside[i]));
+        let block = space.orthonormal(residual, 1)?;
+        let share = (space.basis().transpose() * &block).norm_l2();
+        assert!(share < 4.0 * f64::EPSILON, "{scale:e}: {share:e}");
+        assert!((block.col(0).transpose() * outside).abs() > 1.0 - 1e-9);
+    }
+    Ok(())
+}
+
+#[test]
 fn a_basis_is_laid_out_by_the_number_of_pairs() {
     // Blocks of a quarter of the pairs, in eights, from 8 to 64; a basis of five vectors for each pair, four blocks and the probes.
     for (dimension, count, block, basis) in
