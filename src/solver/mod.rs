@@ -229,9 +229,9 @@ impl core::fmt::Display for Eigenpairs {
     }
 }
 
-/// A residual relative to the largest eigenvalue; where that is zero, so is any residual that was accepted.
+/// A residual relative to the largest eigenvalue; where that is zero, any residual that was accepted is noise.
 fn relative(residual: f64, largest: f64) -> f64 {
-    residual / largest.max(f64::MIN_POSITIVE)
+    if largest > 0.0 { residual / largest } else { 0.0 }
 }
 
 /// Eigenvalues below this share of the largest are rounding noise.

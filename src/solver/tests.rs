@@ -193,40 +193,11 @@ fn a_solver_is_chosen_by_what_it_takes() -> Result<()> {
     Ok(())
 }
 
-/// An operator with prices of its own.
-struct Priced {
-    operator: Diagonal<f64>,
-    work: f64,
-    assembly_work: f64,
-}
-
-impl PsdOperator<f64> for Priced {
-    fn dimension(&self) -> usize {
-        self.operator.dimension()
-    }
-
-    fn apply(&self, block: MatRef<'_, f64>, result: MatMut<'_, f64>) -> Result<()> {
-        self.operator.apply(block, result)
-    }
-
-    fn trace(&self) -> Result<f64> {
-        self.operator.trace()
-    }
-
-    fn work(&self) -> f64 {
-        self.work
-    }
-
-    fn assembly_work(&self) -> f64 {
-        self.assembly_work
-    }
-}
-
 #[test]
 fn an_operators_own_prices_decide_and_where_they_are_equal_the_exact_solver_does() -> Result<()> {
     let iterated = |work: f64, assembly_work: f64| -> Result<bool> {
-        let operator = Diagonal::new(&(0..600).map(|i| 0.5_f64.powi(i)).collect::<Vec<_>>());
-        let pairs = top_eigenpairs(&Priced { operator, work, assembly_work }, 4, Solver::Auto, 1)?;
+        let operator = Diagonal::<f64>::new(&(0..600).map(|i| 0.5_f64.powi(i)).collect::<Vec<_>>());
+        let pairs = top_eigenpairs(&operator.with_prices(work, assembly_work), 4, Solver::Auto, 1)?;
         Ok(pairs.solver() == "block Lanczos")
     };
     let dense = cost::dense(600);
@@ -372,17 +343,23 @@ fn a_completed_basis_is_orthonormal_and_follows_the_weight() -> Result<()> {
 pub(super) struct Diagonal<T> {
     values: Vec<T>,
     noise: f64,
+    prices: (f64, f64),
     applied: core::cell::Cell<usize>,
 }
 
 impl<T: Scalar> Diagonal<T> {
     pub(super) fn new(values: &[f64]) -> Self {
-        let values = values.iter().map(|&value| T::from_f64(value)).collect();
-        Self { values, noise: 0.0, applied: Default::default() }
+        let (values, size): (Vec<T>, _) =
+            (values.iter().map(|&value| T::from_f64(value)).collect(), values.len() as f64);
+        Self { values, noise: 0.0, prices: (size.powi(2), size.powi(3)), applied: Default::default() }
     }
 
     pub(super) fn with_noise(self, noise: f64) -> Self {
         Self { noise, ..self }
+    }
+
+    fn with_prices(self, work: f64, assembly_work: f64) -> Self {
+        Self { prices: (work, assembly_work), ..self }
     }
 }
 
@@ -407,6 +384,14 @@ impl<T: Scalar> PsdOperator<T> for Diagonal<T> {
 
     fn noise(&self) -> f64 {
         self.noise
+    }
+
+    fn work(&self) -> f64 {
+        self.prices.0
+    }
+
+    fn assembly_work(&self) -> f64 {
+        self.prices.1
     }
 }
 
