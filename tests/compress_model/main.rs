@@ -4,6 +4,7 @@
 mod errors;
 mod harness;
 mod layers;
+#[cfg(target_os = "linux")]
 mod memory;
 mod python;
 mod report;

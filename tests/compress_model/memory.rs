@@ -88,7 +88,6 @@ fn tiny() -> usize {
 }
 
 #[test]
-#[cfg(target_os = "linux")]
 fn a_model_larger_than_the_memory_is_compressed() {
     let folder = Folder::new();
     write(&folder);
