@@ -349,8 +349,8 @@ pub(super) struct Diagonal<T> {
 
 impl<T: Scalar> Diagonal<T> {
     pub(super) fn new(values: &[f64]) -> Self {
-        let (values, size): (Vec<T>, _) =
-            (values.iter().map(|&value| T::from_f64(value)).collect(), values.len() as f64);
+        let size = values.len() as f64;
+        let values = values.iter().map(|&value| T::from_f64(value)).collect();
         Self { values, noise: 0.0, prices: (size.powi(2), size.powi(3)), applied: Default::default() }
     }
 

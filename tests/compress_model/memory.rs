@@ -74,15 +74,10 @@ fn limited(folder: &Folder, kilobytes: usize) -> std::process::Output {
 fn tiny() -> usize {
     let folder = Folder::new();
     stack(&folder, 1, 12);
-    let passes = |kilobytes: usize| limited(&folder, kilobytes).status.success();
-    let mut most = (10..40)
-        .map(|power| 1 << power)
-        .find(|&kilobytes| passes(kilobytes))
-        .expect("a limit that a tiny model keeps to");
-    let mut least = most / 2;
+    let (mut least, mut most) = (0_usize, 1 << 30);
     while most - least > 1 << 10 {
         let middle = least.midpoint(most);
-        *(if passes(middle) { &mut most } else { &mut least }) = middle;
+        *(if limited(&folder, middle).status.success() { &mut most } else { &mut least }) = middle;
     }
     most
 }
