@@ -29,14 +29,14 @@ impl BiasCorrection {
     }
 
     /// The corrected bias that belongs to the first columns of `up`.
-    pub(crate) fn apply<T: Scalar>(&self, operation: &'static str, up: MatRef<'_, T>) -> Result<Col<T>> {
+    pub(crate) fn apply<T: Scalar>(&self, up: MatRef<'_, T>) -> Result<Col<T>> {
         let compressed = times(up, &self.waist_mean);
         let corrected = self.output_mean.iter().zip(&compressed).map(|(dense, low)| T::from_f64(dense - low));
         let corrected: Col<T> = corrected.collect();
         if corrected.iter().all(|x| x.to_f64().is_finite()) {
             return Ok(corrected);
         }
-        Err(Error::Overflow { operation, what: "the corrected bias" })
+        Err(Error::overflow("the corrected bias"))
     }
 }
 

@@ -226,6 +226,100 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Names the operation that failed, unless an inner one did so already.
+    pub(crate) fn during(mut self, name: &'static str) -> Self {
+        match &mut self {
+            Self::Empty { operation, .. }
+            | Self::Shape { operation, .. }
+            | Self::NonFinite { operation, .. }
+            | Self::OutOfRange { operation, .. }
+            | Self::Rank { operation, .. }
+            | Self::NoSamples { operation }
+            | Self::Overflow { operation, .. }
+            | Self::Memory { operation, .. }
+            | Self::NoConvergence { operation, .. }
+            | Self::InvalidOperator { operation, .. }
+            | Self::Io { operation, .. }
+            | Self::Format { operation, .. }
+            | Self::Text { operation, .. }
+            | Self::NumberType { operation, .. }
+            | Self::Layers { operation, .. }
+            | Self::Library { operation, .. }
+            | Self::Callback { operation, .. } => {
+                if operation.is_empty() {
+                    *operation = name;
+                }
+            }
+            Self::InLayer { source, .. } => {
+                let inner = core::mem::replace(source.as_mut(), Self::NoSamples { operation: name });
+                **source = inner.during(name);
+            }
+        }
+        self
+    }
+
+    pub(crate) fn empty(what: &'static str) -> Self {
+        Self::Empty { operation: UNNAMED, what }
+    }
+
+    pub(crate) fn shape(what: &'static str, expected: usize, found: usize) -> Self {
+        Self::Shape { operation: UNNAMED, what, expected, found }
+    }
+
+    pub(crate) fn out_of_range(parameter: &'static str, expected: String, found: f64) -> Self {
+        Self::OutOfRange { operation: UNNAMED, parameter, expected, found }
+    }
+
+    pub(crate) fn rank(expected: String, found: String) -> Self {
+        Self::Rank { operation: UNNAMED, expected, found }
+    }
+
+    pub(crate) fn no_samples() -> Self {
+        Self::NoSamples { operation: UNNAMED }
+    }
+
+    pub(crate) fn overflow(what: &'static str) -> Self {
+        Self::Overflow { operation: UNNAMED, what }
+    }
+
+    pub(crate) fn memory(needed: usize, available: String) -> Self {
+        Self::Memory { operation: UNNAMED, needed, available }
+    }
+
+    pub(crate) fn no_convergence(dimension: usize, attempts: String) -> Self {
+        Self::NoConvergence { operation: UNNAMED, dimension, attempts }
+    }
+
+    pub(crate) fn invalid_operator(found: String) -> Self {
+        Self::InvalidOperator { operation: UNNAMED, found }
+    }
+
+    pub(crate) fn text(expected: &'static str, found: String) -> Self {
+        Self::Text { operation: UNNAMED, expected, found }
+    }
+
+    pub(crate) fn layers(expected: String, found: String) -> Self {
+        Self::Layers { operation: UNNAMED, expected, found }
+    }
+
+    pub(crate) fn callback(subject: String, source: Cause) -> Self {
+        Self::Callback { operation: UNNAMED, subject, source }
+    }
+
+    pub(crate) fn non_finite(what: &'static str, (row, column): (usize, usize), value: f64) -> Self {
+        Self::NonFinite { operation: UNNAMED, what, row, column, value }
+    }
+}
+
+/// The operation of an error that has not yet reached the public function it concerns.
+const UNNAMED: &str = "";
+
+/// Runs the body of a public function, and names that function in the error it returns.
+pub(crate) fn during<R>(operation: &'static str, body: impl FnOnce() -> Result<R>) -> Result<R> {
+    body().map_err(|error| error.during(operation))
+}
+
 /// An error that a function of the caller's returned, shared so that [`Error`] can be copied.
 ///
 /// ```

@@ -4,7 +4,8 @@ use core::fmt;
 
 use faer::{Col, ColRef, Mat, MatRef};
 
-use crate::kernel;
+use crate::error::during;
+use crate::linalg;
 use crate::{Error, Result, Scalar};
 
 /// A fully connected layer `y = W x + b`, with `W` of shape out × in, as PyTorch stores it.
@@ -40,19 +41,20 @@ impl<T: Scalar> Linear<T> {
     /// assert!(matches!(Linear::new(weight, None), Err(Error::NonFinite { row: 0, column: 1, .. })));
     /// ```
     pub fn new(weight: Mat<T>, bias: Option<Col<T>>) -> Result<Self> {
-        let operation = "Linear::new";
-        if weight.nrows() == 0 || weight.ncols() == 0 {
-            return Err(Error::Empty { operation, what: "the weight" });
-        }
-        kernel::require_finite(operation, "the weight", weight.as_ref())?;
-        if let Some(bias) = &bias {
-            if bias.nrows() != weight.nrows() {
-                let what = "entries in the bias (one per output)";
-                return Err(Error::Shape { operation, what, expected: weight.nrows(), found: bias.nrows() });
+        during("Linear::new", || {
+            if weight.nrows() == 0 || weight.ncols() == 0 {
+                return Err(Error::empty("the weight"));
             }
-            kernel::require_finite(operation, "the bias", bias.as_mat())?;
-        }
-        Ok(Self { weight, bias })
+            linalg::require_finite("the weight", weight.as_ref())?;
+            if let Some(bias) = &bias {
+                if bias.nrows() != weight.nrows() {
+                    let what = "entries in the bias (one per output)";
+                    return Err(Error::shape(what, weight.nrows(), bias.nrows()));
+                }
+                linalg::require_finite("the bias", bias.as_mat())?;
+            }
+            Ok(Self { weight, bias })
+        })
     }
 
     /// The weight, out × in.
@@ -130,10 +132,11 @@ impl<T: Scalar> Linear<T> {
     /// # }
     /// ```
     pub fn forward(&self, inputs: MatRef<'_, T>) -> Result<Mat<T>> {
-        let operation = "Linear::forward";
-        check_inputs(operation, inputs, self.in_features())?;
-        let outputs = kernel::product(operation, inputs, self.weight.transpose(), 0)?;
-        finish(operation, outputs, self.bias())
+        during("Linear::forward", || {
+            check_inputs(inputs, self.in_features())?;
+            let outputs = linalg::product(inputs, self.weight.transpose(), linalg::threads(0))?;
+            finish(outputs, self.bias())
+        })
     }
 }
 
@@ -185,25 +188,26 @@ impl<T: Scalar> LowRankLinear<T> {
     /// assert!(dalr::LowRankLinear::new(down, up, None).is_err());
     /// ```
     pub fn new(down: Mat<T>, up: Mat<T>, bias: Option<Col<T>>) -> Result<Self> {
-        let operation = "LowRankLinear::new";
-        for (what, matrix) in [("the factor `down`", &down), ("the factor `up`", &up)] {
-            if matrix.nrows() == 0 || matrix.ncols() == 0 {
-                return Err(Error::Empty { operation, what });
+        during("LowRankLinear::new", || {
+            for (what, matrix) in [("the factor `down`", &down), ("the factor `up`", &up)] {
+                if matrix.nrows() == 0 || matrix.ncols() == 0 {
+                    return Err(Error::empty(what));
+                }
+                linalg::require_finite(what, matrix.as_ref())?;
             }
-            kernel::require_finite(operation, what, matrix.as_ref())?;
-        }
-        if up.ncols() != down.nrows() {
-            let what = "columns in the factor `up` (one per row of `down`)";
-            return Err(Error::Shape { operation, what, expected: down.nrows(), found: up.ncols() });
-        }
-        if let Some(bias) = &bias {
-            if bias.nrows() != up.nrows() {
-                let what = "entries in the bias (one per output)";
-                return Err(Error::Shape { operation, what, expected: up.nrows(), found: bias.nrows() });
+            if up.ncols() != down.nrows() {
+                let what = "columns in the factor `up` (one per row of `down`)";
+                return Err(Error::shape(what, down.nrows(), up.ncols()));
             }
-            kernel::require_finite(operation, "the bias", bias.as_mat())?;
-        }
-        Ok(Self { down, up, bias })
+            if let Some(bias) = &bias {
+                if bias.nrows() != up.nrows() {
+                    let what = "entries in the bias (one per output)";
+                    return Err(Error::shape(what, up.nrows(), bias.nrows()));
+                }
+                linalg::require_finite("the bias", bias.as_mat())?;
+            }
+            Ok(Self { down, up, bias })
+        })
     }
 
     /// The first factor, rank × in. For an example see [`up`](Self::up).
@@ -278,11 +282,12 @@ impl<T: Scalar> LowRankLinear<T> {
     ///
     /// For an example see [`LowRankLinear`].
     pub fn forward(&self, inputs: MatRef<'_, T>) -> Result<Mat<T>> {
-        let operation = "LowRankLinear::forward";
-        check_inputs(operation, inputs, self.in_features())?;
-        let waist = kernel::product(operation, inputs, self.down.transpose(), 0)?;
-        let outputs = kernel::product(operation, waist.as_ref(), self.up.transpose(), 0)?;
-        finish(operation, outputs, self.bias())
+        during("LowRankLinear::forward", || {
+            check_inputs(inputs, self.in_features())?;
+            let waist = linalg::product(inputs, self.down.transpose(), linalg::threads(0))?;
+            let outputs = linalg::product(waist.as_ref(), self.up.transpose(), linalg::threads(0))?;
+            finish(outputs, self.bias())
+        })
     }
 
     /// The dense layer with the weight `up · down`. Cost: `O(m·n·k)`.
@@ -293,9 +298,10 @@ impl<T: Scalar> LowRankLinear<T> {
     ///
     /// For an example see [`LowRankLinear`].
     pub fn to_linear(&self) -> Result<Linear<T>> {
-        let operation = "LowRankLinear::to_linear";
-        let weight = kernel::product(operation, self.up(), self.down(), 0)?;
-        Ok(Linear { weight: finish(operation, weight, None)?, bias: self.bias.clone() })
+        during("LowRankLinear::to_linear", || {
+            let weight = linalg::product(self.up(), self.down(), linalg::threads(0))?;
+            Ok(Linear { weight: finish(weight, None)?, bias: self.bias.clone() })
+        })
     }
 }
 
@@ -312,30 +318,26 @@ impl<T> fmt::Debug for LowRankLinear<T> {
 }
 
 /// Refuses inputs that a layer of this width cannot take.
-pub(crate) fn check_inputs<T: Scalar>(operation: &'static str, inputs: MatRef<'_, T>, width: usize) -> Result<()> {
+pub(crate) fn check_inputs<T: Scalar>(inputs: MatRef<'_, T>, width: usize) -> Result<()> {
     if inputs.ncols() != width {
         let what = "columns in the inputs (one per input of the layer)";
-        return Err(Error::Shape { operation, what, expected: width, found: inputs.ncols() });
+        return Err(Error::shape(what, width, inputs.ncols()));
     }
     if inputs.nrows() == 0 {
-        return Err(Error::Empty { operation, what: "the inputs' rows" });
+        return Err(Error::empty("the inputs' rows"));
     }
-    kernel::require_finite(operation, "the inputs", inputs)
+    linalg::require_finite("the inputs", inputs)
 }
 
 /// Adds the bias to every row, and refuses a result that overflowed.
-pub(crate) fn finish<T: Scalar>(
-    operation: &'static str,
-    mut outputs: Mat<T>,
-    bias: Option<ColRef<'_, T>>,
-) -> Result<Mat<T>> {
+pub(crate) fn finish<T: Scalar>(mut outputs: Mat<T>, bias: Option<ColRef<'_, T>>) -> Result<Mat<T>> {
     if let Some(bias) = bias {
         for (column, &bias) in outputs.as_mut().col_iter_mut().zip(bias.iter()) {
             column.iter_mut().for_each(|output| *output += bias);
         }
     }
-    match kernel::first_non_finite(outputs.as_ref()) {
-        Some(_) => Err(Error::Overflow { operation, what: "the result" }),
+    match linalg::first_non_finite(outputs.as_ref()) {
+        Some(_) => Err(Error::overflow("the result")),
         None => Ok(outputs),
     }
 }

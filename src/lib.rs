@@ -122,11 +122,10 @@ mod error;
     feature = "safetensors"
 ))]
 pub mod interop;
-mod kernel;
 mod layer;
+mod linalg;
 pub mod network;
 mod operator;
-mod random;
 mod rank;
 mod report;
 mod scalar;

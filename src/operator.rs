@@ -5,33 +5,26 @@ use core::cell::OnceCell;
 use faer::{Mat, MatMut, MatRef};
 
 use crate::covariance::Moment;
-use crate::kernel;
+use crate::linalg::{self, Par};
 use crate::solver::{self, PsdOperator};
 use crate::{Result, Scalar};
 
 /// `F (κ S + λ I) Fᵀ` for a factor `F` of shape outputs × inputs and the second moment `S` of the inputs.
 pub(crate) struct OutputOperator<'a, T> {
-    operation: &'static str,
     factor: MatRef<'a, f64>,
     moment: &'a Moment<'a, T>,
     /// `κ`, what shrinkage leaves of `S`.
     keep: f64,
     /// `λ`, in units of the divided `S`.
     ridge: f64,
-    threads: usize,
+    par: Par,
     data_trace: OnceCell<f64>,
 }
 
 impl<'a, T: Scalar> OutputOperator<'a, T> {
-    pub(crate) fn new(
-        operation: &'static str,
-        factor: MatRef<'a, f64>,
-        moment: &'a Moment<'a, T>,
-        (keep, ridge): (f64, f64),
-        threads: usize,
-    ) -> Self {
+    pub(crate) fn new(factor: MatRef<'a, f64>, moment: &'a Moment<'a, T>, (keep, ridge): (f64, f64), par: Par) -> Self {
         debug_assert_eq!(factor.ncols(), moment.features());
-        Self { operation, factor, moment, keep, ridge, threads, data_trace: OnceCell::new() }
+        Self { factor, moment, keep, ridge, par, data_trace: OnceCell::new() }
     }
 
     /// `tr F S Fᵀ`, the part of the trace that speaks of the data.
@@ -39,7 +32,7 @@ impl<'a, T: Scalar> OutputOperator<'a, T> {
         if let Some(&trace) = self.data_trace.get() {
             return Ok(trace);
         }
-        let forms = self.moment.row_forms(self.operation, self.factor, self.factor, self.threads)?;
+        let forms = self.moment.row_forms(self.factor, self.factor, self.par)?;
         Ok(*self.data_trace.get_or_init(|| forms.iter().sum()))
     }
 }
@@ -50,29 +43,29 @@ impl<T: Scalar> PsdOperator<f64> for OutputOperator<'_, T> {
     }
 
     fn apply(&self, block: MatRef<'_, f64>, result: MatMut<'_, f64>) -> Result<()> {
-        let back = kernel::product(self.operation, self.factor.transpose(), block, self.threads)?;
-        let mut weighted = self.moment.multiply(self.operation, back.as_ref(), self.threads)?;
+        let back = linalg::product(self.factor.transpose(), block, self.par)?;
+        let mut weighted = self.moment.multiply(back.as_ref(), self.par)?;
         faer::zip!(&mut weighted, &back).for_each(|faer::unzip!(weighted, back)| {
             *weighted = self.keep * *weighted + self.ridge * back;
         });
-        kernel::set_product(result, self.factor, weighted.as_ref(), self.threads);
+        linalg::set_product(result, self.factor, weighted.as_ref(), self.par);
         Ok(())
     }
 
     fn trace(&self) -> Result<f64> {
-        Ok(self.keep * self.data_trace()? + self.ridge * kernel::squared_norm(self.factor))
+        Ok(self.keep * self.data_trace()? + self.ridge * linalg::squared_norm(self.factor))
     }
 
     /// Entry by entry, rounding in `F S Fᵀ` is bounded by that of `|F| |S| |F|ᵀ`, which dwarfs the product where the
     /// weight is blind to the directions that vary most.
     fn noise(&self) -> f64 {
         let level = solver::noise_level(self.factor.nrows().max(self.factor.ncols())) + self.moment.rounding();
-        level * term_size(&kernel::squared_column_norms(self.factor), self.moment, (self.keep, self.ridge))
-            + self.moment.quantum() * kernel::squared_norm(self.factor)
+        level * term_size(&linalg::squared_column_norms(self.factor), self.moment, (self.keep, self.ridge))
+            + self.moment.quantum() * linalg::squared_norm(self.factor)
     }
 
     fn work(&self) -> f64 {
-        2.0 * kernel::work(self.factor.nrows(), self.factor.ncols(), 1) + self.moment.work()
+        2.0 * linalg::macs(self.factor.nrows(), self.factor.ncols(), 1) + self.moment.work()
     }
 
     fn assembly_work(&self) -> f64 {
@@ -83,7 +76,7 @@ impl<T: Scalar> PsdOperator<f64> for OutputOperator<'_, T> {
     }
 
     fn assemble(&self) -> Result<Mat<f64>> {
-        let mut matrix = self.moment.congruence(self.operation, self.factor, self.threads)?;
+        let mut matrix = self.moment.congruence(self.factor, self.par)?;
         let trace = (0..matrix.nrows()).map(|i| matrix[(i, i)]).sum();
         // Already known, to rounding, if the trace was asked for first.
         let _ = self.data_trace.set(trace);
@@ -92,8 +85,8 @@ impl<T: Scalar> PsdOperator<f64> for OutputOperator<'_, T> {
         }
         if self.ridge > 0.0 {
             let factor = self.factor;
-            kernel::add_symmetric_product(matrix.as_mut(), self.ridge, factor, factor.transpose(), self.threads);
-            kernel::mirror_lower(&mut matrix);
+            linalg::add_symmetric_product(matrix.as_mut(), self.ridge, factor, factor.transpose(), self.par);
+            linalg::mirror_lower(&mut matrix);
         }
         Ok(matrix)
     }
@@ -115,7 +108,7 @@ pub(crate) struct GramOperator<'a, T> {
     ridge: f64,
     noise: f64,
     trace: f64,
-    threads: usize,
+    par: Par,
 }
 
 impl<'a, T: Scalar> GramOperator<'a, T> {
@@ -125,17 +118,17 @@ impl<'a, T: Scalar> GramOperator<'a, T> {
         weight: MatRef<'a, T>,
         (keep, ridge): (f64, f64),
         noise: f64,
-        threads: usize,
+        par: Par,
     ) -> Self {
-        let anchor = if ridge > 0.0 { ridge * kernel::squared_norm(weight) } else { 0.0 };
-        let trace = keep * kernel::squared_norm(outputs) + anchor;
-        Self { outputs, weight, keep, ridge, noise, trace, threads }
+        let anchor = if ridge > 0.0 { ridge * linalg::squared_norm(weight) } else { 0.0 };
+        let trace = keep * linalg::squared_norm(outputs) + anchor;
+        Self { outputs, weight, keep, ridge, noise, trace, par }
     }
 
     /// Adds `factor · M Mᵀ · block` to `result`.
     fn add(&self, mut result: MatMut<'_, T>, factor: f64, matrix: MatRef<'_, T>, block: MatRef<'_, T>) -> Result<()> {
-        let share = kernel::product("GramOperator::apply", matrix.transpose(), block, self.threads)?;
-        kernel::add_product(result.as_mut(), T::from_f64(factor), matrix, share.as_ref(), self.threads);
+        let share = linalg::product(matrix.transpose(), block, self.par)?;
+        linalg::add_product(result.as_mut(), T::from_f64(factor), matrix, share.as_ref(), self.par);
         Ok(())
     }
 }
@@ -164,14 +157,14 @@ impl<T: Scalar> PsdOperator<T> for GramOperator<'_, T> {
 
     fn assemble(&self) -> Result<Mat<T>> {
         let dimension = self.dimension();
-        let mut matrix = kernel::zeros("GramOperator::assemble", dimension, dimension)?;
+        let mut matrix = linalg::zeros(dimension, dimension)?;
         for (factor, part) in [(self.keep, self.outputs), (self.ridge, self.weight)] {
             if factor > 0.0 {
                 let factor = T::from_f64(factor);
-                kernel::add_symmetric_product(matrix.as_mut(), factor, part, part.transpose(), self.threads);
+                linalg::add_symmetric_product(matrix.as_mut(), factor, part, part.transpose(), self.par);
             }
         }
-        kernel::mirror_lower(&mut matrix);
+        linalg::mirror_lower(&mut matrix);
         Ok(matrix)
     }
 }
@@ -190,13 +183,13 @@ mod tests {
             let mut stats = ActivationStats::<f64>::new(12);
             stats.update(Mat::from_fn(samples, 12, |i, j| entry(j, i) + 2.0).as_ref())?;
             for centred in [true, false] {
-                let moment = Moment::of("test", &stats, centred)?;
-                let operator = OutputOperator::new("test", factor.as_ref(), &moment, (0.7, 0.2), 1);
+                let moment = Moment::of(&stats, centred)?;
+                let operator = OutputOperator::new(factor.as_ref(), &moment, (0.7, 0.2), 1);
                 let assembled = operator.assemble()?;
                 let mut applied = Mat::zeros(7, 7);
                 operator.apply(Mat::identity(7, 7).as_ref(), applied.as_mut())?;
                 assert!((&assembled - &applied).norm_max() < 1e-13 * assembled.norm_max());
-                let fresh = OutputOperator::new("test", factor.as_ref(), &moment, (0.7, 0.2), 1);
+                let fresh = OutputOperator::new(factor.as_ref(), &moment, (0.7, 0.2), 1);
                 let trace: f64 = (0..7).map(|i| assembled[(i, i)]).sum();
                 assert!((fresh.trace()? / trace - 1.0).abs() < 1e-13);
             }
@@ -237,20 +230,20 @@ mod tests {
         let factor = Mat::from_fn(7, inputs, |i, j| ((i * 29 + j * 53) % 31) as f64 / 31.0 - 0.3);
         for samples in [5, 1600] {
             let stats = stats(samples, inputs);
-            let moment = Moment::of("test", &stats, true)?;
+            let moment = Moment::of(&stats, true)?;
             assert_eq!(moment.rounding() > 0.0, samples == 1600);
             let term = |j: usize| factor.col(j).squared_norm_l2() * (0.7 * moment.diagonal()[j] + 0.2);
             let terms: f64 = (0..inputs).map(term).sum();
             let expected = (4.0 * inputs as f64 * f64::EPSILON + moment.rounding()) * terms;
-            let noise = OutputOperator::new("test", factor.as_ref(), &moment, (0.7, 0.2), 1).noise();
+            let noise = OutputOperator::new(factor.as_ref(), &moment, (0.7, 0.2), 1).noise();
             assert!((noise / expected - 1.0).abs() < 1e-12, "{noise:e} {expected:e}");
         }
         // Where there are no terms, what underflow takes away in tiny data.
         let mut tiny = ActivationStats::<f64>::new(3);
         tiny.update(Mat::from_fn(4, 3, |i, j| 1e-155 * ((i * 5 + j * 3) % 7) as f64).as_ref())?;
-        let moment = Moment::of("test", &tiny, true)?;
+        let moment = Moment::of(&tiny, true)?;
         let factor = Mat::from_fn(2, 3, |i, j| (i + j) as f64 + 2.0);
-        let noise = OutputOperator::new("test", factor.as_ref(), &moment, (0.0, 0.0), 1).noise();
+        let noise = OutputOperator::new(factor.as_ref(), &moment, (0.0, 0.0), 1).noise();
         let expected = moment.quantum() * factor.squared_norm_l2();
         assert!(expected > 1e-30 && (noise / expected - 1.0).abs() < 1e-12, "{noise:e} {expected:e}");
         Ok(())
@@ -262,10 +255,10 @@ mod tests {
         // Kept, a sample is multiplied by twice; a scatter once, with 144 entries; `S = I` not at all.
         let (kept, collapsed) = (stats(5, 12), stats(400, 12));
         let prices = |moment: &Moment<'_, f32>, ridge: f64| {
-            let operator = OutputOperator::new("test", factor.as_ref(), moment, (1.0, ridge), 1);
+            let operator = OutputOperator::new(factor.as_ref(), moment, (1.0, ridge), 1);
             (operator.work(), operator.assembly_work())
         };
-        let (kept, collapsed) = (Moment::of("test", &kept, true)?, Moment::of("test", &collapsed, true)?);
+        let (kept, collapsed) = (Moment::of(&kept, true)?, Moment::of(&collapsed, true)?);
         assert_eq!(prices(&kept, 0.0), (2.0 * 84.0 + 120.0, 7.0 * (12.0 * 5.0 + 7.0 * 5.0 / 2.0)));
         assert_eq!(prices(&kept, 1.0), (2.0 * 84.0 + 120.0, 7.0 * (12.0 * 5.0 + 7.0 * 17.0 / 2.0)));
         assert_eq!(prices(&collapsed, 0.0), (2.0 * 84.0 + 144.0, 7.0 * (12.0 * 12.0 + 7.0 * 12.0 / 2.0)));

@@ -59,25 +59,25 @@ impl Rank {
 
     /// The rank up to which a problem must be solved before this can be resolved, multiples of `multiple`
     /// wanted. All that can be refused without solving is refused here.
-    pub(crate) fn bound(self, operation: &'static str, shape: (usize, usize), multiple: usize) -> Result<usize> {
+    pub(crate) fn bound(self, shape: (usize, usize), multiple: usize) -> Result<usize> {
         let (m, n) = shape;
         let full = m.min(n);
         if multiple == 0 {
             let expected = "to be at least 1".into();
-            return Err(Error::OutOfRange { operation, parameter: "the rank multiple", expected, found: 0.0 });
+            return Err(Error::out_of_range("the rank multiple", expected, 0.0));
         }
         let fraction = |parameter, value: f64| {
             if value > 0.0 && value <= 1.0 {
                 return Ok(value);
             }
-            Err(Error::OutOfRange { operation, parameter, expected: "in (0, 1]".into(), found: value })
+            Err(Error::out_of_range(parameter, "in (0, 1]".into(), value))
         };
         match self {
             Self::Fixed(rank) => {
-                validate_fixed(operation, rank, shape)?;
+                validate_fixed(rank, shape)?;
                 if !rank.is_multiple_of(multiple) {
                     let expected = format!("a rank that is a multiple of {multiple}");
-                    return Err(Error::Rank { operation, expected, found: rank.to_string() });
+                    return Err(Error::rank(expected, rank.to_string()));
                 }
                 Ok(rank)
             }
@@ -91,7 +91,7 @@ impl Rank {
                         "a parameter ratio that pays for rank {multiple} of a {m} × {n} weight, {:.6} or more",
                         (multiple as f64 / Self::break_even(m, n) * 1e6).ceil() / 1e6
                     );
-                    return Err(Error::Rank { operation, expected, found: ratio.to_string() });
+                    return Err(Error::rank(expected, ratio.to_string()));
                 }
                 Ok(rank)
             }
@@ -101,14 +101,8 @@ impl Rank {
     }
 
     /// The rank for an `m × n` weight, given what solving up to [`bound`](Self::bound) told.
-    pub(crate) fn resolve(
-        self,
-        operation: &'static str,
-        shape: (usize, usize),
-        multiple: usize,
-        spectrum: &Spectrum<'_>,
-    ) -> Result<usize> {
-        let bound = self.bound(operation, shape, multiple)?;
+    pub(crate) fn resolve(self, shape: (usize, usize), multiple: usize, spectrum: &Spectrum<'_>) -> Result<usize> {
+        let bound = self.bound(shape, multiple)?;
         let solved = spectrum.energies.len();
         let rank = match self {
             Self::Fixed(_) | Self::ParameterRatio(_) => bound,
@@ -134,11 +128,11 @@ impl Rank {
                     enough
                 } else {
                     let expected = format!("a solve up to a rank that gathers {fraction} of the energy");
-                    return Err(Error::Rank { operation, expected, found: format!("one up to rank {solved}") });
+                    return Err(Error::rank(expected, format!("one up to rank {solved}")));
                 }
             }
             Self::RelativeError(goal) => {
-                let errors = spectrum.relative_errors.ok_or(Error::NoSamples { operation })?;
+                let errors = spectrum.relative_errors.ok_or(Error::no_samples())?;
                 let reached = if goal >= spectrum.resolution {
                     errors.iter().position(|&error| error <= goal)
                 } else {
@@ -148,7 +142,7 @@ impl Rank {
                 let Some(index) = reached else {
                     let best = errors.iter().copied().fold(f64::INFINITY, f64::min);
                     let expected = format!("a relative error of at most {goal} within reach");
-                    return Err(Error::Rank { operation, expected, found: format!("{best:.3e} at best") });
+                    return Err(Error::rank(expected, format!("{best:.3e} at best")));
                 };
                 index + 1
             }
@@ -156,24 +150,24 @@ impl Rank {
         let rounded = rank.next_multiple_of(multiple);
         if rounded > shape.0.min(shape.1) {
             let expected = format!("a multiple of {multiple} up to {}", shape.0.min(shape.1));
-            return Err(Error::Rank { operation, expected, found: format!("a need of rank {rank}") });
+            return Err(Error::rank(expected, format!("a need of rank {rank}")));
         }
         if rounded > solved {
             let expected = format!("a rank up to the {solved} solved for");
-            return Err(Error::Rank { operation, expected, found: rounded.to_string() });
+            return Err(Error::rank(expected, rounded.to_string()));
         }
         Ok(rounded)
     }
 }
 
 /// Refuses ranks that no `m × n` matrix has.
-pub(crate) fn validate_fixed(operation: &'static str, rank: usize, shape: (usize, usize)) -> Result<()> {
+pub(crate) fn validate_fixed(rank: usize, shape: (usize, usize)) -> Result<()> {
     let (m, n) = shape;
     if (1..=m.min(n)).contains(&rank) {
         return Ok(());
     }
     let expected = format!("a rank from 1 to {} for a {m} × {n} weight", m.min(n));
-    Err(Error::Rank { operation, expected, found: rank.to_string() })
+    Err(Error::rank(expected, rank.to_string()))
 }
 
 #[cfg(test)]
@@ -193,7 +187,7 @@ mod tests {
     }
 
     fn resolve(rank: Rank, multiple: usize) -> Result<usize> {
-        rank.resolve("test", SHAPE, multiple, &spectrum())
+        rank.resolve(SHAPE, multiple, &spectrum())
     }
 
     #[test]
@@ -228,16 +222,14 @@ mod tests {
         for shape in [(200, 200), (110, 41), (11008, 4096), (6, 6)] {
             for rank in (1..=(Rank::break_even(shape.0, shape.1) as usize)).step_by(shape.0 / 6) {
                 let ratio = (rank * (shape.0 + shape.1)) as f64 / (shape.0 * shape.1) as f64;
-                assert_eq!(Rank::ParameterRatio(ratio).bound("test", shape, 1), Ok(rank), "{shape:?}");
+                assert_eq!(Rank::ParameterRatio(ratio).bound(shape, 1), Ok(rank), "{shape:?}");
             }
-            let Err(Error::Rank { expected, .. }) = Rank::ParameterRatio(1e-9).bound("test", shape, 1) else {
-                panic!()
-            };
+            let Err(Error::Rank { expected, .. }) = Rank::ParameterRatio(1e-9).bound(shape, 1) else { panic!() };
             let least: f64 = expected.split(' ').rev().nth(2).unwrap().parse().unwrap();
-            assert_eq!(Rank::ParameterRatio(least).bound("test", shape, 1), Ok(1), "{expected}");
+            assert_eq!(Rank::ParameterRatio(least).bound(shape, 1), Ok(1), "{expected}");
         }
         // 0.29 · 100 is 28.999999999999996 in floating point.
-        assert_eq!(Rank::ParameterRatio(0.29).bound("test", (200, 200), 1), Ok(29));
+        assert_eq!(Rank::ParameterRatio(0.29).bound((200, 200), 1), Ok(29));
     }
 
     #[test]
@@ -259,7 +251,7 @@ mod tests {
     #[test]
     fn all_of_the_energy_is_all_that_stands_out_of_noise() {
         let mut spectrum = spectrum();
-        let all = |spectrum: &Spectrum<'_>| Rank::Energy(1.0).resolve("test", SHAPE, 1, spectrum);
+        let all = |spectrum: &Spectrum<'_>| Rank::Energy(1.0).resolve(SHAPE, 1, spectrum);
         // Noise is told from energy by a solve that goes further.
         spectrum.energies = &[6.0, 3.0, 1.0, 0.0];
         assert_eq!(all(&spectrum), Ok(3));
@@ -272,7 +264,7 @@ mod tests {
             spectrum.numerical_rank = numerical_rank;
             assert_eq!(all(&spectrum), Ok(numerical_rank));
         }
-        assert_eq!(Rank::Energy(0.99).resolve("test", SHAPE, 1, &spectrum), Ok(3));
+        assert_eq!(Rank::Energy(0.99).resolve(SHAPE, 1, &spectrum), Ok(3));
     }
 
     #[test]
@@ -281,9 +273,9 @@ mod tests {
         partial.energies = &[6.0, 3.0];
         partial.numerical_rank = 2;
         partial.relative_errors = Some(&[0.7, 0.3]);
-        assert_eq!(Rank::Energy(0.9).resolve("test", SHAPE, 1, &partial), Ok(2));
-        assert!(Rank::Energy(0.95).resolve("test", SHAPE, 1, &partial).is_err());
-        assert!(Rank::RelativeError(0.1).resolve("test", SHAPE, 1, &partial).is_err());
-        assert!(Rank::Energy(0.9).resolve("test", SHAPE, 8, &partial).is_err());
+        assert_eq!(Rank::Energy(0.9).resolve(SHAPE, 1, &partial), Ok(2));
+        assert!(Rank::Energy(0.95).resolve(SHAPE, 1, &partial).is_err());
+        assert!(Rank::RelativeError(0.1).resolve(SHAPE, 1, &partial).is_err());
+        assert!(Rank::Energy(0.9).resolve(SHAPE, 8, &partial).is_err());
     }
 }

@@ -23,7 +23,16 @@ mod sealed {
 /// assert_eq!(layer.and_then(|layer| restored(&layer)).map(|layer| layer.weight()[(0, 0)]), Ok(2.0));
 /// ```
 pub trait Scalar:
-    sealed::Sealed + faer::traits::RealField + Copy + Debug + Default + Display + Send + Sync + 'static
+    sealed::Sealed
+    + crate::linalg::Kernels
+    + faer::traits::RealField
+    + Copy
+    + Debug
+    + Default
+    + Display
+    + Send
+    + Sync
+    + 'static
 {
     /// Distance between 1 and the next larger number of this type.
     const EPSILON: f64;

@@ -32,7 +32,7 @@ fn numbers<T: Scalar>(matrix: MatRef<'_, T>) -> Vec<T> {
 fn matrix<T: Scalar>(what: &'static str, numbers: &[T], rows: usize, columns: usize) -> Result<Mat<T>> {
     let expected = rows.saturating_mul(columns);
     if numbers.len() != expected {
-        return Err(Error::Shape { operation: "deserialize", what, expected, found: numbers.len() });
+        return Err(Error::shape(what, expected, numbers.len()));
     }
     if expected == 0 {
         // Refused by the constructors; not made before, since the other side may be of any length.

@@ -41,7 +41,7 @@ impl FromStr for Rank {
             Some(("error", number)) => number.parse().ok().map(Self::RelativeError),
             Some(_) => None,
         };
-        rank.ok_or_else(|| refused("Rank::from_str", expected, text))
+        rank.ok_or_else(|| refused(expected, text))
     }
 }
 
@@ -78,7 +78,7 @@ impl FromStr for Ridge {
             Some(("exact", number)) => number.parse().ok().map(Self::Exact),
             _ => None,
         };
-        ridge.ok_or_else(|| refused("Ridge::from_str", expected, text))
+        ridge.ok_or_else(|| refused(expected, text))
     }
 }
 
@@ -114,13 +114,13 @@ impl FromStr for Solver {
             "auto" => Ok(Self::Auto),
             "dense-eigen" => Ok(Self::DenseEigen),
             "block-lanczos" => Ok(Self::BlockLanczos),
-            _ => Err(refused("Solver::from_str", "one of auto, dense-eigen, block-lanczos", text)),
+            _ => Err(refused("one of auto, dense-eigen, block-lanczos", text)),
         }
     }
 }
 
-fn refused(operation: &'static str, expected: &'static str, found: &str) -> Error {
-    Error::Text { operation, expected, found: found.into() }
+fn refused(expected: &'static str, found: &str) -> Error {
+    Error::text(expected, found.into())
 }
 
 /// `400 → 120`, inputs and outputs.

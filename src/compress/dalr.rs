@@ -2,6 +2,8 @@
 
 use super::weighted::Problem;
 use super::{Decomposition, LowRankCompressor, Ridge};
+use crate::error::during;
+use crate::linalg;
 use crate::{ActivationStats, Linear, Result, Scalar, Solver};
 
 /// Domain-adaptive low-rank compression (Masana et al., ICCV 2017), improved.
@@ -131,18 +133,20 @@ impl Default for Dalr {
 
 impl<T: Scalar> LowRankCompressor<T> for Dalr {
     fn decompose(&self, layer: &Linear<T>, stats: &ActivationStats<T>, max_rank: usize) -> Result<Decomposition<T>> {
-        let operation = "Dalr::decompose";
-        let objective = self.ridge.objective(operation)?;
-        let corrected = self.correct_bias.unwrap_or(!self.ridge.is_absolute() && layer.bias().is_some());
-        let method = match (self.ridge, corrected) {
-            (Ridge::Paper(_), false) => "dalr-paper",
-            (Ridge::Paper(_), true) => "dalr-paper+bc",
-            (Ridge::Exact(_), false) => "dalr-exact",
-            (Ridge::Exact(_), true) => "dalr-exact+bc",
-            _ => "dalr",
-        };
-        let problem = Problem { operation, method, objective, corrected, solver: self.solver, threads: self.threads };
-        problem.solve(layer, stats, max_rank)
+        during("Dalr::decompose", || {
+            let objective = self.ridge.objective()?;
+            let corrected = self.correct_bias.unwrap_or(!self.ridge.is_absolute() && layer.bias().is_some());
+            let method = match (self.ridge, corrected) {
+                (Ridge::Paper(_), false) => "dalr-paper",
+                (Ridge::Paper(_), true) => "dalr-paper+bc",
+                (Ridge::Exact(_), false) => "dalr-exact",
+                (Ridge::Exact(_), true) => "dalr-exact+bc",
+                _ => "dalr",
+            };
+            let problem =
+                Problem { method, objective, corrected, solver: self.solver, par: linalg::threads(self.threads) };
+            problem.solve(layer, stats, max_rank)
+        })
     }
 
     fn rank_multiple(&self) -> usize {

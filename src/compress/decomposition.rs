@@ -6,7 +6,8 @@ use faer::{Col, Mat, MatRef};
 
 use super::evaluate::{Denominator, output_error};
 use crate::bias::BiasCorrection;
-use crate::kernel;
+use crate::error::during;
+use crate::linalg;
 use crate::rank::Spectrum;
 use crate::{ActivationStats, Error, Linear, LowRankLinear, Rank, Report, Result, Scalar, Warning};
 
@@ -167,7 +168,7 @@ impl<T: Scalar> Decomposition<T> {
             relative_errors: self.relative_errors.as_deref(),
             resolution: self.facts.resolution,
         };
-        rank.resolve("Decomposition::rank_for", self.facts.shape, multiple, &spectrum)
+        rank.resolve(self.facts.shape, multiple, &spectrum)
     }
 
     /// The compressed layer of this rank. Cost: a copy of its factors, no further solve.
@@ -178,24 +179,25 @@ impl<T: Scalar> Decomposition<T> {
     ///
     /// For an example see [`Decomposition`].
     pub fn truncate(&self, rank: usize) -> Result<Compressed<T>> {
-        let operation = "Decomposition::truncate";
-        if !(1..=self.max_rank()).contains(&rank) {
-            let expected = format!("a rank from 1 to the {} solved for", self.max_rank());
-            return Err(Error::Rank { operation, expected, found: rank.to_string() });
-        }
-        let copy = |source: MatRef<'_, T>| {
-            let mut copy = kernel::zeros(operation, source.nrows(), source.ncols())?;
-            copy.copy_from(source);
-            Result::Ok(copy)
-        };
-        let (up, down) = (self.up.subcols(0, rank), self.down.subrows(0, rank));
-        let bias = match &self.correction {
-            Some(correction) => Some(correction.apply(operation, up)?),
-            None => self.kept_bias.clone(),
-        };
-        let layer = LowRankLinear::new(copy(down)?, copy(up)?, bias)?;
-        let report = self.facts.report(rank, self.relative_error(rank));
-        Ok(Compressed { report, layer, corrected: self.correction.is_some() })
+        during("Decomposition::truncate", || {
+            if !(1..=self.max_rank()).contains(&rank) {
+                let expected = format!("a rank from 1 to the {} solved for", self.max_rank());
+                return Err(Error::rank(expected, rank.to_string()));
+            }
+            let copy = |source: MatRef<'_, T>| {
+                let mut copy = linalg::zeros(source.nrows(), source.ncols())?;
+                copy.copy_from(source);
+                Result::Ok(copy)
+            };
+            let (up, down) = (self.up.subcols(0, rank), self.down.subrows(0, rank));
+            let bias = match &self.correction {
+                Some(correction) => Some(correction.apply(up)?),
+                None => self.kept_bias.clone(),
+            };
+            let layer = LowRankLinear::new(copy(down)?, copy(up)?, bias)?;
+            let report = self.facts.report(rank, self.relative_error(rank));
+            Ok(Compressed { report, layer, corrected: self.correction.is_some() })
+        })
     }
 
     /// Whether the bias is corrected, not kept.
@@ -304,6 +306,8 @@ impl<T: Scalar> Compressed<T> {
     pub fn evaluate(&self, layer: &Linear<T>, stats: &ActivationStats<T>) -> Result<f64> {
         let denominator = if self.corrected { Denominator::Centred } else { Denominator::Uncentred };
         let weight = (self.layer.up(), self.layer.down());
-        output_error("Compressed::evaluate", layer, weight.into(), self.layer.bias(), stats)?.relative_to(denominator)
+        during("Compressed::evaluate", || {
+            output_error(layer, weight.into(), self.layer.bias(), stats)?.relative_to(denominator)
+        })
     }
 }

@@ -3,8 +3,10 @@
 use faer::{ColRef, Mat, MatRef};
 
 use crate::bias::times;
-use crate::covariance::{Moment, even_exponent, power_of_two};
-use crate::kernel;
+use crate::covariance::Moment;
+use crate::error::during;
+use crate::linalg;
+use crate::linalg::{even_exponent, power_of_two};
 use crate::{ActivationStats, Error, Linear, Result, Scalar};
 
 /// What an error is relative to.
@@ -30,7 +32,6 @@ impl<'a, T> From<(MatRef<'a, T>, MatRef<'a, T>)> for Weight<'a, T> {
 
 /// Mean squares over the samples, all divided by one power of two.
 pub(super) struct OutputError {
-    operation: &'static str,
     squared: f64,
     centred_total: f64,
     uncentred_total: f64,
@@ -38,7 +39,6 @@ pub(super) struct OutputError {
 
 impl OutputError {
     pub(super) fn relative_to(&self, denominator: Denominator) -> Result<f64> {
-        let operation = self.operation;
         let (total, parameter) = match denominator {
             Denominator::Centred => (self.centred_total, "the variance of the dense outputs"),
             Denominator::Uncentred => (self.uncentred_total, "the energy of the dense outputs"),
@@ -51,13 +51,12 @@ impl OutputError {
             return Ok(error);
         }
         let expected = "to be positive, so that an error can be relative to it".into();
-        Err(Error::OutOfRange { operation, parameter, expected, found: total })
+        Err(Error::out_of_range(parameter, expected, total))
     }
 }
 
 /// `E‖(W x + b) − (C x + b̂)‖² = tr((W − C) Σ (W − C)ᵀ) + ‖(W − C) μ + b − b̂‖²`, and what to measure it by.
 pub(super) fn output_error<T: Scalar>(
-    operation: &'static str,
     layer: &Linear<T>,
     replacement: Weight<'_, T>,
     bias: Option<ColRef<'_, T>>,
@@ -73,28 +72,29 @@ pub(super) fn output_error<T: Scalar>(
         ("inputs in the layer (as its replacement has)", columns, n),
     ] {
         if expected != found {
-            return Err(Error::Shape { operation, what, expected, found });
+            return Err(Error::shape(what, expected, found));
         }
     }
-    stats.require_features(operation, n)?;
-    stats.require_samples(operation)?;
+    stats.require_features(n)?;
+    stats.require_samples()?;
 
-    let exponent = even_exponent(kernel::max_abs(layer.weight()));
+    let exponent = even_exponent(linalg::max_abs(layer.weight()));
     let scale = power_of_two(-exponent);
-    let weight = kernel::widened(operation, layer.weight(), scale)?;
+    let par = linalg::threads(0);
+    let weight = linalg::widened(layer.weight(), scale)?;
     let low: Mat<f64> = match replacement {
-        Weight::Dense(weight) => kernel::widened(operation, weight, scale)?,
+        Weight::Dense(weight) => linalg::widened(weight, scale)?,
         Weight::Factors(up, down) => {
-            let (up, down) = (kernel::widened(operation, up, 1.0)?, kernel::widened(operation, down, scale)?);
-            kernel::product(operation, up.as_ref(), down.as_ref(), 0)?
+            let (up, down) = (linalg::widened(up, 1.0)?, linalg::widened(down, scale)?);
+            linalg::product(up.as_ref(), down.as_ref(), par)?
         }
     };
     let mut difference = low;
     faer::zip!(&mut difference, &weight).for_each(|faer::unzip!(low, weight)| *low = weight - *low);
-    let centred = Moment::of(operation, stats, true)?;
+    let centred = Moment::of(stats, true)?;
     let spread = power_of_two(centred.exponent());
     let variance = |matrix: &Mat<f64>| {
-        let forms = centred.row_forms(operation, matrix.as_ref(), matrix.as_ref(), 0)?;
+        let forms = centred.row_forms(matrix.as_ref(), matrix.as_ref(), par)?;
         Result::Ok(forms.iter().sum::<f64>().max(0.0) * spread)
     };
     let mean = stats.mean_or_zero();
@@ -104,7 +104,6 @@ pub(super) fn output_error<T: Scalar>(
     let centred_total = variance(&weight)?;
     let output_mean = times(weight.as_ref(), &mean);
     Ok(OutputError {
-        operation,
         squared: variance(&difference)? + shift.map(|x| x * x).sum::<f64>(),
         centred_total,
         uncentred_total: centred_total + output_mean.iter().map(|x| x * x).sum::<f64>(),
@@ -142,5 +141,7 @@ pub fn relative_output_error<T: Scalar>(
     stats: &ActivationStats<T>,
 ) -> Result<f64> {
     let weight = Weight::Dense(replacement.weight());
-    output_error("relative_output_error", layer, weight, replacement.bias(), stats)?.relative_to(Denominator::Centred)
+    during("relative_output_error", || {
+        output_error(layer, weight, replacement.bias(), stats)?.relative_to(Denominator::Centred)
+    })
 }

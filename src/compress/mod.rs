@@ -74,7 +74,7 @@ pub trait LowRankCompressor<T: Scalar> {
     fn compress(&self, layer: &Linear<T>, stats: &ActivationStats<T>, rank: Rank) -> Result<Compressed<T>> {
         let multiple = self.rank_multiple();
         let shape = (layer.out_features(), layer.in_features());
-        let bound = rank.bound("LowRankCompressor::compress", shape, multiple)?;
+        let bound = rank.bound(shape, multiple)?;
         let decomposition = self.decompose(layer, stats, bound)?;
         decomposition.truncate(decomposition.rank_for(rank, multiple)?)
     }

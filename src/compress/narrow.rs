@@ -5,7 +5,7 @@ use faer::{Mat, MatRef};
 
 use super::weighted::{Objective, Solution, Task, relative_errors};
 use crate::covariance::Moment;
-use crate::kernel::{self, BlockStructure};
+use crate::linalg::{self, BlockStructure, Par};
 use crate::operator::{self, GramOperator};
 use crate::solver::{self, Eigenpairs, PsdOperator, Solver, cost};
 use crate::{Error, Result, Scalar};
@@ -65,7 +65,7 @@ struct Factor<T> {
 /// The solution, or `None` where this is not the way: problems that are cheap in `f64`, or a result that only `f64` can tell from rounding.
 pub(super) fn solve<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Result<Option<Solution<T>>> {
     let &Task { problem, weight, moment, keep, ridge, .. } = task;
-    let (operation, threads) = (problem.operation, problem.threads);
+    let par = problem.par;
     let narrow = T::EPSILON > f64::EPSILON;
     let absolute = matches!(problem.objective, Objective::Paper(_) | Objective::Exact(_));
     if absolute || problem.solver == Solver::DenseEigen || !EXPONENTS.contains(&task.weight_exponent) {
@@ -86,7 +86,7 @@ pub(super) fn solve<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Result<Op
     };
     let Some((source, way)) = choose(&shape, max_rank, narrow) else { return Ok(None) };
 
-    let norms = kernel::squared_column_norms(weight);
+    let norms = linalg::squared_column_norms(weight);
     let scale = task.scale();
     let rounding =
         |moment, weights| ROUNDING * T::EPSILON * operator::term_size(&norms, moment, weights) * scale * scale;
@@ -103,11 +103,11 @@ pub(super) fn solve<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Result<Op
         None => (weight, keep * scale * scale, 0.0),
     };
     let noise = rounding(moment, (task.keep, task.ridge));
-    let operator = GramOperator::new(outputs, weight, (keep, ridge), noise, threads);
+    let operator = GramOperator::new(outputs, weight, (keep, ridge), noise, par);
     let solved = match way {
-        Way::Lanczos => solver::iterate(&operator, max_rank, threads)?,
-        Way::Outputs => solver::narrow_dense(&operator, max_rank, threads)?,
-        Way::Inputs => from_inputs(operation, outputs, keep, noise, max_rank, threads)?,
+        Way::Lanczos => solver::iterate(&operator, max_rank, par)?,
+        Way::Outputs => solver::narrow_dense(&operator, max_rank, par)?,
+        Way::Inputs => from_inputs(outputs, keep, noise, max_rank, par)?,
     };
     let Some(pairs) = solved else { return Ok(None) };
     let total_energy = operator.trace()?;
@@ -115,10 +115,10 @@ pub(super) fn solve<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Result<Op
     if pairs.numerical_rank() < max_rank || (narrow && total_energy - captured < LEAST_LEFT * total_energy) {
         return Ok(None);
     }
-    let up = kernel::rounded::<T>(operation, "the factor `up`", pairs.vectors())?;
-    let down = kernel::product(operation, up.transpose(), weight, threads)?;
-    if kernel::first_non_finite(down.as_ref()).is_some() {
-        return Err(Error::Overflow { operation, what: "the factor `down`" });
+    let up = linalg::rounded::<T>("the factor `up`", pairs.vectors())?;
+    let down = linalg::product(up.transpose(), weight, par)?;
+    if linalg::first_non_finite(down.as_ref()).is_some() {
+        return Err(Error::overflow("the factor `down`"));
     }
 
     let mut resolution = (ROUNDING * T::EPSILON).sqrt();
@@ -134,11 +134,11 @@ pub(super) fn solve<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Result<Op
         }
         let Some(factor) = &factor else { return Ok(None) };
         let captured = if source == Source::Samples {
-            let kept = kernel::product(operation, factor.outputs.transpose(), up.as_ref(), threads)?;
-            kernel::squared_column_norms(kept.as_ref())
+            let kept = linalg::product(factor.outputs.transpose(), up.as_ref(), par)?;
+            linalg::squared_column_norms(kept.as_ref())
         } else {
-            let down = kernel::widened(operation, down.as_ref(), scale)?;
-            data.row_forms(operation, down.as_ref(), down.as_ref(), threads)?
+            let down = linalg::widened(down.as_ref(), scale)?;
+            data.row_forms(down.as_ref(), down.as_ref(), par)?
         };
         if factor.energy > 0.0 {
             resolution = resolution.max((rounding(data, (1.0, 0.0)) / factor.energy).sqrt());
@@ -162,27 +162,21 @@ impl<T: Scalar> Factor<T> {
         (keep, ridge): (f64, f64),
         norms: &[f64],
     ) -> Result<Option<Self>> {
-        let (operation, threads) = (task.problem.operation, task.problem.threads);
+        let par = task.problem.par;
         let scale = task.scale();
         if source == Source::Samples {
-            let outputs = moment.outputs(operation, task.weight, scale, threads)?;
+            let outputs = moment.outputs(task.weight, scale, par)?;
             return Ok(outputs.map(|outputs| {
-                let energy = kernel::squared_norm(outputs.as_ref());
+                let energy = linalg::squared_norm(outputs.as_ref());
                 Self { outputs, keep, ridge: ridge * scale * scale, energy }
             }));
         }
-        let Some((root, added)) = moment.root_of(operation, (keep, ridge), threads)? else { return Ok(None) };
-        let mut narrow = kernel::zeros::<T>(operation, root.nrows(), root.ncols())?;
+        let Some((root, added)) = moment.root_of((keep, ridge), par)? else { return Ok(None) };
+        let mut narrow = linalg::zeros::<T>(root.nrows(), root.ncols())?;
         faer::zip!(&mut narrow, &root).for_each(|faer::unzip!(to, from)| *to = T::from_f64(from * scale));
         drop(root);
-        let outputs = kernel::triangular_product(
-            operation,
-            task.weight,
-            narrow.as_ref(),
-            BlockStructure::TriangularLower,
-            threads,
-        )?;
-        let whole = kernel::squared_norm(outputs.as_ref());
+        let outputs = linalg::triangular_product(task.weight, narrow.as_ref(), BlockStructure::TriangularLower, par)?;
+        let whole = linalg::squared_norm(outputs.as_ref());
         let added: f64 = norms.iter().zip(added).map(|(norm, added)| norm * scale * scale * added).sum();
         // The energy of the data is a difference: next to a ridge that dwarfs it nothing of it would be left.
         if whole - added < LEAST_KEPT * whole {
@@ -194,29 +188,28 @@ impl<T: Scalar> Factor<T> {
 
 /// The eigenpairs of `keep · Z Zᵀ` from those of `keep · Zᵀ Z`.
 fn from_inputs<T: Scalar>(
-    operation: &'static str,
     outputs: MatRef<'_, T>,
     keep: f64,
     noise: f64,
     count: usize,
-    threads: usize,
+    par: Par,
 ) -> Result<Option<Eigenpairs>> {
     let transposed = outputs.transpose();
-    let operator = GramOperator::new(transposed, transposed, (keep, 0.0), noise, threads);
-    let Some(pairs) = solver::narrow_dense(&operator, count, threads)? else { return Ok(None) };
-    let right = kernel::rounded::<T>(operation, "the eigenvectors", pairs.vectors())?;
-    let mut left = kernel::product(operation, outputs, right.as_ref(), threads)?;
+    let operator = GramOperator::new(transposed, transposed, (keep, 0.0), noise, par);
+    let Some(pairs) = solver::narrow_dense(&operator, count, par)? else { return Ok(None) };
+    let right = linalg::rounded::<T>("the eigenvectors", pairs.vectors())?;
+    let mut left = linalg::product(outputs, right.as_ref(), par)?;
     // Columns of about unit length: nothing underflows when these are made orthonormal.
     for (column, value) in left.as_mut().col_iter_mut().zip(pairs.values()) {
         let factor = T::from_f64((keep / value.max(f64::MIN_POSITIVE)).sqrt());
         column.iter_mut().for_each(|entry| *entry *= factor);
     }
-    let wide = kernel::widened(operation, left.as_ref(), 1.0)?;
+    let wide = linalg::widened(left.as_ref(), 1.0)?;
     drop(left);
-    if kernel::first_non_finite(wide.as_ref()).is_some() {
+    if linalg::first_non_finite(wide.as_ref()).is_some() {
         return Ok(None);
     }
-    let vectors = kernel::orthonormalized(operation, wide, threads)?;
+    let vectors = linalg::orthonormalized(wide, par)?;
     Ok(Some(pairs.with_vectors(vectors)))
 }
 
@@ -253,29 +246,29 @@ fn choose(shape: &Shape, max_rank: usize, narrow: bool) -> Option<(Source, Way)>
     };
     let sources = [
         (Source::Weight, by_weight, n, 0.0),
-        (Source::Samples, samples.is_some(), samples.unwrap_or(0), kernel::work(m, n, samples.unwrap_or(0))),
-        (Source::Root, !by_weight, n, root_work(n, samples) + kernel::work(m, n, n) / 2.0),
+        (Source::Samples, samples.is_some(), samples.unwrap_or(0), linalg::macs(m, n, samples.unwrap_or(0))),
+        (Source::Root, !by_weight, n, root_work(n, samples) + linalg::macs(m, n, n) / 2.0),
     ];
     for (source, possible, width, forming) in sources {
         let anchor = if source == Source::Samples && anchored { n } else { 0 };
         let inner = width + anchor;
-        let lanczos = cost::lanczos(m, max_rank, 2.0 * kernel::work(m, inner, 1));
+        let lanczos = cost::lanczos(m, max_rank, 2.0 * linalg::macs(m, inner, 1));
         let fits = possible && max_rank < m.min(width);
         let iterated = fits && (forced || promising && lanczos.is_some());
         consider(risk * (forming + lanczos.unwrap_or(0.0)), iterated, Some((source, Way::Lanczos)));
         let dense = fits && narrow && promising && !forced;
-        let outputs = forming + kernel::work(m, m, inner) / 2.0 + cost::dense(m);
+        let outputs = forming + linalg::macs(m, m, inner) / 2.0 + cost::dense(m);
         consider(risk * outputs, dense && m >= NARROW_DIMENSION, Some((source, Way::Outputs)));
         let inputs =
-            forming + kernel::work(width, width, m) / 2.0 + cost::dense(width) + kernel::work(m, width, max_rank);
+            forming + linalg::macs(width, width, m) / 2.0 + cost::dense(width) + linalg::macs(m, width, max_rank);
         consider(risk * inputs, dense && width >= NARROW_DIMENSION && anchor == 0, Some((source, Way::Inputs)));
     }
     // What is to be done in `f64` instead, on the smaller side; the product is for the trace, if not for the matrix.
     let inner = if by_weight { n } else { samples.unwrap_or(n) };
-    let triangle = if m > n { 2.0 * kernel::work(m, n, n) } else { 0.0 };
-    let product = if by_weight { 0.0 } else { kernel::work(side, n, inner) };
-    let dense = kernel::work(side, side, inner) / 2.0 + cost::dense(side);
-    let applying = 2.0 * kernel::work(side, n, 1) + applying;
+    let triangle = if m > n { 2.0 * linalg::macs(m, n, n) } else { 0.0 };
+    let product = if by_weight { 0.0 } else { linalg::macs(side, n, inner) };
+    let dense = linalg::macs(side, side, inner) / 2.0 + cost::dense(side);
+    let applying = 2.0 * linalg::macs(side, n, 1) + applying;
     let exact = product + cost::lanczos(side, max_rank, applying).unwrap_or(f64::INFINITY).min(dense);
     let relative = if narrow { cost::DOUBLE } else { 1.0 };
     consider(relative * (triangle + exact), !forced, None);
@@ -285,8 +278,8 @@ fn choose(shape: &Shape, max_rank: usize, narrow: bool) -> Option<(Source, Way)>
 /// Multiply–adds of a root of the second moment: forming it where samples are kept, and a Cholesky factorisation, in `f64`.
 fn root_work(features: usize, samples: Option<usize>) -> f64 {
     cost::DOUBLE
-        * (kernel::work(features, features, samples.unwrap_or(0)) / 2.0
-            + kernel::work(features, features, features) / 2.0)
+        * (linalg::macs(features, features, samples.unwrap_or(0)) / 2.0
+            + linalg::macs(features, features, features) / 2.0)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use faer::{Mat, MatRef};
 
 use crate::covariance::Moment;
-use crate::kernel::{self, Tridiagonal};
+use crate::linalg::{self, Par, Tridiagonal};
 use crate::{Error, Result, Scalar};
 
 /// `R = W S (S + λI)⁻¹`, outputs × inputs: the minimiser of `‖W X − R X‖² + λ‖R‖²`, for `S = X Xᵀ`.
@@ -11,41 +11,34 @@ use crate::{Error, Result, Scalar};
 /// With fewer samples than inputs it is `W X (XᵀX + λI)⁻¹ Xᵀ`, and nothing of size inputs × inputs is
 /// formed. Where `λ` drowns in rounding (or is zero) the inverse becomes the pseudo-inverse, its limit.
 pub(super) fn ridge_regression<T: Scalar>(
-    operation: &'static str,
     weight: MatRef<'_, f64>,
     moment: &Moment<'_, T>,
     lambda: f64,
-    threads: usize,
+    par: Par,
 ) -> Result<Mat<f64>> {
-    let product = |a: MatRef<'_, f64>, b: MatRef<'_, f64>| kernel::product(operation, a, b, threads);
+    let product = |a: MatRef<'_, f64>, b: MatRef<'_, f64>| linalg::product(a, b, par);
     if moment.trace() == 0.0 {
-        return kernel::zeros(operation, weight.nrows(), weight.ncols());
+        return linalg::zeros(weight.nrows(), weight.ncols());
     }
-    if let Some(root) = moment.root(operation, threads)? {
-        let mut gram = kernel::gram(operation, root.as_ref(), threads)?;
-        kernel::mirror_lower(&mut gram);
+    if let Some(root) = moment.root(par)? {
+        let mut gram = linalg::gram(root.as_ref(), par)?;
+        linalg::mirror_lower(&mut gram);
         let outputs = product(root.transpose(), weight.transpose())?;
-        let solution = solve_shifted(operation, gram, lambda, outputs, (0.0, threads))?;
+        let solution = solve_shifted(gram, lambda, outputs, (0.0, par))?;
         product(solution.transpose(), root.transpose())
     } else {
-        let outputs = moment.multiply(operation, weight.transpose(), threads)?;
+        let outputs = moment.multiply(weight.transpose(), par)?;
         // The norm of a random symmetric matrix grows with the root of its size.
         let rounding = 2.0 * moment.rounding() / (moment.features() as f64).sqrt();
-        let dense = moment.scaled(operation, threads)?;
-        let solution = solve_shifted(operation, dense, lambda, outputs, (rounding, threads))?;
+        let dense = moment.scaled(par)?;
+        let solution = solve_shifted(dense, lambda, outputs, (rounding, par))?;
         Ok(solution.transpose().to_owned())
     }
 }
 
 /// `(A + λI)⁻¹ B` for a positive semidefinite `A`, or `(A + λI)⁺ B` where `λ` is lost in rounding: `f64`'s, or what is said of the
 /// matrix, relative to its trace.
-fn solve_shifted(
-    operation: &'static str,
-    matrix: Mat<f64>,
-    lambda: f64,
-    right: Mat<f64>,
-    (rounding, threads): (f64, usize),
-) -> Result<Mat<f64>> {
+fn solve_shifted(matrix: Mat<f64>, lambda: f64, right: Mat<f64>, (rounding, par): (f64, Par)) -> Result<Mat<f64>> {
     let dimension = matrix.nrows();
     let trace: f64 = (0..dimension).map(|i| matrix[(i, i)]).sum();
     let noise = (crate::solver::noise_level(dimension) + rounding) * trace;
@@ -54,30 +47,30 @@ fn solve_shifted(
         for i in 0..dimension {
             shifted[(i, i)] += lambda;
         }
-        if let Some(solution) = kernel::cholesky_solve(operation, shifted, right.clone(), threads)? {
+        if let Some(solution) = linalg::cholesky_solve(shifted, right.clone(), par)? {
             return Ok(solution);
         }
     }
     for algorithm in [Tridiagonal::DivideAndConquer, Tridiagonal::QrIteration] {
-        let Some((values, vectors)) = kernel::symmetric_eigen(operation, matrix.as_ref(), algorithm, threads)? else {
+        let Some((values, vectors)) = linalg::symmetric_eigen(matrix.as_ref(), algorithm, par)? else {
             continue;
         };
-        let mut coordinates = kernel::product(operation, vectors.transpose(), right.as_ref(), threads)?;
+        let mut coordinates = linalg::product(vectors.transpose(), right.as_ref(), par)?;
         for mut column in coordinates.as_mut().col_iter_mut() {
             for (index, value) in values.iter().enumerate() {
                 column[index] = if *value > noise { column[index] / (value + lambda) } else { 0.0 };
             }
         }
-        return kernel::product(operation, vectors.as_ref(), coordinates.as_ref(), threads);
+        return linalg::product(vectors.as_ref(), coordinates.as_ref(), par);
     }
-    Err(Error::NoConvergence { operation, dimension, attempts: "divide and conquer, QR iteration".into() })
+    Err(Error::no_convergence(dimension, "divide and conquer, QR iteration".into()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ActivationStats;
-    use crate::random::SplitMix64;
+    use crate::linalg::SplitMix64;
 
     /// `(A + λI) X = B` for ridges below, among and above the eigenvalues, and the pseudo-inverse without one.
     #[test]
@@ -87,7 +80,7 @@ mod tests {
         let matrix = &root * root.transpose();
         let right = Mat::from_fn(n, 2, |i, j| (i + 2 * j) as f64 - 2.5);
         for lambda in [1e-3, 0.02, 1.0, 1e3] {
-            let solution = solve_shifted("test", matrix.clone(), lambda, right.clone(), (0.0, 1))?;
+            let solution = solve_shifted(matrix.clone(), lambda, right.clone(), (0.0, 1))?;
             let left = &matrix * &solution + &solution * faer::Scale(lambda);
             assert!((left - &right).norm_max() < 1e-11, "{lambda}");
         }
@@ -95,9 +88,9 @@ mod tests {
         let root = root.subcols(0, 2).to_owned();
         let (matrix, right) = (&root * root.transpose(), &root * Mat::from_fn(2, 1, |i, _| 1.0 - 3.0 * i as f64));
         for (lambda, rounding) in [(0.0, 0.0), (1e-9, 1e-8)] {
-            let solution = solve_shifted("test", matrix.clone(), lambda, right.clone(), (rounding, 1))?;
+            let solution = solve_shifted(matrix.clone(), lambda, right.clone(), (rounding, 1))?;
             assert!((&matrix * &solution - &right).norm_max() < 1e-7, "{lambda}");
-            let within = kernel::orthonormalized("test", root.clone(), 1)?;
+            let within = linalg::orthonormalized(root.clone(), 1)?;
             let outside = &solution - &within * (within.transpose() * &solution);
             assert!(outside.norm_max() < 1e-9 * solution.norm_max(), "{lambda}");
         }
@@ -112,7 +105,7 @@ mod tests {
         let other = Mat::from_fn(20, 1, |i, _| ((i * 5 + 1) % 7) as f64 - 3.0);
         let inside = v.as_ref() * faer::Scale((v.transpose() * &other)[(0, 0)] / v.squared_norm_l2());
         let expected = inside * faer::Scale(1e-8 / v.squared_norm_l2());
-        let solution = solve_shifted("test", matrix, 0.0, other, (0.0, 1))?;
+        let solution = solve_shifted(matrix, 0.0, other, (0.0, 1))?;
         assert!((solution - &expected).norm_max() < 1e-9 * expected.norm_max());
         Ok(())
     }
@@ -122,7 +115,7 @@ mod tests {
     fn a_ridge_beside_rounding_is_added_to_what_stands_out() -> Result<()> {
         let solve = |small: f64, lambda: f64| -> Result<[f64; 2]> {
             let matrix = faer::mat![[1.0, 0.0], [0.0, small]];
-            let solution = solve_shifted("test", matrix, lambda, Mat::ones(2, 1), (0.045 / (1.0 + small), 1))?;
+            let solution = solve_shifted(matrix, lambda, Mat::ones(2, 1), (0.045 / (1.0 + small), 1))?;
             Ok([solution[(0, 0)], solution[(1, 0)]])
         };
         for (small, lambda, expected) in [
@@ -151,10 +144,10 @@ mod tests {
         samples.col_mut(small).iter_mut().for_each(|x| *x *= 1e-3_f32.sqrt());
         let mut stats = ActivationStats::new(inputs);
         stats.update(samples.as_ref())?;
-        let moment = Moment::of("test", &stats, false)?;
+        let moment = Moment::of(&stats, false)?;
         assert!(moment.rounding() > 0.0);
         let weight = Mat::from_fn(3, inputs, |_, _| random.next());
-        let regressed = ridge_regression("test", weight.as_ref(), &moment, 0.0, 0)?;
+        let regressed = ridge_regression(weight.as_ref(), &moment, 0.0, 0)?;
         let lost = (regressed.col(small) - weight.col(small)).norm_l2();
         assert!(lost < 0.02 * weight.col(small).norm_l2(), "{lost}");
         Ok(())

@@ -2,8 +2,9 @@
 
 use faer::{Col, ColRef, Mat, MatRef};
 
-use crate::kernel;
+use crate::error::during;
 use crate::layer::{check_inputs, finish};
+use crate::linalg;
 use crate::{ActivationStats, Error, Linear, Rank, Result, Scalar};
 
 /// Keeps the units that are most active on the target domain and drops the others.
@@ -81,9 +82,10 @@ impl ActivationPruning {
         stats: &ActivationStats<T>,
         rank: impl Into<Rank>,
     ) -> Result<PrunedLinear<T>> {
-        let operation = "ActivationPruning::inputs";
-        stats.require_features(operation, layer.in_features())?;
-        self.prune(operation, layer, stats, rank.into(), Side::Inputs)
+        during("ActivationPruning::inputs", || {
+            stats.require_features(layer.in_features())?;
+            self.prune(layer, stats, rank.into(), Side::Inputs)
+        })
     }
 
     /// Drops outputs, that is rows of the weight, by statistics of the layer's outputs **after** the activation
@@ -112,30 +114,30 @@ impl ActivationPruning {
         output_stats: &ActivationStats<T>,
         rank: impl Into<Rank>,
     ) -> Result<PrunedLinear<T>> {
-        let operation = "ActivationPruning::outputs";
-        if output_stats.features() != layer.out_features() {
-            let what = "outputs in the statistics (as the layer has)";
-            let (expected, found) = (layer.out_features(), output_stats.features());
-            return Err(Error::Shape { operation, what, expected, found });
-        }
-        self.prune(operation, layer, output_stats, rank.into(), Side::Outputs)
+        during("ActivationPruning::outputs", || {
+            if output_stats.features() != layer.out_features() {
+                let what = "outputs in the statistics (as the layer has)";
+                let (expected, found) = (layer.out_features(), output_stats.features());
+                return Err(Error::shape(what, expected, found));
+            }
+            self.prune(layer, output_stats, rank.into(), Side::Outputs)
+        })
     }
 
     fn prune<T: Scalar>(
         &self,
-        operation: &'static str,
         layer: &Linear<T>,
         stats: &ActivationStats<T>,
         rank: Rank,
         side: Side,
     ) -> Result<PrunedLinear<T>> {
-        stats.require_samples(operation)?;
+        stats.require_samples()?;
         let (m, n) = (layer.out_features(), layer.in_features());
         let rank = match rank {
-            Rank::Fixed(_) | Rank::ParameterRatio(_) => rank.bound(operation, (m, n), 1)?,
+            Rank::Fixed(_) | Rank::ParameterRatio(_) => rank.bound((m, n), 1)?,
             Rank::Energy(_) | Rank::RelativeError(_) => {
                 let expected = "a rank that sets a parameter budget, `Fixed` or `ParameterRatio`".into();
-                return Err(Error::Rank { operation, expected, found: format!("{rank:?}") });
+                return Err(Error::rank(expected, format!("{rank:?}")));
             }
         };
         let (units, other) = match side {
@@ -152,8 +154,8 @@ impl ActivationPruning {
         kept.truncate(count);
         kept.sort_unstable();
         let mut weight = match side {
-            Side::Inputs => kernel::zeros(operation, m, count)?,
-            Side::Outputs => kernel::zeros(operation, count, n)?,
+            Side::Inputs => linalg::zeros(m, count)?,
+            Side::Outputs => linalg::zeros(count, n)?,
         };
         for (index, &unit) in kept.iter().enumerate() {
             match side {
@@ -226,28 +228,35 @@ impl<T: Scalar> PrunedLinear<T> {
     ///
     /// For an example see [`PrunedLinear`].
     pub fn forward(&self, inputs: MatRef<'_, T>) -> Result<Mat<T>> {
-        let operation = "PrunedLinear::forward";
-        check_inputs(operation, inputs, self.in_features)?;
-        let mut outputs = kernel::zeros(operation, inputs.nrows(), self.out_features)?;
-        match self.side {
-            Side::Inputs => {
-                let mut gathered = kernel::zeros(operation, inputs.nrows(), self.kept.len())?;
-                for (mut column, &unit) in gathered.as_mut().col_iter_mut().zip(&self.kept) {
-                    column.copy_from(inputs.col(unit));
+        during("PrunedLinear::forward", || {
+            check_inputs(inputs, self.in_features)?;
+            let mut outputs = linalg::zeros(inputs.nrows(), self.out_features)?;
+            match self.side {
+                Side::Inputs => {
+                    let mut gathered = linalg::zeros(inputs.nrows(), self.kept.len())?;
+                    for (mut column, &unit) in gathered.as_mut().col_iter_mut().zip(&self.kept) {
+                        column.copy_from(inputs.col(unit));
+                    }
+                    let one = T::from_f64(1.0);
+                    linalg::add_product(
+                        outputs.as_mut(),
+                        one,
+                        gathered.as_ref(),
+                        self.weight.transpose(),
+                        linalg::threads(0),
+                    );
+                    finish(outputs, self.bias())
                 }
-                let one = T::from_f64(1.0);
-                kernel::add_product(outputs.as_mut(), one, gathered.as_ref(), self.weight.transpose(), 0);
-                finish(operation, outputs, self.bias())
-            }
-            Side::Outputs => {
-                let kept = kernel::product(operation, inputs, self.weight.transpose(), 0)?;
-                let kept = finish(operation, kept, self.bias())?;
-                for (column, &unit) in kept.col_iter().zip(&self.kept) {
-                    outputs.as_mut().col_mut(unit).copy_from(column);
+                Side::Outputs => {
+                    let kept = linalg::product(inputs, self.weight.transpose(), linalg::threads(0))?;
+                    let kept = finish(kept, self.bias())?;
+                    for (column, &unit) in kept.col_iter().zip(&self.kept) {
+                        outputs.as_mut().col_mut(unit).copy_from(column);
+                    }
+                    Ok(outputs)
                 }
-                Ok(outputs)
             }
-        }
+        })
     }
 
     /// A dense layer that gives the same outputs, with zeros for what was dropped.
@@ -258,20 +267,21 @@ impl<T: Scalar> PrunedLinear<T> {
     ///
     /// For an example see [`PrunedLinear`].
     pub fn to_linear(&self) -> Result<Linear<T>> {
-        let operation = "PrunedLinear::to_linear";
-        let mut weight = kernel::zeros(operation, self.out_features, self.in_features)?;
-        let mut bias = self.bias.clone();
-        for (index, &unit) in self.kept.iter().enumerate() {
-            match self.side {
-                Side::Inputs => weight.as_mut().col_mut(unit).copy_from(self.weight.col(index)),
-                Side::Outputs => weight.as_mut().row_mut(unit).copy_from(self.weight.row(index)),
+        during("PrunedLinear::to_linear", || {
+            let mut weight = linalg::zeros(self.out_features, self.in_features)?;
+            let mut bias = self.bias.clone();
+            for (index, &unit) in self.kept.iter().enumerate() {
+                match self.side {
+                    Side::Inputs => weight.as_mut().col_mut(unit).copy_from(self.weight.col(index)),
+                    Side::Outputs => weight.as_mut().row_mut(unit).copy_from(self.weight.row(index)),
+                }
             }
-        }
-        if let (Side::Outputs, Some(kept)) = (self.side, &self.bias) {
-            let mut full = Col::zeros(self.out_features);
-            self.kept.iter().zip(kept.iter()).for_each(|(&unit, &entry)| full[unit] = entry);
-            bias = Some(full);
-        }
-        Linear::new(weight, bias)
+            if let (Side::Outputs, Some(kept)) = (self.side, &self.bias) {
+                let mut full = Col::zeros(self.out_features);
+                self.kept.iter().zip(kept.iter()).for_each(|(&unit, &entry)| full[unit] = entry);
+                bias = Some(full);
+            }
+            Linear::new(weight, bias)
+        })
     }
 }

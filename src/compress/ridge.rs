@@ -3,6 +3,7 @@
 use super::evaluate::{Denominator, output_error};
 use super::weighted::Objective;
 use super::{Dalr, LowRankCompressor};
+use crate::error::during;
 use crate::{ActivationStats, Error, Linear, Rank, Result, Scalar};
 
 /// How [`Dalr`] regularises the second moment `S` of the inputs.
@@ -47,13 +48,13 @@ impl Ridge {
     }
 
     /// The problem to solve, once the strength is known to be legal.
-    pub(super) fn objective(self, operation: &'static str) -> Result<Objective> {
+    pub(super) fn objective(self) -> Result<Objective> {
         let strength = |value: f64| {
             if value >= 0.0 && value.is_finite() {
                 return Ok(value);
             }
             let expected = "to be finite and not negative".into();
-            Err(Error::OutOfRange { operation, parameter: "the ridge", expected, found: value })
+            Err(Error::out_of_range("the ridge", expected, value))
         };
         Ok(match self {
             Self::None => Objective::Anchored(0.0),
@@ -98,16 +99,17 @@ pub fn select_ridge<T: Scalar>(
     rank: Rank,
     candidates: &[Ridge],
 ) -> Result<Ridge> {
-    let operation = "select_ridge";
-    let mut best: Option<(f64, Ridge)> = None;
-    for &ridge in candidates {
-        let compressed = Dalr::new().with_ridge(ridge).compress(layer, stats, rank)?;
-        let low = compressed.layer();
-        let error = output_error(operation, layer, (low.up(), low.down()).into(), low.bias(), held_out)?
-            .relative_to(Denominator::Uncentred)?;
-        if best.is_none_or(|(least, _)| error < least) {
-            best = Some((error, ridge));
+    during("select_ridge", || {
+        let mut best: Option<(f64, Ridge)> = None;
+        for &ridge in candidates {
+            let compressed = Dalr::new().with_ridge(ridge).compress(layer, stats, rank)?;
+            let low = compressed.layer();
+            let error = output_error(layer, (low.up(), low.down()).into(), low.bias(), held_out)?
+                .relative_to(Denominator::Uncentred)?;
+            if best.is_none_or(|(least, _)| error < least) {
+                best = Some((error, ridge));
+            }
         }
-    }
-    best.map(|(_, ridge)| ridge).ok_or(Error::Empty { operation, what: "the list of candidates" })
+        best.map(|(_, ridge)| ridge).ok_or(Error::empty("the list of candidates"))
+    })
 }

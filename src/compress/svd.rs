@@ -2,6 +2,7 @@
 
 use super::weighted::{Objective, Problem};
 use super::{Decomposition, LowRankCompressor};
+use crate::linalg;
 use crate::{ActivationStats, Linear, Result, Scalar, Solver};
 
 /// Truncated singular value decomposition: the rank-k matrix closest to the weight itself, blind to the data.
@@ -100,12 +101,11 @@ impl Default for TruncatedSvd {
 impl<T: Scalar> LowRankCompressor<T> for TruncatedSvd {
     fn decompose(&self, layer: &Linear<T>, stats: &ActivationStats<T>, max_rank: usize) -> Result<Decomposition<T>> {
         let problem = Problem {
-            operation: "TruncatedSvd::decompose",
             method: if self.correct_bias { "svd+bc" } else { "svd" },
             objective: Objective::Weight,
             corrected: self.correct_bias,
             solver: self.solver,
-            threads: self.threads,
+            par: linalg::threads(self.threads),
         };
         problem.solve(layer, stats, max_rank)
     }

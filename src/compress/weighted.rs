@@ -8,8 +8,9 @@ use faer::{Mat, MatRef};
 use super::decomposition::{Decomposition, Facts};
 use super::{exact, narrow};
 use crate::bias::BiasCorrection;
-use crate::covariance::{Moment, even_exponent, intensity, power_of_two};
-use crate::kernel;
+use crate::covariance::{Moment, intensity};
+use crate::linalg::{self, Par};
+use crate::linalg::{even_exponent, power_of_two};
 use crate::rank;
 use crate::solver::{Eigenpairs, Solver};
 use crate::{ActivationStats, Error, Linear, Result, Scalar, Warning};
@@ -36,13 +37,12 @@ pub(super) enum Objective {
 
 /// A problem and how to go about it.
 pub(super) struct Problem {
-    pub(super) operation: &'static str,
     pub(super) method: &'static str,
     pub(super) objective: Objective,
     /// Whether the bias makes up for what the weight loses on the mean.
     pub(super) corrected: bool,
     pub(super) solver: Solver,
-    pub(super) threads: usize,
+    pub(super) par: Par,
 }
 
 impl Problem {
@@ -52,20 +52,20 @@ impl Problem {
         stats: &ActivationStats<T>,
         max_rank: usize,
     ) -> Result<Decomposition<T>> {
-        let &Self { operation, objective, corrected, threads, .. } = self;
+        let &Self { objective, corrected, par, .. } = self;
         let (m, n) = (layer.out_features(), layer.in_features());
-        rank::validate_fixed(operation, max_rank, (m, n))?;
-        stats.require_features(operation, n)?;
+        rank::validate_fixed(max_rank, (m, n))?;
+        stats.require_features(n)?;
         if corrected || !matches!(objective, Objective::Weight) {
-            stats.require_samples(operation)?;
+            stats.require_samples()?;
         }
 
-        let weight_exponent = even_exponent(kernel::max_abs(layer.weight()));
+        let weight_exponent = even_exponent(linalg::max_abs(layer.weight()));
         let data = match stats.samples() {
             0 => None,
             _ => {
-                stats.require_squares(operation, corrected)?;
-                Some(Moment::of(operation, stats, corrected)?)
+                stats.require_squares(corrected)?;
+                Some(Moment::of(stats, corrected)?)
             }
         };
         let identity = Moment::identity(n);
@@ -74,8 +74,8 @@ impl Problem {
             (Objective::Anchored(_) | Objective::Shrunk, Some(data)) => data,
             (Objective::Paper(_) | Objective::Exact(_), Some(data)) if !corrected => data,
             (Objective::Paper(_) | Objective::Exact(_), Some(_)) => {
-                stats.require_squares(operation, false)?;
-                uncentred = Moment::of(operation, stats, false)?;
+                stats.require_squares(false)?;
+                uncentred = Moment::of(stats, false)?;
                 &uncentred
             }
             _ => &identity,
@@ -88,7 +88,7 @@ impl Problem {
             Objective::Shrunk => {
                 // The mean takes one of the degrees of freedom if it was estimated from the same samples.
                 let freedom = stats.effective_samples() - if corrected { 1.0 } else { 0.0 };
-                let rho = intensity(operation, moment, freedom, threads)?;
+                let rho = intensity(moment, freedom, par)?;
                 shrinkage = Some(rho);
                 let keep = (1.0 - rho).max(LEAST_KEPT);
                 (keep, (1.0 - keep) * mean_variance)
@@ -98,7 +98,7 @@ impl Problem {
             }
         };
         if !ridge.is_finite() {
-            return Err(Error::Overflow { operation, what: "the ridge" });
+            return Err(Error::overflow("the ridge"));
         }
 
         let task =
@@ -111,7 +111,7 @@ impl Problem {
         let energies: Vec<f64> = solution.pairs.values().iter().map(|value| value * energy).collect();
         let total_energy = solution.total_energy * energy;
         if !(total_energy.is_finite() && energies.iter().all(|energy| energy.is_finite())) {
-            return Err(Error::Overflow { operation, what: "the energy of the outputs" });
+            return Err(Error::overflow("the energy of the outputs"));
         }
         let total = solution.total_energy.max(f64::MIN_POSITIVE);
         let shares = solution.pairs.values().iter().map(|value| value / total).collect();

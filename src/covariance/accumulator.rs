@@ -5,7 +5,7 @@ use faer::{Mat, MatRef};
 use super::channels::Channels;
 use super::samples::{Centre, fill_centred};
 use super::scatter::Scatter;
-use crate::kernel;
+use crate::linalg::{self, Par};
 use crate::{Result, Scalar};
 
 /// Inputs from which on samples in single precision are multiplied as such. For fewer, `f64` costs next to nothing.
@@ -37,25 +37,25 @@ pub(super) struct Piece<'a, T> {
 
 impl<T: Scalar> Accumulator<T> {
     /// For pieces of up to `rows` samples; none at all for 0.
-    pub(super) fn new(operation: &'static str, features: usize, rows: usize) -> Result<Self> {
+    pub(super) fn new(features: usize, rows: usize) -> Result<Self> {
         if rows == 0 {
             return Ok(Self::Wide(Mat::new()));
         }
         let width = rows + 1;
         if T::EPSILON == f64::EPSILON || features < NARROW_FEATURES {
-            return Ok(Self::Wide(kernel::zeros(operation, features, width)?));
+            return Ok(Self::Wide(linalg::zeros(features, width)?));
         }
-        let columns = kernel::zeros(operation, features, width)?;
-        let product = Scatter::product_room(operation, features)?;
+        let columns = linalg::zeros(features, width)?;
+        let product = Scatter::product_room(features)?;
         Ok(Self::Narrow { columns, product, scales: vec![1.0; features] })
     }
 
     /// Adds `Σ wᵢ (rowᵢ − centre)(rowᵢ − centre)ᵀ` and the extra direction. `channels` knows how far the inputs spread.
-    pub(super) fn add(&mut self, scatter: &mut Scatter, piece: Piece<'_, T>, channels: &Channels, threads: usize) {
+    pub(super) fn add(&mut self, scatter: &mut Scatter, piece: Piece<'_, T>, channels: &Channels, par: Par) {
         match self {
             Self::Wide(columns) => {
-                let columns = piece.fill(columns, |weight| weight, None, threads);
-                scatter.add_samples(columns, threads);
+                let columns = piece.fill(columns, |weight| weight, None, par);
+                scatter.add_samples(columns, par);
             }
             Self::Narrow { columns, product, scales } => {
                 channels.fill_scales(scales);
@@ -63,8 +63,8 @@ impl<T: Scalar> Accumulator<T> {
                 while let Some(largest) = piece.largest_weight_below(ceiling) {
                     let floor = largest / WEIGHT_RANGE;
                     let share = |weight: f64| if weight > floor && weight < ceiling { weight / largest } else { 0.0 };
-                    let columns = piece.fill(columns, share, Some(scales), threads);
-                    scatter.add_narrow_samples(columns, product.as_mut(), (scales, largest), threads);
+                    let columns = piece.fill(columns, share, Some(scales), par);
+                    scatter.add_narrow_samples(columns, product.as_mut(), (scales, largest), par);
                     // What lies at the floor or below is left for the next round.
                     ceiling = floor.next_up();
                 }
@@ -92,12 +92,12 @@ impl<T: Scalar> Piece<'_, T> {
         columns: &'a mut Mat<O>,
         share: impl Fn(f64) -> f64 + Sync,
         scales: Option<&[f64]>,
-        threads: usize,
+        par: Par,
     ) -> MatRef<'a, O> {
         let count = self.rows.nrows();
         let mut target = columns.as_mut().subcols_mut(0, count + 1);
         let roots = |index| share(self.weight(index)).sqrt();
-        fill_centred(target.as_mut().subcols_mut(0, count), self.rows, roots, &self.centre, scales, threads);
+        fill_centred(target.as_mut().subcols_mut(0, count), self.rows, roots, &self.centre, scales, par);
         let factor = share(self.extra.1).sqrt();
         for (index, (to, x)) in target.as_mut().col_mut(count).iter_mut().zip(self.extra.0).enumerate() {
             *to = O::from_f64(x * factor / scales.map_or(1.0, |scales| scales[index]));
@@ -125,14 +125,14 @@ mod tests {
         (channels.minimum, channels.maximum) = (vec![0.0; features], vec![12.0; features]);
         let mut accumulator = Accumulator::Narrow {
             columns: Mat::zeros(features, features),
-            product: Scatter::product_room::<f32>("test", features)?,
+            product: Scatter::product_room::<f32>(features)?,
             scales: vec![1.0; features],
         };
-        let mut scatter = Scatter::zeros("test", features)?;
+        let mut scatter = Scatter::zeros(features)?;
         let piece =
             Piece { rows: rows.as_ref(), weights: Some(&others), centre: channels.centre(), extra: (&direction, last) };
         accumulator.add(&mut scatter, piece, &channels, 1);
-        let found = scatter.dense("test", 1.0)?;
+        let found = scatter.dense(1.0)?;
         for (index, expected) in expected.into_iter().enumerate() {
             let off = (0..features).filter(|&other| other != index).map(|other| found[(index, other)]);
             assert_eq!((found[(index, index)], off.sum::<f64>()), (expected, 0.0), "{index}");

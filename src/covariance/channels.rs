@@ -2,9 +2,9 @@
 
 use faer::MatRef;
 
-use super::moment::{even_exponent, power_of_two};
 use super::samples::Centre;
-use crate::{Scalar, kernel};
+use crate::Scalar;
+use crate::linalg::{self, Par, even_exponent, power_of_two};
 
 /// Inputs that are worked on at once: few enough for all that is kept of them to stay in a processor's first cache.
 const PART: usize = 512;
@@ -66,7 +66,7 @@ impl Channels {
         rows: MatRef<'_, T>,
         weights: Option<&[f64]>,
         before: f64,
-        threads: usize,
+        par: Par,
     ) -> f64 {
         let added = weights.map_or(rows.nrows() as f64, |weights| weights.iter().sum());
         if added == 0.0 {
@@ -78,11 +78,11 @@ impl Channels {
         let extremes = self.minimum.chunks_mut(PART).zip(self.maximum.chunks_mut(PART));
         let sums = self.absolute.chunks_mut(PART).zip(self.active.chunks_mut(PART));
         let parts = places.zip(extremes).zip(sums).enumerate().collect();
-        let work = kernel::work(rows.nrows(), rows.ncols(), 8);
-        kernel::for_each_part(parts, work, threads, |(index, part)| {
+        let work = linalg::macs(rows.nrows(), rows.ncols(), 8);
+        linalg::for_each_part(parts, work, par, |(index, part)| {
             let (((origin, offset), (minimum, maximum)), (absolute, active)) = part;
             let mut distance = vec![0.0; origin.len()];
-            kernel::for_each_row(rows.subcols(index * PART, origin.len()), |index, row| {
+            linalg::for_each_row(rows.subcols(index * PART, origin.len()), |index, row| {
                 let weight = weights.map_or(1.0, |weights| weights[index]);
                 if weight == 0.0 {
                     return;
@@ -137,13 +137,13 @@ pub(super) fn weighted_mean<T: Scalar>(
     weights: Option<&[f64]>,
     total: f64,
     origin: &[f64],
-    threads: usize,
+    par: Par,
 ) -> Vec<f64> {
     let mut mean = vec![0.0; origin.len()];
     let parts = mean.chunks_mut(PART).zip(origin.chunks(PART)).enumerate().collect();
-    let work = kernel::work(rows.nrows(), rows.ncols(), 2);
-    kernel::for_each_part(parts, work, threads, |(index, (mean, origin))| {
-        kernel::for_each_row(rows.subcols(index * PART, origin.len()), |index, row| {
+    let work = linalg::macs(rows.nrows(), rows.ncols(), 2);
+    linalg::for_each_part(parts, work, par, |(index, (mean, origin))| {
+        linalg::for_each_row(rows.subcols(index * PART, origin.len()), |index, row| {
             let weight = weights.map_or(1.0, |weights| weights[index]);
             for ((sum, x), origin) in mean.iter_mut().zip(row).zip(origin) {
                 *sum += weight * (x.to_f64() - origin);

@@ -18,7 +18,7 @@ use core::fmt;
 
 use faer::{Col, Mat, MatRef};
 
-pub(crate) use self::moment::{Moment, even_exponent, power_of_two};
+pub(crate) use self::moment::Moment;
 #[cfg(feature = "safetensors")]
 pub(crate) use self::parts::{Head, Piece, PieceMut, ScatterHead, zeros};
 #[cfg(feature = "safetensors")]
@@ -28,6 +28,8 @@ pub(crate) use self::shrinkage::intensity;
 use self::channels::Channels;
 use self::collapsed::Collapsed;
 use self::samples::Samples;
+use crate::error::during;
+use crate::linalg;
 use crate::{Error, Result, Scalar};
 
 /// Statistics of a layer's inputs on the target domain, fed batch by batch.
@@ -150,7 +152,7 @@ impl<T: Scalar> ActivationStats<T> {
     /// # }
     /// ```
     pub fn update(&mut self, batch: MatRef<'_, T>) -> Result<()> {
-        self.add_batch("ActivationStats::update", batch, None)
+        during("ActivationStats::update", || self.add_batch(batch, None))
     }
 
     /// Adds a batch whose samples count with the given weights, one per row.
@@ -173,7 +175,7 @@ impl<T: Scalar> ActivationStats<T> {
     /// # }
     /// ```
     pub fn update_weighted(&mut self, batch: MatRef<'_, T>, weights: &[f64]) -> Result<()> {
-        self.add_batch("ActivationStats::update_weighted", batch, Some(weights))
+        during("ActivationStats::update_weighted", || self.add_batch(batch, Some(weights)))
     }
 
     /// Adds the statistics of other samples, as if they had been fed to this object.
@@ -201,7 +203,7 @@ impl<T: Scalar> ActivationStats<T> {
     /// # }
     /// ```
     pub fn merge(&mut self, other: &Self) -> Result<()> {
-        self.add_statistics("ActivationStats::merge", other)
+        during("ActivationStats::merge", || self.add_statistics(other))
     }
 
     /// Number of inputs, the width of the batches.
@@ -261,7 +263,7 @@ impl<T: Scalar> ActivationStats<T> {
     /// # }
     /// ```
     pub fn mean(&self) -> Result<Col<f64>> {
-        self.require_samples("ActivationStats::mean")?;
+        self.require_samples().map_err(|error| error.during("ActivationStats::mean"))?;
         Ok(self.channels.mean().collect())
     }
 
@@ -281,9 +283,10 @@ impl<T: Scalar> ActivationStats<T> {
     /// # }
     /// ```
     pub fn covariance(&self) -> Result<Mat<f64>> {
-        let operation = "ActivationStats::covariance";
-        self.require_samples(operation)?;
-        Moment::of(operation, self, true)?.dense(operation, self.threads)
+        during("ActivationStats::covariance", || {
+            self.require_samples()?;
+            Moment::of(self, true)?.dense(linalg::threads(self.threads))
+        })
     }
 
     /// Largest activation of each input.
@@ -301,7 +304,7 @@ impl<T: Scalar> ActivationStats<T> {
     /// # }
     /// ```
     pub fn maximum(&self) -> Result<Col<f64>> {
-        self.require_samples("ActivationStats::maximum")?;
+        self.require_samples().map_err(|error| error.during("ActivationStats::maximum"))?;
         Ok(self.channels.maximum.iter().copied().collect())
     }
 
@@ -313,7 +316,7 @@ impl<T: Scalar> ActivationStats<T> {
     ///
     /// For an example see [`maximum`](Self::maximum).
     pub fn minimum(&self) -> Result<Col<f64>> {
-        self.require_samples("ActivationStats::minimum")?;
+        self.require_samples().map_err(|error| error.during("ActivationStats::minimum"))?;
         Ok(self.channels.minimum.iter().copied().collect())
     }
 
@@ -325,7 +328,7 @@ impl<T: Scalar> ActivationStats<T> {
     ///
     /// For an example see [`maximum`](Self::maximum).
     pub fn max_absolute(&self) -> Result<Col<f64>> {
-        self.require_samples("ActivationStats::max_absolute")?;
+        self.require_samples().map_err(|error| error.during("ActivationStats::max_absolute"))?;
         let extremes = self.channels.minimum.iter().zip(&self.channels.maximum);
         Ok(extremes.map(|(low, high)| low.abs().max(high.abs())).collect())
     }
@@ -345,7 +348,7 @@ impl<T: Scalar> ActivationStats<T> {
     /// # }
     /// ```
     pub fn mean_absolute(&self) -> Result<Col<f64>> {
-        self.require_samples("ActivationStats::mean_absolute")?;
+        self.require_samples().map_err(|error| error.during("ActivationStats::mean_absolute"))?;
         Ok(self.channels.absolute.iter().map(|sum| sum / self.weight).collect())
     }
 
@@ -365,7 +368,7 @@ impl<T: Scalar> ActivationStats<T> {
     /// # }
     /// ```
     pub fn activation_rates(&self) -> Result<Col<f64>> {
-        self.require_samples("ActivationStats::activation_rates")?;
+        self.require_samples().map_err(|error| error.during("ActivationStats::activation_rates"))?;
         Ok(self.channels.active.iter().map(|sum| sum / self.weight).collect())
     }
 
@@ -387,35 +390,36 @@ impl<T: Scalar> ActivationStats<T> {
     /// # }
     /// ```
     pub fn share_gathering(&self, fraction: f64) -> Result<f64> {
-        let operation = "ActivationStats::share_gathering";
-        self.require_samples(operation)?;
-        if !(fraction > 0.0 && fraction <= 1.0) {
-            let expected = "in (0, 1]".into();
-            return Err(Error::OutOfRange { operation, parameter: "fraction", expected, found: fraction });
-        }
-        let mut sums = self.channels.active.clone();
-        sums.sort_unstable_by(|a, b| b.total_cmp(a));
-        // Added up in the order of the running sum: rounding does not ask for inputs that are never active.
-        let goal = fraction * sums.iter().sum::<f64>();
-        let mut gathered = 0.0;
-        let needed = sums.iter().take_while(|&&sum| {
-            let wanting = gathered < goal;
-            gathered += sum;
-            wanting
-        });
-        Ok(needed.count() as f64 / self.features as f64)
+        during("ActivationStats::share_gathering", || {
+            self.require_samples()?;
+            if !(fraction > 0.0 && fraction <= 1.0) {
+                let expected = "in (0, 1]".into();
+                return Err(Error::out_of_range("fraction", expected, fraction));
+            }
+            let mut sums = self.channels.active.clone();
+            sums.sort_unstable_by(|a, b| b.total_cmp(a));
+            // Added up in the order of the running sum: rounding does not ask for inputs that are never active.
+            let goal = fraction * sums.iter().sum::<f64>();
+            let mut gathered = 0.0;
+            let needed = sums.iter().take_while(|&&sum| {
+                let wanting = gathered < goal;
+                gathered += sum;
+                wanting
+            });
+            Ok(needed.count() as f64 / self.features as f64)
+        })
     }
 
-    pub(crate) fn require_samples(&self, operation: &'static str) -> Result<()> {
-        if self.samples == 0 { Err(Error::NoSamples { operation }) } else { Ok(()) }
+    pub(crate) fn require_samples(&self) -> Result<()> {
+        if self.samples == 0 { Err(Error::no_samples()) } else { Ok(()) }
     }
 
-    pub(crate) fn require_features(&self, operation: &'static str, expected: usize) -> Result<()> {
+    pub(crate) fn require_features(&self, expected: usize) -> Result<()> {
         if self.features == expected {
             return Ok(());
         }
         let what = "inputs in the statistics (as the layer has)";
-        Err(Error::Shape { operation, what, expected, found: self.features })
+        Err(Error::shape(what, expected, self.features))
     }
 
     /// The mean as a slice-friendly vector; zeros without samples.

@@ -4,8 +4,7 @@ use faer::{Mat, MatRef};
 
 use super::samples::Centre;
 use super::{ActivationStats, Form, Samples};
-use crate::kernel::{self, Tridiagonal};
-use crate::random::SplitMix64;
+use crate::linalg::{self, Par, SplitMix64, Tridiagonal, even_exponent, power_of_two};
 use crate::{Result, Scalar};
 
 /// Variances this far below the squared mean of their input are rounding noise of a constant: `(2⁻⁴⁴)²`.
@@ -67,18 +66,6 @@ impl OwnedCentre {
     }
 }
 
-/// `2^exponent`, also where it underflows gradually.
-pub(crate) fn power_of_two(exponent: i32) -> f64 {
-    let half = exponent / 2;
-    2_f64.powi(half) * 2_f64.powi(exponent - half)
-}
-
-/// The even exponent of the power of two just below a positive number; 0 for zero. At the ends of the range it stops where
-/// that power's inverse is still a finite number.
-pub(crate) fn even_exponent(value: f64) -> i32 {
-    if value > 0.0 { ((value.log2() / 2.0).floor() as i32 * 2).clamp(-1000, 1000) } else { 0 }
-}
-
 impl<'a, T: Scalar> Moment<'a, T> {
     /// `S = I`.
     pub(crate) fn identity(features: usize) -> Self {
@@ -87,7 +74,7 @@ impl<'a, T: Scalar> Moment<'a, T> {
     }
 
     /// The covariance, or the uncentred second moment, of at least one sample.
-    pub(crate) fn of(operation: &'static str, stats: &'a ActivationStats<T>, centred: bool) -> Result<Self> {
+    pub(crate) fn of(stats: &'a ActivationStats<T>, centred: bool) -> Result<Self> {
         let features = stats.features;
         let channels = &stats.channels;
         let zeros = || vec![0.0; features];
@@ -102,7 +89,7 @@ impl<'a, T: Scalar> Moment<'a, T> {
         match &stats.form {
             Form::Samples(samples) => mean_squares(samples, &centre.get(), stats.weight, &mut squares),
             Form::Scatter(collapsed) => {
-                completion = collapsed.completion(operation, &channels.origin, &centre.get(), centred)?;
+                completion = collapsed.completion(&channels.origin, &centre.get(), centred)?;
                 for (square, sum) in squares.iter_mut().zip(collapsed.scatter.diagonal()) {
                     *square = sum / stats.weight;
                 }
@@ -172,70 +159,59 @@ impl<'a, T: Scalar> Moment<'a, T> {
     }
 
     /// Visits the samples as `features × count` columns of which the sum of outer products is `S`.
-    fn for_each_sample_block<O: Scalar>(
-        &self,
-        operation: &'static str,
-        threads: usize,
-        visit: impl FnMut(MatRef<'_, O>) -> Result<()>,
-    ) -> Result<()> {
+    fn for_each_sample_block<O: Scalar>(&self, par: Par, visit: impl FnMut(MatRef<'_, O>) -> Result<()>) -> Result<()> {
         let Source::Data { stats, centre, .. } = &self.source else { return Ok(()) };
         let Form::Samples(samples) = &stats.form else { return Ok(()) };
-        samples.for_each_centred(operation, &centre.get(), self.sample_factor(stats), threads, visit)
+        samples.for_each_centred(&centre.get(), self.sample_factor(stats), par, visit)
     }
 
     /// `left · S · leftᵀ`, for `rows × features`.
-    pub(crate) fn congruence(
-        &self,
-        operation: &'static str,
-        left: MatRef<'_, f64>,
-        threads: usize,
-    ) -> Result<Mat<f64>> {
-        let mut result = kernel::zeros(operation, left.nrows(), left.nrows())?;
+    pub(crate) fn congruence(&self, left: MatRef<'_, f64>, par: Par) -> Result<Mat<f64>> {
+        let mut result = linalg::zeros(left.nrows(), left.nrows())?;
         match &self.source {
             _ if self.trace == 0.0 => {}
             Source::Identity => {
-                kernel::add_symmetric_product(result.as_mut(), 1.0, left, left.transpose(), threads);
+                linalg::add_symmetric_product(result.as_mut(), 1.0, left, left.transpose(), par);
             }
             Source::Data { stats, completion, .. } => match &stats.form {
-                Form::Samples(_) => self.for_each_sample_block(operation, threads, |columns: MatRef<'_, f64>| {
-                    let outputs = kernel::product(operation, left, columns, threads)?;
+                Form::Samples(_) => self.for_each_sample_block(par, |columns: MatRef<'_, f64>| {
+                    let outputs = linalg::product(left, columns, par)?;
                     let outputs = outputs.as_ref();
-                    kernel::add_symmetric_product(result.as_mut(), 1.0, outputs, outputs.transpose(), threads);
+                    linalg::add_symmetric_product(result.as_mut(), 1.0, outputs, outputs.transpose(), par);
                     Ok(())
                 })?,
                 Form::Scatter(collapsed) => {
-                    let applied =
-                        collapsed.scatter.multiply(operation, left.transpose(), self.factor(stats), threads)?;
-                    kernel::add_symmetric_product(result.as_mut(), 1.0, left, applied.as_ref(), threads);
+                    let applied = collapsed.scatter.multiply(left.transpose(), self.factor(stats), par)?;
+                    linalg::add_symmetric_product(result.as_mut(), 1.0, left, applied.as_ref(), par);
                     if let Some(columns) = completion {
-                        let output = kernel::product(operation, left, columns.as_ref(), threads)?;
+                        let output = linalg::product(left, columns.as_ref(), par)?;
                         let output = output.as_ref();
-                        kernel::add_symmetric_product(result.as_mut(), 1.0, output, output.transpose(), threads);
+                        linalg::add_symmetric_product(result.as_mut(), 1.0, output, output.transpose(), par);
                     }
                 }
             },
         }
-        kernel::mirror_lower(&mut result);
+        linalg::mirror_lower(&mut result);
         Ok(result)
     }
 
     /// `S · right`, for `features × columns`.
-    pub(crate) fn multiply(&self, operation: &'static str, right: MatRef<'_, f64>, threads: usize) -> Result<Mat<f64>> {
-        let mut result = kernel::zeros(operation, self.features, right.ncols())?;
+    pub(crate) fn multiply(&self, right: MatRef<'_, f64>, par: Par) -> Result<Mat<f64>> {
+        let mut result = linalg::zeros(self.features, right.ncols())?;
         match &self.source {
             _ if self.trace == 0.0 => {}
             Source::Identity => result.copy_from(right),
             Source::Data { stats, completion, .. } => match &stats.form {
-                Form::Samples(_) => self.for_each_sample_block(operation, threads, |columns: MatRef<'_, f64>| {
-                    let outputs = kernel::product(operation, columns.transpose(), right, threads)?;
-                    kernel::add_product(result.as_mut(), 1.0, columns, outputs.as_ref(), threads);
+                Form::Samples(_) => self.for_each_sample_block(par, |columns: MatRef<'_, f64>| {
+                    let outputs = linalg::product(columns.transpose(), right, par)?;
+                    linalg::add_product(result.as_mut(), 1.0, columns, outputs.as_ref(), par);
                     Ok(())
                 })?,
                 Form::Scatter(collapsed) => {
-                    result = collapsed.scatter.multiply(operation, right, self.factor(stats), threads)?;
+                    result = collapsed.scatter.multiply(right, self.factor(stats), par)?;
                     if let Some(columns) = completion {
-                        let share = kernel::product(operation, columns.transpose(), right, threads)?;
-                        kernel::add_product(result.as_mut(), 1.0, columns.as_ref(), share.as_ref(), threads);
+                        let share = linalg::product(columns.transpose(), right, par)?;
+                        linalg::add_product(result.as_mut(), 1.0, columns.as_ref(), share.as_ref(), par);
                     }
                 }
             },
@@ -244,13 +220,7 @@ impl<'a, T: Scalar> Moment<'a, T> {
     }
 
     /// `aᵢ S bᵢᵀ` for every pair of rows of two `rows × features` matrices, which may be the same.
-    pub(crate) fn row_forms(
-        &self,
-        operation: &'static str,
-        a: MatRef<'_, f64>,
-        b: MatRef<'_, f64>,
-        threads: usize,
-    ) -> Result<Vec<f64>> {
+    pub(crate) fn row_forms(&self, a: MatRef<'_, f64>, b: MatRef<'_, f64>, par: Par) -> Result<Vec<f64>> {
         let strides = |matrix: MatRef<'_, f64>| (matrix.row_stride(), matrix.col_stride());
         let same = a.as_ptr() == b.as_ptr() && strides(a) == strides(b);
         let mut forms = vec![0.0; a.nrows()];
@@ -264,29 +234,29 @@ impl<'a, T: Scalar> Moment<'a, T> {
             _ if self.trace == 0.0 => {}
             Source::Identity => add(a, b),
             Source::Data { stats, .. } => match &stats.form {
-                Form::Samples(_) => self.for_each_sample_block(operation, threads, |columns: MatRef<'_, f64>| {
-                    let left = kernel::product(operation, a, columns, threads)?;
+                Form::Samples(_) => self.for_each_sample_block(par, |columns: MatRef<'_, f64>| {
+                    let left = linalg::product(a, columns, par)?;
                     if same {
                         add(left.as_ref(), left.as_ref());
                     } else {
-                        add(left.as_ref(), kernel::product(operation, b, columns, threads)?.as_ref());
+                        add(left.as_ref(), linalg::product(b, columns, par)?.as_ref());
                     }
                     Ok(())
                 })?,
-                Form::Scatter(_) => add(a, self.multiply(operation, b.transpose(), threads)?.transpose()),
+                Form::Scatter(_) => add(a, self.multiply(b.transpose(), par)?.transpose()),
             },
         }
         Ok(forms)
     }
 
     /// `tr S²`.
-    pub(crate) fn trace_of_square(&self, operation: &'static str, threads: usize) -> Result<f64> {
+    pub(crate) fn trace_of_square(&self, par: Par) -> Result<f64> {
         Ok(match &self.source {
             _ if self.trace == 0.0 => 0.0,
             Source::Identity => self.features as f64,
             Source::Data { stats, completion, .. } => match &stats.form {
                 // tr (X Xᵀ)² = ‖Xᵀ X‖²
-                Form::Samples(_) => self.gram_squared_norm(operation, threads)?,
+                Form::Samples(_) => self.gram_squared_norm(par)?,
                 Form::Scatter(collapsed) => {
                     let centred = collapsed.scatter.squared_norm(self.factor(stats));
                     match completion {
@@ -294,13 +264,12 @@ impl<'a, T: Scalar> Moment<'a, T> {
                         // ‖Σ + CCᵀ‖² = ‖Σ‖² + 2 tr CᵀΣC + ‖CᵀC‖²
                         Some(columns) => {
                             let columns = columns.as_ref();
-                            let applied =
-                                collapsed.scatter.multiply(operation, columns, self.factor(stats), threads)?;
+                            let applied = collapsed.scatter.multiply(columns, self.factor(stats), par)?;
                             let terms = applied.col_iter().zip(columns.col_iter());
                             let cross: f64 =
                                 terms.map(|(a, c)| a.iter().zip(c.iter()).map(|(a, c)| a * c).sum::<f64>()).sum();
-                            let gram = kernel::product(operation, columns.transpose(), columns, threads)?;
-                            centred + 2.0 * cross + kernel::squared_norm(gram.as_ref())
+                            let gram = linalg::product(columns.transpose(), columns, par)?;
+                            centred + 2.0 * cross + linalg::squared_norm(gram.as_ref())
                         }
                     }
                 }
@@ -311,71 +280,65 @@ impl<'a, T: Scalar> Moment<'a, T> {
     /// `tr S²`, and the share of `tr S` outside of as many of the first eigenvectors as asked for; all of it where `S` is zero. Of more than 64 inputs a
     /// randomised range finder takes their place (Halko, Martinsson and Tropp 2011, algorithm 4.1), outside of which lies somewhat more.
     /// Of many samples `tr S²` is estimated, to some per cent: `‖S‖² = ‖S Q‖² + ‖S (I − Q Qᵀ)‖²`, the second from random signs (Hutchinson 1989).
-    pub(crate) fn spread(&self, operation: &'static str, directions: usize, threads: usize) -> Result<Spread> {
+    pub(crate) fn spread(&self, directions: usize, par: Par) -> Result<Spread> {
         if self.trace == 0.0 {
             return Ok(Spread { trace_of_square: 0.0, outside: 1.0 });
         }
         let gram = self.samples_kept().map_or(0.0, |samples| self.features as f64 * (samples as f64).powi(2));
-        self.spread_by(operation, directions, gram < LARGE, threads)
+        self.spread_by(directions, gram < LARGE, par)
     }
 
     /// `features × count`; `None` where there are too many inputs for that to be cheap, or the iteration gave up.
-    fn first_eigenvectors(&self, operation: &'static str, count: usize, threads: usize) -> Result<Option<Mat<f64>>> {
+    fn first_eigenvectors(&self, count: usize, par: Par) -> Result<Option<Mat<f64>>> {
         if self.features > FEW {
             return Ok(None);
         }
-        let dense = self.scaled(operation, threads)?;
-        let pairs = kernel::symmetric_eigen(operation, dense.as_ref(), Tridiagonal::DivideAndConquer, threads)?;
+        let dense = self.scaled(par)?;
+        let pairs = linalg::symmetric_eigen(dense.as_ref(), Tridiagonal::DivideAndConquer, par)?;
         Ok(pairs.map(|(_, vectors)| vectors.subcols(self.features - count, count).to_owned()))
     }
 
-    pub(super) fn spread_by(
-        &self,
-        operation: &'static str,
-        directions: usize,
-        exact: bool,
-        threads: usize,
-    ) -> Result<Spread> {
+    pub(super) fn spread_by(&self, directions: usize, exact: bool, par: Par) -> Result<Spread> {
         let mut random = SplitMix64::new();
         let mut fill = |columns: usize, of: fn(f64) -> f64| -> Result<Mat<f64>> {
-            let mut block = kernel::zeros(operation, self.features, columns)?;
+            let mut block = linalg::zeros(self.features, columns)?;
             block.col_iter_mut().for_each(|column| column.iter_mut().for_each(|entry| *entry = of(random.next())));
             Ok(block)
         };
         let count = directions.min(self.features);
-        let basis = match self.first_eigenvectors(operation, count, threads)? {
+        let basis = match self.first_eigenvectors(count, par)? {
             Some(basis) => basis,
             None => {
                 let probes = fill(count, |x| x)?;
-                let range = self.multiply(operation, probes.as_ref(), threads)?;
-                kernel::orthonormal_columns(operation, range, threads)?.0
+                let range = self.multiply(probes.as_ref(), par)?;
+                linalg::orthonormal_columns(range, par)?.0
             }
         };
         let mut block = fill(if exact { count } else { count + VECTORS }, f64::signum)?;
         block.as_mut().subcols_mut(0, count).copy_from(&basis);
-        kernel::project_out(operation, block.as_mut().get_mut(.., count..), basis.as_ref(), threads)?;
-        let applied = self.multiply(operation, block.as_ref(), threads)?;
+        linalg::project_out(block.as_mut().get_mut(.., count..), basis.as_ref(), par)?;
+        let applied = self.multiply(block.as_ref(), par)?;
         let (within, beyond) = applied.as_ref().split_at_col(count);
         let pairs = basis.col_iter().zip(within.col_iter());
         let inside: f64 = pairs.map(|(q, s)| q.iter().zip(s.iter()).map(|(q, s)| q * s).sum::<f64>()).sum();
         let trace_of_square = if exact {
-            self.trace_of_square(operation, threads)?
+            self.trace_of_square(par)?
         } else {
-            kernel::squared_norm(within) + kernel::squared_norm(beyond) / VECTORS as f64
+            linalg::squared_norm(within) + linalg::squared_norm(beyond) / VECTORS as f64
         };
         Ok(Spread { trace_of_square, outside: (1.0 - inside / self.trace).clamp(0.0, 1.0) })
     }
 
     /// `‖Xᵀ X‖²` for the samples as columns, segment by segment.
-    fn gram_squared_norm(&self, operation: &'static str, threads: usize) -> Result<f64> {
+    fn gram_squared_norm(&self, par: Par) -> Result<f64> {
         let (mut sum, mut index) = (0.0, 0);
-        self.for_each_sample_block(operation, threads, |columns: MatRef<'_, f64>| {
+        self.for_each_sample_block(par, |columns: MatRef<'_, f64>| {
             let mut other_index = 0;
-            self.for_each_sample_block(operation, threads, |others: MatRef<'_, f64>| {
+            self.for_each_sample_block(par, |others: MatRef<'_, f64>| {
                 if other_index <= index {
-                    let gram = kernel::product(operation, columns.transpose(), others, threads)?;
+                    let gram = linalg::product(columns.transpose(), others, par)?;
                     let count = if other_index == index { 1.0 } else { 2.0 };
-                    sum += count * kernel::squared_norm(gram.as_ref());
+                    sum += count * linalg::squared_norm(gram.as_ref());
                 }
                 other_index += 1;
                 Ok(())
@@ -388,21 +351,15 @@ impl<'a, T: Scalar> Moment<'a, T> {
 
     /// The outputs `factor · W X` of the samples behind `S`, outputs × samples, in the precision of the samples; `None` unless samples
     /// are kept. `S` is the product of `X` with its transpose.
-    pub(crate) fn outputs(
-        &self,
-        operation: &'static str,
-        weight: MatRef<'_, T>,
-        factor: f64,
-        threads: usize,
-    ) -> Result<Option<Mat<T>>> {
+    pub(crate) fn outputs(&self, weight: MatRef<'_, T>, factor: f64, par: Par) -> Result<Option<Mat<T>>> {
         let Source::Data { stats, centre, .. } = &self.source else { return Ok(None) };
         let Form::Samples(samples) = &stats.form else { return Ok(None) };
-        let mut outputs = kernel::zeros(operation, weight.nrows(), samples.len())?;
+        let mut outputs = linalg::zeros(weight.nrows(), samples.len())?;
         let root = self.sample_factor(stats) * factor;
         let mut start = 0;
-        samples.for_each_centred(operation, &centre.get(), root, threads, |columns: MatRef<'_, T>| {
+        samples.for_each_centred(&centre.get(), root, par, |columns: MatRef<'_, T>| {
             let target = outputs.as_mut().subcols_mut(start, columns.ncols());
-            kernel::add_product(target, T::from_f64(1.0), weight, columns, threads);
+            linalg::add_product(target, T::from_f64(1.0), weight, columns, par);
             start += columns.ncols();
             Ok(())
         })?;
@@ -429,32 +386,27 @@ impl<'a, T: Scalar> Moment<'a, T> {
 
     /// `features × samples` of which `S` is the product with its transpose; `None` unless samples are kept
     /// and are fewer than the inputs.
-    pub(crate) fn root(&self, operation: &'static str, threads: usize) -> Result<Option<Mat<f64>>> {
+    pub(crate) fn root(&self, par: Par) -> Result<Option<Mat<f64>>> {
         let Source::Data { stats, centre, .. } = &self.source else { return Ok(None) };
         let Form::Samples(samples) = &stats.form else { return Ok(None) };
         if samples.len() >= self.features {
             return Ok(None);
         }
-        let mut root = kernel::zeros(operation, self.features, samples.len())?;
-        samples.fill_centred(root.as_mut(), &centre.get(), self.sample_factor(stats), threads);
+        let mut root = linalg::zeros(self.features, samples.len())?;
+        samples.fill_centred(root.as_mut(), &centre.get(), self.sample_factor(stats), par);
         Ok(Some(root))
     }
 
     /// A lower triangular root `L` with `L Lᵀ = κ S + λ I + D`, and the diagonal of `λ I + D`: what lifts the matrix out of rounding. What is above
     /// the diagonal of `L` is not to be used. `None` where that is not enough.
-    pub(crate) fn root_of(
-        &self,
-        operation: &'static str,
-        (keep, ridge): (f64, f64),
-        threads: usize,
-    ) -> Result<Option<(Mat<f64>, Vec<f64>)>> {
+    pub(crate) fn root_of(&self, (keep, ridge): (f64, f64), par: Par) -> Result<Option<(Mat<f64>, Vec<f64>)>> {
         let size = self.features as f64;
-        let mut dense = self.scaled(operation, threads)?;
+        let mut dense = self.scaled(par)?;
         dense *= faer::Scale(keep);
         // The norm of a random symmetric matrix grows with the root of its size. Without such rounding there is nothing to try again.
         let (least, most) = (4.0 * f64::EPSILON * size, self.rounding() / 8.0 * size.sqrt());
         for lift in core::iter::once(least).chain((most > least).then_some(most)) {
-            let mut lifted = kernel::widened(operation, dense.as_ref(), 1.0)?;
+            let mut lifted = linalg::widened(dense.as_ref(), 1.0)?;
             let mut added = vec![0.0; self.features];
             let mut dead = Vec::new();
             for (index, added) in added.iter_mut().enumerate() {
@@ -467,41 +419,41 @@ impl<'a, T: Scalar> Moment<'a, T> {
                     dead.push(index);
                 }
             }
-            if let Some(mut root) = kernel::cholesky(operation, lifted, threads)? {
+            if let Some(mut root) = linalg::cholesky(lifted, par)? {
                 dead.iter().for_each(|&index| root[(index, index)] = 0.0);
-                return Ok(kernel::first_non_finite(root.as_ref()).is_none().then_some((root, added)));
+                return Ok(linalg::first_non_finite(root.as_ref()).is_none().then_some((root, added)));
             }
         }
         Ok(None)
     }
 
     /// The divided `S`, formed.
-    pub(crate) fn scaled(&self, operation: &'static str, threads: usize) -> Result<Mat<f64>> {
-        let mut dense = kernel::zeros(operation, self.features, self.features)?;
+    pub(crate) fn scaled(&self, par: Par) -> Result<Mat<f64>> {
+        let mut dense = linalg::zeros(self.features, self.features)?;
         match &self.source {
             _ if self.trace == 0.0 => {}
             Source::Identity => dense.as_mut().diagonal_mut().column_vector_mut().fill(1.0),
             Source::Data { stats, completion, .. } => match &stats.form {
-                Form::Samples(_) => self.for_each_sample_block(operation, threads, |columns: MatRef<'_, f64>| {
-                    kernel::add_symmetric_product(dense.as_mut(), 1.0, columns, columns.transpose(), threads);
+                Form::Samples(_) => self.for_each_sample_block(par, |columns: MatRef<'_, f64>| {
+                    linalg::add_symmetric_product(dense.as_mut(), 1.0, columns, columns.transpose(), par);
                     Ok(())
                 })?,
                 Form::Scatter(collapsed) => {
-                    dense = collapsed.scatter.dense(operation, self.factor(stats))?;
+                    dense = collapsed.scatter.dense(self.factor(stats))?;
                     if let Some(columns) = completion {
                         let columns = columns.as_ref();
-                        kernel::add_symmetric_product(dense.as_mut(), 1.0, columns, columns.transpose(), threads);
+                        linalg::add_symmetric_product(dense.as_mut(), 1.0, columns, columns.transpose(), par);
                     }
                 }
             },
         }
-        kernel::mirror_lower(&mut dense);
+        linalg::mirror_lower(&mut dense);
         Ok(dense)
     }
 
     /// `S`, formed.
-    pub(super) fn dense(&self, operation: &'static str, threads: usize) -> Result<Mat<f64>> {
-        let mut dense = self.scaled(operation, threads)?;
+    pub(super) fn dense(&self, par: Par) -> Result<Mat<f64>> {
+        let mut dense = self.scaled(par)?;
         dense *= faer::Scale(power_of_two(self.exponent));
         Ok(dense)
     }
@@ -510,7 +462,7 @@ impl<'a, T: Scalar> Moment<'a, T> {
 /// Adds `(1/w) Σ wᵢ (xᵢ − centre)²`, input by input.
 fn mean_squares<T: Scalar>(samples: &Samples<T>, centre: &Centre<'_>, total: f64, squares: &mut [f64]) {
     for (rows, weights) in samples.segments() {
-        kernel::for_each_row(rows, |index, row| {
+        linalg::for_each_row(rows, |index, row| {
             let weight = weights[index] / total;
             let centre = centre.origin.iter().zip(centre.offset);
             for ((sum, x), (origin, offset)) in squares.iter_mut().zip(row).zip(centre) {

@@ -5,7 +5,7 @@ use super::collapsed::Collapsed;
 use super::samples::{Samples, segment_rows};
 use super::scatter::Scatter;
 use super::{ActivationStats, Form};
-use crate::kernel;
+use crate::linalg;
 use crate::{Error, Result, Scalar};
 
 /// All that statistics hold beside their arrays; says how many of these there are and how long each is.
@@ -131,12 +131,8 @@ impl<T: Scalar> ActivationStats<T> {
     /// Statistics of this head with the arrays that `fill` writes, piece by piece in the order of
     /// [`for_each_array`](Self::for_each_array); to be [validated](Self::validate_parts) before use. Allocates what the
     /// statistics need and no more.
-    pub(crate) fn from_parts(
-        operation: &'static str,
-        head: &Head,
-        mut fill: impl FnMut(PieceMut<'_, T>) -> Result<()>,
-    ) -> Result<Self> {
-        let channels = || zeros::<f64>(operation, head.channels());
+    pub(crate) fn from_parts(head: &Head, mut fill: impl FnMut(PieceMut<'_, T>) -> Result<()>) -> Result<Self> {
+        let channels = || zeros::<f64>(head.channels());
         let mut stats = Self {
             features: head.features,
             samples: head.samples,
@@ -150,7 +146,7 @@ impl<T: Scalar> ActivationStats<T> {
                 absolute: channels()?,
                 active: channels()?,
             },
-            form: blank(operation, head)?,
+            form: blank(head)?,
             memory_limit: head.memory_limit,
             threads: head.threads,
         };
@@ -179,32 +175,32 @@ impl<T: Scalar> ActivationStats<T> {
 }
 
 /// As many zeros, or an error where there is no room for them.
-pub(crate) fn zeros<N: Clone + Default>(operation: &'static str, count: usize) -> Result<Vec<N>> {
+pub(crate) fn zeros<N: Clone + Default>(count: usize) -> Result<Vec<N>> {
     let mut zeros = Vec::new();
-    let memory = |_| kernel::out_of_memory(operation, count.saturating_mul(size_of::<N>()));
+    let memory = |_| linalg::out_of_memory(count.saturating_mul(size_of::<N>()));
     zeros.try_reserve_exact(count).map_err(memory)?;
     zeros.resize(count, N::default());
     Ok(zeros)
 }
 
 /// Samples, and a scatter if there is one, of the right sizes, all zero.
-fn blank<T: Scalar>(operation: &'static str, head: &Head) -> Result<Form<T>> {
+fn blank<T: Scalar>(head: &Head) -> Result<Form<T>> {
     let features = head.features;
     let needed = usize::MAX;
-    let memory = || Error::Memory { operation, needed, available: "this machine's address space".into() };
+    let memory = || Error::memory(needed, "this machine's address space".into());
     let count = head.samples_kept().ok_or_else(memory)?;
     Samples::<T>::bytes(features, count).ok_or_else(memory)?;
     let rows = segment_rows(features);
     let mut samples = Samples::new(features);
-    samples.weights = zeros(operation, count)?;
-    samples.segments = zeros(operation, count.div_ceil(rows))?;
+    samples.weights = zeros(count)?;
+    samples.segments = zeros(count.div_ceil(rows))?;
     for (index, segment) in samples.segments.iter_mut().enumerate() {
-        *segment = zeros(operation, rows.min(count - index * rows) * features)?;
+        *segment = zeros(rows.min(count - index * rows) * features)?;
     }
     let Some(ScatterHead { weight, precision, .. }) = head.scatter else { return Ok(Form::Samples(samples)) };
-    let mut scatter = Scatter::zeros(operation, features)?;
+    let mut scatter = Scatter::zeros(features)?;
     scatter.precision = precision;
-    let offset = zeros(operation, features)?;
+    let offset = zeros(features)?;
     Ok(Form::Scatter(Collapsed { scatter, weight, offset, gathered: samples }))
 }
 
@@ -222,7 +218,7 @@ mod tests {
             let samples = samples as u64;
             let head =
                 Head { features, samples, weight, weight_squares: weight, scatter, memory_limit: None, threads: 0 };
-            let Form::Samples(blank) = blank::<f32>("test", &head)? else { panic!("no scatter was asked for") };
+            let Form::Samples(blank) = blank::<f32>(&head)? else { panic!("no scatter was asked for") };
             assert_eq!(blank.segments.iter().map(Vec::len).collect::<Vec<_>>(), expected);
             assert_eq!(blank.len() as u64, samples);
         }

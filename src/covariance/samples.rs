@@ -2,7 +2,7 @@
 
 use faer::{Mat, MatMut, MatRef};
 
-use crate::kernel;
+use crate::linalg::{self, Par};
 use crate::{Result, Scalar};
 
 /// Entries that a segment aims at: small enough to convert piece by piece; and the fewest rows, for fast products.
@@ -37,9 +37,9 @@ impl<T: Scalar> Samples<T> {
     }
 
     /// Reserves room for this many more samples in a segment that no more than these will fill.
-    pub(super) fn reserve(&mut self, operation: &'static str, count: usize) -> Result<()> {
+    pub(super) fn reserve(&mut self, count: usize) -> Result<()> {
         let needed = Self::bytes(self.features, count).unwrap_or(usize::MAX);
-        let memory = |_| kernel::out_of_memory(operation, needed);
+        let memory = |_| linalg::out_of_memory(needed);
         self.weights.try_reserve_exact(count).map_err(memory)?;
         if self.segments.is_empty() {
             self.segments.try_reserve_exact(1).map_err(memory)?;
@@ -59,14 +59,10 @@ impl<T: Scalar> Samples<T> {
     }
 
     /// Appends the rows of positive weight; on failure nothing is appended.
-    pub(super) fn append<'a>(
-        &mut self,
-        operation: &'static str,
-        rows: impl Iterator<Item = (faer::RowRef<'a, T>, f64)>,
-    ) -> Result<()> {
+    pub(super) fn append<'a>(&mut self, rows: impl Iterator<Item = (faer::RowRef<'a, T>, f64)>) -> Result<()> {
         let before = self.len();
         for (row, weight) in rows.filter(|&(_, weight)| weight > 0.0) {
-            if let Err(error) = self.push(operation, row, weight) {
+            if let Err(error) = self.push(row, weight) {
                 self.truncate(before);
                 return Err(error);
             }
@@ -74,10 +70,10 @@ impl<T: Scalar> Samples<T> {
         Ok(())
     }
 
-    fn push(&mut self, operation: &'static str, row: faer::RowRef<'_, T>, weight: f64) -> Result<()> {
+    fn push(&mut self, row: faer::RowRef<'_, T>, weight: f64) -> Result<()> {
         let capacity = segment_rows(self.features) * self.features;
         let needed = Self::bytes(self.features, self.len().saturating_add(1)).unwrap_or(usize::MAX);
-        let memory = |_| kernel::out_of_memory(operation, needed);
+        let memory = |_| linalg::out_of_memory(needed);
         self.weights.try_reserve(1).map_err(memory)?;
         if self.segments.last().is_none_or(|segment| segment.len() >= capacity) {
             self.segments.try_reserve(1).map_err(memory)?;
@@ -122,12 +118,12 @@ impl<T: Scalar> Samples<T> {
         mut target: MatMut<'_, O>,
         centre: &Centre<'_>,
         factor: f64,
-        threads: usize,
+        par: Par,
     ) {
         let mut start = 0;
         for (rows, weights) in self.segments() {
             let columns = target.as_mut().subcols_mut(start, weights.len());
-            fill_centred(columns, rows, |index| weights[index].sqrt() * factor, centre, None, threads);
+            fill_centred(columns, rows, |index| weights[index].sqrt() * factor, centre, None, par);
             start += weights.len();
         }
     }
@@ -136,17 +132,16 @@ impl<T: Scalar> Samples<T> {
     /// column, less `centre`, times the root of its weight, times `factor`.
     pub(super) fn for_each_centred<O: Scalar>(
         &self,
-        operation: &'static str,
         centre: &Centre<'_>,
         factor: f64,
-        threads: usize,
+        par: Par,
         mut visit: impl FnMut(MatRef<'_, O>) -> Result<()>,
     ) -> Result<()> {
         let width = segment_rows(self.features).min(self.len());
-        let mut buffer: Mat<O> = kernel::zeros(operation, self.features, width)?;
+        let mut buffer: Mat<O> = linalg::zeros(self.features, width)?;
         for (rows, weights) in self.segments() {
             let mut target = buffer.as_mut().subcols_mut(0, weights.len());
-            fill_centred(target.as_mut(), rows, |index| weights[index].sqrt() * factor, centre, None, threads);
+            fill_centred(target.as_mut(), rows, |index| weights[index].sqrt() * factor, centre, None, par);
             visit(target.as_ref())?;
         }
         Ok(())
@@ -168,9 +163,9 @@ pub(super) fn fill_centred<T: Scalar, O: Scalar>(
     factor: impl Fn(usize) -> f64 + Sync,
     centre: &Centre<'_>,
     scales: Option<&[f64]>,
-    threads: usize,
+    par: Par,
 ) {
-    kernel::for_each_column(target, threads, |index, column| {
+    linalg::for_each_column(target, par, |index, column| {
         let factor = factor(index);
         let centre = centre.origin.iter().zip(centre.offset);
         let entries = column.iter_mut().zip(rows.row(index).iter()).zip(centre);
@@ -206,7 +201,7 @@ mod tests {
         let row = Mat::<f32>::zeros(1, features);
         let mut samples = Samples::new(features);
         for count in 1..=rows + 1 {
-            samples.append("test", row.row_iter().map(|row| (row, 1.0)))?;
+            samples.append(row.row_iter().map(|row| (row, 1.0)))?;
             let room: Vec<usize> = samples.segments.iter().map(|segment| segment.capacity() / features).collect();
             let expected = if count > rows { vec![rows, 1] } else { vec![count.next_power_of_two().min(rows)] };
             assert_eq!(room, expected, "{count}");
@@ -218,13 +213,13 @@ mod tests {
     fn what_is_reserved_is_there_already() -> Result<()> {
         let batch = Mat::<f64>::zeros(5, 3);
         let mut samples = Samples::new(3);
-        samples.reserve("test", 5)?;
+        samples.reserve(5)?;
         let room = |samples: &Samples<f64>| {
             (samples.weights.capacity(), samples.segments.iter().map(Vec::capacity).collect::<Vec<_>>())
         };
         let reserved = room(&samples);
         assert_eq!(reserved, (5, vec![15]));
-        samples.append("test", batch.row_iter().map(|row| (row, 1.0)))?;
+        samples.append(batch.row_iter().map(|row| (row, 1.0)))?;
         assert_eq!(room(&samples), reserved);
         Ok(())
     }
@@ -233,7 +228,7 @@ mod tests {
     fn rows_of_no_weight_are_left_out() -> Result<()> {
         let batch = Mat::from_fn(3, 1, |i, _| i as f64);
         let mut samples = Samples::new(1);
-        samples.append("test", batch.row_iter().zip([0.0, 2.0, -0.0]))?;
+        samples.append(batch.row_iter().zip([0.0, 2.0, -0.0]))?;
         assert_eq!((samples.weights, samples.segments), (vec![2.0], vec![vec![1.0]]));
         Ok(())
     }
@@ -245,7 +240,7 @@ mod tests {
         let batch = Mat::from_fn(count, features, |i, j| (i * features + j) as f64);
         let weight = |index: usize| ((1 + index % 4) as f64).powi(2);
         let mut samples = Samples::new(features);
-        samples.append("test", batch.row_iter().enumerate().map(|(index, row)| (row, weight(index))))?;
+        samples.append(batch.row_iter().enumerate().map(|(index, row)| (row, weight(index))))?;
         let mut found = Mat::<f64>::zeros(features, count);
         let centre = Centre { origin: &[1.0, 2.0, 3.0], offset: &[4.0, 8.0, 16.0] };
         samples.fill_centred(found.as_mut(), &centre, 0.5, 1);
@@ -263,7 +258,7 @@ mod tests {
         let batch = Mat::from_fn(2 * rows + 5, features, |i, j| (i * features + j) as f64);
         let weight = |index: usize| 1.0 + index as f64;
         let mut samples = Samples::new(features);
-        samples.append("test", batch.row_iter().enumerate().map(|(index, row)| (row, weight(index))))?;
+        samples.append(batch.row_iter().enumerate().map(|(index, row)| (row, weight(index))))?;
         for count in [2 * rows + 3, 2 * rows, rows + 1, rows, 2, 0] {
             samples.truncate(count);
             assert_eq!((samples.len(), samples.segments.len()), (count, count.div_ceil(rows)));

@@ -2,8 +2,7 @@
 
 use faer::{Mat, MatMut, MatRef};
 
-use super::moment::{even_exponent, power_of_two};
-use crate::kernel;
+use crate::linalg::{self, Par, even_exponent, power_of_two};
 use crate::{Result, Scalar};
 
 /// Columns of a block: wide enough for a matrix product, narrow enough to waste little above the diagonal.
@@ -29,28 +28,28 @@ impl Scatter {
             .checked_mul(size_of::<f64>())
     }
 
-    pub(super) fn zeros(operation: &'static str, features: usize) -> Result<Self> {
+    pub(super) fn zeros(features: usize) -> Result<Self> {
         let blocks = (0..features)
             .step_by(BLOCK)
-            .map(|start| kernel::zeros(operation, features - start, BLOCK.min(features - start)))
+            .map(|start| linalg::zeros(features - start, BLOCK.min(features - start)))
             .collect::<Result<_>>()?;
         Ok(Self { features, blocks, precision: 0.0 })
     }
 
     /// `+= rows · rowsᵀ`, for `features × count` with one sample per column.
-    pub(super) fn add_samples(&mut self, samples: MatRef<'_, f64>, threads: usize) {
+    pub(super) fn add_samples(&mut self, samples: MatRef<'_, f64>, par: Par) {
         for (index, block) in self.blocks.iter_mut().enumerate() {
             let start = index * BLOCK;
             let below = samples.subrows(start, block.nrows());
             let across = samples.subrows(start, block.ncols());
-            kernel::add_product(block.as_mut(), 1.0, below, across.transpose(), threads);
+            linalg::add_product(block.as_mut(), 1.0, below, across.transpose(), par);
         }
         self.precision = self.precision.max(f64::EPSILON);
     }
 
     /// Room for the product of one block column.
-    pub(super) fn product_room<T: Scalar>(operation: &'static str, features: usize) -> Result<Mat<T>> {
-        kernel::zeros(operation, features, BLOCK.min(features))
+    pub(super) fn product_room<T: Scalar>(features: usize) -> Result<Mat<T>> {
+        linalg::zeros(features, BLOCK.min(features))
     }
 
     /// `+= factor · D rows · rowsᵀ D` with the scales on the diagonal of `D`: multiplied in `T`, scaled and summed up in `f64`.
@@ -59,16 +58,16 @@ impl Scatter {
         samples: MatRef<'_, T>,
         mut room: MatMut<'_, T>,
         (scales, factor): (&[f64], f64),
-        threads: usize,
+        par: Par,
     ) {
         for (index, block) in self.blocks.iter_mut().enumerate() {
             let start = index * BLOCK;
             let below = samples.subrows(start, block.nrows());
             let across = samples.subrows(start, block.ncols());
             let mut product = room.as_mut().submatrix_mut(0, 0, block.nrows(), block.ncols());
-            kernel::set_product(product.as_mut(), below, across.transpose(), threads);
+            linalg::set_product(product.as_mut(), below, across.transpose(), par);
             let (product, scales) = (product.as_ref(), &scales[start..]);
-            kernel::for_each_column(block.as_mut(), threads, |column, sums| {
+            linalg::for_each_column(block.as_mut(), par, |column, sums| {
                 let factor = factor * scales[column];
                 let products = product.col(column).iter().zip(scales);
                 for (sum, (x, scale)) in sums.iter_mut().zip(products) {
@@ -92,60 +91,54 @@ impl Scatter {
 
     /// `self · right · factor`, for `features × columns`. The largest entries may lie anywhere in the range of `f64` as long as those of
     /// the result do.
-    pub(super) fn multiply(
-        &self,
-        operation: &'static str,
-        right: MatRef<'_, f64>,
-        factor: f64,
-        threads: usize,
-    ) -> Result<Mat<f64>> {
+    pub(super) fn multiply(&self, right: MatRef<'_, f64>, factor: f64, par: Par) -> Result<Mat<f64>> {
         let ordinary = |size: f64| (1e-100..1e100).contains(&size);
-        let size = kernel::max_abs(right);
+        let size = linalg::max_abs(right);
         if !(ordinary(factor) && ordinary(size)) {
             // A product starts with either of its factors times `factor`, which must not underflow; nor may the sums overflow.
             let exponent = even_exponent(size);
             let room = if factor < 1.0 { power_of_two(40) } else { 1.0 };
-            let scaled = kernel::widened(operation, right, power_of_two(-exponent) / room)?;
-            let mut result = self.times(operation, scaled.as_ref(), 1.0, threads)?;
+            let scaled = linalg::widened(right, power_of_two(-exponent) / room)?;
+            let mut result = self.times(scaled.as_ref(), 1.0, par)?;
             let back = |entry: &mut f64| *entry = *entry * (factor * room) * power_of_two(exponent);
             result.col_iter_mut().for_each(|column| column.iter_mut().for_each(back));
             return Ok(result);
         }
-        self.times(operation, right, factor, threads)
+        self.times(right, factor, par)
     }
 
-    fn times(&self, operation: &'static str, right: MatRef<'_, f64>, factor: f64, threads: usize) -> Result<Mat<f64>> {
-        let mut result = kernel::zeros(operation, self.features, right.ncols())?;
+    fn times(&self, right: MatRef<'_, f64>, factor: f64, par: Par) -> Result<Mat<f64>> {
+        let mut result = linalg::zeros(self.features, right.ncols())?;
         for (index, block) in self.blocks.iter().enumerate() {
             let (start, width) = (index * BLOCK, block.ncols());
             let below = self.features - start - width;
-            kernel::add_product(
+            linalg::add_product(
                 result.as_mut().subrows_mut(start, block.nrows()),
                 factor,
                 block.as_ref(),
                 right.subrows(start, width),
-                threads,
+                par,
             );
-            kernel::add_product(
+            linalg::add_product(
                 result.as_mut().subrows_mut(start, width),
                 factor,
                 block.as_ref().subrows(width, below).transpose(),
                 right.subrows(start + width, below),
-                threads,
+                par,
             );
         }
         Ok(result)
     }
 
     /// The full matrix, times `factor`.
-    pub(super) fn dense(&self, operation: &'static str, factor: f64) -> Result<Mat<f64>> {
-        let mut dense = kernel::zeros(operation, self.features, self.features)?;
+    pub(super) fn dense(&self, factor: f64) -> Result<Mat<f64>> {
+        let mut dense = linalg::zeros(self.features, self.features)?;
         for (index, block) in self.blocks.iter().enumerate() {
             let start = index * BLOCK;
             let mut target = dense.as_mut().submatrix_mut(start, start, block.nrows(), block.ncols());
             faer::zip!(&mut target, block).for_each(|faer::unzip!(to, from)| *to = from * factor);
         }
-        kernel::mirror_lower(&mut dense);
+        linalg::mirror_lower(&mut dense);
         Ok(dense)
     }
 
@@ -181,19 +174,19 @@ mod tests {
     fn block_columns_hold_the_whole_product() -> Result<()> {
         for features in [1, 255, 256, 257, 600] {
             let samples = samples(features, 5);
-            let mut scatter = Scatter::zeros("test", features)?;
+            let mut scatter = Scatter::zeros(features)?;
             scatter.add_samples(samples.as_ref(), 1);
             let expected = &samples * samples.transpose();
-            let difference = &scatter.dense("test", 1.0)? - &expected;
+            let difference = &scatter.dense(1.0)? - &expected;
             assert!(difference.norm_max() < 1e-13);
             let right = self::samples(features, 3);
-            let applied = scatter.multiply("test", right.as_ref(), 2.0, 1)? - &expected * &right * faer::Scale(2.0);
+            let applied = scatter.multiply(right.as_ref(), 2.0, 1)? - &expected * &right * faer::Scale(2.0);
             assert!(applied.norm_max() < 1e-11 * features as f64);
             assert!((scatter.squared_norm(1.0) / expected.squared_norm_l2() - 1.0).abs() < 1e-13);
             let target = &expected * faer::Scale(2.0);
             let copy = scatter.clone();
             scatter.add(&copy);
-            assert!((scatter.dense("test", 1.0)? - target).norm_max() < 1e-12);
+            assert!((scatter.dense(1.0)? - target).norm_max() < 1e-12);
         }
         Ok(())
     }
@@ -205,12 +198,12 @@ mod tests {
         let narrow = Mat::from_fn(features, 7, |i, j| ((i * 37 + j * 11) % 16) as f32 - 7.0);
         let scales: Vec<f64> = (0..features).map(|i| 2_f64.powi(i as i32 % 90 - 50)).collect();
         let wide = Mat::from_fn(features, 7, |i, j| f64::from(narrow[(i, j)]) * scales[i]);
-        let mut scatter = Scatter::zeros("test", features)?;
-        let mut room = Scatter::product_room::<f32>("test", features)?;
+        let mut scatter = Scatter::zeros(features)?;
+        let mut room = Scatter::product_room::<f32>(features)?;
         for factor in [1.0, 4.0] {
             scatter.add_narrow_samples(narrow.as_ref(), room.as_mut(), (&scales, factor), 1);
         }
-        assert_eq!(scatter.dense("test", 1.0)?, &wide * wide.transpose() * faer::Scale(5.0));
+        assert_eq!(scatter.dense(1.0)?, &wide * wide.transpose() * faer::Scale(5.0));
         assert_eq!(scatter.precision, f64::from(f32::EPSILON));
         Ok(())
     }
@@ -220,12 +213,12 @@ mod tests {
         let samples = samples(3, 5);
         let right = self::samples(3, 2);
         for (large, small) in [(150, -480), (-145, 490), (150, 300), (0, -1000), (-145, 0)] {
-            let mut scatter = Scatter::zeros("test", 3)?;
+            let mut scatter = Scatter::zeros(3)?;
             scatter.add_samples((&samples * faer::Scale(10_f64.powi(large))).as_ref(), 1);
             // Times the samples' size twice.
             let factor = 10_f64.powi(-large) * 10_f64.powi(-large);
             let right = &right * faer::Scale(power_of_two(small));
-            let applied = scatter.multiply("test", right.as_ref(), factor, 1)? * faer::Scale(power_of_two(-small));
+            let applied = scatter.multiply(right.as_ref(), factor, 1)? * faer::Scale(power_of_two(-small));
             let expected = &samples * samples.transpose() * self::samples(3, 2);
             assert!((&applied - &expected).norm_max() < 1e-9, "{large} {small}: {applied:?} {expected:?}");
         }
@@ -236,9 +229,9 @@ mod tests {
     #[test]
     fn there_is_room_for_sums_where_the_factor_is_small_and_only_there() -> Result<()> {
         for (entry, right, factor) in [(5e153, 3.0, 1e-200), (1e-150, 1e200, 1.0), (1e-150, 3.0, 1e150)] {
-            let mut scatter = Scatter::zeros("test", 8)?;
+            let mut scatter = Scatter::zeros(8)?;
             scatter.add_samples(Mat::full(8, 1, entry).as_ref(), 1);
-            let found = scatter.multiply("test", Mat::full(8, 1, right).as_ref(), factor, 1)?;
+            let found = scatter.multiply(Mat::full(8, 1, right).as_ref(), factor, 1)?;
             let expected = (entry * factor) * entry * (8.0 * right);
             assert!(found.col(0).iter().all(|x| (x / expected - 1.0).abs() < 1e-14), "{found:?} {expected:e}");
         }
@@ -247,11 +240,11 @@ mod tests {
 
     #[test]
     fn nothing_is_a_result_as_well() -> Result<()> {
-        let mut scatter = Scatter::zeros("test", 3)?;
+        let mut scatter = Scatter::zeros(3)?;
         scatter.add_samples(samples(3, 5).as_ref(), 1);
         let right = samples(3, 2);
-        assert_eq!(scatter.multiply("test", right.as_ref(), 0.0, 1)?, Mat::<f64>::zeros(3, 2));
-        assert_eq!(scatter.multiply("test", Mat::zeros(3, 2).as_ref(), 2.0, 1)?, Mat::<f64>::zeros(3, 2));
+        assert_eq!(scatter.multiply(right.as_ref(), 0.0, 1)?, Mat::<f64>::zeros(3, 2));
+        assert_eq!(scatter.multiply(Mat::zeros(3, 2).as_ref(), 2.0, 1)?, Mat::<f64>::zeros(3, 2));
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! How far to shrink a covariance towards a multiple of the identity, from the data alone.
 
 use super::Moment;
+use crate::linalg::Par;
 use crate::{Result, Scalar};
 
 /// Degrees of freedom up to which the spectrum of a sample says nothing that a decision could rest on.
@@ -11,17 +12,12 @@ const CERTAIN: usize = 16;
 
 /// The intensity `ρ` that [`Ridge::Shrinkage`](crate::Ridge::Shrinkage) takes, for a second moment `S` of `n` inputs with `d` degrees of freedom;
 /// 1 for `d ≤ 8`. `docs/mathematics.md` derives it, `docs/small_samples.md` has what it does on real data.
-pub(crate) fn intensity<T: Scalar>(
-    operation: &'static str,
-    moment: &Moment<'_, T>,
-    freedom: f64,
-    threads: usize,
-) -> Result<f64> {
+pub(crate) fn intensity<T: Scalar>(moment: &Moment<'_, T>, freedom: f64, par: Par) -> Result<f64> {
     if freedom <= UNINFORMATIVE || freedom.is_nan() {
         return Ok(1.0);
     }
     let directions = ((freedom / 2.0) as usize).min(CERTAIN);
-    let spread = moment.spread(operation, directions, threads)?;
+    let spread = moment.spread(directions, par)?;
     Ok(between_the_bounds(moment.trace(), spread.trace_of_square, moment.features(), freedom, spread.outside))
 }
 
@@ -62,7 +58,7 @@ mod tests {
     use super::{between_the_bounds, intensity, oracle_approximating};
     use crate::ActivationStats;
     use crate::covariance::Moment;
-    use crate::random::SplitMix64;
+    use crate::linalg::SplitMix64;
     use faer::Mat;
 
     #[test]
@@ -117,13 +113,13 @@ mod tests {
         let [flat, full] = [plane, noise(20, 40) * fading].map(|samples| {
             let mut stats = ActivationStats::<f64>::new(40);
             stats.update(samples.as_ref()).unwrap();
-            let moment = Moment::of("test", &stats, false).unwrap();
+            let moment = Moment::of(&stats, false).unwrap();
             for freedom in [-0.5, 0.0, 7.0, 8.0, f64::NAN] {
-                assert_eq!(intensity("test", &moment, freedom, 1).unwrap(), 1.0);
+                assert_eq!(intensity(&moment, freedom, 1).unwrap(), 1.0);
             }
-            let spread = moment.spread("test", 4, 1).unwrap();
+            let spread = moment.spread(4, 1).unwrap();
             let oracle = oracle_approximating(moment.trace(), spread.trace_of_square, 40, 9.0);
-            (intensity("test", &moment, 9.0, 1).unwrap(), oracle, spread.outside)
+            (intensity(&moment, 9.0, 1).unwrap(), oracle, spread.outside)
         });
         assert!((flat.0 / flat.1 - 1.0).abs() < 1e-12 && flat.2 < 1e-14, "{flat:?}");
         let odds = |rho: f64| rho / (1.0 - rho);

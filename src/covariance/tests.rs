@@ -77,10 +77,10 @@ fn the_square_of_a_moment_of_several_segments() -> Result<()> {
     let mut stats = ActivationStats::new(features);
     stats.update(rows.as_ref())?;
     assert!(!is_collapsed(&stats));
-    let moment = Moment::of("test", &stats, false)?;
+    let moment = Moment::of(&stats, false)?;
     let unit = power_of_two(moment.exponent());
-    let found = moment.trace_of_square("test", 0)? * unit * unit;
-    let gram = crate::kernel::product("test", rows.as_ref(), rows.transpose(), 0)?;
+    let found = moment.trace_of_square(0)? * unit * unit;
+    let gram = crate::linalg::product(rows.as_ref(), rows.transpose(), 0)?;
     let expected = gram.squared_norm_l2() / (count * count) as f64;
     assert!((found / expected - 1.0).abs() < 1e-12, "{found} {expected}");
     Ok(())
@@ -98,32 +98,32 @@ fn samples_and_scatter_are_the_same_second_moment() -> Result<()> {
     assert!(!is_collapsed(&samples) && is_collapsed(&scatter));
     let left = batch(4, 20, 9);
     for centred in [true, false] {
-        let (a, b) = (Moment::of("test", &samples, centred)?, Moment::of("test", &scatter, centred)?);
+        let (a, b) = (Moment::of(&samples, centred)?, Moment::of(&scatter, centred)?);
         assert_eq!(a.exponent(), b.exponent());
         let close = |x: f64, y: f64| assert!((x - y).abs() <= 1e-12 * x.abs().max(1e-3), "{x} {y}");
         close(a.trace(), b.trace());
-        close(a.trace_of_square("test", 1)?, b.trace_of_square("test", 1)?);
+        close(a.trace_of_square(1)?, b.trace_of_square(1)?);
         a.diagonal().iter().zip(b.diagonal()).for_each(|(&x, &y)| close(x, y));
-        let scaled = a.scaled("test", 1)?;
-        close(scaled.squared_norm_l2(), a.trace_of_square("test", 1)?);
-        assert!((&scaled - b.scaled("test", 1)?).norm_max() < 1e-12 * scaled.norm_max());
-        let (x, y) = (a.congruence("test", left.as_ref(), 1)?, b.congruence("test", left.as_ref(), 1)?);
+        let scaled = a.scaled(1)?;
+        close(scaled.squared_norm_l2(), a.trace_of_square(1)?);
+        assert!((&scaled - b.scaled(1)?).norm_max() < 1e-12 * scaled.norm_max());
+        let (x, y) = (a.congruence(left.as_ref(), 1)?, b.congruence(left.as_ref(), 1)?);
         assert!((&x - y).norm_max() < 1e-12 * x.norm_max());
         assert!((&x - &left * &scaled * left.transpose()).norm_max() < 1e-12 * x.norm_max());
-        let (x, y) = (a.multiply("test", left.transpose(), 1)?, b.multiply("test", left.transpose(), 1)?);
+        let (x, y) = (a.multiply(left.transpose(), 1)?, b.multiply(left.transpose(), 1)?);
         assert!((&x - y).norm_max() < 1e-12 * x.norm_max());
         let other = batch(4, 20, 11);
-        let forms = a.row_forms("test", left.as_ref(), other.as_ref(), 1)?;
-        let theirs = b.row_forms("test", left.as_ref(), other.as_ref(), 1)?;
+        let forms = a.row_forms(left.as_ref(), other.as_ref(), 1)?;
+        let theirs = b.row_forms(left.as_ref(), other.as_ref(), 1)?;
         for (i, (&x, y)) in forms.iter().zip(theirs).enumerate() {
             close(x, y);
             close(x, (&left * &scaled * other.transpose())[(i, i)]);
         }
     }
-    let root = Moment::of("test", &samples, true)?.root("test", 1)?.expect("18 samples of 20 inputs");
+    let root = Moment::of(&samples, true)?.root(1)?.expect("18 samples of 20 inputs");
     let product = &root * root.transpose();
-    assert!((product - Moment::of("test", &samples, true)?.scaled("test", 1)?).norm_max() < 1e-12);
-    assert!(Moment::of("test", &scatter, true)?.root("test", 1)?.is_none());
+    assert!((product - Moment::of(&samples, true)?.scaled(1)?).norm_max() < 1e-12);
+    assert!(Moment::of(&scatter, true)?.root(1)?.is_none());
     Ok(())
 }
 
@@ -161,12 +161,11 @@ fn pieces_and_segments_add_up() -> Result<()> {
         plain.update_weighted(narrow.subrows(i, 1), &weights[i..=i])?;
     }
     assert!(!is_collapsed(&whole) && is_collapsed(&plain));
-    let (segmented, collapsed) = (Moment::of("test", &whole, true)?, Moment::of("test", &plain, true)?);
+    let (segmented, collapsed) = (Moment::of(&whole, true)?, Moment::of(&plain, true)?);
     let scale = |moment: &Moment<'_, f64>| power_of_two(moment.exponent());
-    let squares =
-        |moment: &Moment<'_, f64>| -> Result<f64> { Ok(moment.trace_of_square("test", 1)? * scale(moment).powi(2)) };
+    let squares = |moment: &Moment<'_, f64>| -> Result<f64> { Ok(moment.trace_of_square(1)? * scale(moment).powi(2)) };
     assert!((squares(&segmented)? / squares(&collapsed)? - 1.0).abs() < 1e-12);
-    let root = segmented.root("test", 1)?.expect("825 samples");
+    let root = segmented.root(1)?.expect("825 samples");
     let top = root.subrows(0, 3);
     let product = top * top.transpose() * faer::Scale(scale(&segmented));
     assert!((product - plain.covariance()?).norm_max() < 1e-11);
@@ -239,8 +238,8 @@ fn constant_inputs_have_a_scatter_of_exactly_zero() {
         let mut stats = ActivationStats::new(8);
         stats.update(Mat::from_fn(count, 8, |_, j| 0.1 + j as f64 / 3.0).as_ref()).unwrap();
         assert_eq!(stats.covariance().unwrap(), Mat::<f64>::zeros(8, 8));
-        assert_eq!(Moment::of("test", &stats, true).unwrap().trace(), 0.0);
-        assert!(Moment::of("test", &stats, false).unwrap().trace() > 0.0);
+        assert_eq!(Moment::of(&stats, true).unwrap().trace(), 0.0);
+        assert!(Moment::of(&stats, false).unwrap().trace() > 0.0);
     }
 }
 
@@ -265,7 +264,7 @@ fn narrow_products_survive_extreme_scales_outliers_and_weights() {
         exact.update_weighted(wide.subrows(start, 100), &weights[start..start + 100]).unwrap();
     }
     assert!(is_collapsed(&ours) && is_collapsed(&exact));
-    let (moment, plain) = (Moment::of("test", &ours, true).unwrap(), Moment::of("test", &exact, true).unwrap());
+    let (moment, plain) = (Moment::of(&ours, true).unwrap(), Moment::of(&exact, true).unwrap());
     assert!(moment.rounding() > 0.0 && plain.rounding() == 0.0);
     let (ours, exact) = (ours.covariance().unwrap(), exact.covariance().unwrap());
     for i in 0..features {
@@ -385,11 +384,11 @@ fn the_spread_of_many_samples_is_estimated_closely() {
         let rows = Mat::<f32>::from_fn(300, 200, |_, j| (decay.powi(j as i32) * rng.random_range(-1.0..1.0)) as f32);
         let mut stats = ActivationStats::new(200);
         stats.update(rows.as_ref()).unwrap();
-        let moment = Moment::of("test", &stats, true).unwrap();
-        let [exact, estimate] = [true, false].map(|exact| moment.spread_by("test", 16, exact, 1).unwrap());
+        let moment = Moment::of(&stats, true).unwrap();
+        let [exact, estimate] = [true, false].map(|exact| moment.spread_by(16, exact, 1).unwrap());
         assert!((estimate.trace_of_square / exact.trace_of_square - 1.0).abs() < 0.03, "{decay}");
         assert_eq!(estimate.outside, exact.outside);
-        let (rows, trace) = (moment.scaled("test", 1).unwrap(), moment.trace());
+        let (rows, trace) = (moment.scaled(1).unwrap(), moment.trace());
         let mut values = rows.self_adjoint_eigenvalues(faer::Side::Lower).unwrap();
         values.reverse();
         let least = 1.0 - values.iter().take(16).sum::<f64>() / trace;

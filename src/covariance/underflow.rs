@@ -12,7 +12,7 @@ const CONSTANT: f64 = 1.0 / (1_u64 << 42) as f64;
 impl<T: Scalar> ActivationStats<T> {
     /// Refuses inputs that vary, or (uncentred) are not zero, but whose second moment cannot tell: a report on them would
     /// say that there is nothing to lose.
-    pub(crate) fn require_squares(&self, operation: &'static str, centred: bool) -> Result<()> {
+    pub(crate) fn require_squares(&self, centred: bool) -> Result<()> {
         let extremes = self.channels.minimum.iter().zip(&self.channels.maximum);
         let size = extremes.fold(0.0_f64, |most, (low, high)| {
             let (span, size) = (high - low, low.abs().max(high.abs()));
@@ -30,7 +30,7 @@ impl<T: Scalar> ActivationStats<T> {
         }
         let parameter = if centred { "the spread of some input" } else { "the size of some input" };
         let expected = format!("to be at least {LEAST:e} (or that of all to be zero), lest its square be lost");
-        Err(Error::OutOfRange { operation, parameter, expected, found: size })
+        Err(Error::out_of_range(parameter, expected, size))
     }
 }
 
@@ -47,8 +47,8 @@ mod tests {
             let mut stats = ActivationStats::new(1);
             stats.update(mat![[size], [size - steps * 2_f64.powi(-582)]].as_ref()).unwrap();
             let found = |error| matches!(error, Error::OutOfRange { found, .. } if Some(found) == spread);
-            assert_eq!(stats.require_squares("test", true).err().map(found), spread.map(|_| true), "{steps}");
-            assert!(stats.require_squares("test", false).is_err());
+            assert_eq!(stats.require_squares(true).err().map(found), spread.map(|_| true), "{steps}");
+            assert!(stats.require_squares(false).is_err());
         }
     }
 }

@@ -7,7 +7,7 @@ use super::collapsed::Collapsed;
 use super::samples::{Samples, segment_rows};
 use super::scatter::Scatter;
 use super::{ActivationStats, Form};
-use crate::kernel;
+use crate::linalg;
 use crate::{Error, Result, Scalar};
 
 /// How much more memory than the scatter the samples may take. Solving from them is the faster way well past the point where
@@ -26,22 +26,17 @@ struct Totals {
 
 impl<T: Scalar> ActivationStats<T> {
     /// Adds a batch, one sample per row; without weights, each counts 1.
-    pub(super) fn add_batch(
-        &mut self,
-        operation: &'static str,
-        batch: MatRef<'_, T>,
-        weights: Option<&[f64]>,
-    ) -> Result<()> {
-        self.validate(operation, batch, weights)?;
+    pub(super) fn add_batch(&mut self, batch: MatRef<'_, T>, weights: Option<&[f64]>) -> Result<()> {
+        self.validate(batch, weights)?;
         let Some(first) = (0..batch.nrows()).find(|&row| weights.is_none_or(|weights| weights[row] > 0.0)) else {
             return Ok(());
         };
         let kept = weights.map_or(batch.nrows(), |weights| weights.iter().filter(|&&w| w > 0.0).count());
         let sum = weights.map_or(kept as f64, |weights| weights.iter().sum());
         let squares = weights.map_or(kept as f64, |weights| weights.iter().map(|w| w * w).sum());
-        let totals = self.totals(operation, kept as u64, sum, squares)?;
-        self.require_representable(operation, kernel::max_abs(batch), totals.weight)?;
-        let collapse = self.room_for(operation, kept, true)?;
+        let totals = self.totals(kept as u64, sum, squares)?;
+        self.require_representable(linalg::max_abs(batch), totals.weight)?;
+        let collapse = self.room_for(kept, true)?;
 
         let mut channels = self.channels.clone();
         if self.samples == 0 {
@@ -51,22 +46,22 @@ impl<T: Scalar> ActivationStats<T> {
         for start in (0..batch.nrows()).step_by(segment_rows(self.features)) {
             let count = segment_rows(self.features).min(batch.nrows() - start);
             let weights = weights.map(|weights| &weights[start..start + count]);
-            weight = channels.observe(batch.subrows(start, count), weights, weight, self.threads);
+            weight = channels.observe(batch.subrows(start, count), weights, weight, linalg::threads(self.threads));
         }
         match &mut self.form {
             Form::Samples(samples) if collapse => {
                 let (mut collapsed, mut accumulator) =
-                    Collapsed::of(operation, samples, batch.nrows(), &channels, self.threads)?;
-                collapsed.add(batch, weights, &channels, &mut accumulator, self.threads)?;
+                    Collapsed::of(samples, batch.nrows(), &channels, linalg::threads(self.threads))?;
+                collapsed.add(batch, weights, &channels, &mut accumulator, linalg::threads(self.threads))?;
                 self.form = Form::Scatter(collapsed);
             }
             Form::Samples(samples) => {
                 let weight = |row: usize| weights.map_or(1.0, |weights| weights[row]);
-                samples.append(operation, batch.row_iter().enumerate().map(|(i, row)| (row, weight(i))))?;
+                samples.append(batch.row_iter().enumerate().map(|(i, row)| (row, weight(i))))?;
             }
             Form::Scatter(collapsed) => {
-                let mut accumulator = collapsed.prepare(operation, batch.nrows())?;
-                collapsed.add(batch, weights, &channels, &mut accumulator, self.threads)?;
+                let mut accumulator = collapsed.prepare(batch.nrows())?;
+                collapsed.add(batch, weights, &channels, &mut accumulator, linalg::threads(self.threads))?;
             }
         }
         self.channels = channels;
@@ -75,21 +70,21 @@ impl<T: Scalar> ActivationStats<T> {
     }
 
     /// Adds other statistics.
-    pub(super) fn add_statistics(&mut self, operation: &'static str, other: &Self) -> Result<()> {
+    pub(super) fn add_statistics(&mut self, other: &Self) -> Result<()> {
         if other.features != self.features {
             let what = "inputs in the statistics to merge";
-            return Err(Error::Shape { operation, what, expected: self.features, found: other.features });
+            return Err(Error::shape(what, self.features, other.features));
         }
         if other.samples == 0 {
             return Ok(());
         }
-        let totals = self.totals(operation, other.samples, other.weight, other.weight_squares)?;
-        self.require_representable(operation, other.channels.max_abs(), totals.weight)?;
+        let totals = self.totals(other.samples, other.weight, other.weight_squares)?;
+        self.require_representable(other.channels.max_abs(), totals.weight)?;
         let other_kept = match &other.form {
             Form::Samples(samples) => Some(samples.len()),
             Form::Scatter(_) => None,
         };
-        let collapse = self.room_for(operation, other_kept.unwrap_or(0), other_kept.is_some())?;
+        let collapse = self.room_for(other_kept.unwrap_or(0), other_kept.is_some())?;
 
         let mut channels = self.channels.clone();
         if self.samples == 0 {
@@ -103,7 +98,7 @@ impl<T: Scalar> ActivationStats<T> {
         match (&mut self.form, &other.form) {
             (Form::Samples(samples), Form::Samples(others)) if !collapse => {
                 let rows = others.segments().flat_map(|(rows, weights)| rows.row_iter().zip(weights.iter().copied()));
-                samples.append(operation, rows)?;
+                samples.append(rows)?;
             }
             (own, others) => {
                 let waiting = match others {
@@ -113,20 +108,20 @@ impl<T: Scalar> ActivationStats<T> {
                 let mut fresh = None;
                 let (collapsed, mut accumulator) = match own {
                     Form::Scatter(collapsed) => {
-                        let accumulator = collapsed.prepare(operation, waiting.len())?;
+                        let accumulator = collapsed.prepare(waiting.len())?;
                         (collapsed, accumulator)
                     }
                     Form::Samples(samples) => {
                         let (collapsed, accumulator) =
-                            Collapsed::of(operation, samples, waiting.len(), &channels, self.threads)?;
+                            Collapsed::of(samples, waiting.len(), &channels, linalg::threads(self.threads))?;
                         (fresh.insert(collapsed), accumulator)
                     }
                 };
                 if let Form::Scatter(others) = others {
-                    collapsed.add_scatter(others, &between, self.threads);
+                    collapsed.add_scatter(others, &between, linalg::threads(self.threads));
                 }
                 for (rows, weights) in waiting.segments() {
-                    collapsed.add(rows, Some(weights), &channels, &mut accumulator, self.threads)?;
+                    collapsed.add(rows, Some(weights), &channels, &mut accumulator, linalg::threads(self.threads))?;
                 }
                 if let Some(collapsed) = fresh {
                     self.form = Form::Scatter(collapsed);
@@ -138,33 +133,32 @@ impl<T: Scalar> ActivationStats<T> {
         Ok(())
     }
 
-    fn validate(&self, operation: &'static str, batch: MatRef<'_, T>, weights: Option<&[f64]>) -> Result<()> {
+    fn validate(&self, batch: MatRef<'_, T>, weights: Option<&[f64]>) -> Result<()> {
         if self.features == 0 {
-            return Err(Error::Empty { operation, what: "the layer's inputs" });
+            return Err(Error::empty("the layer's inputs"));
         }
         if batch.ncols() != self.features {
             let what = "columns in the batch (one per input)";
-            return Err(Error::Shape { operation, what, expected: self.features, found: batch.ncols() });
+            return Err(Error::shape(what, self.features, batch.ncols()));
         }
         if batch.nrows() == 0 {
-            return Err(Error::Empty { operation, what: "the batch's rows" });
+            return Err(Error::empty("the batch's rows"));
         }
         if let Some(weights) = weights {
             if weights.len() != batch.nrows() {
                 let what = "weights (one per row of the batch)";
-                return Err(Error::Shape { operation, what, expected: batch.nrows(), found: weights.len() });
+                return Err(Error::shape(what, batch.nrows(), weights.len()));
             }
             if let Some((row, weight)) = weights.iter().enumerate().find(|&(_, w)| *w != 0.0 && !WEIGHTS.contains(w)) {
                 let expected = format!("{row} to be 0 or between 1e-100 and 1e100");
-                return Err(Error::OutOfRange { operation, parameter: "sample weight", expected, found: *weight });
+                return Err(Error::out_of_range("sample weight", expected, *weight));
             }
         }
-        kernel::require_finite(operation, "the batch", batch)
+        linalg::require_finite("the batch", batch)
     }
 
-    fn totals(&self, operation: &'static str, samples: u64, weight: f64, squares: f64) -> Result<Totals> {
-        let samples =
-            self.samples.checked_add(samples).ok_or(Error::Overflow { operation, what: "the number of samples" })?;
+    fn totals(&self, samples: u64, weight: f64, squares: f64) -> Result<Totals> {
+        let samples = self.samples.checked_add(samples).ok_or(Error::overflow("the number of samples"))?;
         // As many weights as can be counted, each of 1e100 at the most, have finite sums.
         Ok(Totals { samples, weight: self.weight + weight, weight_squares: self.weight_squares + squares })
     }
@@ -176,24 +170,24 @@ impl<T: Scalar> ActivationStats<T> {
     }
 
     /// The trace of the scatter is at most `w · n · (2 max|x|)²`: it must be a finite number.
-    pub(super) fn require_representable(&self, operation: &'static str, max_abs: f64, weight: f64) -> Result<()> {
+    pub(super) fn require_representable(&self, max_abs: f64, weight: f64) -> Result<()> {
         let span = 2.0 * max_abs.max(self.channels.max_abs());
         if (span * span * weight.max(1.0) * self.features as f64).is_finite() {
             return Ok(());
         }
-        Err(Error::Overflow { operation, what: "the square of the activations" })
+        Err(Error::overflow("the square of the activations"))
     }
 
     /// Whether the samples give way to a scatter when `count` more come, and whether there is room for what is kept then.
     ///
     /// Under a limit they give way while there is room for both, lest there be no way on later.
-    fn room_for(&self, operation: &'static str, count: usize, as_samples: bool) -> Result<bool> {
+    fn room_for(&self, count: usize, as_samples: bool) -> Result<bool> {
         let limit = self.memory_limit.unwrap_or(isize::MAX as usize);
         let scatter = Scatter::bytes(self.features).unwrap_or(usize::MAX);
         let collapsed = Collapsed::<T>::bytes(self.features).unwrap_or(usize::MAX);
         let bytes = |count| Samples::<T>::bytes(self.features, count).unwrap_or(usize::MAX);
         let Form::Samples(samples) = &self.form else {
-            return self.require_room(operation, collapsed, limit).map(|()| false);
+            return self.require_room(collapsed, limit).map(|()| false);
         };
         let (kept, more) = (bytes(samples.len()), bytes(samples.len().saturating_add(count)));
         let collapsing = kept.saturating_add(collapsed);
@@ -204,10 +198,10 @@ impl<T: Scalar> ActivationStats<T> {
             return Ok(true);
         }
         let needed = if as_samples { more.min(collapsing) } else { collapsing };
-        self.require_room(operation, needed, limit).map(|()| false)
+        self.require_room(needed, limit).map(|()| false)
     }
 
-    fn require_room(&self, operation: &'static str, needed: usize, limit: usize) -> Result<()> {
+    fn require_room(&self, needed: usize, limit: usize) -> Result<()> {
         if needed <= limit {
             return Ok(());
         }
@@ -215,6 +209,6 @@ impl<T: Scalar> ActivationStats<T> {
             Some(limit) => format!("the memory limit of {limit} bytes"),
             None => "this machine's address space".into(),
         };
-        Err(Error::Memory { operation, needed, available })
+        Err(Error::memory(needed, available))
     }
 }

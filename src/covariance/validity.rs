@@ -38,19 +38,14 @@ fn slack_of_means(low: f64, high: f64) -> f64 {
 
 impl<T: Scalar> ActivationStats<T> {
     /// Refuses what no sequence of updates and merges leaves behind. All comparisons are written so that a NaN fails.
-    pub(crate) fn validate_parts(&self, operation: &'static str, path: &str) -> Result<()> {
-        let format = |doubt: Doubt| Error::Format {
-            operation,
-            path: path.into(),
-            expected: doubt.expected.into(),
-            found: doubt.found.to_string(),
-        };
+    pub(crate) fn validate_parts(&self, path: &str) -> Result<()> {
+        let format = |doubt: Doubt| Error::format(path.into(), doubt.expected.into(), doubt.found.to_string());
         self.validate_totals().map_err(format)?;
         if self.samples == 0 {
             return Ok(());
         }
         self.validate_channels().map_err(format)?;
-        self.require_representable(operation, self.channels.max_abs(), self.weight)?;
+        self.require_representable(self.channels.max_abs(), self.weight)?;
         match &self.form {
             Form::Samples(samples) => self.validate_samples(samples, None).map_err(format),
             Form::Scatter(collapsed) => {

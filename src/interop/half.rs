@@ -35,6 +35,7 @@ use core::fmt::{Debug, Display};
 use ::half::{bf16, f16};
 use faer::{Col, ColRef, Mat, MatRef};
 
+use crate::error::during;
 use crate::{Error, Result, Scalar, kernel};
 
 mod sealed {
@@ -131,7 +132,7 @@ fn to_odd(number: f64) -> f32 {
 ///
 /// [`Error::Memory`] if the copy does not fit.
 pub fn widen<T: Scalar, H: Half>(matrix: MatRef<'_, H>) -> Result<Mat<T>> {
-    let mut copy = kernel::zeros("interop::half::widen", matrix.nrows(), matrix.ncols())?;
+    let mut copy = linalg::zeros("interop::half::widen", matrix.nrows(), matrix.ncols())?;
     for (to, from) in copy.as_mut().col_iter_mut().zip(matrix.col_iter()) {
         to.iter_mut().zip(from.iter()).for_each(|(to, from)| *to = from.widen());
     }
@@ -159,17 +160,18 @@ pub fn widen_column<T: Scalar, H: Half>(column: ColRef<'_, H>) -> Col<T> {
 /// assert!(round::<bf16, _>(factor.as_ref()).is_ok());
 /// ```
 pub fn round<H: Half, T: Scalar>(matrix: MatRef<'_, T>) -> Result<Mat<H>> {
-    let operation = "interop::half::round";
-    let mut copy = Mat::new();
-    let needed = matrix.nrows().saturating_mul(matrix.ncols()).saturating_mul(size_of::<H>());
-    copy.try_reserve(matrix.nrows(), matrix.ncols()).map_err(|_| kernel::out_of_memory(operation, needed))?;
-    copy.resize_with(matrix.nrows(), matrix.ncols(), |_, _| H::default());
-    for (to, from) in copy.as_mut().col_iter_mut().zip(matrix.col_iter()) {
-        for (to, from) in to.iter_mut().zip(from.iter()) {
-            *to = rounded(operation, *from)?;
+    during("interop::half::round", || {
+        let mut copy = Mat::new();
+        let needed = matrix.nrows().saturating_mul(matrix.ncols()).saturating_mul(size_of::<H>());
+        copy.try_reserve(matrix.nrows(), matrix.ncols()).map_err(|_| linalg::out_of_memory(needed))?;
+        copy.resize_with(matrix.nrows(), matrix.ncols(), |_, _| H::default());
+        for (to, from) in copy.as_mut().col_iter_mut().zip(matrix.col_iter()) {
+            for (to, from) in to.iter_mut().zip(from.iter()) {
+                *to = rounded(*from)?;
+            }
         }
-    }
-    Ok(copy)
+        Ok(copy)
+    })
 }
 
 /// A bias in 16 bits, each entry rounded to the nearest.
@@ -191,10 +193,10 @@ pub fn round_column<H: Half, T: Scalar>(column: ColRef<'_, T>) -> Result<Col<H>>
     column.iter().map(|number| rounded("interop::half::round_column", *number)).collect()
 }
 
-fn rounded<H: Half, T: Scalar>(operation: &'static str, number: T) -> Result<H> {
+fn rounded<H: Half, T: Scalar>(number: T) -> Result<H> {
     let half = H::round(number);
     if half.widen::<f32>().is_finite() {
         return Ok(half);
     }
-    Err(Error::Overflow { operation, what: "every entry" })
+    Err(Error::overflow("every entry"))
 }

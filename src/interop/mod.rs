@@ -21,11 +21,11 @@ pub mod safetensors;
 
 /// Samples and inputs of a batch of any number of axes, the last of which are the inputs.
 #[cfg(any(feature = "candle", feature = "ndarray"))]
-fn samples_and_inputs(operation: &'static str, axes: &[usize]) -> crate::Result<(usize, usize)> {
+fn samples_and_inputs(axes: &[usize]) -> crate::Result<(usize, usize)> {
     let Some((&inputs, leading)) = axes.split_last() else {
         let what = "axis or more in the batch, the last of them the inputs";
-        return Err(crate::Error::Shape { operation, what, expected: 1, found: 0 });
+        return Err(crate::Error::shape(what, 1, 0));
     };
     let count = leading.iter().try_fold(1_usize, |count, &axis| count.checked_mul(axis));
-    Ok((count.ok_or(crate::Error::Overflow { operation, what: "the number of samples" })?, inputs))
+    Ok((count.ok_or(crate::Error::overflow("the number of samples"))?, inputs))
 }

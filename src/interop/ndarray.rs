@@ -38,6 +38,7 @@ use faer_ext::{IntoFaer, IntoNdarray};
 use ndarray::{Array1, Array2, ArrayRef, ArrayRef1, ArrayRef2, ArrayView2, Axis, CowArray, Dimension, Ix2};
 
 use super::samples_and_inputs;
+use crate::error::during;
 use crate::{Error, Result};
 
 /// An array of two axes as a faer view of the same shape, without a copy, whatever its strides.
@@ -75,10 +76,11 @@ pub fn view<T>(array: &ArrayRef2<T>) -> MatRef<'_, T> {
 /// # }
 /// ```
 pub fn samples<T: Clone, D: Dimension>(batch: &ArrayRef<T, D>) -> Result<CowArray<'_, T, Ix2>> {
-    let operation = "interop::ndarray::samples";
-    let (count, features) = samples_and_inputs(operation, batch.shape())?;
-    let what = "the number of samples";
-    batch.to_shape((count, features)).map_err(|_| Error::Overflow { operation, what })
+    during("interop::ndarray::samples", || {
+        let (count, features) = samples_and_inputs(batch.shape())?;
+        let what = "the number of samples";
+        batch.to_shape((count, features)).map_err(|_| Error::overflow(what))
+    })
 }
 
 /// A copy of an array of one axis, for the bias of a layer.

@@ -12,8 +12,6 @@ use super::shared_profile::SharedProfile;
 use super::summary::{Chosen, Summary};
 use crate::{Error, Result};
 
-const OPERATION: &str = "Allocator::allocate";
-
 /// Shares a budget among the layers of a network: a rank for each, or none where compressing does not pay.
 ///
 /// [`Strategy::Uniform`] unless told otherwise. The other strategies solve a knapsack: every layer at every rank that is allowed and saves
@@ -172,16 +170,16 @@ impl Allocator {
     }
 
     fn problem<'a>(&self, layers: &'a [LayerProfile], groups: &'a [SharedProfile]) -> Result<Problem<'a>> {
-        self.budget.validate(OPERATION)?;
+        self.budget.validate()?;
         if layers.is_empty() {
-            return Err(Error::Empty { operation: OPERATION, what: "the layers" });
+            return Err(Error::empty("the layers"));
         }
-        self.limits.validate(OPERATION)?;
-        let index = names(OPERATION, layers)?;
+        self.limits.validate()?;
+        let index = names(layers)?;
         for name in self.exceptions.keys().chain(&self.untouched) {
             if !index.contains_key(name.as_str()) {
                 let expected = "limits for layers of the network".into();
-                return Err(Error::Layers { operation: OPERATION, expected, found: format!("some for `{name}`") });
+                return Err(Error::layers(expected, format!("some for `{name}`")));
             }
         }
         let limits = |layer: &LayerProfile| match self.exceptions.get(layer.name()) {
@@ -194,7 +192,7 @@ impl Allocator {
         let untouched: Vec<bool> =
             layers.iter().map(|layer| layer.max_rank() == 0 || self.untouched.contains(layer.name())).collect();
         for (layer, untouched) in layers.iter().zip(&untouched) {
-            limits(layer).validate(OPERATION).map_err(|source| in_layer(layer, source))?;
+            limits(layer).validate().map_err(|source| in_layer(layer, source))?;
             let its = if *untouched { vec![Candidate::dense(layer)] } else { candidates(layer, limits(layer)) };
             let compressible = its.len() > 1 || (!untouched && grouped.contains(layer.name()));
             weights.push(self.weight(layer, compressible)?);
@@ -208,13 +206,9 @@ impl Allocator {
                 let member = index.get(name).copied().filter(|member| taken.insert(*member));
                 let Some((member, layer)) = member.and_then(|member| Some((member, layers.get(member)?))) else {
                     let expected = "groups of layers of the network, each in one group at most".into();
-                    return Err(Error::Layers {
-                        operation: OPERATION,
-                        expected,
-                        found: format!("`{name}` in a group"),
-                    });
+                    return Err(Error::layers(expected, format!("`{name}` in a group")));
                 };
-                group.check(OPERATION, layer)?;
+                group.check(layer)?;
                 members.push(member);
             }
             let of = |member: &usize| Some((layers.get(*member)?, *weights.get(*member)?));
@@ -240,7 +234,7 @@ impl Allocator {
             _ if !compressible => Ok(0.0),
             Strategy::Sensitivity(sensitivities) => sensitivities.get(layer.name()).ok_or_else(|| {
                 let expected = "a sensitivity for each layer that can be compressed".into();
-                Error::Layers { operation: OPERATION, expected, found: format!("none for `{}`", layer.name()) }
+                Error::layers(expected, format!("none for `{}`", layer.name()))
             }),
             _ => Ok(1.0),
         }
@@ -278,14 +272,14 @@ impl Allocator {
             Budget::Rank(rank) => ("a rank", 1.0, rank as f64),
         };
         let expected = format!("of at least {least}, the smallest that these layers can be brought to");
-        Error::OutOfRange { operation: OPERATION, parameter, expected, found }
+        Error::out_of_range(parameter, expected, found)
     }
 
     /// This rank for every layer that it makes smaller.
     fn at_rank(&self, problem: &Problem<'_>, rank: usize) -> Result<Vec<Chosen>> {
         if !rank.is_multiple_of(self.limits.multiple) {
             let expected = format!("a rank that is a multiple of {}", self.limits.multiple);
-            return Err(Error::Rank { operation: OPERATION, expected, found: rank.to_string() });
+            return Err(Error::rank(expected, rank.to_string()));
         }
         let mut chosen = Vec::with_capacity(problem.layers.len());
         for ((layer, candidates), untouched) in problem.layers.iter().zip(&problem.candidates).zip(&problem.untouched) {
@@ -294,7 +288,7 @@ impl Allocator {
             if !untouched && saves && rank > layer.max_rank() {
                 let expected = format!("a decomposition up to rank {rank}");
                 let found = format!("one up to rank {}", layer.max_rank());
-                return Err(in_layer(layer, Error::Rank { operation: OPERATION, expected, found }));
+                return Err(in_layer(layer, Error::rank(expected, found)));
             }
             // Limits that rule this rank out: the nearest that they allow.
             let nearest = candidates.iter().filter(|candidate| candidate.rank > 0 && saves);
@@ -306,19 +300,16 @@ impl Allocator {
 }
 
 /// The index of each name, which must be of one layer only.
-pub(super) fn names<'a>(operation: &'static str, layers: &'a [LayerProfile]) -> Result<BTreeMap<&'a str, usize>> {
-    names_of(operation, layers.iter().map(LayerProfile::name))
+pub(super) fn names<'a>(layers: &'a [LayerProfile]) -> Result<BTreeMap<&'a str, usize>> {
+    names_of(layers.iter().map(LayerProfile::name))
 }
 
-pub(super) fn names_of<'a>(
-    operation: &'static str,
-    names: impl Iterator<Item = &'a str>,
-) -> Result<BTreeMap<&'a str, usize>> {
+pub(super) fn names_of<'a>(names: impl Iterator<Item = &'a str>) -> Result<BTreeMap<&'a str, usize>> {
     let mut index = BTreeMap::new();
     for (position, name) in names.enumerate() {
         if index.insert(name, position).is_some() {
             let expected = "layers of different names".into();
-            return Err(Error::Layers { operation, expected, found: format!("`{name}` twice") });
+            return Err(Error::layers(expected, format!("`{name}` twice")));
         }
     }
     Ok(index)

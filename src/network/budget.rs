@@ -36,10 +36,8 @@ pub enum Budget {
 }
 
 impl Budget {
-    pub(super) fn validate(self, operation: &'static str) -> Result<()> {
-        let refuse = |parameter, expected: &str, found| {
-            Err(Error::OutOfRange { operation, parameter, expected: expected.into(), found })
-        };
+    pub(super) fn validate(self) -> Result<()> {
+        let refuse = |parameter, expected: &str, found| Err(Error::out_of_range(parameter, expected.into(), found));
         match self {
             Self::ParameterShare(share) if !(share > 0.0 && share <= 1.0) => {
                 refuse("the share of the parameters", "in (0, 1]", share)

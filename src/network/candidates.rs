@@ -23,10 +23,9 @@ impl Limits {
     pub(super) const NONE: Self = Self { min_rank: 1, max_rank: usize::MAX, multiple: 1 };
 
     /// Refuses limits that allow nothing.
-    pub(super) fn validate(self, operation: &'static str) -> Result<()> {
-        let refuse = |parameter, expected: String, found: usize| {
-            Err(Error::OutOfRange { operation, parameter, expected, found: found as f64 })
-        };
+    pub(super) fn validate(self) -> Result<()> {
+        let refuse =
+            |parameter, expected: String, found: usize| Err(Error::out_of_range(parameter, expected, found as f64));
         match self {
             Self { multiple: 0, .. } => refuse("the rank multiple", "to be at least 1".into(), 0),
             Self { min_rank: 0, .. } => refuse("the smallest rank", "to be at least 1".into(), 0),

@@ -7,8 +7,6 @@ use super::memory;
 use super::observer::{Completion, Event, Observer, Stage};
 use crate::{ActivationStats, Decomposition, Error, Linear, LowRankCompressor, Result, Scalar};
 
-const OPERATION: &str = "Decomposer::decompose";
-
 /// A layer to decompose: at hand, or to be loaded when its turn comes. For an example see [`Decomposer`].
 pub struct Job<'a, T> {
     name: String,
@@ -91,7 +89,7 @@ impl<'a, T: Scalar> Job<'a, T> {
                 if found != self.shape {
                     let shape = |(m, n): (usize, usize)| format!("a {m} × {n} weight");
                     let (expected, found) = (shape(self.shape), shape(found));
-                    return Err(Error::Layers { operation: OPERATION, expected, found });
+                    return Err(Error::layers(expected, found));
                 }
                 method.decompose(&layer, &stats, self.max_rank)
             }),
@@ -221,11 +219,11 @@ impl Decomposer {
         T: Scalar,
         C: LowRankCompressor<T> + Sync + ?Sized,
     {
-        names_of(OPERATION, jobs.iter().map(|job| job.name.as_str()))?;
+        names_of(jobs.iter().map(|job| job.name.as_str()))?;
         let limit = self.memory_limit.unwrap_or(usize::MAX);
         if let Some(job) = jobs.iter().find(|job| job.memory() > limit) {
             let available = format!("the limit of {limit} bytes");
-            let source = Error::Memory { operation: OPERATION, needed: job.memory(), available };
+            let source = Error::memory(job.memory(), available);
             return Err(Error::InLayer { layer: job.name.clone(), source: Box::new(source) });
         }
         // The largest first: with the small ones last, no thread waits long at the end.

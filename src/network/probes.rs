@@ -8,9 +8,8 @@ use super::observer::{Completion, Event, Observer, Stage};
 use super::plan::{Choice, Plan};
 use super::profile::LayerProfile;
 use super::sensitivity::Sensitivities;
+use crate::error::during;
 use crate::{Cause, Error, Result};
-
-const OPERATION: &str = "Probes::measure";
 
 /// What the user's function is asked to evaluate. For an example see [`Probes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,7 +105,7 @@ impl Probes {
     where
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        names(OPERATION, layers)?;
+        names(layers)?;
         let ranks: Vec<(&LayerProfile, usize, f64)> = layers.iter().filter_map(|layer| probed(layer, plan)).collect();
         // Of an earlier run, with other layers or other ranks.
         let current = |name: &String, measured: &mut Measured| {
@@ -122,7 +121,7 @@ impl Probes {
             if observer.observe(&event).is_break() {
                 return Ok(None);
             }
-            let value = evaluated(OPERATION, &subject(name), evaluate(probe))?;
+            let value = evaluated(&subject(name), evaluate(probe))?;
             (event.finished, event.done, event.value) = (true, done + 1, Some(value));
             Result::Ok(Some((value, observer.observe(&event))))
         };
@@ -178,12 +177,13 @@ impl Probes {
     ///
     /// For an example see [`Probes`].
     pub fn sensitivities(&self) -> Result<Sensitivities> {
-        let operation = "Probes::sensitivities";
-        let Some(original) = self.original.filter(|_| !self.layers.is_empty()) else {
-            return Err(Error::Empty { operation, what: "the probes" });
-        };
-        let weight = |measured: &Measured| ((measured.value - original) / measured.loss).max(0.0);
-        Sensitivities::new(self.layers.iter().map(|(name, measured)| (name.clone(), weight(measured))))
+        during("Probes::sensitivities", || {
+            let Some(original) = self.original.filter(|_| !self.layers.is_empty()) else {
+                return Err(Error::empty("the probes"));
+            };
+            let weight = |measured: &Measured| ((measured.value - original) / measured.loss).max(0.0);
+            Sensitivities::new(self.layers.iter().map(|(name, measured)| (name.clone(), weight(measured))))
+        })
     }
 }
 
@@ -206,7 +206,7 @@ pub(super) fn subject(layer: &str) -> String {
 }
 
 /// A finite value, or the error of the user's function.
-pub(super) fn evaluated<E>(operation: &'static str, subject: &str, value: Result<f64, E>) -> Result<f64>
+pub(super) fn evaluated<E>(subject: &str, value: Result<f64, E>) -> Result<f64>
 where
     E: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
@@ -214,8 +214,8 @@ where
         Ok(value) if value.is_finite() => Ok(value),
         Ok(value) => {
             let (parameter, expected) = ("the value of the network", format!("finite for {subject}"));
-            Err(Error::OutOfRange { operation, parameter, expected, found: value })
+            Err(Error::out_of_range(parameter, expected, value))
         }
-        Err(error) => Err(Error::Callback { operation, subject: subject.into(), source: Cause::new(error) }),
+        Err(error) => Err(Error::callback(subject.into(), Cause::new(error))),
     }
 }

@@ -1,6 +1,7 @@
 //! What sharing a budget needs to know of a layer: its shape, its spectrum, its errors. No matrices.
 
 use crate::compress::Facts;
+use crate::error::during;
 use crate::{Decomposition, Error, Report, Result, Scalar};
 
 /// A layer's name, shape and error at every rank: all that the rest of this module works on.
@@ -93,46 +94,47 @@ impl LayerProfile {
         energies: &[f64],
         total_energy: f64,
     ) -> Result<Self> {
-        let operation = "LayerProfile::from_energies";
-        let mut profile = Self::dense(name, shape.0, shape.1, bias)?;
-        if energies.is_empty() {
-            return Err(Error::Empty { operation, what: "the energies" });
-        }
-        let full = shape.0.min(shape.1);
-        if energies.len() > full {
-            let expected = format!("at most {full} energies for a {} × {} weight", shape.0, shape.1);
-            return Err(Error::Rank { operation, expected, found: energies.len().to_string() });
-        }
-        let mut previous = f64::MAX;
-        for &energy in energies {
-            if !(0.0..=previous).contains(&energy) {
-                let expected = format!("finite, at least 0 and at most the one before, {previous:e}");
-                return Err(Error::OutOfRange { operation, parameter: "an energy", expected, found: energy });
+        during("LayerProfile::from_energies", || {
+            let mut profile = Self::dense(name, shape.0, shape.1, bias)?;
+            if energies.is_empty() {
+                return Err(Error::empty("the energies"));
             }
-            previous = energy;
-        }
-        let sum = energies.iter().sum::<f64>();
-        let rounding = 4.0 * f64::EPSILON * energies.len() as f64 * sum;
-        if !(total_energy >= sum - rounding && total_energy.is_finite()) {
-            let (parameter, expected) = ("the total energy", format!("finite and at least the sum, {sum:e}"));
-            return Err(Error::OutOfRange { operation, parameter, expected, found: total_energy });
-        }
-        let share = |energy: &f64| energy / total_energy.max(f64::MIN_POSITIVE);
-        let facts = Facts {
-            method: "spectrum".into(),
-            samples: 0,
-            shrinkage: None,
-            solver: "none".into(),
-            residual: 0.0,
-            warnings: Vec::new(),
-            shape,
-            biases: (bias, bias),
-            determined: energies.len(),
-            resolution: 0.0,
-        };
-        let shares = energies.iter().map(share).collect();
-        profile.spectrum = Some(Spectrum { facts, shares, total_energy, relative_errors: None, by_errors: false });
-        Ok(profile)
+            let full = shape.0.min(shape.1);
+            if energies.len() > full {
+                let expected = format!("at most {full} energies for a {} × {} weight", shape.0, shape.1);
+                return Err(Error::rank(expected, energies.len().to_string()));
+            }
+            let mut previous = f64::MAX;
+            for &energy in energies {
+                if !(0.0..=previous).contains(&energy) {
+                    let expected = format!("finite, at least 0 and at most the one before, {previous:e}");
+                    return Err(Error::out_of_range("an energy", expected, energy));
+                }
+                previous = energy;
+            }
+            let sum = energies.iter().sum::<f64>();
+            let rounding = 4.0 * f64::EPSILON * energies.len() as f64 * sum;
+            if !(total_energy >= sum - rounding && total_energy.is_finite()) {
+                let (parameter, expected) = ("the total energy", format!("finite and at least the sum, {sum:e}"));
+                return Err(Error::out_of_range(parameter, expected, total_energy));
+            }
+            let share = |energy: &f64| energy / total_energy.max(f64::MIN_POSITIVE);
+            let facts = Facts {
+                method: "spectrum".into(),
+                samples: 0,
+                shrinkage: None,
+                solver: "none".into(),
+                residual: 0.0,
+                warnings: Vec::new(),
+                shape,
+                biases: (bias, bias),
+                determined: energies.len(),
+                resolution: 0.0,
+            };
+            let shares = energies.iter().map(share).collect();
+            profile.spectrum = Some(Spectrum { facts, shares, total_energy, relative_errors: None, by_errors: false });
+            Ok(profile)
+        })
     }
 
     /// A layer that stays as it is, but counts in the budget and in the report.
@@ -150,7 +152,7 @@ impl LayerProfile {
     /// ```
     pub fn dense(name: impl Into<String>, out_features: usize, in_features: usize, bias: bool) -> Result<Self> {
         if out_features == 0 || in_features == 0 {
-            return Err(Error::Empty { operation: "LayerProfile::dense", what: "the weight" });
+            return Err(Error::empty("the weight"));
         }
         let shape = (out_features, in_features);
         Ok(Self { name: name.into(), shape, biases: (bias, bias), calls: 1, spectrum: None })
@@ -196,7 +198,7 @@ impl LayerProfile {
     pub fn with_data_errors(mut self) -> Result<Self> {
         match &mut self.spectrum {
             Some(spectrum) if spectrum.relative_errors.is_some() => spectrum.by_errors = true,
-            _ => return Err(Error::NoSamples { operation: "LayerProfile::with_data_errors" }),
+            _ => return Err(Error::no_samples()),
         }
         Ok(self)
     }

@@ -8,6 +8,7 @@ use super::candidates::{Candidate, Limits, candidates};
 use super::problem::Problem;
 use super::profile::LayerProfile;
 use super::summary::{Chosen, Summary};
+use crate::error::during;
 use crate::{Error, Report, Result, Warning};
 
 /// What becomes of a network: parameters, multiply–adds, predicted errors and warnings.
@@ -156,36 +157,37 @@ impl NetworkReport {
     /// # }
     /// ```
     pub fn of_choices(layers: &[LayerProfile], choices: &[Choice]) -> Result<Self> {
-        let operation = "NetworkReport::of_choices";
-        if layers.is_empty() {
-            return Err(Error::Empty { operation, what: "the layers" });
-        }
-        names(operation, layers)?;
-        if choices.len() != layers.len() {
-            let (what, expected, found) = ("choices, one per layer", layers.len(), choices.len());
-            return Err(Error::Shape { operation, what, expected, found });
-        }
-        let mut chosen = Vec::with_capacity(layers.len());
-        for (layer, choice) in layers.iter().zip(choices) {
-            let candidate = match *choice {
-                Choice::Dense => Some(Candidate::dense(layer)),
-                Choice::Rank(rank) => Candidate::of_rank(layer, rank),
-                Choice::Shared { .. } => None,
-            };
-            let Some(candidate) = candidate else {
-                let expected = format!("to stay dense, or a rank from 1 to the {} solved for", layer.max_rank());
-                let source = Error::Rank { operation, expected, found: format!("{choice:?}") };
-                return Err(Error::InLayer { layer: layer.name().into(), source: Box::new(source) });
-            };
-            chosen.push(Chosen::Alone(candidate));
-        }
-        let all = layers.iter().map(|layer| candidates(layer, Limits::NONE)).collect();
-        let weights = layers.iter().map(|layer| if layer.max_rank() > 0 { 1.0 } else { 0.0 }).collect();
-        let untouched = layers.iter().map(|layer| layer.max_rank() == 0).collect();
-        let problem = Problem { layers, groups: &[], candidates: all, weights, untouched, joint: Vec::new() };
-        let (minimised, reason) = (Minimised::Loss, DenseReason::Chosen);
-        let summary = Summary { problem: &problem, chosen, lower_bound: None, minimised, reason };
-        Ok(summary.report(("ranks chosen".into(), "one by one".into()), Vec::new(), false))
+        during("NetworkReport::of_choices", || {
+            if layers.is_empty() {
+                return Err(Error::empty("the layers"));
+            }
+            names(layers)?;
+            if choices.len() != layers.len() {
+                let (what, expected, found) = ("choices, one per layer", layers.len(), choices.len());
+                return Err(Error::shape(what, expected, found));
+            }
+            let mut chosen = Vec::with_capacity(layers.len());
+            for (layer, choice) in layers.iter().zip(choices) {
+                let candidate = match *choice {
+                    Choice::Dense => Some(Candidate::dense(layer)),
+                    Choice::Rank(rank) => Candidate::of_rank(layer, rank),
+                    Choice::Shared { .. } => None,
+                };
+                let Some(candidate) = candidate else {
+                    let expected = format!("to stay dense, or a rank from 1 to the {} solved for", layer.max_rank());
+                    let source = Error::rank(expected, format!("{choice:?}"));
+                    return Err(Error::InLayer { layer: layer.name().into(), source: Box::new(source) });
+                };
+                chosen.push(Chosen::Alone(candidate));
+            }
+            let all = layers.iter().map(|layer| candidates(layer, Limits::NONE)).collect();
+            let weights = layers.iter().map(|layer| if layer.max_rank() > 0 { 1.0 } else { 0.0 }).collect();
+            let untouched = layers.iter().map(|layer| layer.max_rank() == 0).collect();
+            let problem = Problem { layers, groups: &[], candidates: all, weights, untouched, joint: Vec::new() };
+            let (minimised, reason) = (Minimised::Loss, DenseReason::Chosen);
+            let summary = Summary { problem: &problem, chosen, lower_bound: None, minimised, reason };
+            Ok(summary.report(("ranks chosen".into(), "one by one".into()), Vec::new(), false))
+        })
     }
 
     /// The layers, in the order in which they were given. For an example see [`NetworkReport`].

@@ -10,8 +10,6 @@ use super::probes::evaluated;
 use super::profile::LayerProfile;
 use crate::{Error, Result};
 
-const OPERATION: &str = "JointSearch::run";
-
 /// By how much each step compresses a layer further. For an example see [`JointSearch`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -136,7 +134,7 @@ impl JointSearch {
                 return Ok(None);
             }
             let subject = describe(layers, &choices);
-            let value = evaluated(OPERATION, &subject, evaluate(&choices))?;
+            let value = evaluated(&subject, evaluate(&choices))?;
             state.values.insert(choices, value);
             (event.finished, event.done, event.value) = (true, done + 1, Some(value));
             Ok(observer.observe(&event).is_continue().then_some(value))
@@ -176,9 +174,7 @@ impl JointSearch {
     }
 
     fn validate(&self, layers: &[LayerProfile]) -> Result<()> {
-        let refuse = |parameter, expected: &str, found| {
-            Err(Error::OutOfRange { operation: OPERATION, parameter, expected: expected.into(), found })
-        };
+        let refuse = |parameter, expected: &str, found| Err(Error::out_of_range(parameter, expected.into(), found));
         match self.step {
             _ if !(self.max_drop >= 0.0 && self.max_drop.is_finite()) => {
                 refuse("the largest drop", "finite and at least 0", self.max_drop)
@@ -187,11 +183,11 @@ impl JointSearch {
             Step::Share(share) if !(share > 0.0 && share < 1.0) => refuse("the step", "in (0, 1)", share),
             _ => Ok(()),
         }?;
-        self.limits.validate(OPERATION)?;
+        self.limits.validate()?;
         if layers.is_empty() {
-            return Err(Error::Empty { operation: OPERATION, what: "the layers" });
+            return Err(Error::empty("the layers"));
         }
-        names(OPERATION, layers).map(drop)
+        names(layers).map(drop)
     }
 
     /// What a layer becomes a step further on: the largest rank at least a step below the one it has.
@@ -292,7 +288,7 @@ impl SearchState {
             let found = other
                 .map_or("another order".into(), |(name, m, n)| format!("`{name}` of {m} × {n} in one of them only"));
             let expected = "evaluations of the same layers, in the same order".into();
-            return Err(Error::Layers { operation: OPERATION, expected, found });
+            return Err(Error::layers(expected, found));
         }
         Ok(())
     }

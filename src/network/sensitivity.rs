@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::error::during;
 use crate::{Error, Result};
 
 /// What a network loses for each unit of a layer's loss, by name: the weights `w` of an allocation. Only their ratios matter.
@@ -31,22 +32,23 @@ impl Sensitivities {
     ///
     /// For an example see [`Sensitivities`].
     pub fn new<N: Into<String>>(weights: impl IntoIterator<Item = (N, f64)>) -> Result<Self> {
-        let operation = "Sensitivities::new";
-        let mut map = BTreeMap::new();
-        for (name, weight) in weights {
-            let name = name.into();
-            if !(weight >= 0.0 && weight.is_finite()) {
-                let expected = "finite and at least 0".into();
-                let source = Error::OutOfRange { operation, parameter: "the sensitivity", expected, found: weight };
-                return Err(Error::InLayer { layer: name, source: Box::new(source) });
+        during("Sensitivities::new", || {
+            let mut map = BTreeMap::new();
+            for (name, weight) in weights {
+                let name = name.into();
+                if !(weight >= 0.0 && weight.is_finite()) {
+                    let expected = "finite and at least 0".into();
+                    let source = Error::out_of_range("the sensitivity", expected, weight);
+                    return Err(Error::InLayer { layer: name, source: Box::new(source) });
+                }
+                if map.contains_key(&name) {
+                    let expected = "one sensitivity for each layer".into();
+                    return Err(Error::layers(expected, format!("two for `{name}`")));
+                }
+                map.insert(name, weight);
             }
-            if map.contains_key(&name) {
-                let expected = "one sensitivity for each layer".into();
-                return Err(Error::Layers { operation, expected, found: format!("two for `{name}`") });
-            }
-            map.insert(name, weight);
-        }
-        Ok(Self(map))
+            Ok(Self(map))
+        })
     }
 
     /// The weight of a layer. For an example see [`Sensitivities`].
@@ -83,8 +85,8 @@ impl Sensitivities {
     /// ```
     pub fn with_floor(mut self, share_of_mean: f64) -> Result<Self> {
         if !(0.0..=1.0).contains(&share_of_mean) {
-            let (operation, parameter) = ("Sensitivities::with_floor", "the share of the mean");
-            return Err(Error::OutOfRange { operation, parameter, expected: "in [0, 1]".into(), found: share_of_mean });
+            let parameter = "the share of the mean";
+            return Err(Error::out_of_range(parameter, "in [0, 1]".into(), share_of_mean));
         }
         let count = self.0.len().max(1) as f64;
         let floor = self.0.values().map(|weight| weight / count).sum::<f64>() * share_of_mean;

@@ -5,8 +5,9 @@ use faer::{Col, Mat, MatRef};
 use super::profile::{LayerProfile, tails};
 use super::sensitivity::Sensitivities;
 use super::shared_profile::{Member, SharedProfile};
+use crate::error::during;
 use crate::layer::{check_inputs, finish};
-use crate::{ActivationStats, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Result, Scalar, kernel};
+use crate::{ActivationStats, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Result, Scalar, linalg};
 
 /// The weight of a layer that the network is said not to need, against the one it needs most.
 const NEGLIGIBLE: f64 = 1.0 / (1_u64 << 40) as f64;
@@ -73,29 +74,30 @@ impl<'a, T: Scalar> SharedInput<'a, T> {
     ///
     /// For an example see [`SharedInput`].
     pub fn new(members: &[(&'a LayerProfile, &'a Linear<T>)]) -> Result<Self> {
-        let operation = "SharedInput::new";
-        let refuse = |expected: &str, found: String| Err(Error::Layers { operation, expected: expected.into(), found });
-        let [(_, first), _, ..] = members else {
-            return refuse("two layers or more", members.len().to_string());
-        };
-        for (profile, layer) in members {
-            let name = profile.name();
-            if (profile.out_features(), profile.in_features()) != (layer.out_features(), layer.in_features()) {
-                return refuse("each layer with its own profile", format!("one of another shape for `{name}`"));
+        during("SharedInput::new", || {
+            let refuse = |expected: &str, found: String| Err(Error::layers(expected.into(), found));
+            let [(_, first), _, ..] = members else {
+                return refuse("two layers or more", members.len().to_string());
+            };
+            for (profile, layer) in members {
+                let name = profile.name();
+                if (profile.out_features(), profile.in_features()) != (layer.out_features(), layer.in_features()) {
+                    return refuse("each layer with its own profile", format!("one of another shape for `{name}`"));
+                }
+                if profile.max_rank() == 0 {
+                    return refuse("layers that were decomposed", format!("`{name}`, which stays dense"));
+                }
+                if layer.in_features() != first.in_features() {
+                    let (expected, found) = (first.in_features(), layer.in_features());
+                    let source = Error::shape("inputs, as the first layer has", expected, found);
+                    return Err(Error::InLayer { layer: name.into(), source: Box::new(source) });
+                }
+                if layer.bias().is_some() != first.bias().is_some() {
+                    return refuse("layers that all have a bias or all have none", format!("another kind in `{name}`"));
+                }
             }
-            if profile.max_rank() == 0 {
-                return refuse("layers that were decomposed", format!("`{name}`, which stays dense"));
-            }
-            if layer.in_features() != first.in_features() {
-                let (expected, found) = (first.in_features(), layer.in_features());
-                let source = Error::Shape { operation, what: "inputs, as the first layer has", expected, found };
-                return Err(Error::InLayer { layer: name.into(), source: Box::new(source) });
-            }
-            if layer.bias().is_some() != first.bias().is_some() {
-                return refuse("layers that all have a bias or all have none", format!("another kind in `{name}`"));
-            }
-        }
-        Ok(Self { members: members.to_vec(), weights: vec![1.0; members.len()] })
+            Ok(Self { members: members.to_vec(), weights: vec![1.0; members.len()] })
+        })
     }
 
     /// Sets the weights of the members' errors, which should be those that the budget is shared by; 1 each by default.
@@ -111,14 +113,15 @@ impl<'a, T: Scalar> SharedInput<'a, T> {
     /// # }
     /// ```
     pub fn with_sensitivities(mut self, sensitivities: &Sensitivities) -> Result<Self> {
-        let operation = "SharedInput::with_sensitivities";
-        for ((profile, _), weight) in self.members.iter().zip(&mut self.weights) {
-            *weight = sensitivities.get(profile.name()).ok_or_else(|| {
-                let expected = "a sensitivity for each layer of the group".into();
-                Error::Layers { operation, expected, found: format!("none for `{}`", profile.name()) }
-            })?;
-        }
-        Ok(self)
+        during("SharedInput::with_sensitivities", || {
+            for ((profile, _), weight) in self.members.iter().zip(&mut self.weights) {
+                *weight = sensitivities.get(profile.name()).ok_or_else(|| {
+                    let expected = "a sensitivity for each layer of the group".into();
+                    Error::layers(expected, format!("none for `{}`", profile.name()))
+                })?;
+            }
+            Ok(self)
+        })
     }
 
     /// Solves the joint problem for every rank up to `max_rank`, by the method and from the statistics that the profiles come from.
@@ -135,42 +138,43 @@ impl<'a, T: Scalar> SharedInput<'a, T> {
         stats: &ActivationStats<T>,
         max_rank: usize,
     ) -> Result<SharedDecomposition<T>> {
-        let operation = "SharedInput::decompose";
-        let scales = self.scales();
-        let decomposition = method.decompose(&self.stack(operation, &scales)?, stats, max_rank)?;
-        let energy = |((profile, _), scale): (&(&LayerProfile, &Linear<T>), &f64)| {
-            scale * scale * profile.total_energy().unwrap_or(0.0)
-        };
-        let energies: Vec<f64> = self.members.iter().zip(&scales).map(energy).collect();
-        let (total, sum) = (decomposition.total_energy(), energies.iter().sum::<f64>());
-        if (sum - total).abs() > SAME * total {
-            let expected =
-                format!("profiles from the method and the statistics of the group, energies of {total:e} in all");
-            return Err(Error::Layers { operation, expected, found: format!("{sum:e}") });
-        }
-        let factors = decomposition.truncate(decomposition.max_rank())?.into_layer();
-        let full = factors.in_features().min(factors.out_features());
-        let mut members = Vec::with_capacity(self.members.len());
-        let mut start = 0;
-        for ((profile, layer), energy) in self.members.iter().zip(energies) {
-            let up = factors.up().subrows(start, layer.out_features());
-            let share = if energy > 0.0 { total / energy } else { 0.0 };
-            let captured =
-                |(column, part): (faer::ColRef<'_, T>, &f64)| part * share * kernel::squared_norm(column.as_mat());
-            let shares: Vec<f64> = up.col_iter().zip(decomposition.shares()).map(captured).collect();
-            members.push(Member {
-                name: profile.name().into(),
-                out_features: layer.out_features(),
-                bias: factors.bias().is_some(),
-                losses: tails(&shares, full),
-            });
-            start += layer.out_features();
-        }
-        let warnings = decomposition.facts().warnings.clone();
-        let profile = SharedProfile { in_features: factors.in_features(), members, warnings };
-        let kept = |(_, layer): &(&LayerProfile, &Linear<T>)| layer.bias().map(|bias| bias.to_owned());
-        let kept = (!decomposition.corrects_bias()).then(|| self.members.iter().map(kept).collect());
-        Ok(SharedDecomposition { decomposition, scales, kept, profile })
+        during("SharedInput::decompose", || {
+            let scales = self.scales();
+            let decomposition = method.decompose(&self.stack(&scales)?, stats, max_rank)?;
+            let energy = |((profile, _), scale): (&(&LayerProfile, &Linear<T>), &f64)| {
+                scale * scale * profile.total_energy().unwrap_or(0.0)
+            };
+            let energies: Vec<f64> = self.members.iter().zip(&scales).map(energy).collect();
+            let (total, sum) = (decomposition.total_energy(), energies.iter().sum::<f64>());
+            if (sum - total).abs() > SAME * total {
+                let expected =
+                    format!("profiles from the method and the statistics of the group, energies of {total:e} in all");
+                return Err(Error::layers(expected, format!("{sum:e}")));
+            }
+            let factors = decomposition.truncate(decomposition.max_rank())?.into_layer();
+            let full = factors.in_features().min(factors.out_features());
+            let mut members = Vec::with_capacity(self.members.len());
+            let mut start = 0;
+            for ((profile, layer), energy) in self.members.iter().zip(energies) {
+                let up = factors.up().subrows(start, layer.out_features());
+                let share = if energy > 0.0 { total / energy } else { 0.0 };
+                let captured =
+                    |(column, part): (faer::ColRef<'_, T>, &f64)| part * share * linalg::squared_norm(column.as_mat());
+                let shares: Vec<f64> = up.col_iter().zip(decomposition.shares()).map(captured).collect();
+                members.push(Member {
+                    name: profile.name().into(),
+                    out_features: layer.out_features(),
+                    bias: factors.bias().is_some(),
+                    losses: tails(&shares, full),
+                });
+                start += layer.out_features();
+            }
+            let warnings = decomposition.facts().warnings.clone();
+            let profile = SharedProfile { in_features: factors.in_features(), members, warnings };
+            let kept = |(_, layer): &(&LayerProfile, &Linear<T>)| layer.bias().map(|bias| bias.to_owned());
+            let kept = (!decomposition.corrects_bias()).then(|| self.members.iter().map(kept).collect());
+            Ok(SharedDecomposition { decomposition, scales, kept, profile })
+        })
     }
 
     /// `√(wᵢ / eᵢ)`, the largest being 1.
@@ -186,10 +190,10 @@ impl<'a, T: Scalar> SharedInput<'a, T> {
     }
 
     /// All weights, one on top of the other, each times its scale.
-    fn stack(&self, operation: &'static str, scales: &[f64]) -> Result<Linear<T>> {
+    fn stack(&self, scales: &[f64]) -> Result<Linear<T>> {
         let outputs = self.members.iter().map(|(_, layer)| layer.out_features()).sum();
         let inputs = self.members.first().map_or(0, |(_, layer)| layer.in_features());
-        let mut weight = kernel::zeros(operation, outputs, inputs)?;
+        let mut weight = linalg::zeros(outputs, inputs)?;
         let mut bias = Vec::new();
         let mut start = 0;
         for ((_, layer), &scale) in self.members.iter().zip(scales) {
@@ -234,29 +238,30 @@ impl<T: Scalar> SharedDecomposition<T> {
     ///
     /// For an example see [`SharedInput`].
     pub fn truncate(&self, rank: usize) -> Result<SharedLowRank<T>> {
-        let operation = "SharedDecomposition::truncate";
-        let factors = self.decomposition.truncate(rank)?.into_layer();
-        let mut members = Vec::with_capacity(self.scales.len());
-        let mut start = 0;
-        for (index, (member, &scale)) in self.profile.members.iter().zip(&self.scales).enumerate() {
-            let rows = member.out_features;
-            let mut up = kernel::zeros(operation, rows, rank)?;
-            scale_into(up.as_mut(), factors.up().subrows(start, rows), scale.recip());
-            let bias = match &self.kept {
-                Some(kept) => kept.get(index).cloned().flatten(),
-                None => factors
-                    .bias()
-                    .map(|bias| bias.subrows(start, rows).iter().map(|b| T::from_f64(b.to_f64() / scale)).collect()),
-            };
-            let finite = bias.as_ref().is_none_or(|bias: &Col<T>| bias.iter().all(|b| b.to_f64().is_finite()));
-            if !finite || kernel::first_non_finite(up.as_ref()).is_some() {
-                return Err(Error::Overflow { operation, what: "the factor `up` or the bias of a member" });
+        during("SharedDecomposition::truncate", || {
+            let factors = self.decomposition.truncate(rank)?.into_layer();
+            let mut members = Vec::with_capacity(self.scales.len());
+            let mut start = 0;
+            for (index, (member, &scale)) in self.profile.members.iter().zip(&self.scales).enumerate() {
+                let rows = member.out_features;
+                let mut up = linalg::zeros(rows, rank)?;
+                scale_into(up.as_mut(), factors.up().subrows(start, rows), scale.recip());
+                let bias = match &self.kept {
+                    Some(kept) => kept.get(index).cloned().flatten(),
+                    None => factors.bias().map(|bias| {
+                        bias.subrows(start, rows).iter().map(|b| T::from_f64(b.to_f64() / scale)).collect()
+                    }),
+                };
+                let finite = bias.as_ref().is_none_or(|bias: &Col<T>| bias.iter().all(|b| b.to_f64().is_finite()));
+                if !finite || linalg::first_non_finite(up.as_ref()).is_some() {
+                    return Err(Error::overflow("the factor `up` or the bias of a member"));
+                }
+                members.push(SharedMember { name: member.name.clone(), up, bias });
+                start += rows;
             }
-            members.push(SharedMember { name: member.name.clone(), up, bias });
-            start += rows;
-        }
-        let down = factors.down().to_owned();
-        Ok(SharedLowRank { down, members })
+            let down = factors.down().to_owned();
+            Ok(SharedLowRank { down, members })
+        })
     }
 }
 
@@ -341,9 +346,9 @@ impl<T: Scalar> SharedLowRank<T> {
     /// For an example see [`SharedLowRank`].
     pub fn layer(&self, index: usize) -> Result<LowRankLinear<T>> {
         let Some(member) = self.members.get(index) else {
-            let (operation, parameter) = ("SharedLowRank::layer", "the member");
+            let parameter = "the member";
             let expected = format!("below {}", self.members.len());
-            return Err(Error::OutOfRange { operation, parameter, expected, found: index as f64 });
+            return Err(Error::out_of_range(parameter, expected, index as f64));
         };
         LowRankLinear::new(self.down.clone(), member.up.clone(), member.bias.clone())
     }
@@ -364,13 +369,14 @@ impl<T: Scalar> SharedLowRank<T> {
     ///
     /// For an example see [`SharedLowRank`].
     pub fn forward(&self, inputs: MatRef<'_, T>) -> Result<Vec<Mat<T>>> {
-        let operation = "SharedLowRank::forward";
-        check_inputs(operation, inputs, self.down.ncols())?;
-        let waist = kernel::product(operation, inputs, self.down.transpose(), 0)?;
-        let outputs = |member: &SharedMember<T>| {
-            let outputs = kernel::product(operation, waist.as_ref(), member.up.transpose(), 0)?;
-            finish(operation, outputs, member.bias())
-        };
-        self.members.iter().map(outputs).collect()
+        during("SharedLowRank::forward", || {
+            check_inputs(inputs, self.down.ncols())?;
+            let waist = linalg::product(inputs, self.down.transpose(), linalg::threads(0))?;
+            let outputs = |member: &SharedMember<T>| {
+                let outputs = linalg::product(waist.as_ref(), member.up.transpose(), linalg::threads(0))?;
+                finish(outputs, member.bias())
+            };
+            self.members.iter().map(outputs).collect()
+        })
     }
 }

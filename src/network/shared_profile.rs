@@ -65,7 +65,7 @@ impl SharedProfile {
     }
 
     /// Refuses a layer that is not what was decomposed.
-    pub(super) fn check(&self, operation: &'static str, layer: &LayerProfile) -> Result<()> {
+    pub(super) fn check(&self, layer: &LayerProfile) -> Result<()> {
         let same = |member: &&Member| member.name == layer.name() && member.out_features == layer.out_features();
         let found = match self.members.iter().find(same) {
             Some(_) if self.in_features == layer.in_features() && !layer.is_by_errors() => return Ok(()),
@@ -73,7 +73,7 @@ impl SharedProfile {
             _ => "another shape",
         };
         let expected = format!("`{}` of the shape, and with the losses by energy, that its group has", layer.name());
-        Err(Error::Layers { operation, expected, found: found.into() })
+        Err(Error::layers(expected, found.into()))
     }
 
     /// All ranks within the limits that make the group smaller, with the weighted loss of all members.
@@ -139,12 +139,12 @@ mod tests {
     fn layers_are_those_that_were_decomposed() {
         let (mut profile, [query, _]) = group();
         profile.members[1].out_features = 5;
-        assert_eq!(profile.check("test", &query), Ok(()));
+        assert_eq!(profile.check(&query), Ok(()));
         let of_shape = |name: &str, shape| LayerProfile::from_energies(name, shape, false, &[1.0], 1.0).unwrap();
         for other in [of_shape("query", (5, 6)), of_shape("query", (6, 5)), of_shape("value", (6, 6))] {
             let expected = "of the shape, and with the losses by energy, that its group has, got another shape";
             let message = format!("test: expected `{}` {expected}", other.name());
-            assert_eq!(profile.check("test", &other).unwrap_err().to_string(), message);
+            assert_eq!(profile.check(&other).unwrap_err().to_string(), message);
         }
     }
 }

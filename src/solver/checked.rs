@@ -14,13 +14,13 @@ pub(super) struct Checked<'a, T> {
 }
 
 impl<'a, T: Scalar> Checked<'a, T> {
-    pub(super) fn new(operation: &'static str, operator: &'a dyn PsdOperator<T>) -> Result<Self> {
+    pub(super) fn new(operator: &'a dyn PsdOperator<T>) -> Result<Self> {
         let (dimension, noise) = (operator.dimension(), operator.noise());
         if dimension == 0 {
-            return Err(Error::Empty { operation, what: "the operator's dimension" });
+            return Err(Error::empty("the operator's dimension"));
         }
         if !(noise >= 0.0 && noise.is_finite()) {
-            return Err(Error::InvalidOperator { operation, found: format!("a noise of {noise}") });
+            return Err(Error::invalid_operator(format!("a noise of {noise}")));
         }
         Ok(Self { operator, dimension, noise })
     }

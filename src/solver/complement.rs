@@ -4,14 +4,13 @@ use faer::{Mat, MatMut, MatRef};
 
 use super::{PsdOperator, Solver, top_eigenpairs};
 use crate::Result;
-use crate::covariance::{even_exponent, power_of_two};
-use crate::kernel;
+use crate::linalg::{self, Par, even_exponent, power_of_two};
 
 /// `P F Fᵀ P + P` with `P = I − U Uᵀ`: its leading eigenvectors are orthogonal to `U` and, among those, the leading left
 /// singular vectors of `P F`; the eigenvalue of `U` itself is zero, below all others.
 struct Complement {
     matrix: Mat<f64>,
-    threads: usize,
+    par: Par,
 }
 
 impl PsdOperator<f64> for Complement {
@@ -20,7 +19,7 @@ impl PsdOperator<f64> for Complement {
     }
 
     fn apply(&self, block: MatRef<'_, f64>, result: MatMut<'_, f64>) -> Result<()> {
-        kernel::set_product(result, self.matrix.as_ref(), block, self.threads);
+        linalg::set_product(result, self.matrix.as_ref(), block, self.par);
         Ok(())
     }
 
@@ -38,61 +37,55 @@ impl PsdOperator<f64> for Complement {
 /// That is where the solution of the anchored problem goes as its ridge goes to zero: directions that the
 /// data leave open are filled with what plain truncated SVD would keep.
 pub(crate) fn complete_basis(
-    operation: &'static str,
     basis: MatRef<'_, f64>,
     factor: MatRef<'_, f64>,
     count: usize,
-    threads: usize,
+    par: Par,
 ) -> Result<Mat<f64>> {
     let (dimension, have) = basis.shape();
-    let mut completed = kernel::zeros(operation, dimension, count)?;
+    let mut completed = linalg::zeros(dimension, count)?;
     completed.as_mut().subcols_mut(0, have).copy_from(basis);
     if have == count {
         return Ok(completed);
     }
-    let rest = outside(operation, basis, factor, threads)?;
-    let mut matrix = kernel::zeros(operation, dimension, dimension)?;
-    kernel::add_symmetric_product(matrix.as_mut(), 1.0, rest.as_ref(), rest.transpose(), threads);
+    let rest = outside(basis, factor, par)?;
+    let mut matrix = linalg::zeros(dimension, dimension)?;
+    linalg::add_symmetric_product(matrix.as_mut(), 1.0, rest.as_ref(), rest.transpose(), par);
     // Lifting the complement by about the size of an entry keeps it clear of U, which stays at zero.
-    kernel::add_symmetric_product(matrix.as_mut(), -1.0, basis, basis.transpose(), threads);
+    linalg::add_symmetric_product(matrix.as_mut(), -1.0, basis, basis.transpose(), par);
     for i in 0..dimension {
         matrix[(i, i)] += 1.0;
     }
-    kernel::mirror_lower(&mut matrix);
-    let complement = Complement { matrix, threads };
-    let pairs = top_eigenpairs(&complement, count - have, Solver::Auto, threads)?;
+    linalg::mirror_lower(&mut matrix);
+    let complement = Complement { matrix, par };
+    let pairs = top_eigenpairs(&complement, count - have, Solver::Auto, par)?;
     let mut added = completed.as_mut().subcols_mut(have, count - have);
     added.copy_from(pairs.vectors());
     // Orthogonal to U up to the solver's residual; after this, up to rounding.
-    kernel::project_out(operation, added, basis, threads)?;
+    linalg::project_out(added, basis, par)?;
     Ok(completed)
 }
 
 /// `(I − UUᵀ) F` up to a factor, orthogonal to `U` by the measure of its own size; zero where nothing but rounding is left.
-fn outside(
-    operation: &'static str,
-    basis: MatRef<'_, f64>,
-    factor: MatRef<'_, f64>,
-    threads: usize,
-) -> Result<Mat<f64>> {
-    let mut rest = unit_size(operation, factor)?;
-    let mut size = kernel::squared_norm(rest.as_ref());
+fn outside(basis: MatRef<'_, f64>, factor: MatRef<'_, f64>, par: Par) -> Result<Mat<f64>> {
+    let mut rest = unit_size(factor)?;
+    let mut size = linalg::squared_norm(rest.as_ref());
     // A projection that takes away little has left little of `U`.
     for _ in 0..8 {
-        kernel::project_out(operation, rest.as_mut(), basis, threads)?;
-        let left = kernel::squared_norm(rest.as_ref());
+        linalg::project_out(rest.as_mut(), basis, par)?;
+        let left = linalg::squared_norm(rest.as_ref());
         if left >= 0.5 * size {
             return Ok(rest);
         }
-        rest = unit_size(operation, rest.as_ref())?;
-        size = kernel::squared_norm(rest.as_ref());
+        rest = unit_size(rest.as_ref())?;
+        size = linalg::squared_norm(rest.as_ref());
     }
-    kernel::zeros(operation, factor.nrows(), factor.ncols())
+    linalg::zeros(factor.nrows(), factor.ncols())
 }
 
 /// A copy with entries near 1.
-fn unit_size(operation: &'static str, matrix: MatRef<'_, f64>) -> Result<Mat<f64>> {
-    kernel::widened(operation, matrix, power_of_two(-even_exponent(kernel::max_abs(matrix))))
+fn unit_size(matrix: MatRef<'_, f64>) -> Result<Mat<f64>> {
+    linalg::widened(matrix, power_of_two(-even_exponent(linalg::max_abs(matrix))))
 }
 
 #[cfg(test)]
@@ -103,10 +96,10 @@ mod tests {
     fn what_is_left_of_a_factor_is_orthogonal_by_its_own_measure() -> Result<()> {
         // Four thousandths of a factor of a thousand entries lie outside: one projection leaves hundreds of roundings of what is left.
         let entry = |i: usize, j: usize| ((i * 31 + j * 17 + i * j) % 23) as f64 / 11.0 - 1.0;
-        let basis = kernel::thin_qr("test", Mat::from_fn(50, 1, |i, _| entry(i, 5)), 1)?.0;
+        let basis = linalg::thin_qr(Mat::from_fn(50, 1, |i, _| entry(i, 5)), 1)?.0;
         let inside = Mat::from_fn(1, 20, |_, j| 7.0 + entry(3, j));
         let factor = &basis * inside + Mat::from_fn(50, 20, |i, j| 4e-3 * entry(i, j));
-        let rest = outside("test", basis.as_ref(), factor.as_ref(), 1)?;
+        let rest = outside(basis.as_ref(), factor.as_ref(), 1)?;
         let share = (basis.transpose() * &rest).norm_l2() / rest.norm_l2();
         assert!(rest.norm_l2() > 0.0 && share < 20.0 * f64::EPSILON, "{share:e}");
         Ok(())

@@ -3,12 +3,10 @@
 use faer::{Mat, MatMut, MatRef};
 
 use super::{Eigenpairs, PsdOperator, fix_signs, relative};
-use crate::covariance::{even_exponent, power_of_two};
-use crate::kernel::{self, Tridiagonal};
-use crate::random::SplitMix64;
+use crate::linalg::SplitMix64;
+use crate::linalg::{self, Par, Tridiagonal, even_exponent, power_of_two};
 use crate::{Error, Result, Scalar};
 
-const OPERATION: &str = "top_eigenpairs";
 const NAME: &str = "block Lanczos";
 
 /// Loss of captured energy, relative to the energy that is left uncaptured, at which the iteration may stop:
@@ -64,12 +62,12 @@ pub(super) fn top_eigenpairs<T: Scalar>(
     operator: &dyn PsdOperator<T>,
     count: usize,
     layout: Layout,
-    threads: usize,
+    par: Par,
 ) -> Result<Option<Eigenpairs>> {
     let dimension = operator.dimension();
     let (trace, noise) = (operator.trace()?, operator.noise());
     if !(trace.is_finite() && trace >= -(noise * dimension as f64)) {
-        return Err(Error::InvalidOperator { operation: OPERATION, found: format!("a trace of {trace}") });
+        return Err(Error::invalid_operator(format!("a trace of {trace}")));
     }
     let narrow = T::EPSILON > f64::EPSILON;
     let (relative, limit) = if narrow { (TOLERANCE.1, EXPONENT.1) } else { (TOLERANCE.0, EXPONENT.0) };
@@ -80,7 +78,7 @@ pub(super) fn top_eigenpairs<T: Scalar>(
     let bound = PRODUCTS_PER_PAIR.saturating_mul(count.saturating_add(layout.block));
 
     let size = Size { exponent, trace, noise: noise * power_of_two(-exponent) };
-    let mut space = Space::<T>::new(dimension, layout.basis, size, threads)?;
+    let mut space = Space::<T>::new(dimension, layout.basis, size, par)?;
     let mut next = space.random_block(layout.block)?;
     let mut check_at = 5 * count / 2 + layout.block;
     let mut accepted = None;
@@ -163,7 +161,7 @@ struct Space<T> {
     steps: usize,
     unit: Size,
     random: SplitMix64,
-    threads: usize,
+    par: Par,
 }
 
 /// Directions outside of the basis `Q` that the operator leads to: `H Q = Q (QᵀHQ) + directions · coupling`.
@@ -180,18 +178,18 @@ struct Ritz {
 }
 
 impl<T: Scalar> Space<T> {
-    fn new(dimension: usize, capacity: usize, unit: Size, threads: usize) -> Result<Self> {
+    fn new(dimension: usize, capacity: usize, unit: Size, par: Par) -> Result<Self> {
         Ok(Self {
-            basis: kernel::zeros(OPERATION, dimension, capacity)?,
+            basis: linalg::zeros(dimension, capacity)?,
             size: 0,
-            projected: kernel::zeros(OPERATION, capacity, capacity)?,
+            projected: linalg::zeros(capacity, capacity)?,
             residual: None,
             aside: None,
             products: 0,
             steps: 0,
             unit,
             random: SplitMix64::new(),
-            threads,
+            par,
         })
     }
 
@@ -214,7 +212,7 @@ impl<T: Scalar> Space<T> {
         self.basis.as_mut().subcols_mut(range.start, range.len()).copy_from(block);
         self.size = range.end;
         let mut product = self.multiply(operator, block)?;
-        let coordinates = kernel::product(OPERATION, self.basis().transpose(), product.as_ref(), self.threads)?;
+        let coordinates = linalg::product(self.basis().transpose(), product.as_ref(), self.par)?;
         for (column, at) in range.clone().enumerate() {
             for row in 0..self.size {
                 let entry = coordinates[(row, column)].to_f64();
@@ -237,7 +235,7 @@ impl<T: Scalar> Space<T> {
             }
         }
         // Out of the basis twice; the first time's coordinates are known.
-        kernel::add_product(product.as_mut(), T::from_f64(-1.0), self.basis(), coordinates.as_ref(), self.threads);
+        linalg::add_product(product.as_mut(), T::from_f64(-1.0), self.basis(), coordinates.as_ref(), self.par);
         self.project_out_once(product.as_mut())?;
         let (start, width) = (range.start, range.len());
         let coupling = Mat::from_fn(width, range.end, |row, column| f64::from(u8::from(start + row == column)));
@@ -249,24 +247,24 @@ impl<T: Scalar> Space<T> {
 
     /// The operator, divided, times a block of unit vectors.
     fn multiply(&self, operator: &dyn PsdOperator<T>, block: MatRef<'_, T>) -> Result<Mat<T>> {
-        let mut product = kernel::zeros(OPERATION, self.dimension(), block.ncols())?;
+        let mut product = linalg::zeros(self.dimension(), block.ncols())?;
         if self.unit.exponent == 0 {
             operator.apply(block, product.as_mut())?;
         } else {
             // Half before and half after, lest either be out of range.
             let half = T::from_f64(power_of_two(-self.unit.exponent / 2));
-            let mut divided = kernel::zeros(OPERATION, block.nrows(), block.ncols())?;
+            let mut divided = linalg::zeros(block.nrows(), block.ncols())?;
             divided.copy_from(block);
             divided *= faer::Scale(half);
             operator.apply(divided.as_ref(), product.as_mut())?;
             product *= faer::Scale(half);
         }
-        if let Some((row, column)) = kernel::first_non_finite(product.as_ref()) {
+        if let Some((row, column)) = linalg::first_non_finite(product.as_ref()) {
             let found = format!("{} at row {row} of a product", product[(row, column)]);
-            return Err(Error::InvalidOperator { operation: OPERATION, found });
+            return Err(Error::invalid_operator(found));
         }
         // No product of a unit vector is longer than the largest eigenvalue, and none of these exceeds their sum.
-        let (largest, size) = (kernel::max_abs(product.as_ref()), &self.unit);
+        let (largest, size) = (linalg::max_abs(product.as_ref()), &self.unit);
         if largest > 2.0 * size.trace + self.dimension() as f64 * size.noise {
             return Err(size.contradicted(format!("a product with an entry of {:e}", size.restored(largest))));
         }
@@ -283,7 +281,7 @@ impl<T: Scalar> Space<T> {
     }
 
     fn require_symmetric(&self, square: MatRef<'_, T>) -> Result<()> {
-        let scale = self.scale().max(kernel::max_abs(square));
+        let scale = self.scale().max(linalg::max_abs(square));
         let bound = 100.0 * self.dimension() as f64 * T::EPSILON * scale + self.unit.noise;
         for column in 0..square.ncols() {
             for row in 0..column {
@@ -291,7 +289,7 @@ impl<T: Scalar> Space<T> {
                 if difference > bound {
                     let difference = self.unit.restored(difference);
                     let found = format!("products that differ by {difference:e} from those of its transpose");
-                    return Err(Error::InvalidOperator { operation: OPERATION, found });
+                    return Err(Error::invalid_operator(found));
                 }
             }
         }
@@ -300,7 +298,7 @@ impl<T: Scalar> Space<T> {
 
     /// `block -= Q Qᵀ block`.
     fn project_out_once(&self, block: MatMut<'_, T>) -> Result<()> {
-        kernel::project_out(OPERATION, block, self.basis(), self.threads)
+        linalg::project_out(block, self.basis(), self.par)
     }
 
     /// The same twice, which makes a block of any size orthogonal to the basis as far as rounding allows.
@@ -317,7 +315,7 @@ impl<T: Scalar> Space<T> {
                 let room = self.basis.ncols() - self.size;
                 if width > room && self.basis.ncols() < self.dimension() {
                     // Directions would be lost: an empty block ends the iteration.
-                    return kernel::zeros(OPERATION, self.dimension(), 0);
+                    return linalg::zeros(self.dimension(), 0);
                 }
                 self.orthonormal(directions, width)
             }
@@ -326,7 +324,7 @@ impl<T: Scalar> Space<T> {
     }
 
     fn random_block(&mut self, width: usize) -> Result<Mat<T>> {
-        let none = kernel::zeros(OPERATION, self.dimension(), 0)?;
+        let none = linalg::zeros(self.dimension(), 0)?;
         self.orthonormal(none, width)
     }
 
@@ -348,10 +346,10 @@ impl<T: Scalar> Space<T> {
             return Ok(());
         };
         let (first, second) = (aside.directions.ncols(), residual.directions.ncols());
-        let mut directions = kernel::zeros(OPERATION, self.dimension(), first + second)?;
+        let mut directions = linalg::zeros(self.dimension(), first + second)?;
         directions.as_mut().subcols_mut(0, first).copy_from(&aside.directions);
         directions.as_mut().subcols_mut(first, second).copy_from(&residual.directions);
-        let mut coupling = kernel::zeros(OPERATION, first + second, residual.coupling.ncols())?;
+        let mut coupling = linalg::zeros(first + second, residual.coupling.ncols())?;
         coupling.as_mut().submatrix_mut(0, 0, first, aside.coupling.ncols()).copy_from(&aside.coupling);
         coupling.as_mut().subrows_mut(first, second).copy_from(&residual.coupling);
         self.residual = Some(Residual { directions, coupling });
@@ -366,7 +364,7 @@ impl<T: Scalar> Space<T> {
         let width = width.min(room);
         // What is dropped here is out of the loss bound, so it must be rounding beyond doubt.
         let mut floor = 0.01 * T::EPSILON * self.scale();
-        let mut columns = kernel::zeros(OPERATION, dimension, width)?;
+        let mut columns = linalg::zeros(dimension, width)?;
         let given = block.ncols().min(width);
         columns.as_mut().subcols_mut(0, given).copy_from(block.as_ref().subcols(0, given));
         let mut weak: Vec<usize> = (given..width).collect();
@@ -380,7 +378,7 @@ impl<T: Scalar> Space<T> {
             if !weak.is_empty() {
                 self.project_out(columns.as_mut())?;
             }
-            let (orthonormal, lengths) = kernel::orthonormal_columns(OPERATION, columns, self.threads)?;
+            let (orthonormal, lengths) = linalg::orthonormal_columns(columns, self.par)?;
             columns = orthonormal;
             weak = lengths.iter().enumerate().filter(|&(_, &length)| length <= floor).map(|(index, _)| index).collect();
             if weak.is_empty() {
@@ -390,23 +388,23 @@ impl<T: Scalar> Space<T> {
                 } else {
                     self.project_out(columns.as_mut())?;
                 }
-                let orthonormal = kernel::orthonormal_columns(OPERATION, columns, self.threads)?;
+                let orthonormal = linalg::orthonormal_columns(columns, self.par)?;
                 return Ok(orthonormal.0);
             }
             floor = T::EPSILON;
         }
-        Err(Error::NoConvergence { operation: OPERATION, dimension, attempts: format!("{NAME}, orthogonalisation") })
+        Err(Error::no_convergence(dimension, format!("{NAME}, orthogonalisation")))
     }
 
     fn ritz(&self) -> Result<Option<Ritz>> {
         let projected = self.projected.as_ref().submatrix(0, 0, self.size, self.size);
         // In the precision of the products, which is all that there is.
-        let projected = kernel::rounded::<T>(OPERATION, "the projected operator", projected)?;
+        let projected = linalg::rounded::<T>("the projected operator", projected)?;
         for algorithm in [Tridiagonal::DivideAndConquer, Tridiagonal::QrIteration] {
-            let pairs = kernel::symmetric_eigen(OPERATION, projected.as_ref(), algorithm, self.threads)?;
+            let pairs = linalg::symmetric_eigen(projected.as_ref(), algorithm, self.par)?;
             let finite = |(values, _): &(Vec<f64>, Mat<T>)| values.iter().all(|value| value.is_finite());
             if let Some((values, vectors)) = pairs.filter(finite) {
-                let vectors = kernel::widened(OPERATION, vectors.as_ref().reverse_cols(), 1.0)?;
+                let vectors = linalg::widened(vectors.as_ref().reverse_cols(), 1.0)?;
                 return Ok(Some(Ritz { values: values.into_iter().rev().collect(), vectors }));
             }
         }
@@ -417,12 +415,12 @@ impl<T: Scalar> Space<T> {
     fn residual_norms(&self, ritz: &Ritz, count: usize) -> Result<Vec<f64>> {
         let mut norms = vec![0.0; count];
         for residual in self.residual.iter().chain(&self.aside) {
-            let directions = kernel::widened(OPERATION, residual.directions.as_ref(), 1.0)?;
+            let directions = linalg::widened(residual.directions.as_ref(), 1.0)?;
             let directions = directions.as_ref();
-            let gram = kernel::product(OPERATION, directions.transpose(), directions, self.threads)?;
+            let gram = linalg::product(directions.transpose(), directions, self.par)?;
             let coordinates = ritz.vectors.as_ref().submatrix(0, 0, residual.coupling.ncols(), count);
-            let coordinates = kernel::product(OPERATION, residual.coupling.as_ref(), coordinates, self.threads)?;
-            let weighted = kernel::product(OPERATION, gram.as_ref(), coordinates.as_ref(), self.threads)?;
+            let coordinates = linalg::product(residual.coupling.as_ref(), coordinates, self.par)?;
+            let weighted = linalg::product(gram.as_ref(), coordinates.as_ref(), self.par)?;
             for (column, norm) in norms.iter_mut().enumerate() {
                 let terms = coordinates.col(column).iter().zip(weighted.col(column).iter());
                 *norm += terms.map(|(a, b)| a * b).sum::<f64>().max(0.0).sqrt();
@@ -436,10 +434,10 @@ impl<T: Scalar> Space<T> {
         let coordinates = ritz.vectors.as_ref().subcols(0, keep);
         for residual in self.residual.iter_mut().chain(&mut self.aside) {
             let coordinates = coordinates.subrows(0, residual.coupling.ncols());
-            residual.coupling = kernel::product(OPERATION, residual.coupling.as_ref(), coordinates, self.threads)?;
+            residual.coupling = linalg::product(residual.coupling.as_ref(), coordinates, self.par)?;
         }
-        let coordinates = kernel::rounded::<T>(OPERATION, "the Ritz vectors", coordinates)?;
-        let kept = kernel::product(OPERATION, self.basis(), coordinates.as_ref(), self.threads)?;
+        let coordinates = linalg::rounded::<T>("the Ritz vectors", coordinates)?;
+        let kept = linalg::product(self.basis(), coordinates.as_ref(), self.par)?;
         self.basis.as_mut().subcols_mut(0, keep).copy_from(kept);
         self.projected.fill(0.0);
         for (index, value) in ritz.values.iter().take(keep).enumerate() {
@@ -452,11 +450,11 @@ impl<T: Scalar> Space<T> {
     fn finish(&self, ritz: &Ritz, count: usize) -> Result<Eigenpairs> {
         let residual = self.residual_norms(ritz, count)?.into_iter().fold(0.0, f64::max);
         let coordinates = ritz.vectors.as_ref().subcols(0, count);
-        let coordinates = kernel::rounded::<T>(OPERATION, "the Ritz vectors", coordinates)?;
-        let vectors = kernel::product(OPERATION, self.basis(), coordinates.as_ref(), self.threads)?;
+        let coordinates = linalg::rounded::<T>("the Ritz vectors", coordinates)?;
+        let vectors = linalg::product(self.basis(), coordinates.as_ref(), self.par)?;
         // Orthonormal to `T`'s rounding so far; to that of `f64` from here on.
-        let wide = kernel::widened(OPERATION, vectors.as_ref(), 1.0)?;
-        let mut vectors = kernel::orthonormalized(OPERATION, wide, self.threads)?;
+        let wide = linalg::widened(vectors.as_ref(), 1.0)?;
+        let mut vectors = linalg::orthonormalized(wide, self.par)?;
         fix_signs(&mut vectors);
         let largest = ritz.values.first().copied().unwrap_or(0.0).max(0.0);
         Ok(Eigenpairs {
@@ -480,7 +478,7 @@ impl Size {
 
     fn contradicted(&self, found: String) -> Error {
         let found = format!("a trace of {:e} but {found}", self.restored(self.trace));
-        Error::InvalidOperator { operation: OPERATION, found }
+        Error::invalid_operator(found)
     }
 }
 
@@ -503,7 +501,7 @@ impl Ritz {
         let (Some(largest), Some(&lowest)) = (self.values.first(), self.values.last()) else { return Ok(()) };
         if lowest < -(100.0 * rounding * largest.abs() + unit.noise) {
             let found = format!("a negative eigenvalue, {:e}", unit.restored(lowest));
-            return Err(Error::InvalidOperator { operation: OPERATION, found });
+            return Err(Error::invalid_operator(found));
         }
         Ok(())
     }

@@ -14,7 +14,8 @@ use faer::{Mat, MatMut, MatRef};
 pub(crate) use self::complement::complete_basis;
 
 use self::checked::Checked;
-use crate::kernel;
+use crate::error::during;
+use crate::linalg::{self, Par};
 use crate::{Error, Result, Scalar};
 
 /// A symmetric positive semidefinite operator, known by what it does to a block of vectors.
@@ -97,19 +98,20 @@ pub trait PsdOperator<T: Scalar> {
     ///
     /// [`Error::Memory`] if the matrix does not fit, and as for [`apply`](Self::apply).
     fn assemble(&self) -> Result<Mat<T>> {
-        let operation = "PsdOperator::assemble";
-        let dimension = self.dimension();
-        let mut matrix = kernel::zeros::<T>(operation, dimension, dimension)?;
-        let width = dimension.min(256);
-        for start in (0..dimension).step_by(width.max(1)) {
-            let count = width.min(dimension - start);
-            let mut block = kernel::zeros(operation, dimension, count)?;
-            for column in 0..count {
-                block[(start + column, column)] = T::from_f64(1.0);
+        during("PsdOperator::assemble", || {
+            let dimension = self.dimension();
+            let mut matrix = linalg::zeros::<T>(dimension, dimension)?;
+            let width = dimension.min(256);
+            for start in (0..dimension).step_by(width.max(1)) {
+                let count = width.min(dimension - start);
+                let mut block = linalg::zeros(dimension, count)?;
+                for column in 0..count {
+                    block[(start + column, column)] = T::from_f64(1.0);
+                }
+                self.apply(block.as_ref(), matrix.as_mut().subcols_mut(start, count))?;
             }
-            self.apply(block.as_ref(), matrix.as_mut().subcols_mut(start, count))?;
-        }
-        Ok(matrix)
+            Ok(matrix)
+        })
     }
 }
 
@@ -260,45 +262,42 @@ pub fn top_eigenpairs<T: Scalar>(
     operator: &dyn PsdOperator<T>,
     count: usize,
     solver: Solver,
-    threads: usize,
+    par: Par,
 ) -> Result<Eigenpairs> {
-    let operation = "top_eigenpairs";
-    let operator: &dyn PsdOperator<T> = &Checked::new(operation, operator)?;
-    let dimension = operator.dimension();
-    if !(1..=dimension).contains(&count) {
-        let expected = format!("a number of eigenpairs from 1 to {dimension}");
-        return Err(Error::Rank { operation, expected, found: count.to_string() });
-    }
-    let iterating = match solver {
-        Solver::DenseEigen => false,
-        Solver::BlockLanczos => true,
-        Solver::Auto => cost::lanczos(dimension, count, operator.work())
-            .is_some_and(|work| work < operator.assembly_work() + cost::dense(dimension)),
-    };
-    if iterating && let Some(pairs) = iterate(operator, count, threads)? {
-        return Ok(pairs);
-    }
-    let mut pairs = dense::top_eigenpairs(operator, count, &dense::LADDER, threads)?;
-    pairs.fallback = iterating || pairs.fallback;
-    Ok(pairs)
+    during("top_eigenpairs", || {
+        let operator: &dyn PsdOperator<T> = &Checked::new(operator)?;
+        let dimension = operator.dimension();
+        if !(1..=dimension).contains(&count) {
+            let expected = format!("a number of eigenpairs from 1 to {dimension}");
+            return Err(Error::rank(expected, count.to_string()));
+        }
+        let iterating = match solver {
+            Solver::DenseEigen => false,
+            Solver::BlockLanczos => true,
+            Solver::Auto => cost::lanczos(dimension, count, operator.work())
+                .is_some_and(|work| work < operator.assembly_work() + cost::dense(dimension)),
+        };
+        if iterating && let Some(pairs) = iterate(operator, count, par)? {
+            return Ok(pairs);
+        }
+        let mut pairs = dense::top_eigenpairs(operator, count, &dense::LADDER, par)?;
+        pairs.fallback = iterating || pairs.fallback;
+        Ok(pairs)
+    })
 }
 
 /// Block Lanczos alone: `None` if it did not settle.
-pub(crate) fn iterate<T: Scalar>(
-    operator: &dyn PsdOperator<T>,
-    count: usize,
-    threads: usize,
-) -> Result<Option<Eigenpairs>> {
-    lanczos::top_eigenpairs(operator, count, lanczos::Layout::new(operator.dimension(), count), threads)
+pub(crate) fn iterate<T: Scalar>(operator: &dyn PsdOperator<T>, count: usize, par: Par) -> Result<Option<Eigenpairs>> {
+    lanczos::top_eigenpairs(operator, count, lanczos::Layout::new(operator.dimension(), count), par)
 }
 
 /// A dense eigendecomposition in the operator's own precision: `None` if it did not succeed.
 pub(crate) fn narrow_dense<T: Scalar>(
     operator: &dyn PsdOperator<T>,
     count: usize,
-    threads: usize,
+    par: Par,
 ) -> Result<Option<Eigenpairs>> {
-    dense::narrow_eigenpairs(operator, count, threads)
+    dense::narrow_eigenpairs(operator, count, par)
 }
 
 /// Turns every column so that its largest entry is positive, the first of them where several tie.

@@ -3,7 +3,7 @@
 use super::super::weighted::Problem;
 use super::*;
 use crate::ActivationStats;
-use crate::covariance::even_exponent;
+use crate::linalg::even_exponent;
 use faer::Mat;
 
 struct Given<T> {
@@ -29,11 +29,11 @@ impl<T: Scalar> Given<T> {
     fn with_task<R>(&self, run: impl FnOnce(&Task<'_, T>) -> R) -> R {
         let &Self { objective, solver, keep, ridge, .. } = self;
         let problem = Problem { operation: "test", method: "test", objective, corrected: false, solver, threads: 1 };
-        let data = Moment::of("test", &self.stats, false).unwrap();
+        let data = Moment::of(&self.stats, false).unwrap();
         let identity = Moment::identity(self.stats.features());
         let moment = if matches!(objective, Objective::Weight) { &identity } else { &data };
         let weight = self.weight.as_ref();
-        let weight_exponent = even_exponent(kernel::max_abs(weight));
+        let weight_exponent = even_exponent(linalg::max_abs(weight));
         run(&Task { problem: &problem, weight, weight_exponent, moment, data: Some(&data), keep, ridge })
     }
 
@@ -42,13 +42,13 @@ impl<T: Scalar> Given<T> {
     }
 
     fn scaled_weight(&self) -> Mat<f64> {
-        self.with_task(|task| kernel::widened("test", task.weight, task.scale()).unwrap())
+        self.with_task(|task| linalg::widened(task.weight, task.scale()).unwrap())
     }
 
     /// `W S Wᵀ` of the scaled weight and the scaled `S`.
     fn energy(&self) -> Mat<f64> {
         let weight = self.scaled_weight();
-        let data = self.with_task(|task| task.data.unwrap().scaled("test", 1).unwrap());
+        let data = self.with_task(|task| task.data.unwrap().scaled(1).unwrap());
         &weight * data * weight.transpose()
     }
 
@@ -96,11 +96,11 @@ fn check_factors<T: Scalar>(tolerance: f64) {
             given.keep = 0.7;
             given.ridge = given.ridge_for(0.3);
             given.with_task(|task| {
-                let norms = kernel::squared_column_norms(task.weight);
+                let norms = linalg::squared_column_norms(task.weight);
                 let (keep, ridge) = (task.keep, task.ridge);
                 let factor = Factor::new(task, source, task.moment, (keep, ridge), &norms).unwrap().unwrap();
                 let [outputs, weight] =
-                    [factor.outputs.as_ref(), task.weight].map(|matrix| kernel::widened("test", matrix, 1.0).unwrap());
+                    [factor.outputs.as_ref(), task.weight].map(|matrix| linalg::widened(matrix, 1.0).unwrap());
                 let ours = &outputs * outputs.transpose() * faer::Scale(factor.keep)
                     + &weight * weight.transpose() * faer::Scale(factor.ridge);
                 let theirs = given.energy() * faer::Scale(keep) + given.gram() * faer::Scale(ridge);
@@ -126,7 +126,7 @@ fn a_root_is_of_use_where_the_data_are_a_hundredth_of_it() {
         given.weight = Mat::from_fn(8, FEATURES, |i, j| if i == j % 8 { 64.0 } else { 0.0 });
         given.ridge = given.ridge_for(share);
         given.with_task(|task| {
-            let norms = kernel::squared_column_norms(task.weight);
+            let norms = linalg::squared_column_norms(task.weight);
             let factor = Factor::new(task, Source::Root, task.moment, (1.0, task.ridge), &norms).unwrap();
             assert_eq!(factor.is_some(), usable, "{share}");
         });
@@ -136,7 +136,7 @@ fn a_root_is_of_use_where_the_data_are_a_hundredth_of_it() {
 #[test]
 fn pairs_of_one_side_are_those_of_the_other() {
     let wide = Mat::from_fn(40, 12, |i, j| entry(i, j) + f64::from(i == j));
-    let pairs = from_inputs("test", wide.as_ref(), 0.5, 0.0, 4, 1).unwrap().unwrap();
+    let pairs = from_inputs(wide.as_ref(), 0.5, 0.0, 4, 1).unwrap().unwrap();
     let gram = &wide * wide.transpose() * faer::Scale(0.5);
     for (value, vector) in pairs.values().iter().zip(pairs.vectors().col_iter()) {
         assert!((&gram * vector - vector * faer::Scale(*value)).norm_l2() < 1e-12 * pairs.values()[0]);
@@ -176,7 +176,7 @@ fn check_solutions<T: Scalar>(tolerance: f64) {
                 let bits = solution.pairs.values().to_vec();
                 assert_eq!(before.get_or_insert_with(|| bits.clone()), &bits, "{name}");
 
-                let up = kernel::widened("test", solution.up.as_ref(), 1.0).unwrap();
+                let up = linalg::widened(solution.up.as_ref(), 1.0).unwrap();
                 let energy = given.energy();
                 let mut left = trace(&energy);
                 for (index, error) in solution.relative_errors.as_ref().unwrap().iter().enumerate() {
@@ -185,14 +185,14 @@ fn check_solutions<T: Scalar>(tolerance: f64) {
                     let expected = (left / trace(&energy)).sqrt();
                     assert!((error - expected).abs() < 10.0 * tolerance, "{name}: {error} {expected}");
                 }
-                let down = kernel::widened("test", solution.down.as_ref(), 1.0 / size).unwrap();
-                let weight = kernel::widened("test", given.weight.as_ref(), 1.0 / size).unwrap();
+                let down = linalg::widened(solution.down.as_ref(), 1.0 / size).unwrap();
+                let weight = linalg::widened(given.weight.as_ref(), 1.0 / size).unwrap();
                 assert!((down - up.transpose() * weight).norm_max() < 10.0 * tolerance);
                 assert_eq!(solution.determined, rank);
 
                 // Rounding of four units in each term, of the energy of the data.
                 let (terms, epsilon) = given.with_task(|task| {
-                    let norms = kernel::squared_column_norms(task.weight);
+                    let norms = linalg::squared_column_norms(task.weight);
                     let diagonal = task.data.unwrap().diagonal();
                     let terms: f64 = norms.iter().zip(diagonal).map(|(norm, variance)| norm * variance).sum();
                     (terms * task.scale() * task.scale(), T::EPSILON)

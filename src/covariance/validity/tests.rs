@@ -1,5 +1,5 @@
 use super::*;
-use crate::covariance::power_of_two;
+use crate::linalg::power_of_two;
 use faer::Mat;
 
 /// Three inputs, of which the second is always positive and the third always negative. About their means they have the squares 34, 2 and 6.

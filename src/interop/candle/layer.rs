@@ -5,6 +5,7 @@ use candle_nn::{Module, VarBuilder};
 
 use super::refused;
 use super::tensor::{to_column, to_matrix, write};
+use crate::error::during;
 use crate::{Error, Linear, Result, Scalar};
 
 /// A copy of a layer of candle's.
@@ -18,9 +19,10 @@ impl<T: Scalar + WithDType> TryFrom<&candle_nn::Linear> for Linear<T> {
     type Error = Error;
 
     fn try_from(layer: &candle_nn::Linear) -> Result<Self> {
-        let operation = "Linear::try_from";
-        let bias = layer.bias().map(|bias| to_column(operation, bias)).transpose()?;
-        Self::new(to_matrix(operation, layer.weight())?, bias)
+        during("Linear::try_from", || {
+            let bias = layer.bias().map(|bias| to_column(bias)).transpose()?;
+            Self::new(to_matrix(layer.weight())?, bias)
+        })
     }
 }
 
@@ -40,19 +42,17 @@ impl<T: Scalar + WithDType> TryFrom<&candle_nn::Linear> for Linear<T> {
 /// # }
 /// ```
 pub fn to_candle_linear<T: Scalar>(layer: &Linear<T>, dtype: DType, device: &Device) -> Result<candle_nn::Linear> {
-    let operation = "interop::candle::to_candle_linear";
-    linear(operation, layer.weight(), layer.bias(), dtype, device)
+    during("interop::candle::to_candle_linear", || linear(layer.weight(), layer.bias(), dtype, device))
 }
 
 fn linear<T: Scalar>(
-    operation: &'static str,
     weight: faer::MatRef<'_, T>,
     bias: Option<faer::ColRef<'_, T>>,
     dtype: DType,
     device: &Device,
 ) -> Result<candle_nn::Linear> {
-    let bias = bias.map(|bias| write(operation, bias.as_mat(), bias.nrows().into(), dtype, device)).transpose()?;
-    Ok(candle_nn::Linear::new(write(operation, weight, weight.shape().into(), dtype, device)?, bias))
+    let bias = bias.map(|bias| write(bias.as_mat(), bias.nrows().into(), dtype, device)).transpose()?;
+    Ok(candle_nn::Linear::new(write(weight, weight.shape().into(), dtype, device)?, bias))
 }
 
 /// A compressed layer as candle runs it: `down`, rank × in, without a bias, then `up`, out × rank, with one.
@@ -100,10 +100,11 @@ impl LowRankLinear {
     ///
     /// For an example see [`LowRankLinear`].
     pub fn new<T: Scalar>(layer: &crate::LowRankLinear<T>, dtype: DType, device: &Device) -> Result<Self> {
-        let operation = "interop::candle::LowRankLinear::new";
-        let down = linear(operation, layer.down(), None, dtype, device)?;
-        let up = linear(operation, layer.up(), layer.bias(), dtype, device)?;
-        Ok(Self { down, up, variables: Vec::new() })
+        during("interop::candle::LowRankLinear::new", || {
+            let down = linear(layer.down(), None, dtype, device)?;
+            let up = linear(layer.up(), layer.bias(), dtype, device)?;
+            Ok(Self { down, up, variables: Vec::new() })
+        })
     }
 
     /// Factors from a [`VarBuilder`](https://docs.rs/candle-nn/0.11/candle_nn/type.VarBuilder.html), under the names of `nn.Sequential(nn.Linear(in, rank, bias=False), nn.Linear(rank, out))` in PyTorch: `0.weight`, `1.weight` and
@@ -147,16 +148,17 @@ impl LowRankLinear {
     ///
     /// For an example see [`LowRankLinear`].
     pub fn trainable(&self) -> Result<Self> {
-        let operation = "interop::candle::LowRankLinear::trainable";
-        let variable = |tensor: &Tensor| tensor.detach().copy().and_then(|copy| Var::from_tensor(&copy));
-        let variable = |tensor| variable(tensor).map_err(refused(operation));
-        let (down, up) = (variable(self.down.weight())?, variable(self.up.weight())?);
-        let bias = self.up.bias().map(variable).transpose()?;
-        let tensor = |variable: &Var| variable.as_tensor().clone();
-        Ok(Self {
-            down: candle_nn::Linear::new(tensor(&down), None),
-            up: candle_nn::Linear::new(tensor(&up), bias.as_ref().map(tensor)),
-            variables: [Some(down), Some(up), bias].into_iter().flatten().collect(),
+        during("interop::candle::LowRankLinear::trainable", || {
+            let variable = |tensor: &Tensor| tensor.detach().copy().and_then(|copy| Var::from_tensor(&copy));
+            let variable = |tensor| variable(tensor).map_err(refused());
+            let (down, up) = (variable(self.down.weight())?, variable(self.up.weight())?);
+            let bias = self.up.bias().map(variable).transpose()?;
+            let tensor = |variable: &Var| variable.as_tensor().clone();
+            Ok(Self {
+                down: candle_nn::Linear::new(tensor(&down), None),
+                up: candle_nn::Linear::new(tensor(&up), bias.as_ref().map(tensor)),
+                variables: [Some(down), Some(up), bias].into_iter().flatten().collect(),
+            })
         })
     }
 
@@ -235,8 +237,9 @@ impl<T: Scalar + WithDType> TryFrom<&LowRankLinear> for crate::LowRankLinear<T> 
     type Error = Error;
 
     fn try_from(module: &LowRankLinear) -> Result<Self> {
-        let operation = "LowRankLinear::try_from";
-        let bias = module.up.bias().map(|bias| to_column(operation, bias)).transpose()?;
-        Self::new(to_matrix(operation, module.down.weight())?, to_matrix(operation, module.up.weight())?, bias)
+        during("LowRankLinear::try_from", || {
+            let bias = module.up.bias().map(|bias| to_column(bias)).transpose()?;
+            Self::new(to_matrix(module.down.weight())?, to_matrix(module.up.weight())?, bias)
+        })
     }
 }

@@ -62,8 +62,8 @@ pub use self::tensor::{samples, to_tensor, update, update_weighted};
 use crate::{Cause, Error};
 
 /// What candle said when it could not do `operation`'s part.
-fn refused(operation: &'static str) -> impl Fn(candle_core::Error) -> Error {
-    move |error| Error::Library { operation, library: "candle", source: Cause::new(error) }
+fn refused() -> impl Fn(candle_core::Error) -> Error {
+    move |error| Error::library("candle", Cause::new(error))
 }
 
 /// For functions of candle's that call this crate's, such as a module's `forward`. The message stays; `candle_core::Error::Wrapped` holds it.

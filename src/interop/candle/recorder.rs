@@ -91,8 +91,8 @@ impl<T: Scalar + WithDType> Recorder<T> {
         let name = name.into();
         let mut layers = lock(&self.shared.layers);
         if layers.contains_key(&name) {
-            let (operation, expected) = ("Recorder::watch", "a name that is not watched yet".to_owned());
-            return Err(Error::Layers { operation, expected, found: format!("`{name}` again") });
+            let expected = "a name that is not watched yet".to_owned();
+            return Err(Error::layers(expected, format!("`{name}` again")));
         }
         layers.insert(name.clone(), None);
         Ok(Recorded { module, name, recorder: self.clone() })

@@ -4,6 +4,7 @@ use candle_core::{CpuStorage, DType, Device, Storage, Tensor, WithDType};
 use faer::{Col, Mat, MatRef};
 
 use super::refused;
+use crate::error::during;
 use crate::interop::half::{Half, widen};
 use crate::interop::samples_and_inputs;
 use crate::{ActivationStats, Error, Result, Scalar, kernel};
@@ -29,9 +30,10 @@ use crate::{ActivationStats, Error, Result, Scalar, kernel};
 /// # }
 /// ```
 pub fn update<T: Scalar + WithDType>(stats: &mut ActivationStats<T>, batch: &Tensor) -> Result<()> {
-    let operation = "interop::candle::update";
-    let (rows, columns) = samples_and_inputs(operation, batch.dims())?;
-    read(operation, batch, rows, columns, |samples| stats.update(samples))
+    during("interop::candle::update", || {
+        let (rows, columns) = samples_and_inputs(batch.dims())?;
+        read(batch, rows, columns, |samples| stats.update(samples))
+    })
 }
 
 /// Adds a batch as [`update`] does, with a weight for each sample: 0 for padding.
@@ -59,28 +61,29 @@ pub fn update_weighted<T: Scalar + WithDType>(
     batch: &Tensor,
     weights: &Tensor,
 ) -> Result<()> {
-    let operation = "interop::candle::update_weighted";
-    let (rows, columns) = samples_and_inputs(operation, batch.dims())?;
-    let leading = batch.dims().split_last().map_or(&[][..], |(_, leading)| leading);
-    if weights.rank() != leading.len() {
-        let what = "axes of the weights (those of the batch but the last)";
-        return Err(Error::Shape { operation, what, expected: leading.len(), found: weights.rank() });
-    }
-    for (&expected, &found) in leading.iter().zip(weights.dims()) {
-        if expected != found {
-            let what = "weights along an axis (as many as the batch has there)";
-            return Err(Error::Shape { operation, what, expected, found });
+    during("interop::candle::update_weighted", || {
+        let (rows, columns) = samples_and_inputs(batch.dims())?;
+        let leading = batch.dims().split_last().map_or(&[][..], |(_, leading)| leading);
+        if weights.rank() != leading.len() {
+            let what = "axes of the weights (those of the batch but the last)";
+            return Err(Error::shape(what, leading.len(), weights.rank()));
         }
-    }
-    let weights = match weights.dtype() {
-        // Counts and masks: small whole numbers, which `f64` holds.
-        DType::U8 | DType::U32 | DType::I64 => &weights.to_dtype(DType::F64).map_err(refused(operation))?,
-        _ => weights,
-    };
-    let weights = read(operation, weights, rows, 1, |weights: MatRef<'_, f64>| {
-        Ok(weights.col(0).iter().copied().collect::<Vec<f64>>())
-    })?;
-    read(operation, batch, rows, columns, |samples| stats.update_weighted(samples, &weights))
+        for (&expected, &found) in leading.iter().zip(weights.dims()) {
+            if expected != found {
+                let what = "weights along an axis (as many as the batch has there)";
+                return Err(Error::shape(what, expected, found));
+            }
+        }
+        let weights = match weights.dtype() {
+            // Counts and masks: small whole numbers, which `f64` holds.
+            DType::U8 | DType::U32 | DType::I64 => &weights.to_dtype(DType::F64).map_err(refused())?,
+            _ => weights,
+        };
+        let weights = read(weights, rows, 1, |weights: MatRef<'_, f64>| {
+            Ok(weights.col(0).iter().copied().collect::<Vec<f64>>())
+        })?;
+        read(batch, rows, columns, |samples| stats.update_weighted(samples, &weights))
+    })
 }
 
 /// A copy of a batch with any number of axes, the last of them the inputs, as samples × in.
@@ -102,9 +105,10 @@ pub fn update_weighted<T: Scalar + WithDType>(
 /// # }
 /// ```
 pub fn samples<T: Scalar + WithDType>(batch: &Tensor) -> Result<Mat<T>> {
-    let operation = "interop::candle::samples";
-    let (rows, columns) = samples_and_inputs(operation, batch.dims())?;
-    matrix(operation, batch, rows, columns)
+    during("interop::candle::samples", || {
+        let (rows, columns) = samples_and_inputs(batch.dims())?;
+        matrix(batch, rows, columns)
+    })
 }
 
 /// A copy of a matrix, a factor or outputs, as a tensor of the same shape in rows.
@@ -129,31 +133,26 @@ pub fn to_tensor<T: Scalar>(matrix: MatRef<'_, T>, dtype: DType, device: &Device
 }
 
 /// A copy of a tensor with two axes.
-pub(super) fn to_matrix<T: Scalar + WithDType>(operation: &'static str, tensor: &Tensor) -> Result<Mat<T>> {
+pub(super) fn to_matrix<T: Scalar + WithDType>(tensor: &Tensor) -> Result<Mat<T>> {
     let &[rows, columns] = tensor.dims() else {
         let what = "axes in the weight (out × in)";
-        return Err(Error::Shape { operation, what, expected: 2, found: tensor.rank() });
+        return Err(Error::shape(what, 2, tensor.rank()));
     };
-    matrix(operation, tensor, rows, columns)
+    matrix(tensor, rows, columns)
 }
 
 /// A copy of a tensor with one axis.
-pub(super) fn to_column<T: Scalar + WithDType>(operation: &'static str, tensor: &Tensor) -> Result<Col<T>> {
+pub(super) fn to_column<T: Scalar + WithDType>(tensor: &Tensor) -> Result<Col<T>> {
     let &[length] = tensor.dims() else {
         let what = "axis in the bias (out)";
-        return Err(Error::Shape { operation, what, expected: 1, found: tensor.rank() });
+        return Err(Error::shape(what, 1, tensor.rank()));
     };
-    read(operation, tensor, length, 1, |column: MatRef<'_, T>| Ok(column.col(0).to_owned()))
+    read(tensor, length, 1, |column: MatRef<'_, T>| Ok(column.col(0).to_owned()))
 }
 
-fn matrix<T: Scalar + WithDType>(
-    operation: &'static str,
-    tensor: &Tensor,
-    rows: usize,
-    columns: usize,
-) -> Result<Mat<T>> {
-    read(operation, tensor, rows, columns, |view: MatRef<'_, T>| {
-        let mut copy = kernel::zeros(operation, rows, columns)?;
+fn matrix<T: Scalar + WithDType>(tensor: &Tensor, rows: usize, columns: usize) -> Result<Mat<T>> {
+    read(tensor, rows, columns, |view: MatRef<'_, T>| {
+        let mut copy = linalg::zeros(rows, columns)?;
         copy.copy_from(view);
         Ok(copy)
     })
@@ -161,94 +160,89 @@ fn matrix<T: Scalar + WithDType>(
 
 /// Calls `use_numbers` with a tensor's numbers as rows × columns in the tensor's own order, without a copy if they lie like that in memory.
 fn read<T: Scalar + WithDType, R>(
-    operation: &'static str,
     tensor: &Tensor,
     rows: usize,
     columns: usize,
     use_numbers: impl FnOnce(MatRef<'_, T>) -> Result<R>,
 ) -> Result<R> {
     let here = tensor.detach().contiguous().and_then(|tensor| tensor.to_device(&Device::Cpu));
-    let here = here.map_err(refused(operation))?;
+    let here = here.map_err(refused())?;
     let (storage, layout) = here.storage_and_layout();
     let start = layout.start_offset();
     let window = start..start.saturating_add(layout.shape().elem_count());
     let numbers = match &*storage {
         Storage::Cpu(numbers) => numbers,
-        Storage::Cuda(_) | Storage::Metal(_) => return Err(misplaced(operation)),
+        Storage::Cuda(_) | Storage::Metal(_) => return Err(misplaced()),
     };
     match numbers {
-        CpuStorage::F16(numbers) => use_numbers(widened(operation, numbers, window, rows, columns)?.as_ref()),
-        CpuStorage::BF16(numbers) => use_numbers(widened(operation, numbers, window, rows, columns)?.as_ref()),
+        CpuStorage::F16(numbers) => use_numbers(widened(numbers, window, rows, columns)?.as_ref()),
+        CpuStorage::BF16(numbers) => use_numbers(widened(numbers, window, rows, columns)?.as_ref()),
         CpuStorage::F32(numbers) if T::DTYPE == DType::F64 => {
-            let numbers = rows_of(operation, numbers, window, rows, columns)?;
-            let mut wide = kernel::zeros(operation, rows, columns)?;
+            let numbers = rows_of(numbers, window, rows, columns)?;
+            let mut wide = linalg::zeros(rows, columns)?;
             for (to, from) in wide.as_mut().col_iter_mut().zip(numbers.col_iter()) {
                 to.iter_mut().zip(from.iter()).for_each(|(to, from)| *to = Scalar::from_f64(f64::from(*from)));
             }
             use_numbers(wide.as_ref())
         }
         numbers if here.dtype() == T::DTYPE => {
-            let numbers = T::cpu_storage_as_slice(numbers).map_err(refused(operation))?;
-            use_numbers(rows_of(operation, numbers, window, rows, columns)?)
+            let numbers = T::cpu_storage_as_slice(numbers).map_err(refused())?;
+            use_numbers(rows_of(numbers, window, rows, columns)?)
         }
         _ => {
             let expected = if T::DTYPE == DType::F64 { "F64, F32, F16 or BF16" } else { "F32, F16 or BF16" };
             let found = format!("{:?}", here.dtype());
-            Err(Error::NumberType { operation, what: "the tensor", expected, found })
+            Err(Error::number_type("the tensor", expected, found))
         }
     }
 }
 
 fn widened<T: Scalar, H: Half>(
-    operation: &'static str,
     numbers: &[H],
     window: core::ops::Range<usize>,
     rows: usize,
     columns: usize,
 ) -> Result<Mat<T>> {
-    widen(rows_of(operation, numbers, window, rows, columns)?)
+    widen(rows_of(numbers, window, rows, columns)?)
 }
 
 /// A window of a tensor's memory as a matrix. The layout is candle's, and its own operations keep it within the memory.
 fn rows_of<'a, E>(
-    operation: &'static str,
     numbers: &'a [E],
     window: core::ops::Range<usize>,
     rows: usize,
     columns: usize,
 ) -> Result<MatRef<'a, E>> {
     let numbers = numbers.get(window).filter(|numbers| Some(numbers.len()) == rows.checked_mul(columns));
-    Ok(MatRef::from_row_major_slice(numbers.ok_or_else(|| misplaced(operation))?, rows, columns))
+    Ok(MatRef::from_row_major_slice(numbers.ok_or_else(|| misplaced())?, rows, columns))
 }
 
 /// For a tensor that is not where candle says it is.
-fn misplaced(operation: &'static str) -> Error {
-    refused(operation)(candle_core::Error::msg("the tensor's numbers are not where its layout says"))
+fn misplaced() -> Error {
+    refused()(candle_core::Error::msg("the tensor's numbers are not where its layout says"))
 }
 
 /// A copy of a matrix as a tensor of as many numbers.
 pub(super) fn write<T: Scalar>(
-    operation: &'static str,
     matrix: MatRef<'_, T>,
     shape: candle_core::Shape,
     dtype: DType,
     device: &Device,
 ) -> Result<Tensor> {
     let tensor = match dtype {
-        DType::F64 => tensor_of(operation, matrix, shape, Scalar::to_f64, f64::is_finite, device)?,
-        DType::F32 => tensor_of(operation, matrix, shape, |number| number.to_f64() as f32, f32::is_finite, device)?,
-        DType::F16 => tensor_of(operation, matrix, shape, half::f16::round, half::f16::is_finite, device)?,
-        DType::BF16 => tensor_of(operation, matrix, shape, half::bf16::round, half::bf16::is_finite, device)?,
+        DType::F64 => tensor_of(matrix, shape, Scalar::to_f64, f64::is_finite, device)?,
+        DType::F32 => tensor_of(matrix, shape, |number| number.to_f64() as f32, f32::is_finite, device)?,
+        DType::F16 => tensor_of(matrix, shape, half::f16::round, half::f16::is_finite, device)?,
+        DType::BF16 => tensor_of(matrix, shape, half::bf16::round, half::bf16::is_finite, device)?,
         other => {
             let (what, expected) = ("the tensor to write", "F64, F32, F16 or BF16");
-            return Err(Error::NumberType { operation, what, expected, found: format!("{other:?}") });
+            return Err(Error::number_type(what, expected, format!("{other:?}")));
         }
     };
     Ok(tensor)
 }
 
 fn tensor_of<T: Scalar, E: WithDType>(
-    operation: &'static str,
     matrix: MatRef<'_, T>,
     shape: candle_core::Shape,
     convert: impl Fn(T) -> E,
@@ -257,13 +251,13 @@ fn tensor_of<T: Scalar, E: WithDType>(
 ) -> Result<Tensor> {
     let count = matrix.nrows().saturating_mul(matrix.ncols());
     let mut numbers = Vec::new();
-    let too_large = |_| kernel::out_of_memory(operation, count.saturating_mul(size_of::<E>()));
+    let too_large = |_| linalg::out_of_memory(count.saturating_mul(size_of::<E>()));
     numbers.try_reserve_exact(count).map_err(too_large)?;
     for row in matrix.row_iter() {
         numbers.extend(row.iter().map(|&number| convert(number)));
     }
     if !numbers.iter().all(|&number| finite(number)) {
-        return Err(Error::Overflow { operation, what: "every entry" });
+        return Err(Error::overflow("every entry"));
     }
-    Tensor::from_vec(numbers, shape, device).map_err(refused(operation))
+    Tensor::from_vec(numbers, shape, device).map_err(refused())
 }

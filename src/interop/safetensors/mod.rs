@@ -85,7 +85,8 @@ use std::path::Path;
 
 use self::header::Layout;
 use crate::covariance::{Piece, PieceMut, zeros};
-use crate::kernel;
+use crate::error::during;
+use crate::linalg;
 use crate::{ActivationStats, Error, Result, Scalar};
 
 /// Numbers that are converted at a time.
@@ -93,18 +94,17 @@ const CHUNK: usize = 4096;
 
 /// Who asks for what, for error messages.
 struct Origin<'a> {
-    operation: &'static str,
     path: &'a str,
 }
 
 impl Origin<'_> {
     fn refuse(&self, expected: &str, found: String) -> Error {
-        Error::Format { operation: self.operation, path: self.path.into(), expected: expected.into(), found }
+        Error::format(self.path.into(), expected.into(), found)
     }
 
     fn io(&self, error: &io::Error) -> Error {
         let (kind, message) = (error.kind(), error.to_string());
-        Error::Io { operation: self.operation, path: self.path.into(), kind, message }
+        Error::io(self.path.into(), kind, message)
     }
 }
 
@@ -125,12 +125,13 @@ impl<T: Scalar> ActivationStats<T> {
     ///
     /// For an example see [`interop::safetensors`](crate::interop::safetensors).
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let operation = "ActivationStats::save";
-        let path = path.as_ref();
-        let layout = self.layout(operation)?;
-        let shown = path.display().to_string();
-        replace::replace(path, |file| self.write(&layout, file))
-            .map_err(|error| Origin { operation, path: &shown }.io(&error))
+        during("ActivationStats::save", || {
+            let path = path.as_ref();
+            let layout = self.layout()?;
+            let shown = path.display().to_string();
+            replace::replace(path, |file| self.write(&layout, file))
+                .map_err(|error| Origin { operation, path: &shown }.io(&error))
+        })
     }
 
     /// Loads statistics that [`save`](Self::save) wrote.
@@ -175,13 +176,14 @@ impl<T: Scalar> ActivationStats<T> {
     /// # }
     /// ```
     pub fn to_safetensors(&self) -> Result<Vec<u8>> {
-        let operation = "ActivationStats::to_safetensors";
-        let layout = self.layout(operation)?;
-        let needed = usize::try_from(layout.length).unwrap_or(usize::MAX);
-        let mut bytes = Vec::new();
-        bytes.try_reserve_exact(needed).map_err(|_| kernel::out_of_memory(operation, needed))?;
-        self.write(&layout, &mut bytes).map_err(|error| Origin { operation, path: "memory" }.io(&error))?;
-        Ok(bytes)
+        during("ActivationStats::to_safetensors", || {
+            let layout = self.layout()?;
+            let needed = usize::try_from(layout.length).unwrap_or(usize::MAX);
+            let mut bytes = Vec::new();
+            bytes.try_reserve_exact(needed).map_err(|_| linalg::out_of_memory(needed))?;
+            self.write(&layout, &mut bytes).map_err(|error| Origin { operation, path: "memory" }.io(&error))?;
+            Ok(bytes)
+        })
     }
 
     /// Statistics from the bytes that [`to_safetensors`](Self::to_safetensors) gave, or that a file of [`save`](Self::save) holds.
@@ -233,9 +235,10 @@ impl<T: Scalar> ActivationStats<T> {
     /// # }
     /// ```
     pub fn write_safetensors(&self, mut target: impl Write) -> Result<()> {
-        let operation = "ActivationStats::write_safetensors";
-        let layout = self.layout(operation)?;
-        self.write(&layout, &mut target).map_err(|error| Origin { operation, path: "the stream" }.io(&error))
+        during("ActivationStats::write_safetensors", || {
+            let layout = self.layout()?;
+            self.write(&layout, &mut target).map_err(|error| Origin { operation, path: "the stream" }.io(&error))
+        })
     }
 
     /// Statistics from the next `length` bytes of a stream, which [`write_safetensors`](Self::write_safetensors) wrote; what comes after them is left for
@@ -251,8 +254,8 @@ impl<T: Scalar> ActivationStats<T> {
         Self::read(&origin, length, source.take(length))
     }
 
-    fn layout(&self, operation: &'static str) -> Result<Layout> {
-        let overflow = Error::Overflow { operation, what: "the length of the file" };
+    fn layout(&self) -> Result<Layout> {
+        let overflow = Error::overflow("the length of the file");
         Layout::of::<T>(&self.head()).ok_or(overflow)
     }
 
@@ -299,10 +302,10 @@ impl<T: Scalar> ActivationStats<T> {
 
         let operation = origin.operation;
         let mut mean = Vec::new();
-        let stats = Self::from_parts(operation, &head, |piece| {
+        let stats = Self::from_parts(&head, |piece| {
             // The first of all arrays; as long as each of those over the inputs.
             if mean.is_empty() && head.channels() > 0 {
-                mean = zeros(operation, head.channels())?;
+                mean = zeros(head.channels())?;
                 source.read_numbers::<f64>(&mut mean).map_err(io)?;
             }
             match piece {
@@ -324,7 +327,7 @@ impl<T: Scalar> ActivationStats<T> {
             return Err(origin.refuse("a mean that is origin plus offset", "another".into()));
         }
         drop(mean);
-        stats.validate_parts(operation, origin.path)?;
+        stats.validate_parts(origin.path)?;
         Ok(stats)
     }
 }

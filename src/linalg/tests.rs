@@ -1,9 +1,12 @@
+use faer::{Mat, mat};
+
+use super::threads::{PARALLEL_THRESHOLD, threads_for};
 use super::*;
-use faer::mat;
+use crate::Result;
 
 #[test]
-fn work_is_the_number_of_multiply_adds() {
-    assert_eq!(work(2, 3, 5), 30.0);
+fn macs_are_the_number_of_multiply_adds() {
+    assert_eq!(macs(2, 3, 5), 30.0);
 }
 
 #[cfg(feature = "rayon")]
@@ -12,11 +15,11 @@ fn every_column_is_filled_with_its_own_number_on_any_threads() {
     // Enough to be worth several threads, in parts that come out even and in others.
     let rows = PARALLEL_THRESHOLD as usize / 64;
     for columns in [64, 65, 66, 67] {
-        for threads in [0, 1, 2, 3] {
+        for count in [0, 1, 2, 3] {
             let mut matrix = Mat::<f64>::zeros(rows, columns);
-            for_each_column(matrix.as_mut(), threads, |index, mut column| column[0] = index as f64 + 1.0);
+            for_each_column(matrix.as_mut(), threads(count), |index, mut column| column[0] = index as f64 + 1.0);
             let numbers: Vec<usize> = (0..columns).map(|column| matrix[(0, column)] as usize).collect();
-            assert_eq!(numbers, (1..=columns).collect::<Vec<_>>(), "{threads} threads");
+            assert_eq!(numbers, (1..=columns).collect::<Vec<_>>(), "{count} threads");
         }
     }
 }
@@ -24,7 +27,7 @@ fn every_column_is_filled_with_its_own_number_on_any_threads() {
 #[cfg(feature = "rayon")]
 #[test]
 fn threads_are_those_asked_for_where_they_pay_and_exist() {
-    let count = |threads: usize, work: f64| match parallelism(threads, work) {
+    let count = |requested: usize, work: f64| match threads_for(threads(requested), work) {
         Par::Seq => 1,
         Par::Rayon(count) => count.get(),
     };
@@ -49,19 +52,13 @@ fn norms_of_columns_are_sums_of_squares() {
 }
 
 #[test]
-fn rows_are_contiguous_or_not() {
-    let matrix = Mat::<f64>::zeros(3, 2);
-    assert!(!is_row_major(matrix.as_ref()) && is_row_major(matrix.transpose()));
-}
-
-#[test]
 fn a_root_and_a_solution_are_found() -> Result<()> {
     let matrix = mat![[4.0, 2.0], [2.0, 10.0]];
-    let root = cholesky("test", matrix.clone(), 1)?.expect("positive definite");
+    let root = cholesky(matrix.clone(), Par::Seq)?.expect("positive definite");
     assert!((root[(0, 0)] - 2.0).abs() + (root[(1, 0)] - 1.0).abs() + (root[(1, 1)] - 3.0).abs() < 1e-15);
-    let solution = cholesky_solve("test", matrix, mat![[8.0], [22.0]], 1)?.expect("positive definite");
+    let solution = cholesky_solve(matrix, mat![[8.0], [22.0]], Par::Seq)?.expect("positive definite");
     assert!((solution - mat![[1.0], [2.0]]).norm_max() < 1e-15);
-    assert!(cholesky("test", mat![[1.0, 2.0], [2.0, 1.0]], 1)?.is_none());
+    assert!(cholesky(mat![[1.0, 2.0], [2.0, 1.0]], Par::Seq)?.is_none());
     Ok(())
 }
 
@@ -80,7 +77,7 @@ fn columns(sine: f64) -> Mat<f64> {
 fn a_basis_tells_how_far_each_column_reaches() -> Result<()> {
     for sine in [1.0, 0.6, 2e-3, 5e-4, 1e-7] {
         let given = columns(sine);
-        let (basis, reach) = orthonormal_columns("test", given.clone(), 1)?;
+        let (basis, reach) = orthonormal_columns(given.clone(), Par::Seq)?;
         // By Cholesky digits are lost where columns nearly coincide, but never more than the angle accepted there costs.
         let lost = if sine > 1e-3 { 1e-15 / (sine * sine) } else { 0.0 } + 1e-14;
         assert!(departure(&basis) < lost, "{sine}: {:e}", departure(&basis));
@@ -101,7 +98,7 @@ fn a_basis_tells_how_far_each_column_reaches() -> Result<()> {
 fn columns_that_are_nearly_orthonormal_hardly_change() -> Result<()> {
     for off in [0.0, 1e-9, 1e-3] {
         let given = Mat::from_fn(6, 4, |i, j| f64::from(i == j) + off * ((i * 5 + j * 3) % 7) as f64 / 7.0);
-        let basis = orthonormalized("test", given.clone(), 1)?;
+        let basis = orthonormalized(given.clone(), Par::Seq)?;
         assert!(departure(&basis) < 1e-15, "{off}");
         assert!((basis - given).norm_max() < 4.0 * off + 1e-15, "{off}");
     }
@@ -111,11 +108,11 @@ fn columns_that_are_nearly_orthonormal_hardly_change() -> Result<()> {
 #[test]
 fn columns_that_are_far_from_orthonormal_become_so() -> Result<()> {
     for sine in [0.6, 1e-3, 1e-6] {
-        let basis = orthonormalized("test", columns(sine), 1)?;
+        let basis = orthonormalized(columns(sine), Par::Seq)?;
         assert!(departure(&basis) < 1e-15, "{sine}: {:e}", departure(&basis));
     }
     // Of length one, so that only the angle between them tells.
     let close = Mat::from_fn(3, 2, |i, j| [[1.0, 0.0, 0.0], [(1.0_f64 - 1e-12).sqrt(), 1e-6, 0.0]][j][i]);
-    assert!(departure(&orthonormalized("test", close, 1)?) < 1e-15);
+    assert!(departure(&orthonormalized(close, Par::Seq)?) < 1e-15);
     Ok(())
 }

@@ -1,0 +1,158 @@
+//! Orthogonal, symmetric and triangular factorizations.
+
+use faer::dyn_stack::MemStack;
+use faer::linalg::cholesky::llt;
+use faer::linalg::svd::{self, ComputeSvdVectors};
+use faer::linalg::{triangular_inverse, triangular_solve};
+use faer::{Mat, MatRef, Spec};
+
+use super::kernels::workspace;
+use super::memory::{rounded, widened, zeros};
+use super::norms::{first_non_finite, squared_column_norms};
+use super::products::{BlockStructure, gram, triangular_product};
+use super::threads::{Par, macs, threads_for};
+use crate::{Result, Scalar};
+
+/// `Q` and `R` of the thin QR factorization of a tall matrix.
+pub(crate) fn thin_qr<T: Scalar>(matrix: Mat<T>, par: Par) -> Result<(Mat<T>, Mat<T>)> {
+    let par = threads_for(par, macs(matrix.nrows(), matrix.ncols(), matrix.ncols()));
+    T::thin_qr(matrix, par)
+}
+
+/// The algorithm that diagonalises the tridiagonal form.
+#[derive(Clone, Copy)]
+pub enum Tridiagonal {
+    /// Cuppen's divide and conquer, the fast one.
+    DivideAndConquer,
+    /// Implicit QR.
+    QrIteration,
+}
+
+/// Eigenvalues (or singular values) and their vectors, one per column.
+pub(crate) type Pairs<T> = (Vec<f64>, Mat<T>);
+
+/// Eigenvalues, ascending, and eigenvectors of a symmetric matrix, of which the lower triangle is
+/// read.
+///
+/// `None` if the iteration does not converge or the matrix is not finite: on a NaN faer's
+/// iteration runs for some `30 d²` rounds.
+pub(crate) fn symmetric_eigen<T: Scalar>(
+    matrix: MatRef<'_, T>,
+    algorithm: Tridiagonal,
+    par: Par,
+) -> Result<Option<Pairs<T>>> {
+    if first_non_finite(matrix).is_some() {
+        return Ok(None);
+    }
+    let dimension = matrix.nrows();
+    let par = threads_for(par, macs(dimension, dimension, dimension));
+    let pairs = T::symmetric_eigen(matrix, algorithm, par)?;
+    Ok(pairs.map(|(values, vectors)| (values.into_iter().map(T::to_f64).collect(), vectors)))
+}
+
+/// Singular values, descending, and left singular vectors of a square matrix.
+///
+/// `None` if the iteration does not converge or the matrix is not finite.
+pub(crate) fn left_singular(matrix: MatRef<'_, f64>, par: Par) -> Result<Option<Pairs<f64>>> {
+    if first_non_finite(matrix).is_some() {
+        return Ok(None);
+    }
+    let size = matrix.nrows();
+    let par = threads_for(par, macs(size, size, size));
+    let params = Spec::default();
+    let (left, right) = (ComputeSvdVectors::Thin, ComputeSvdVectors::No);
+    let mut buffer = workspace(svd::svd_scratch::<f64>(size, size, left, right, par, params))?;
+    let mut values = faer::diag::Diag::<f64>::zeros(size);
+    let mut vectors = zeros(size, size)?;
+    let stack = MemStack::new(&mut buffer);
+    let left = Some(vectors.as_mut());
+    let converged = svd::svd(matrix, values.as_mut(), left, None, par, stack, params);
+    let values = values.column_vector().iter().copied().collect();
+    Ok(converged.is_ok().then_some((values, vectors)))
+}
+
+/// The lower Cholesky factor of a symmetric matrix, of which the lower triangle is read.
+///
+/// The result's strictly upper triangle is undefined. `None` if the matrix is not numerically
+/// positive definite.
+pub(crate) fn cholesky(mut matrix: Mat<f64>, par: Par) -> Result<Option<Mat<f64>>> {
+    let size = matrix.nrows();
+    let par = threads_for(par, macs(size, size, size));
+    let params = Spec::default();
+    let mut buffer = workspace(llt::factor::cholesky_in_place_scratch::<f64>(size, par, params))?;
+    let (stack, no_shift) = (MemStack::new(&mut buffer), Default::default());
+    let factored = llt::factor::cholesky_in_place(matrix.as_mut(), no_shift, par, stack, params);
+    Ok(factored.is_ok().then_some(matrix))
+}
+
+/// `matrix⁻¹ · right` by Cholesky; of `matrix` the lower triangle is read.
+///
+/// `None` if the matrix is not numerically positive definite.
+pub(crate) fn cholesky_solve(matrix: Mat<f64>, mut right: Mat<f64>, par: Par) -> Result<Option<Mat<f64>>> {
+    let Some(root) = cholesky(matrix, par)? else { return Ok(None) };
+    let par = threads_for(par, macs(root.nrows(), root.nrows(), right.ncols()));
+    triangular_solve::solve_lower_triangular_in_place(root.as_ref(), right.as_mut(), par);
+    triangular_solve::solve_upper_triangular_in_place(root.transpose(), right.as_mut(), par);
+    Ok(first_non_finite(right.as_ref()).is_none().then_some(right))
+}
+
+/// An orthonormal basis of the span of some columns, nested: the first `j` basis vectors span the
+/// first `j` columns. Also the distance of each column from the span of those before it.
+///
+/// Columns that are clearly independent are orthonormalized by the Cholesky factor of their Gram
+/// matrix in `f64`, which loses some digits of orthogonality; others by QR.
+pub(crate) fn orthonormal_columns<T: Scalar>(columns: Mat<T>, par: Par) -> Result<(Mat<T>, Vec<f64>)> {
+    /// Least sine of the angle between a column and the span of those before it.
+    const CLEARLY: f64 = 1e-3;
+    let count = columns.ncols();
+    let lengths: Vec<f64> = squared_column_norms(columns.as_ref()).into_iter().map(f64::sqrt).collect();
+    if lengths.iter().all(|length| length.is_normal()) {
+        let mut unit = widened(columns.as_ref(), 1.0)?;
+        for (column, length) in unit.as_mut().col_iter_mut().zip(&lengths) {
+            column.iter_mut().for_each(|entry| *entry /= length);
+        }
+        let root = cholesky(gram(unit.as_ref(), par)?, par)?;
+        if let Some(root) = root.filter(|root| (0..count).all(|i| root[(i, i)] > CLEARLY)) {
+            let basis = times_inverse(unit.as_ref(), root.as_ref(), par)?;
+            let basis = rounded("an orthonormal basis", basis.as_ref())?;
+            let numbered = lengths.iter().enumerate();
+            let distances = numbered.map(|(i, length)| length * root[(i, i)]).collect();
+            return Ok((basis, distances));
+        }
+    }
+    let (basis, triangle) = thin_qr(columns, par)?;
+    Ok((basis, (0..count).map(|i| triangle[(i, i)].to_f64().abs()).collect()))
+}
+
+/// `columns · R⁻¹` for a well-conditioned `R = Lᵀ`.
+///
+/// The inverse is then as accurate as a solve, and a product is much faster.
+fn times_inverse(columns: MatRef<'_, f64>, root: MatRef<'_, f64>, par: Par) -> Result<Mat<f64>> {
+    let count = root.nrows();
+    let mut inverse = zeros(count, count)?;
+    let threads = threads_for(par, macs(count, count, count) / 3.0);
+    triangular_inverse::invert_lower_triangular(inverse.as_mut(), root, threads);
+    triangular_product(columns, inverse.transpose(), BlockStructure::TriangularUpper, par)
+}
+
+/// An orthonormal basis of the span of independent columns, nested, orthonormal to rounding.
+///
+/// Columns that are nearly orthonormal already are corrected by the Cholesky factor of their Gram
+/// matrix; others go through QR.
+pub(crate) fn orthonormalized(columns: Mat<f64>, par: Par) -> Result<Mat<f64>> {
+    /// Distance of the Gram matrix from the identity up to which its factor loses no digits.
+    const NEARLY: f64 = 0.1;
+    let count = columns.ncols();
+    let gram = gram(columns.as_ref(), par)?;
+    let lower = (0..count).flat_map(|j| (j..count).map(move |i| (i, j)));
+    let departure = lower.fold(0.0_f64, |sum, (i, j)| {
+        let expected = if i == j { 1.0 } else { 0.0 };
+        sum + (gram[(i, j)] - expected).powi(2)
+    });
+    if departure < NEARLY * NEARLY
+        && let Some(root) = cholesky(gram, par)?
+    {
+        return times_inverse(columns.as_ref(), root.as_ref(), par);
+    }
+    Ok(thin_qr(columns, par)?.0)
+}

@@ -1,0 +1,31 @@
+//! Dense linear algebra: products, factorizations, norms, scaling, threads and random numbers.
+//!
+//! Only this module calls faer's low-level routines. `kernels` compiles them once for `f32` and
+//! once for `f64`, so that programs which use this crate do not compile them again.
+
+mod factorizations;
+mod kernels;
+mod memory;
+mod norms;
+mod products;
+mod random;
+mod scaling;
+mod threads;
+
+pub(crate) use self::factorizations::{
+    Pairs, Tridiagonal, cholesky, cholesky_solve, left_singular, orthonormal_columns, orthonormalized, symmetric_eigen,
+    thin_qr,
+};
+pub(crate) use self::kernels::Kernels;
+pub(crate) use self::memory::{out_of_memory, rounded, widened, zeros};
+pub(crate) use self::norms::{first_non_finite, max_abs, require_finite, squared_column_norms, squared_norm};
+pub(crate) use self::products::{
+    BlockStructure, add_product, add_symmetric_product, gram, mirror_lower, product, project_out, set_product,
+    triangular_product,
+};
+pub(crate) use self::random::SplitMix64;
+pub(crate) use self::scaling::{even_exponent, power_of_two};
+pub(crate) use self::threads::{Par, for_each_column, for_each_part, for_each_row, macs, threads};
+
+#[cfg(test)]
+mod tests;

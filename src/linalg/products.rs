@@ -1,0 +1,88 @@
+//! Matrix products.
+
+use faer::{Accum, Mat, MatMut, MatRef};
+
+pub(crate) use faer::linalg::matmul::triangular::BlockStructure;
+
+use super::memory::zeros;
+use super::threads::{Par, macs, threads_for};
+use crate::{Result, Scalar};
+
+/// `lhs · rhs`.
+pub(crate) fn product<T: Scalar>(lhs: MatRef<'_, T>, rhs: MatRef<'_, T>, par: Par) -> Result<Mat<T>> {
+    let mut result = zeros(lhs.nrows(), rhs.ncols())?;
+    set_product(result.as_mut(), lhs, rhs, par);
+    Ok(result)
+}
+
+/// `target += alpha · lhs · rhs`.
+pub(crate) fn add_product<T: Scalar>(
+    target: MatMut<'_, T>,
+    alpha: T,
+    lhs: MatRef<'_, T>,
+    rhs: MatRef<'_, T>,
+    par: Par,
+) {
+    let par = threads_for(par, macs(lhs.nrows(), lhs.ncols(), rhs.ncols()));
+    T::matmul(target, Accum::Add, lhs, rhs, alpha, par);
+}
+
+/// `target = lhs · rhs`.
+pub(crate) fn set_product<T: Scalar>(target: MatMut<'_, T>, lhs: MatRef<'_, T>, rhs: MatRef<'_, T>, par: Par) {
+    let par = threads_for(par, macs(lhs.nrows(), lhs.ncols(), rhs.ncols()));
+    T::matmul(target, Accum::Replace, lhs, rhs, T::from_f64(1.0), par);
+}
+
+/// The lower triangle of `target += alpha · lhs · rhs`, for a product that is symmetric.
+pub(crate) fn add_symmetric_product<T: Scalar>(
+    target: MatMut<'_, T>,
+    alpha: T,
+    lhs: MatRef<'_, T>,
+    rhs: MatRef<'_, T>,
+    par: Par,
+) {
+    let par = threads_for(par, macs(lhs.nrows(), lhs.ncols(), rhs.ncols()) / 2.0);
+    let rhs = (rhs, BlockStructure::Rectangular);
+    let target = (target, BlockStructure::TriangularLower);
+    T::triangular_matmul(target, Accum::Add, lhs, rhs, alpha, par);
+}
+
+/// `lhs · rhs` for a square `rhs` of which only one triangle counts.
+pub(crate) fn triangular_product<T: Scalar>(
+    lhs: MatRef<'_, T>,
+    rhs: MatRef<'_, T>,
+    triangle: BlockStructure,
+    par: Par,
+) -> Result<Mat<T>> {
+    let mut result = zeros(lhs.nrows(), rhs.ncols())?;
+    let par = threads_for(par, macs(lhs.nrows(), lhs.ncols(), rhs.ncols()) / 2.0);
+    let target = (result.as_mut(), BlockStructure::Rectangular);
+    T::triangular_matmul(target, Accum::Replace, lhs, (rhs, triangle), T::from_f64(1.0), par);
+    Ok(result)
+}
+
+/// `block -= Q Qᵀ block` for a basis `Q`.
+pub(crate) fn project_out<T: Scalar>(block: MatMut<'_, T>, basis: MatRef<'_, T>, par: Par) -> Result<()> {
+    if basis.ncols() == 0 {
+        return Ok(());
+    }
+    let inside = product(basis.transpose(), block.as_ref(), par)?;
+    add_product(block, T::from_f64(-1.0), basis, inside.as_ref(), par);
+    Ok(())
+}
+
+/// The lower triangle of `matrixᵀ · matrix`.
+pub(crate) fn gram<T: Scalar>(matrix: MatRef<'_, T>, par: Par) -> Result<Mat<T>> {
+    let mut gram = zeros(matrix.ncols(), matrix.ncols())?;
+    add_symmetric_product(gram.as_mut(), T::from_f64(1.0), matrix.transpose(), matrix, par);
+    Ok(gram)
+}
+
+/// Copies the strictly lower triangle onto the upper one.
+pub(crate) fn mirror_lower<T: Scalar>(matrix: &mut Mat<T>) {
+    for column in 0..matrix.ncols() {
+        for row in 0..column {
+            matrix[(row, column)] = matrix[(column, row)];
+        }
+    }
+}
