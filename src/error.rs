@@ -1,6 +1,5 @@
 //! The one error type of the crate.
 
-use core::fmt;
 use std::sync::Arc;
 
 /// What went wrong: each variant names the operation, what it expected and what it got.
@@ -20,7 +19,7 @@ use std::sync::Arc;
 ///     "ActivationStats::update: expected 3 columns in the batch (one per input), got 4"
 /// );
 /// ```
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// Something that must hold at least one element holds none.
@@ -134,16 +133,14 @@ pub enum Error {
     },
 
     /// A file could not be read or written.
-    #[error("{operation}: expected access to {path}, got an I/O error: {message}")]
+    #[error("{operation}: expected access to {path}, got an I/O error: {source}")]
     Io {
         /// The operation that failed.
         operation: &'static str,
         /// The file or folder.
         path: String,
-        /// What kind of failure it was.
-        kind: std::io::ErrorKind,
-        /// What the operating system said.
-        message: String,
+        /// The error of the operating system.
+        source: Arc<std::io::Error>,
     },
 
     /// A file, or bytes in its format, are damaged or not what they should be.
@@ -211,7 +208,7 @@ pub enum Error {
         /// The library.
         library: &'static str,
         /// The error it returned.
-        source: Cause,
+        source: Arc<dyn std::error::Error + Send + Sync>,
     },
 
     /// A function that the caller passed failed; its own error is the [`source`](std::error::Error::source).
@@ -222,7 +219,7 @@ pub enum Error {
         /// What it was called for.
         subject: String,
         /// The error it returned.
-        source: Cause,
+        source: Arc<dyn std::error::Error + Send + Sync>,
     },
 }
 
@@ -303,8 +300,28 @@ impl Error {
         Self::Layers { operation: UNNAMED, expected, found }
     }
 
-    pub(crate) fn callback(subject: String, source: Cause) -> Self {
-        Self::Callback { operation: UNNAMED, subject, source }
+    pub(crate) fn callback(subject: String, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Callback { operation: UNNAMED, subject, source: Arc::from(source.into()) }
+    }
+
+    #[cfg(feature = "candle")]
+    pub(crate) fn library(library: &'static str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Library { operation: UNNAMED, library, source: Arc::from(source.into()) }
+    }
+
+    #[cfg(any(feature = "candle", feature = "safetensors"))]
+    pub(crate) fn number_type(what: &'static str, expected: &'static str, found: String) -> Self {
+        Self::NumberType { operation: UNNAMED, what, expected, found }
+    }
+
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn format(path: String, expected: String, found: String) -> Self {
+        Self::Format { operation: UNNAMED, path, expected, found }
+    }
+
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn io(path: String, source: std::io::Error) -> Self {
+        Self::Io { operation: UNNAMED, path, source: Arc::new(source) }
     }
 
     pub(crate) fn non_finite(what: &'static str, (row, column): (usize, usize), value: f64) -> Self {
@@ -320,46 +337,8 @@ pub(crate) fn during<R>(operation: &'static str, body: impl FnOnce() -> Result<R
     body().map_err(|error| error.during(operation))
 }
 
-/// An error that a function of the caller's returned, shared so that [`Error`] can be copied.
-///
-/// ```
-/// use dalr::{Cause, Error};
-/// let operation = "Probes::measure";
-/// let error = Error::Callback { operation, subject: "layer `fc1`".into(), source: Cause::new("no such file") };
-/// assert_eq!(std::error::Error::source(&error).map(|cause| cause.to_string()).as_deref(), Some("no such file"));
-/// ```
-#[derive(Clone)]
-pub struct Cause(Arc<dyn std::error::Error + Send + Sync>);
-
-impl Cause {
-    /// Takes any error, or a message. For an example see [`Cause`].
-    pub fn new(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self(Arc::from(error.into()))
-    }
-}
-
-impl core::ops::Deref for Cause {
-    type Target = dyn std::error::Error + Send + Sync;
-
-    fn deref(&self) -> &Self::Target {
-        self.0.as_ref()
-    }
-}
-
-impl fmt::Debug for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Debug::fmt(&self.0, f)
-    }
-}
-
-impl fmt::Display for Cause {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.0, f)
-    }
-}
-
-/// Two causes are equal when they say the same.
-impl PartialEq for Cause {
+/// Errors are equal if they say the same.
+impl PartialEq for Error {
     fn eq(&self, other: &Self) -> bool {
         self.to_string() == other.to_string()
     }

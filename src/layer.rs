@@ -1,4 +1,4 @@
-//! Layers: the dense one that comes in, and the pair of thin ones that goes out.
+//! The original layer.
 
 use core::fmt;
 
@@ -58,62 +58,31 @@ impl<T: Scalar> Linear<T> {
     }
 
     /// The weight, out × in.
-    ///
-    /// ```
-    /// # fn main() -> dalr::Result<()> {
-    /// let layer = dalr::Linear::new(faer::mat![[1.0, 2.0]], None)?;
-    /// assert_eq!(layer.weight()[(0, 1)], 2.0);
-    /// # Ok(())
-    /// # }
-    /// ```
     pub fn weight(&self) -> MatRef<'_, T> {
         self.weight.as_ref()
     }
 
     /// The bias, of length out.
-    ///
-    /// ```
-    /// # fn main() -> dalr::Result<()> {
-    /// assert!(dalr::Linear::new(faer::mat![[1.0, 2.0]], None)?.bias().is_none());
-    /// # Ok(())
-    /// # }
-    /// ```
     pub fn bias(&self) -> Option<ColRef<'_, T>> {
         self.bias.as_ref().map(Col::as_ref)
     }
 
     /// Number of inputs, the columns of the weight.
-    ///
-    /// ```
-    /// # fn main() -> dalr::Result<()> {
-    /// let layer = dalr::Linear::new(faer::mat![[1.0, 2.0]], None)?;
-    /// assert_eq!((layer.in_features(), layer.out_features()), (2, 1));
-    /// # Ok(())
-    /// # }
-    /// ```
     pub fn in_features(&self) -> usize {
         self.weight.ncols()
     }
 
-    /// Number of outputs, the rows of the weight. For an example see [`in_features`](Self::in_features).
+    /// Number of outputs, the rows of the weight.
     pub fn out_features(&self) -> usize {
         self.weight.nrows()
     }
 
     /// Number of parameters, the bias included.
-    ///
-    /// ```
-    /// # fn main() -> dalr::Result<()> {
-    /// let layer = dalr::Linear::new(faer::mat![[1.0, 2.0]], Some(faer::col![0.0]))?;
-    /// assert_eq!((layer.parameters(), layer.multiply_adds()), (3, 2));
-    /// # Ok(())
-    /// # }
-    /// ```
     pub fn parameters(&self) -> usize {
         self.multiply_adds() + self.bias.as_ref().map_or(0, Col::nrows)
     }
 
-    /// Multiply–adds of one sample's forward pass. For an example see [`parameters`](Self::parameters).
+    /// Multiply–adds of one sample's forward pass.
     pub fn multiply_adds(&self) -> usize {
         self.weight.nrows() * self.weight.ncols()
     }
@@ -123,14 +92,6 @@ impl<T: Scalar> Linear<T> {
     /// # Errors
     ///
     /// Inputs of another width, without rows, or not finite; outputs that overflow `T`.
-    ///
-    /// ```
-    /// # fn main() -> dalr::Result<()> {
-    /// let layer = dalr::Linear::new(faer::mat![[1.0, 2.0]], None)?;
-    /// assert_eq!(layer.forward(faer::mat![[3.0, 4.0]].as_ref())?[(0, 0)], 11.0);
-    /// # Ok(())
-    /// # }
-    /// ```
     pub fn forward(&self, inputs: MatRef<'_, T>) -> Result<Mat<T>> {
         during("Linear::forward", || {
             check_inputs(inputs, self.in_features())?;
@@ -151,173 +112,7 @@ impl<T> fmt::Debug for Linear<T> {
     }
 }
 
-/// A compressed layer `y = up · (down · x) + b`, which replaces a [`Linear`] by two thin ones.
-///
-/// `down` (the paper's `B`) is rank × in and has no bias, `up` (the paper's `A`) is out × rank.
-///
-/// ```
-/// use dalr::LowRankLinear;
-/// use faer::{col, mat};
-///
-/// # fn main() -> dalr::Result<()> {
-/// let layer = LowRankLinear::new(mat![[1.0, 2.0, 3.0]], mat![[1.0], [2.0]], Some(col![0.5, 0.5]))?;
-/// assert_eq!((layer.rank(), layer.parameters()), (1, 7));
-/// assert_eq!(layer.bias().map(|bias| bias[1]), Some(0.5));
-/// assert_eq!(layer.forward(mat![[1.0, 1.0, 1.0]].as_ref())?, mat![[6.5, 12.5]]);
-/// assert_eq!(layer.to_linear()?.weight(), mat![[1.0, 2.0, 3.0], [2.0, 4.0, 6.0]]);
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Clone, PartialEq)]
-pub struct LowRankLinear<T> {
-    down: Mat<T>,
-    up: Mat<T>,
-    bias: Option<Col<T>>,
-}
-
-impl<T: Scalar> LowRankLinear<T> {
-    /// A layer from its factors: `down`, rank × in, `up`, out × rank, and a bias of length out.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Empty`], [`Error::Shape`] or [`Error::NonFinite`], as [`Linear::new`].
-    ///
-    /// ```
-    /// use faer::Mat;
-    /// let (down, up) = (Mat::<f32>::zeros(3, 10), Mat::<f32>::zeros(20, 4));
-    /// assert!(dalr::LowRankLinear::new(down, up, None).is_err());
-    /// ```
-    pub fn new(down: Mat<T>, up: Mat<T>, bias: Option<Col<T>>) -> Result<Self> {
-        during("LowRankLinear::new", || {
-            for (what, matrix) in [("the factor `down`", &down), ("the factor `up`", &up)] {
-                if matrix.nrows() == 0 || matrix.ncols() == 0 {
-                    return Err(Error::empty(what));
-                }
-                linalg::require_finite(what, matrix.as_ref())?;
-            }
-            if up.ncols() != down.nrows() {
-                let what = "columns in the factor `up` (one per row of `down`)";
-                return Err(Error::shape(what, down.nrows(), up.ncols()));
-            }
-            if let Some(bias) = &bias {
-                if bias.nrows() != up.nrows() {
-                    let what = "entries in the bias (one per output)";
-                    return Err(Error::shape(what, up.nrows(), bias.nrows()));
-                }
-                linalg::require_finite("the bias", bias.as_mat())?;
-            }
-            Ok(Self { down, up, bias })
-        })
-    }
-
-    /// The first factor, rank × in. For an example see [`up`](Self::up).
-    pub fn down(&self) -> MatRef<'_, T> {
-        self.down.as_ref()
-    }
-
-    /// The second factor, out × rank. The compressors make its columns orthonormal.
-    ///
-    /// ```
-    /// # fn main() -> dalr::Result<()> {
-    /// let layer = dalr::LowRankLinear::new(faer::mat![[1.0, 2.0]], faer::mat![[3.0]], None)?;
-    /// assert_eq!((layer.up().ncols(), layer.down().nrows()), (layer.rank(), layer.rank()));
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn up(&self) -> MatRef<'_, T> {
-        self.up.as_ref()
-    }
-
-    /// The bias, of length out. For an example see [`LowRankLinear`].
-    pub fn bias(&self) -> Option<ColRef<'_, T>> {
-        self.bias.as_ref().map(Col::as_ref)
-    }
-
-    /// Width of the waist between the factors. For an example see [`LowRankLinear`].
-    pub fn rank(&self) -> usize {
-        self.down.nrows()
-    }
-
-    /// Number of inputs.
-    ///
-    /// ```
-    /// # fn main() -> dalr::Result<()> {
-    /// let layer = dalr::LowRankLinear::new(faer::mat![[1.0, 2.0]], faer::mat![[3.0]], None)?;
-    /// assert_eq!((layer.in_features(), layer.out_features()), (2, 1));
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn in_features(&self) -> usize {
-        self.down.ncols()
-    }
-
-    /// Number of outputs. For an example see [`in_features`](Self::in_features).
-    pub fn out_features(&self) -> usize {
-        self.up.nrows()
-    }
-
-    /// Number of parameters `k(m + n)`, and the bias. For an example see [`LowRankLinear`].
-    pub fn parameters(&self) -> usize {
-        self.multiply_adds() + self.bias.as_ref().map_or(0, Col::nrows)
-    }
-
-    /// Multiply–adds of one sample's forward pass, `k(m + n)`.
-    ///
-    /// ```
-    /// # fn main() -> dalr::Result<()> {
-    /// let layer = dalr::LowRankLinear::new(faer::mat![[1.0, 2.0]], faer::mat![[3.0]], None)?;
-    /// assert_eq!(layer.multiply_adds(), 3);
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn multiply_adds(&self) -> usize {
-        self.rank() * (self.in_features() + self.out_features())
-    }
-
-    /// Outputs, samples × out, of inputs, samples × in. Cost: `O(p·k·(m + n))`.
-    ///
-    /// # Errors
-    ///
-    /// Inputs of another width, without rows, or not finite; outputs that overflow `T`.
-    ///
-    /// For an example see [`LowRankLinear`].
-    pub fn forward(&self, inputs: MatRef<'_, T>) -> Result<Mat<T>> {
-        during("LowRankLinear::forward", || {
-            check_inputs(inputs, self.in_features())?;
-            let waist = linalg::product(inputs, self.down.transpose(), linalg::threads(0))?;
-            let outputs = linalg::product(waist.as_ref(), self.up.transpose(), linalg::threads(0))?;
-            finish(outputs, self.bias())
-        })
-    }
-
-    /// The dense layer with the weight `up · down`. Cost: `O(m·n·k)`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Overflow`] if an entry of the product overflows `T`.
-    ///
-    /// For an example see [`LowRankLinear`].
-    pub fn to_linear(&self) -> Result<Linear<T>> {
-        during("LowRankLinear::to_linear", || {
-            let weight = linalg::product(self.up(), self.down(), linalg::threads(0))?;
-            Ok(Linear { weight: finish(weight, None)?, bias: self.bias.clone() })
-        })
-    }
-}
-
-impl<T> fmt::Debug for LowRankLinear<T> {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("LowRankLinear")
-            .field("out_features", &self.up.nrows())
-            .field("rank", &self.down.nrows())
-            .field("in_features", &self.down.ncols())
-            .field("bias", &self.bias.is_some())
-            .finish()
-    }
-}
-
-/// Refuses inputs that a layer of this width cannot take.
+/// Refuses inputs of another width, without rows, or not finite.
 pub(crate) fn check_inputs<T: Scalar>(inputs: MatRef<'_, T>, width: usize) -> Result<()> {
     if inputs.ncols() != width {
         let what = "columns in the inputs (one per input of the layer)";
@@ -339,5 +134,12 @@ pub(crate) fn finish<T: Scalar>(mut outputs: Mat<T>, bias: Option<ColRef<'_, T>>
     match linalg::first_non_finite(outputs.as_ref()) {
         Some(_) => Err(Error::overflow("the result")),
         None => Ok(outputs),
+    }
+}
+
+/// `400 → 120`, inputs and outputs.
+impl<T: Scalar> fmt::Display for Linear<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} → {}", self.in_features(), self.out_features())
     }
 }

@@ -1,5 +1,8 @@
 //! How many dimensions to keep: the ways to say it, and the one place where they become a number.
 
+use core::fmt;
+use core::str::FromStr;
+
 use crate::{Error, Result};
 
 /// How many dimensions a compressed layer keeps.
@@ -168,6 +171,46 @@ pub(crate) fn validate_fixed(rank: usize, shape: (usize, usize)) -> Result<()> {
     }
     let expected = format!("a rank from 1 to {} for a {m} × {n} weight", m.min(n));
     Err(Error::rank(expected, rank.to_string()))
+}
+
+/// `64`, `ratio:0.4`, `energy:0.99` or `error:0.05`, which [`FromStr`] reads.
+impl fmt::Display for Rank {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(rank) => write!(f, "{rank}"),
+            Self::ParameterRatio(ratio) => write!(f, "ratio:{ratio}"),
+            Self::Energy(fraction) => write!(f, "energy:{fraction}"),
+            Self::RelativeError(error) => write!(f, "error:{error}"),
+        }
+    }
+}
+
+/// Reads `64`, `ratio:0.4`, `energy:0.99` and `error:0.05`. Whether such a rank can be had is seen when compressing.
+///
+/// ```
+/// use dalr::Rank;
+/// # fn main() -> dalr::Result<()> {
+/// assert_eq!("64".parse::<Rank>()?, Rank::Fixed(64));
+/// assert_eq!("ratio:0.4".parse::<Rank>()?, Rank::ParameterRatio(0.4));
+/// assert_eq!(Rank::RelativeError(0.05).to_string(), "error:0.05");
+/// assert!("0.4".parse::<Rank>().is_err()); // of what?
+/// # Ok(())
+/// # }
+/// ```
+impl FromStr for Rank {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let expected = "a number of dimensions, or one of ratio:0.4, energy:0.99, error:0.05";
+        let rank = match text.split_once(':') {
+            None => text.parse().ok().map(Self::Fixed),
+            Some(("ratio", number)) => number.parse().ok().map(Self::ParameterRatio),
+            Some(("energy", number)) => number.parse().ok().map(Self::Energy),
+            Some(("error", number)) => number.parse().ok().map(Self::RelativeError),
+            Some(_) => None,
+        };
+        rank.ok_or_else(|| Error::text(expected, text.into()))
+    }
 }
 
 #[cfg(test)]

@@ -1,23 +1,27 @@
-//! DALR: the layer's outputs on the target domain, not its weight, are what changes least.
+//! DALR: changes the layer's outputs on the calibration data least.
 
-use super::weighted::Problem;
-use super::{Decomposition, LowRankCompressor, Ridge};
+use super::problem::{Inputs, Statement};
+use super::{Calibration, Decomposition, LowRankCompressor, Ridge};
 use crate::error::during;
 use crate::linalg;
-use crate::{ActivationStats, Linear, Result, Scalar, Solver};
+use crate::{Linear, Result, Scalar, Solver};
 
 /// Domain-adaptive low-rank compression (Masana et al., ICCV 2017), improved.
 ///
-/// With [`Ridge::None`], minimises over all `C` of rank `k`, and over `b̂` when the bias is corrected,
+/// Minimises the change of the layer's outputs on the calibration data. With [`Ridge::None`] that is,
+/// over all `C` of rank `k`, and over `b̂` if the bias is corrected:
 ///
-/// $$\sum_i w_i \lVert W x_i + b - C x_i - \hat b \rVert^2 \qquad\text{by}\qquad C = U_k U_k^\top W, \quad \hat b = b + (W - C)\thinspace \mu,$$
+/// ```text
+/// Σᵢ wᵢ ‖W xᵢ + b − C xᵢ − b̂‖²,   solved by   C = U_k U_kᵀ W,   b̂ = b + (W − C) μ
+/// ```
 ///
-/// with the leading eigenvectors `U_k` of `W S Wᵀ`, where `S` is the covariance of the inputs and `μ` their mean (or, when the bias is kept, `S` is their
-/// second moment about zero).
-/// The other ridges regularise `S` first. No matrix is inverted, and `S` may be singular.
+/// The columns of `U_k` are the leading eigenvectors of `W S Wᵀ`. `S` is the covariance of the inputs
+/// and `μ` their mean; if the bias is kept, `S` is the second moment about zero. The other ridges
+/// regularize `S` first. No matrix is inverted, and `S` may be singular.
 ///
-/// [`new`](Self::new) is the recommended method; [`paper`](Self::paper) is the published one. With any of [`Ridge::None`],
-/// [`Ridge::Shrinkage`] and [`Ridge::Anchored`] the error on the calibration data is never above that of
+/// [`new`](Self::new) is the recommended method and goes beyond the paper;
+/// [`paper`](Self::paper) is the published one. With [`Ridge::None`], [`Ridge::Shrinkage`] and
+/// [`Ridge::Relative`], the error on the calibration data is never above that of
 /// [`TruncatedSvd`](crate::TruncatedSvd) with the same treatment of the bias.
 ///
 /// ```
@@ -33,7 +37,7 @@ use crate::{ActivationStats, Linear, Result, Scalar, Solver};
 ///
 /// // Everything that can be set.
 /// let method = Dalr::new()
-///     .with_ridge(Ridge::Anchored(0.1))
+///     .with_ridge(Ridge::Relative(0.1))
 ///     .with_bias_correction(false)
 ///     .with_solver(Solver::DenseEigen)
 ///     .with_threads(1)
@@ -54,10 +58,8 @@ pub struct Dalr {
 }
 
 impl Dalr {
-    /// The recommended method: [`Ridge::Shrinkage`], and the bias corrected jointly with the weight if the layer has
-    /// one. A layer without a bias stays without.
-    ///
-    /// For an example see [`Dalr`].
+    /// The recommended method: [`Ridge::Shrinkage`], and the bias corrected jointly with the weight if
+    /// the layer has one. A layer without a bias stays without.
     pub fn new() -> Self {
         Self { ridge: Ridge::Shrinkage, correct_bias: None, solver: Solver::Auto, threads: 0, rank_multiple: 1 }
     }
@@ -74,8 +76,6 @@ impl Dalr {
     }
 
     /// Sets how the statistics are regularised.
-    ///
-    /// For an example see [`Dalr`].
     #[must_use]
     pub fn with_ridge(mut self, ridge: Ridge) -> Self {
         self.ridge = ridge;
@@ -87,8 +87,6 @@ impl Dalr {
     /// `true` centres the inputs and sets `b̂ = b + (W − C) μ`, which is jointly optimal, and gives a bias even
     /// to a layer that has none. `false` measures inputs from zero and keeps the bias as it is. With the two
     /// absolute ridges, `true` corrects the bias (eq. 4) after the uncentred solve.
-    ///
-    /// For an example see [`Dalr`].
     #[must_use]
     pub fn with_bias_correction(mut self, correct: bool) -> Self {
         self.correct_bias = Some(correct);
@@ -96,8 +94,6 @@ impl Dalr {
     }
 
     /// Sets the algorithm; [`Solver::Auto`] by default.
-    ///
-    /// For an example see [`Dalr`].
     #[must_use]
     pub fn with_solver(mut self, solver: Solver) -> Self {
         self.solver = solver;
@@ -106,8 +102,6 @@ impl Dalr {
 
     /// Sets the number of threads; 0, the default, chooses: one inside a rayon worker, all of rayon's pool
     /// elsewhere. Never more than that pool has.
-    ///
-    /// For an example see [`Dalr`].
     #[must_use]
     pub fn with_threads(mut self, threads: usize) -> Self {
         self.threads = threads;
@@ -116,8 +110,6 @@ impl Dalr {
 
     /// Makes every rank a multiple of this number, as hardware may like it: ratios round down, energies and errors up, a fixed rank
     /// must match. 1 by default; 0 is an error when compressing.
-    ///
-    /// For an example see [`Dalr`].
     #[must_use]
     pub fn with_rank_multiple(mut self, multiple: usize) -> Self {
         self.rank_multiple = multiple;
@@ -132,20 +124,28 @@ impl Default for Dalr {
 }
 
 impl<T: Scalar> LowRankCompressor<T> for Dalr {
-    fn decompose(&self, layer: &Linear<T>, stats: &ActivationStats<T>, max_rank: usize) -> Result<Decomposition<T>> {
-        during("Dalr::decompose", || {
-            let objective = self.ridge.objective()?;
-            let corrected = self.correct_bias.unwrap_or(!self.ridge.is_absolute() && layer.bias().is_some());
-            let method = match (self.ridge, corrected) {
-                (Ridge::Paper(_), false) => "dalr-paper",
-                (Ridge::Paper(_), true) => "dalr-paper+bc",
-                (Ridge::Exact(_), false) => "dalr-exact",
-                (Ridge::Exact(_), true) => "dalr-exact+bc",
-                _ => "dalr",
+    fn solve(&self, layer: &Linear<T>, calibration: Calibration<'_, T>, max_rank: usize) -> Result<Decomposition<T>> {
+        during("Dalr::solve", || {
+            let absolute = self.ridge.is_absolute();
+            let correct_bias = self.correct_bias.unwrap_or(!absolute && layer.bias().is_some());
+            let (target, regularization) = self.ridge.problem()?;
+            let statement = Statement {
+                method: match (self.ridge, correct_bias) {
+                    (Ridge::Paper(_), false) => "dalr-paper",
+                    (Ridge::Paper(_), true) => "dalr-paper+bc",
+                    (Ridge::Exact(_), false) => "dalr-exact",
+                    (Ridge::Exact(_), true) => "dalr-exact+bc",
+                    _ => "dalr",
+                },
+                inputs: Inputs::Data,
+                target,
+                regularization,
+                centred: correct_bias && !absolute,
+                correct_bias,
+                solver: self.solver,
+                par: linalg::threads(self.threads),
             };
-            let problem =
-                Problem { method, objective, corrected, solver: self.solver, par: linalg::threads(self.threads) };
-            problem.solve(layer, stats, max_rank)
+            statement.solve(layer, calibration, max_rank)
         })
     }
 

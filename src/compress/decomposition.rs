@@ -1,18 +1,19 @@
-//! The result of one solve, good for every rank, and the compressed layer cut from it.
+//! The result of one solve, which holds for every rank.
 
 use core::fmt;
 
 use faer::{Col, Mat, MatRef};
 
-use super::evaluate::{Denominator, output_error};
+use super::{Calibration, Compressed};
 use crate::bias::BiasCorrection;
+use crate::covariance::Moment;
 use crate::error::during;
-use crate::linalg;
+use crate::linalg::{self, even_exponent, power_of_two};
 use crate::rank::Spectrum;
-use crate::{ActivationStats, Error, Linear, LowRankLinear, Rank, Report, Result, Scalar, Warning};
+use crate::{Error, Linear, LowRankLinear, Rank, Report, Result, Scalar, Warning};
 
-/// One solve of a compression problem: its spectrum, the error of every rank up to the one solved for, and
-/// a compressed layer of any of them at the price of a copy.
+/// The result of one solve: its eigenvalues, the predicted error of every rank up to the one solved
+/// for, and a compressed layer of any of these ranks for the cost of a copy.
 ///
 /// ```
 /// use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor};
@@ -39,15 +40,15 @@ pub struct Decomposition<T> {
     pub(super) down: Mat<T>,
     pub(super) energies: Vec<f64>,
     pub(super) total_energy: f64,
-    /// The energies over `total_energy`, which are numbers even where these underflow.
-    pub(super) shares: Vec<f64>,
+    /// `energies / total_energy`, which is defined even where these underflow.
+    pub(super) explained: Vec<f64>,
     pub(super) relative_errors: Option<Vec<f64>>,
     pub(super) kept_bias: Option<Col<T>>,
     pub(super) correction: Option<BiasCorrection>,
     pub(super) facts: Facts,
 }
 
-/// What a report says whatever the rank.
+/// The part of a report that does not depend on the rank.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(crate) struct Facts {
@@ -58,9 +59,9 @@ pub(crate) struct Facts {
     pub(crate) residual: f64,
     pub(crate) warnings: Vec<Warning>,
     pub(crate) shape: (usize, usize),
-    /// Whether the dense layer has a bias, and whether the compressed one will.
+    /// Whether the original layer has a bias, and whether the compressed one will.
     pub(crate) biases: (bool, bool),
-    /// Energies that stand out of rounding noise.
+    /// Number of eigenvalues above rounding.
     pub(crate) determined: usize,
     /// The smallest relative error that can be told from zero.
     pub(crate) resolution: f64,
@@ -103,58 +104,188 @@ impl Facts {
 }
 
 impl<T: Scalar> Decomposition<T> {
-    /// The largest rank that [`truncate`](Self::truncate) can be asked for.
+    /// Makes a decomposition from any two factors, for methods outside of this crate.
     ///
-    /// For an example see [`Decomposition`].
+    /// `up` is out × k and `down` k × in. The factors must be nested: the first `j` columns of `up`
+    /// and rows of `down` form the layer of rank `j`. With `correct_bias` the compressed bias is
+    /// `b + (W − C) μ`, which takes samples; otherwise the bias is kept. The predicted errors follow
+    /// from the calibration data, if there are any. The energies are those that each rank explains
+    /// of the weight, until [`with_energies`](Self::with_energies) replaces them.
+    ///
+    /// # Errors
+    ///
+    /// Factors or statistics of other shapes than the layer's; entries that are not finite; a bias
+    /// correction without samples.
+    ///
+    /// # Cost
+    ///
+    /// `O(p n (m + k))` for `p` samples in sample form, `O(n² (m + k))` in covariance form.
+    ///
+    /// ```
+    /// use dalr::{Calibration, Decomposition, Linear};
+    /// use faer::mat;
+    ///
+    /// # fn main() -> dalr::Result<()> {
+    /// let layer = Linear::new(mat![[3.0, 0.0], [0.0, 1.0]], None)?;
+    /// let (up, down) = (mat![[1.0], [0.0]], mat![[3.0, 0.0]]);
+    /// let decomposition =
+    ///     Decomposition::new("first row", &layer, Calibration::none(), (up, down), false)?;
+    /// assert_eq!(decomposition.energies(), [9.0]);
+    /// assert_eq!(decomposition.truncate(1)?.report().method, "first row");
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn new<'a>(
+        method: impl Into<String>,
+        layer: &Linear<T>,
+        calibration: impl Into<Calibration<'a, T>>,
+        (up, down): (Mat<T>, Mat<T>),
+        correct_bias: bool,
+    ) -> Result<Self> {
+        let calibration = calibration.into();
+        during("Decomposition::new", || {
+            let (m, n) = (layer.out_features(), layer.in_features());
+            for (what, expected, found) in [
+                ("rows in the factor `up` (one per output)", m, up.nrows()),
+                ("columns in the factor `down` (one per input)", n, down.ncols()),
+                ("columns in the factor `up` (one per row of `down`)", down.nrows(), up.ncols()),
+            ] {
+                if expected != found {
+                    return Err(Error::shape(what, expected, found));
+                }
+            }
+            crate::rank::validate_fixed(up.ncols(), (m, n))?;
+            linalg::require_finite("the factor `up`", up.as_ref())?;
+            linalg::require_finite("the factor `down`", down.as_ref())?;
+            let stats = calibration.activations();
+            if let Some(stats) = stats {
+                stats.require_features(n)?;
+            }
+            let stats = stats.filter(|stats| stats.samples() > 0);
+            if correct_bias && stats.is_none() {
+                return Err(Error::no_samples());
+            }
+
+            let factors = (up.as_ref(), down.as_ref());
+            let (errors, total_energy) = squared_errors(layer, factors, &Moment::identity(n))?;
+            let before = core::iter::once(&total_energy).chain(&errors);
+            let energies: Vec<f64> = before.zip(&errors).map(|(before, after)| (before - after).max(0.0)).collect();
+            let relative_errors = match stats {
+                None => None,
+                Some(stats) => {
+                    stats.require_squares(correct_bias)?;
+                    let data = Moment::of(stats, correct_bias)?;
+                    let (errors, energy) = squared_errors(layer, factors, &data)?;
+                    let variance = if correct_bias {
+                        energy
+                    } else {
+                        let nothing = (up.as_ref().subcols(0, 0), down.as_ref().subrows(0, 0));
+                        squared_errors(layer, nothing, &Moment::of(stats, true)?)?.1
+                    };
+                    let noise = T::EPSILON * energy;
+                    let relative = |error: f64| match error <= noise {
+                        true => 0.0,
+                        false => (error / variance).sqrt(),
+                    };
+                    Some(errors.into_iter().map(relative).collect())
+                }
+            };
+            let correction = stats
+                .filter(|_| correct_bias)
+                .map(|stats| BiasCorrection::new(layer.weight(), layer.bias(), down.as_ref(), &stats.mean_or_zero()));
+            Ok(Self {
+                explained: fractions(&energies, total_energy),
+                facts: Facts {
+                    method: method.into(),
+                    samples: calibration.samples(),
+                    shrinkage: None,
+                    solver: "given factors".into(),
+                    residual: 0.0,
+                    warnings: Vec::new(),
+                    shape: (m, n),
+                    biases: (layer.bias().is_some(), correct_bias || layer.bias().is_some()),
+                    determined: energies.len(),
+                    resolution: T::EPSILON.sqrt(),
+                },
+                energies,
+                total_energy,
+                relative_errors,
+                kept_bias: layer.bias().map(|bias| bias.to_owned()),
+                correction,
+                up,
+                down,
+            })
+        })
+    }
+
+    /// Replaces the energies and their total, for methods that know their own.
+    ///
+    /// # Errors
+    ///
+    /// Another number of energies than the factors' rank; energies that ascend, are negative or not
+    /// finite, or sum to more than the total.
+    pub fn with_energies(mut self, energies: Vec<f64>, total_energy: f64) -> Result<Self> {
+        during("Decomposition::with_energies", || {
+            if energies.len() != self.energies.len() {
+                return Err(Error::shape("energies (one per rank)", self.energies.len(), energies.len()));
+            }
+            require_energies(&energies, total_energy)
+        })?;
+        self.explained = fractions(&energies, total_energy);
+        self.energies = energies;
+        self.total_energy = total_energy;
+        Ok(self)
+    }
+
+    /// The largest rank that [`truncate`](Self::truncate) accepts.
     pub fn max_rank(&self) -> usize {
         self.energies.len()
     }
 
-    /// Eigenvalues of the operator solved (`W S Wᵀ`, shrinkage or ridge included), descending, one per
-    /// dimension up to [`max_rank`](Self::max_rank). For truncated SVD, the squared singular values of the
-    /// weight. Values below about `ε ·` the largest are rounding noise.
+    /// Eigenvalues of the operator solved (`W S Wᵀ`, regularization included), descending, one per
+    /// rank. For truncated SVD they are the squared singular values of the weight.
     ///
-    /// For an example see [`Decomposition`].
+    /// Values below about `ε` times the largest are rounding.
     pub fn energies(&self) -> &[f64] {
         &self.energies
     }
 
-    /// Sum of all eigenvalues, those past [`max_rank`](Self::max_rank) included: what is lost at rank `k` is
-    /// this less the first `k` energies.
+    /// Sum of all eigenvalues, those past [`max_rank`](Self::max_rank) included.
     ///
-    /// For an example see [`Decomposition`].
+    /// The energy left out at rank `k` is this minus the first `k` energies.
     pub fn total_energy(&self) -> f64 {
         self.total_energy
     }
 
-    /// Predicted error of the layer of this rank on the calibration data, without the shrinkage or ridge that was solved with:
+    /// Predicted error of the layer of this rank on the calibration data, without the
+    /// regularization. `None` without samples, and for ranks that were not solved for.
     ///
-    /// $$\sqrt{1 - \frac{\sum_{i \le k} c_i}{\operatorname{tr}(W S W^\top)}}, \qquad c_i = u_i^\top W S W^\top u_i
-    /// \quad\text{or}\quad u_i^\top (2 R S W^\top - R S R^\top)\thinspace u_i$$
+    /// ```text
+    /// √((tr W S Wᵀ − Σ_{i≤k} cᵢ) / tr W Σ Wᵀ),   cᵢ = uᵢᵀ W S Wᵀ uᵢ
+    /// ```
     ///
-    /// the second for the paper's and the exact ridge, where `C = U_k U_kᵀ R`. With these alone it can rise with the rank,
-    /// and be infinite: where the dense outputs do not vary and those of the replacement do. The denominator is that of [`Report::relative_error`].
-    ///
-    /// `None` without samples, and for ranks that were not solved for.
-    ///
-    /// For an example see [`Decomposition`].
+    /// `Σ` is the covariance of the inputs, and `S` their second moment: about the mean if the bias
+    /// is corrected, about zero if it is kept. For the paper's and the exact ridge, which project
+    /// `R` instead of `W`, `cᵢ = uᵢᵀ (2 R S Wᵀ − R S Rᵀ) uᵢ`; their error can rise with the rank.
+    /// The error is infinite if the original outputs do not vary and those of the compressed layer
+    /// differ from them.
     pub fn relative_error(&self, rank: usize) -> Option<f64> {
         self.relative_errors.as_ref()?.get(rank.checked_sub(1)?).copied()
     }
 
-    /// The rank that `rank` comes to on this spectrum, rounded to a multiple of `multiple`: ratios round
-    /// down, energies and errors up, a fixed rank must match.
+    /// The number of dimensions that `rank` asks for, rounded to a multiple of `multiple`: ratios
+    /// round down, energies and errors up, a fixed rank must match.
     ///
     /// # Errors
     ///
-    /// A rank that cannot be had, or needs a solve up to a larger rank; [`Error::NoSamples`] for a relative
-    /// error without samples.
+    /// A rank that the layer cannot have, or that needs a solve up to a larger rank;
+    /// [`Error::NoSamples`] for a relative error without samples.
     ///
     /// ```
-    /// # use dalr::{ActivationStats, Linear, LowRankCompressor, Rank, TruncatedSvd};
+    /// # use dalr::{Calibration, Linear, LowRankCompressor, Rank, TruncatedSvd};
     /// # fn main() -> dalr::Result<()> {
     /// let layer = Linear::new(faer::Mat::from_fn(4, 4, |i, j| if i == j { 4.0 - i as f64 } else { 0.0 }), None)?;
-    /// let decomposition = TruncatedSvd::new().decompose(&layer, &ActivationStats::new(4), 4)?;
+    /// let decomposition = TruncatedSvd::new().decompose(&layer, Calibration::none(), 4)?;
     /// // The energies are 16, 9, 4 and 1.
     /// assert_eq!(decomposition.rank_for(Rank::Energy(0.8), 1)?, 2);
     /// # Ok(())
@@ -162,22 +293,20 @@ impl<T: Scalar> Decomposition<T> {
     /// ```
     pub fn rank_for(&self, rank: Rank, multiple: usize) -> Result<usize> {
         let spectrum = Spectrum {
-            energies: &self.shares,
+            energies: &self.explained,
             total_energy: 1.0,
             numerical_rank: self.facts.determined,
             relative_errors: self.relative_errors.as_deref(),
             resolution: self.facts.resolution,
         };
-        rank.resolve(self.facts.shape, multiple, &spectrum)
+        during("Decomposition::rank_for", || rank.resolve(self.facts.shape, multiple, &spectrum))
     }
 
-    /// The compressed layer of this rank. Cost: a copy of its factors, no further solve.
+    /// The compressed layer of this rank. Cost: a copy of its factors.
     ///
     /// # Errors
     ///
     /// [`Error::Rank`] unless `1 ≤ rank ≤ max_rank`.
-    ///
-    /// For an example see [`Decomposition`].
     pub fn truncate(&self, rank: usize) -> Result<Compressed<T>> {
         during("Decomposition::truncate", || {
             if !(1..=self.max_rank()).contains(&rank) {
@@ -195,12 +324,10 @@ impl<T: Scalar> Decomposition<T> {
                 None => self.kept_bias.clone(),
             };
             let layer = LowRankLinear::new(copy(down)?, copy(up)?, bias)?;
-            let report = self.facts.report(rank, self.relative_error(rank));
-            Ok(Compressed { report, layer, corrected: self.correction.is_some() })
+            Ok(Compressed { report: self.facts.report(rank, self.relative_error(rank)), layer })
         })
     }
 
-    /// Whether the bias is corrected, not kept.
     pub(crate) fn corrects_bias(&self) -> bool {
         self.correction.is_some()
     }
@@ -210,8 +337,8 @@ impl<T: Scalar> Decomposition<T> {
     }
 
     /// The energies over [`total_energy`](Self::total_energy).
-    pub(crate) fn shares(&self) -> &[f64] {
-        &self.shares
+    pub(crate) fn explained(&self) -> &[f64] {
+        &self.explained
     }
 
     pub(crate) fn relative_errors(&self) -> Option<&[f64]> {
@@ -230,84 +357,54 @@ impl<T> fmt::Debug for Decomposition<T> {
     }
 }
 
-/// A compressed layer and the report on it.
-///
-/// ```
-/// use dalr::{ActivationStats, Compressed, Dalr, Linear, LowRankCompressor, LowRankLinear, Rank};
-/// use faer::Mat;
-///
-/// # fn main() -> dalr::Result<()> {
-/// let layer = Linear::new(Mat::from_fn(8, 6, |i, j| ((i * 5 + j * 3) % 7) as f64), None)?;
-/// let mut stats = ActivationStats::new(6);
-/// stats.update(Mat::from_fn(50, 6, |i, j| ((i * 11 + j * 7) % 13) as f64).as_ref())?;
-/// let compressed: Compressed<f64> = Dalr::new().compress(&layer, &stats, Rank::Fixed(2))?;
-/// assert_eq!(compressed.layer().rank(), compressed.report().rank());
-/// let layer: LowRankLinear<f64> = compressed.into_layer();
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Clone, Debug)]
-pub struct Compressed<T> {
-    layer: LowRankLinear<T>,
-    report: Report,
-    /// Whether errors are relative to the centred outputs.
-    corrected: bool,
+/// The energies over their total.
+pub(super) fn fractions(energies: &[f64], total: f64) -> Vec<f64> {
+    energies.iter().map(|energy| energy / total.max(f64::MIN_POSITIVE)).collect()
 }
 
-impl<T: Scalar> Compressed<T> {
-    /// The compressed layer.
-    ///
-    /// For an example see [`Compressed`].
-    pub fn layer(&self) -> &LowRankLinear<T> {
-        &self.layer
+/// Refuses energies that are not a descending part of their total.
+pub(crate) fn require_energies(energies: &[f64], total: f64) -> Result<()> {
+    let mut previous = f64::MAX;
+    for &energy in energies {
+        if !(0.0..=previous).contains(&energy) {
+            let expected = format!("finite, at least 0 and at most the one before, {previous:e}");
+            return Err(Error::out_of_range("an energy", expected, energy));
+        }
+        previous = energy;
     }
+    let sum = energies.iter().sum::<f64>();
+    let rounding = 4.0 * f64::EPSILON * energies.len() as f64 * sum;
+    if !(total >= sum - rounding && total.is_finite()) {
+        let expected = format!("finite and at least the sum, {sum:e}");
+        return Err(Error::out_of_range("the total energy", expected, total));
+    }
+    Ok(())
+}
 
-    /// What the compression did and what it cost.
-    ///
-    /// For an example see [`Compressed`].
-    pub fn report(&self) -> &Report {
-        &self.report
-    }
-
-    /// The compressed layer, without the report.
-    ///
-    /// For an example see [`Compressed`].
-    pub fn into_layer(self) -> LowRankLinear<T> {
-        self.layer
-    }
-
-    /// Relative error against the dense `layer` on other data, computed from the residual in `f64`, so
-    /// down to rounding: the root of `Σ wᵢ ‖yᵢ − ŷᵢ‖²`, what a changed bias does included, relative to the
-    /// same denominator as [`Report::relative_error`]. To compare methods use [`relative_output_error`](crate::relative_output_error),
-    /// whose denominator is the same for all.
-    ///
-    /// # Errors
-    ///
-    /// A layer or statistics of another shape, no samples, or an error with nothing to be relative to: dense outputs that are all
-    /// zero (or, for a corrected bias, do not vary).
-    ///
-    /// # Cost
-    ///
-    /// `O(p·m·n)` for `p` samples, `O(m·n²)` for collapsed statistics.
-    ///
-    /// ```
-    /// # use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, Rank};
-    /// # use faer::Mat;
-    /// # fn main() -> dalr::Result<()> {
-    /// # let layer = Linear::new(Mat::from_fn(8, 6, |i, j| ((i * 5 + j * 3) % 7) as f64), None)?;
-    /// # let (mut stats, mut held_out) = (ActivationStats::new(6), ActivationStats::new(6));
-    /// stats.update(Mat::from_fn(50, 6, |i, j| ((i * 11 + j * 7) % 13) as f64).as_ref())?;
-    /// held_out.update(Mat::from_fn(50, 6, |i, j| ((i * 5 + j * 9) % 13) as f64).as_ref())?;
-    /// let compressed = Dalr::new().compress(&layer, &stats, Rank::Fixed(3))?;
-    /// println!("held-out error: {:.3}", compressed.evaluate(&layer, &held_out)?);
-    /// # Ok(())
-    /// # }
-    /// ```
-    pub fn evaluate(&self, layer: &Linear<T>, stats: &ActivationStats<T>) -> Result<f64> {
-        let denominator = if self.corrected { Denominator::Centred } else { Denominator::Uncentred };
-        let weight = (self.layer.up(), self.layer.down());
-        during("Compressed::evaluate", || {
-            output_error(layer, weight.into(), self.layer.bias(), stats)?.relative_to(denominator)
-        })
-    }
+/// `tr (W − C) S (W − C)ᵀ` for every rank from 1 of the nested factors of `C`, and `tr W S Wᵀ`.
+fn squared_errors<T: Scalar>(
+    layer: &Linear<T>,
+    (up, down): (MatRef<'_, T>, MatRef<'_, T>),
+    moment: &Moment<'_, T>,
+) -> Result<(Vec<f64>, f64)> {
+    let par = linalg::threads(0);
+    let exponent = even_exponent(linalg::max_abs(layer.weight()));
+    let scale = power_of_two(-exponent);
+    let unit = power_of_two(2 * exponent) * power_of_two(moment.exponent());
+    let weight = linalg::widened(layer.weight(), scale)?;
+    let (up, down) = (linalg::widened(up, 1.0)?, linalg::widened(down, scale)?);
+    let total: f64 = moment.row_forms(weight.as_ref(), weight.as_ref(), par)?.iter().sum();
+    let weighted = moment.multiply(down.transpose(), par)?;
+    let projected = linalg::product(up.transpose(), weight.as_ref(), par)?;
+    let gram = linalg::product(down.as_ref(), weighted.as_ref(), par)?;
+    let overlap = linalg::product(up.transpose(), up.as_ref(), par)?;
+    let mut error = total;
+    let errors = (0..up.ncols()).map(|rank| {
+        let cross: f64 = projected.row(rank).iter().zip(weighted.col(rank).iter()).map(|(a, b)| a * b).sum();
+        let own = overlap[(rank, rank)] * gram[(rank, rank)];
+        let others: f64 = (0..rank).map(|other| overlap[(rank, other)] * gram[(rank, other)]).sum();
+        error += own + 2.0 * (others - cross);
+        error.max(0.0) * unit
+    });
+    Ok((errors.collect(), total * unit))
 }

@@ -5,70 +5,61 @@ use faer::{ColRef, Mat, MatRef};
 use crate::bias::times;
 use crate::covariance::Moment;
 use crate::error::during;
-use crate::linalg;
-use crate::linalg::{even_exponent, power_of_two};
-use crate::{ActivationStats, Error, Linear, Result, Scalar};
-
-/// What an error is relative to.
-#[derive(Clone, Copy)]
-pub(super) enum Denominator {
-    /// `‖y − ȳ‖`: how the outputs vary.
-    Centred,
-    /// `‖W x‖`.
-    Uncentred,
-}
-
-/// A weight as one matrix or as two factors.
-pub(super) enum Weight<'a, T> {
-    Dense(MatRef<'a, T>),
-    Factors(MatRef<'a, T>, MatRef<'a, T>),
-}
-
-impl<'a, T> From<(MatRef<'a, T>, MatRef<'a, T>)> for Weight<'a, T> {
-    fn from((up, down): (MatRef<'a, T>, MatRef<'a, T>)) -> Self {
-        Self::Factors(up, down)
-    }
-}
+use crate::linalg::{self, even_exponent, power_of_two};
+use crate::{ActivationStats, Error, Linear, LowRankLinear, Result, Scalar};
 
 /// Mean squares over the samples, all divided by one power of two.
 pub(super) struct OutputError {
-    squared: f64,
-    centred_total: f64,
-    uncentred_total: f64,
+    pub(super) squared: f64,
+    /// Of the original outputs about their mean.
+    total: f64,
 }
 
 impl OutputError {
-    pub(super) fn relative_to(&self, denominator: Denominator) -> Result<f64> {
-        let (total, parameter) = match denominator {
-            Denominator::Centred => (self.centred_total, "the variance of the dense outputs"),
-            Denominator::Uncentred => (self.uncentred_total, "the energy of the dense outputs"),
-        };
+    pub(super) fn relative(&self) -> Result<f64> {
         if self.squared == 0.0 {
             return Ok(0.0);
         }
-        let error = (self.squared / total).sqrt();
+        let error = (self.squared / self.total).sqrt();
         if error.is_finite() {
             return Ok(error);
         }
         let expected = "to be positive, so that an error can be relative to it".into();
-        Err(Error::out_of_range(parameter, expected, total))
+        Err(Error::out_of_range("the variance of the original outputs", expected, self.total))
     }
 }
 
-/// `E‖(W x + b) − (C x + b̂)‖² = tr((W − C) Σ (W − C)ᵀ) + ‖(W − C) μ + b − b̂‖²`, and what to measure it by.
-pub(super) fn output_error<T: Scalar>(
+/// A layer that replaces another: a weight as one matrix or as two factors, and a bias.
+pub(super) struct Replacement<'a, T> {
+    left: MatRef<'a, T>,
+    right: Option<MatRef<'a, T>>,
+    bias: Option<ColRef<'a, T>>,
+}
+
+impl<'a, T: Scalar> From<&'a Linear<T>> for Replacement<'a, T> {
+    fn from(layer: &'a Linear<T>) -> Self {
+        Self { left: layer.weight(), right: None, bias: layer.bias() }
+    }
+}
+
+impl<'a, T: Scalar> From<&'a LowRankLinear<T>> for Replacement<'a, T> {
+    fn from(layer: &'a LowRankLinear<T>) -> Self {
+        Self { left: layer.up(), right: Some(layer.down()), bias: layer.bias() }
+    }
+}
+
+/// `E‖(W x + b) − (C x + b̂)‖² = tr((W − C) Σ (W − C)ᵀ) + ‖(W − C) μ + b − b̂‖²`, and the variance
+/// of the original outputs.
+pub(super) fn output_error<'a, T: Scalar>(
     layer: &Linear<T>,
-    replacement: Weight<'_, T>,
-    bias: Option<ColRef<'_, T>>,
+    replacement: impl Into<Replacement<'a, T>>,
     stats: &ActivationStats<T>,
 ) -> Result<OutputError> {
+    let Replacement { left, right, bias } = replacement.into();
     let (m, n) = (layer.out_features(), layer.in_features());
-    let (rows, columns) = match &replacement {
-        Weight::Dense(weight) => weight.shape(),
-        Weight::Factors(up, down) => (up.nrows(), down.ncols()),
-    };
+    let columns = right.unwrap_or(left).ncols();
     for (what, expected, found) in [
-        ("outputs in the layer (as its replacement has)", rows, m),
+        ("outputs in the layer (as its replacement has)", left.nrows(), m),
         ("inputs in the layer (as its replacement has)", columns, n),
     ] {
         if expected != found {
@@ -78,14 +69,13 @@ pub(super) fn output_error<T: Scalar>(
     stats.require_features(n)?;
     stats.require_samples()?;
 
-    let exponent = even_exponent(linalg::max_abs(layer.weight()));
-    let scale = power_of_two(-exponent);
     let par = linalg::threads(0);
+    let scale = power_of_two(-even_exponent(linalg::max_abs(layer.weight())));
     let weight = linalg::widened(layer.weight(), scale)?;
-    let low: Mat<f64> = match replacement {
-        Weight::Dense(weight) => linalg::widened(weight, scale)?,
-        Weight::Factors(up, down) => {
-            let (up, down) = (linalg::widened(up, 1.0)?, linalg::widened(down, scale)?);
+    let low = match right {
+        None => linalg::widened(left, scale)?,
+        Some(right) => {
+            let (up, down) = (linalg::widened(left, 1.0)?, linalg::widened(right, scale)?);
             linalg::product(up.as_ref(), down.as_ref(), par)?
         }
     };
@@ -101,25 +91,23 @@ pub(super) fn output_error<T: Scalar>(
     let entry = |bias: Option<ColRef<'_, T>>, i: usize| bias.map_or(0.0, |bias| bias[i].to_f64() * scale);
     let shift = times(difference.as_ref(), &mean);
     let shift = shift.iter().enumerate().map(|(i, shift)| shift + entry(layer.bias(), i) - entry(bias, i));
-    let centred_total = variance(&weight)?;
-    let output_mean = times(weight.as_ref(), &mean);
-    Ok(OutputError {
-        squared: variance(&difference)? + shift.map(|x| x * x).sum::<f64>(),
-        centred_total,
-        uncentred_total: centred_total + output_mean.iter().map(|x| x * x).sum::<f64>(),
-    })
+    Ok(OutputError { squared: variance(&difference)? + shift.map(|x| x * x).sum::<f64>(), total: variance(&weight)? })
 }
 
-/// Error of a replacement's outputs relative to how the dense outputs vary, the measure in which methods
-/// can be compared: the root of `Σ wᵢ ‖yᵢ − ŷᵢ‖² / Σ wᵢ ‖yᵢ − ȳ‖²`.
+/// The error of a replacement's outputs relative to the variation of the original outputs: the root
+/// of `Σ wᵢ ‖yᵢ − ŷᵢ‖² / Σ wᵢ ‖yᵢ − ȳ‖²`.
+///
+/// Every relative error of this crate has this denominator, so that methods can be compared. It
+/// exceeds 1 if the replacement is worse than the constant `ȳ`.
 ///
 /// # Errors
 ///
-/// Layers or statistics of different shapes, no samples, or dense outputs that do not vary while the replacement's differ.
+/// Layers or statistics of different shapes, no samples, or original outputs that do not vary while
+/// the replacement's differ from them.
 ///
 /// # Cost
 ///
-/// `O(p·m·n)` for `p` samples, `O(m·n²)` for collapsed statistics.
+/// `O(p·m·n)` for `p` samples in sample form, `O(m·n²)` in covariance form.
 ///
 /// ```
 /// use dalr::{ActivationStats, Linear, relative_output_error};
@@ -140,8 +128,5 @@ pub fn relative_output_error<T: Scalar>(
     replacement: &Linear<T>,
     stats: &ActivationStats<T>,
 ) -> Result<f64> {
-    let weight = Weight::Dense(replacement.weight());
-    during("relative_output_error", || {
-        output_error(layer, weight, replacement.bias(), stats)?.relative_to(Denominator::Centred)
-    })
+    during("relative_output_error", || output_error(layer, replacement, stats)?.relative())
 }

@@ -1,29 +1,41 @@
-//! The methods: one file each, on top of one weighted low-rank problem.
+//! Compression of one layer: the trait [`LowRankCompressor`] and the methods.
 
+mod calibration;
+mod choice;
+mod compressed;
 mod dalr;
 mod decomposition;
 mod evaluate;
-mod exact;
-mod narrow;
-mod projection;
+mod form;
+mod operator;
+mod problem;
 mod pruning;
+mod regression;
 mod ridge;
+mod select;
+mod solve;
 mod svd;
-mod weighted;
 
+pub use self::calibration::Calibration;
+pub use self::compressed::Compressed;
 pub use self::dalr::Dalr;
+pub use self::decomposition::Decomposition;
 pub(crate) use self::decomposition::Facts;
-pub use self::decomposition::{Compressed, Decomposition};
 pub use self::evaluate::relative_output_error;
-pub use self::pruning::{ActivationPruning, PrunedLinear};
-pub use self::ridge::{Ridge, select_ridge};
+pub use self::operator::OperatorProblem;
+pub use self::pruning::ActivationPruning;
+pub use self::ridge::Ridge;
+pub use self::select::select_ridge;
 pub use self::svd::TruncatedSvd;
 
-use crate::{ActivationStats, Linear, Rank, Result, Scalar};
+use crate::error::during;
+use crate::{Linear, Rank, Result, Scalar};
 
-/// A method that replaces a layer by two thin ones.
+/// A method that replaces a layer by two factors.
 ///
-/// Object safe: methods can be put into a list and compared.
+/// Implement [`solve`](Self::solve) to add a method of your own; [`Decomposition::new`] makes its
+/// result from any two factors. The trait is object safe: through `dyn LowRankCompressor<T>` call
+/// [`compress_with`](Self::compress_with).
 ///
 /// ```
 /// use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, Rank, TruncatedSvd};
@@ -35,7 +47,7 @@ use crate::{ActivationStats, Linear, Rank, Result, Scalar};
 /// stats.update(Mat::from_fn(50, 6, |i, j| ((i * 11 + j * 7) % 13) as f64 / (j + 1) as f64).as_ref())?;
 /// let methods: [&dyn LowRankCompressor<f64>; 2] = [&TruncatedSvd::new(), &Dalr::new()];
 /// let errors = methods.map(|method| {
-///     let compressed = method.compress(&layer, &stats, Rank::Fixed(2))?;
+///     let compressed = method.compress_with(&layer, (&stats).into(), Rank::Fixed(2))?;
 ///     compressed.evaluate(&layer, &stats)
 /// });
 /// assert!(errors[1].clone()? < errors[0].clone()?);
@@ -47,35 +59,62 @@ pub trait LowRankCompressor<T: Scalar> {
     ///
     /// # Errors
     ///
-    /// A rank outside of 1 to min(out, in), statistics of another width than the layer's inputs or without the samples that
-    /// the method needs, parameters out of range, and failures of the solver.
-    ///
-    /// For an example see [`Decomposition`].
-    fn decompose(&self, layer: &Linear<T>, stats: &ActivationStats<T>, max_rank: usize) -> Result<Decomposition<T>>;
+    /// A rank outside of 1 to min(out, in); statistics of another width than the layer's inputs, or
+    /// without the samples that the method needs; parameters out of range; failures of the solver.
+    fn solve(&self, layer: &Linear<T>, calibration: Calibration<'_, T>, max_rank: usize) -> Result<Decomposition<T>>;
 
-    /// Every rank chosen is a multiple of this number; 1 unless the method was told otherwise.
-    ///
-    /// ```
-    /// use dalr::{Dalr, LowRankCompressor};
-    /// assert_eq!(LowRankCompressor::<f32>::rank_multiple(&Dalr::new().with_rank_multiple(8)), 8);
-    /// ```
+    /// The number that every chosen rank is a multiple of; 1 unless the method says otherwise.
     fn rank_multiple(&self) -> usize {
         1
     }
 
-    /// Compresses a layer to the rank asked for: [`decompose`](Self::decompose), [`Decomposition::rank_for`]
-    /// and [`Decomposition::truncate`] in one.
+    /// Compresses a layer: [`solve`](Self::solve), [`Decomposition::rank_for`] and
+    /// [`Decomposition::truncate`] in one call.
     ///
     /// # Errors
     ///
-    /// As [`decompose`](Self::decompose); a rank that cannot be had.
+    /// As [`solve`](Self::solve); a rank that the layer cannot have.
+    fn compress_with(&self, layer: &Linear<T>, calibration: Calibration<'_, T>, rank: Rank) -> Result<Compressed<T>> {
+        during("LowRankCompressor::compress", || {
+            let multiple = self.rank_multiple();
+            let bound = rank.bound((layer.out_features(), layer.in_features()), multiple)?;
+            let decomposition = self.solve(layer, calibration, bound)?;
+            decomposition.truncate(decomposition.rank_for(rank, multiple)?)
+        })
+    }
+
+    /// As [`solve`](Self::solve), for anything that converts into a [`Calibration`]: `&stats`.
     ///
-    /// For an example see [`LowRankCompressor`].
-    fn compress(&self, layer: &Linear<T>, stats: &ActivationStats<T>, rank: Rank) -> Result<Compressed<T>> {
-        let multiple = self.rank_multiple();
-        let shape = (layer.out_features(), layer.in_features());
-        let bound = rank.bound(shape, multiple)?;
-        let decomposition = self.decompose(layer, stats, bound)?;
-        decomposition.truncate(decomposition.rank_for(rank, multiple)?)
+    /// # Errors
+    ///
+    /// As [`solve`](Self::solve).
+    fn decompose<'a>(
+        &self,
+        layer: &Linear<T>,
+        calibration: impl Into<Calibration<'a, T>>,
+        max_rank: usize,
+    ) -> Result<Decomposition<T>>
+    where
+        Self: Sized,
+    {
+        self.solve(layer, calibration.into(), max_rank)
+    }
+
+    /// As [`compress_with`](Self::compress_with), for anything that converts into a [`Calibration`]:
+    /// `&stats`.
+    ///
+    /// # Errors
+    ///
+    /// As [`compress_with`](Self::compress_with).
+    fn compress<'a>(
+        &self,
+        layer: &Linear<T>,
+        calibration: impl Into<Calibration<'a, T>>,
+        rank: Rank,
+    ) -> Result<Compressed<T>>
+    where
+        Self: Sized,
+    {
+        self.compress_with(layer, calibration.into(), rank)
     }
 }

@@ -1,9 +1,8 @@
 //! Activation pruning: the paper's baseline that drops whole inputs or outputs (Tables 3 to 8).
 
-use faer::{Col, ColRef, Mat, MatRef};
-
 use crate::error::during;
-use crate::layer::{check_inputs, finish};
+use crate::factors::PrunedLinear;
+use crate::factors::Side;
 use crate::linalg;
 use crate::{ActivationStats, Error, Linear, Rank, Result, Scalar};
 
@@ -46,24 +45,13 @@ enum Measure {
     Max,
 }
 
-/// Which side of the weight was thinned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Side {
-    Inputs,
-    Outputs,
-}
-
 impl ActivationPruning {
     /// Ranks units by their mean magnitude.
-    ///
-    /// For an example see [`ActivationPruning`].
     pub fn mean() -> Self {
         Self { measure: Measure::Mean }
     }
 
     /// Ranks units by their largest magnitude.
-    ///
-    /// For an example see [`outputs`](Self::outputs).
     pub fn max() -> Self {
         Self { measure: Measure::Max }
     }
@@ -74,8 +62,6 @@ impl ActivationPruning {
     ///
     /// Statistics of another width or without samples; a rank out of range, or one that only a spectrum can tell
     /// ([`Rank::Energy`], [`Rank::RelativeError`]).
-    ///
-    /// For an example see [`ActivationPruning`].
     pub fn inputs<T: Scalar>(
         &self,
         layer: &Linear<T>,
@@ -168,120 +154,5 @@ impl ActivationPruning {
             Side::Outputs => kept.iter().map(|&unit| bias[unit]).collect(),
         });
         Ok(PrunedLinear { side, kept, weight, bias, in_features: n, out_features: m })
-    }
-}
-
-/// A layer with some of its inputs or outputs dropped. It takes and gives as many as the layer it was cut from.
-///
-/// For an example see [`ActivationPruning`].
-#[derive(Clone, Debug, PartialEq)]
-pub struct PrunedLinear<T> {
-    side: Side,
-    kept: Vec<usize>,
-    weight: Mat<T>,
-    bias: Option<Col<T>>,
-    in_features: usize,
-    out_features: usize,
-}
-
-impl<T: Scalar> PrunedLinear<T> {
-    /// Indices, ascending, of the inputs or outputs that are kept.
-    ///
-    /// For an example see [`PrunedLinear`].
-    pub fn kept(&self) -> &[usize] {
-        &self.kept
-    }
-
-    /// The smaller weight: out × kept when inputs were dropped, kept × in when outputs were.
-    ///
-    /// For an example see [`PrunedLinear`].
-    pub fn weight(&self) -> MatRef<'_, T> {
-        self.weight.as_ref()
-    }
-
-    /// The bias, of length out when inputs were dropped, one entry per kept output when outputs were.
-    ///
-    /// For an example see [`PrunedLinear`].
-    pub fn bias(&self) -> Option<ColRef<'_, T>> {
-        self.bias.as_ref().map(Col::as_ref)
-    }
-
-    /// Number of parameters, the bias included.
-    ///
-    /// For an example see [`PrunedLinear`].
-    pub fn parameters(&self) -> usize {
-        self.multiply_adds() + self.bias.as_ref().map_or(0, Col::nrows)
-    }
-
-    /// Multiply–adds of one sample's forward pass.
-    ///
-    /// For an example see [`PrunedLinear`].
-    pub fn multiply_adds(&self) -> usize {
-        self.weight.nrows() * self.weight.ncols()
-    }
-
-    /// Outputs, samples × out, of all inputs, samples × in; dropped outputs are zero.
-    ///
-    /// # Errors
-    ///
-    /// Inputs of another width, without rows, or not finite; outputs that overflow `T`.
-    ///
-    /// For an example see [`PrunedLinear`].
-    pub fn forward(&self, inputs: MatRef<'_, T>) -> Result<Mat<T>> {
-        during("PrunedLinear::forward", || {
-            check_inputs(inputs, self.in_features)?;
-            let mut outputs = linalg::zeros(inputs.nrows(), self.out_features)?;
-            match self.side {
-                Side::Inputs => {
-                    let mut gathered = linalg::zeros(inputs.nrows(), self.kept.len())?;
-                    for (mut column, &unit) in gathered.as_mut().col_iter_mut().zip(&self.kept) {
-                        column.copy_from(inputs.col(unit));
-                    }
-                    let one = T::from_f64(1.0);
-                    linalg::add_product(
-                        outputs.as_mut(),
-                        one,
-                        gathered.as_ref(),
-                        self.weight.transpose(),
-                        linalg::threads(0),
-                    );
-                    finish(outputs, self.bias())
-                }
-                Side::Outputs => {
-                    let kept = linalg::product(inputs, self.weight.transpose(), linalg::threads(0))?;
-                    let kept = finish(kept, self.bias())?;
-                    for (column, &unit) in kept.col_iter().zip(&self.kept) {
-                        outputs.as_mut().col_mut(unit).copy_from(column);
-                    }
-                    Ok(outputs)
-                }
-            }
-        })
-    }
-
-    /// A dense layer that gives the same outputs, with zeros for what was dropped.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Memory`] if it does not fit.
-    ///
-    /// For an example see [`PrunedLinear`].
-    pub fn to_linear(&self) -> Result<Linear<T>> {
-        during("PrunedLinear::to_linear", || {
-            let mut weight = linalg::zeros(self.out_features, self.in_features)?;
-            let mut bias = self.bias.clone();
-            for (index, &unit) in self.kept.iter().enumerate() {
-                match self.side {
-                    Side::Inputs => weight.as_mut().col_mut(unit).copy_from(self.weight.col(index)),
-                    Side::Outputs => weight.as_mut().row_mut(unit).copy_from(self.weight.row(index)),
-                }
-            }
-            if let (Side::Outputs, Some(kept)) = (self.side, &self.bias) {
-                let mut full = Col::zeros(self.out_features);
-                self.kept.iter().zip(kept.iter()).for_each(|(&unit, &entry)| full[unit] = entry);
-                bias = Some(full);
-            }
-            Linear::new(weight, bias)
-        })
     }
 }

@@ -1,20 +1,21 @@
-//! How statistics from few samples are regularised, and the choice among such ways on held-out data.
+//! Regularization of the second moment.
 
-use super::evaluate::{Denominator, output_error};
-use super::weighted::Objective;
-use super::{Dalr, LowRankCompressor};
-use crate::error::during;
-use crate::{ActivationStats, Error, Linear, Rank, Result, Scalar};
+use core::fmt;
+use core::str::FromStr;
 
-/// How [`Dalr`] regularises the second moment `S` of the inputs.
+use super::problem::{Regularization, Target};
+use crate::{Error, Result};
+
+/// How [`Dalr`](crate::Dalr) regularizes the second moment `S` of the inputs.
 ///
-/// The first three add a multiple of the identity to `S`, which pulls the solution towards truncated SVD and never below it; their
-/// strength is relative to the data, so that inputs in other units give the same layer. The last two are
-/// the paper's: an absolute `λ` on `Σ wᵢ xᵢ xᵢᵀ` that pulls the compressed weight towards zero.
+/// The first three add a multiple of the identity to `S`. This pulls the solution towards truncated
+/// SVD, and never makes it worse than truncated SVD. Their strength is relative to the data, so
+/// inputs in other units give the same layer. The last two are the paper's: an absolute `λ` on
+/// `Σ wᵢ xᵢ xᵢᵀ`, which pulls the compressed weight towards zero.
 ///
 /// ```
 /// use dalr::{Dalr, Ridge};
-/// let compressor = Dalr::new().with_ridge(Ridge::Anchored(0.1));
+/// let compressor = Dalr::new().with_ridge(Ridge::Relative(0.1));
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -22,94 +23,106 @@ use crate::{ActivationStats, Error, Linear, Rank, Result, Scalar};
 pub enum Ridge {
     /// `S` as it is: the least error on the calibration data.
     None,
-    /// `(1 − ρ) S + ρ (tr S / n) I`, with an intensity `ρ` that the data call for: between that of the oracle approximating estimator
-    /// (Chen et al. 2010, eq. 23), which is too little to choose a rank by, and that of a ridge as large as the noise outside of the directions
-    /// that dominate (`docs/mathematics.md`, "How much to shrink"); 1 up to eight degrees of freedom. It vanishes as samples grow.
+    /// `(1 − ρ) S + ρ (tr S / n) I`, with `ρ` estimated from the data.
     ///
-    /// $$S_\rho = (1 - \rho)\thinspace S + \rho\thinspace \frac{\operatorname{tr} S}{n}\thinspace I$$
+    /// `ρ` lies between two estimates: that of the oracle approximating estimator (Chen et al. 2010,
+    /// eq. 23), which is too small for choosing a rank, and that of a ridge as large as the noise
+    /// outside of the dominant directions (`docs/mathematics.md`, "How much to shrink"). It is 1 up
+    /// to eight degrees of freedom and vanishes as samples grow.
     Shrinkage,
     /// `S + λI` with `λ = r · tr S / n`: `r` times the mean second moment of an input.
-    Anchored(f64),
-    /// Eq. 11 of the paper as published, with `U` from the outputs. Not the minimiser of its own
-    /// objective unless `λ = 0`, and for a large `λ` worse than truncated SVD.
+    #[cfg_attr(feature = "serde", serde(alias = "Anchored"))]
+    Relative(f64),
+    /// Eq. 11 of the paper as published:
     ///
-    /// $$A = U_k,\qquad B = U_k^\top\thinspace W X X^\top (X X^\top + \lambda I)^{-1},\qquad W X = U S V^\top$$
+    /// ```text
+    /// up = U_k,   down = U_kᵀ W X Xᵀ (X Xᵀ + λI)⁻¹,   W X = U S Vᵀ
+    /// ```
+    ///
+    /// It does not minimise its own objective unless `λ = 0`, and for a large `λ` it is worse than
+    /// truncated SVD.
     Paper(f64),
-    /// The minimiser of the paper's eq. 7:
+    /// The minimiser of eq. 7 of the paper, over `C` of rank `k`:
     ///
-    /// $$\min_{\operatorname{rank} C \le k}\ \lVert W X - C X \rVert_F^2 + \lambda\thinspace \lVert C \rVert_F^2$$
+    /// ```text
+    /// ‖W X − C X‖² + λ ‖C‖²
+    /// ```
     Exact(f64),
 }
 
 impl Ridge {
+    /// The former name of [`Ridge::Relative`].
+    #[deprecated(note = "use `Ridge::Relative`")]
+    #[expect(non_snake_case, reason = "it was a variant")]
+    pub fn Anchored(ratio: f64) -> Self {
+        Self::Relative(ratio)
+    }
+
     /// Whether `λ` is in the units of the data, as in the paper.
     pub(super) fn is_absolute(self) -> bool {
         matches!(self, Self::Paper(_) | Self::Exact(_))
     }
 
-    /// The problem to solve, once the strength is known to be legal.
-    pub(super) fn objective(self) -> Result<Objective> {
-        let strength = |value: f64| {
-            if value >= 0.0 && value.is_finite() {
-                return Ok(value);
-            }
-            let expected = "to be finite and not negative".into();
-            Err(Error::out_of_range("the ridge", expected, value))
+    /// The target and the regularization of the problem.
+    pub(super) fn problem(self) -> Result<(Target, Regularization)> {
+        let (target, regularization) = match self {
+            Self::None => (Target::Original, Regularization::Relative(0.0)),
+            Self::Shrinkage => (Target::Original, Regularization::Shrinkage),
+            Self::Relative(ratio) => (Target::Original, Regularization::Relative(ratio)),
+            Self::Paper(lambda) => (Target::PaperRegression, Regularization::Absolute(lambda)),
+            Self::Exact(lambda) => (Target::Regression, Regularization::Absolute(lambda)),
         };
-        Ok(match self {
-            Self::None => Objective::Anchored(0.0),
-            Self::Shrinkage => Objective::Shrunk,
-            Self::Anchored(ratio) => Objective::Anchored(strength(ratio)?),
-            Self::Paper(lambda) => Objective::Paper(strength(lambda)?),
-            Self::Exact(lambda) => Objective::Exact(strength(lambda)?),
-        })
+        match regularization {
+            Regularization::Relative(value) | Regularization::Absolute(value)
+                if !(value >= 0.0 && value.is_finite()) =>
+            {
+                Err(Error::out_of_range("the ridge", "to be finite and not negative".into(), value))
+            }
+            _ => Ok((target, regularization)),
+        }
     }
 }
 
-/// The candidate whose compressed layer has the least error on held-out data; the first of them where
-/// several tie. Each is tried with the automatic treatment of the bias, and measured against one denominator.
-///
-/// # Errors
-///
-/// No candidates, and whatever keeps one of them from being solved or evaluated.
-///
-/// # Cost
-///
-/// A compression and an evaluation for each candidate.
-///
-/// ```
-/// use dalr::{ActivationStats, Linear, Rank, Ridge, select_ridge};
-/// use faer::Mat;
-///
-/// # fn main() -> dalr::Result<()> {
-/// let layer = Linear::new(Mat::from_fn(8, 6, |i, j| ((i * 5 + j * 3) % 7) as f64), None)?;
-/// let (mut stats, mut held_out) = (ActivationStats::new(6), ActivationStats::new(6));
-/// stats.update(Mat::from_fn(4, 6, |i, j| ((i * 11 + j * 7) % 13) as f64).as_ref())?;
-/// held_out.update(Mat::from_fn(50, 6, |i, j| ((i * 5 + j * 9) % 13) as f64).as_ref())?;
-/// let candidates = [Ridge::None, Ridge::Shrinkage, Ridge::Anchored(0.1), Ridge::Anchored(1.0)];
-/// let best = select_ridge(&layer, &stats, &held_out, Rank::Fixed(2), &candidates)?;
-/// assert!(candidates.contains(&best));
-/// # Ok(())
-/// # }
-/// ```
-pub fn select_ridge<T: Scalar>(
-    layer: &Linear<T>,
-    stats: &ActivationStats<T>,
-    held_out: &ActivationStats<T>,
-    rank: Rank,
-    candidates: &[Ridge],
-) -> Result<Ridge> {
-    during("select_ridge", || {
-        let mut best: Option<(f64, Ridge)> = None;
-        for &ridge in candidates {
-            let compressed = Dalr::new().with_ridge(ridge).compress(layer, stats, rank)?;
-            let low = compressed.layer();
-            let error = output_error(layer, (low.up(), low.down()).into(), low.bias(), held_out)?
-                .relative_to(Denominator::Uncentred)?;
-            if best.is_none_or(|(least, _)| error < least) {
-                best = Some((error, ridge));
-            }
+/// The default of [`Dalr`](crate::Dalr).
+impl Default for Ridge {
+    fn default() -> Self {
+        Self::Shrinkage
+    }
+}
+
+/// `none`, `shrinkage`, `relative:0.1`, `paper:1000` or `exact:1000`, which [`FromStr`] reads.
+impl fmt::Display for Ridge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::Shrinkage => f.write_str("shrinkage"),
+            Self::Relative(ratio) => write!(f, "relative:{ratio}"),
+            Self::Paper(lambda) => write!(f, "paper:{lambda}"),
+            Self::Exact(lambda) => write!(f, "exact:{lambda}"),
         }
-        best.map(|(_, ridge)| ridge).ok_or(Error::empty("the list of candidates"))
-    })
+    }
+}
+
+/// Reads `none`, `shrinkage`, `relative:0.1`, `paper:1000` and `exact:1000`.
+///
+/// ```
+/// use dalr::Ridge;
+/// assert_eq!("relative:0.1".parse(), Ok(Ridge::Relative(0.1)));
+/// assert_eq!(Ridge::Shrinkage.to_string(), "shrinkage");
+/// ```
+impl FromStr for Ridge {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let expected = "one of none, shrinkage, relative:0.1, paper:1000, exact:1000";
+        let ridge = match text.split_once(':') {
+            None if text == "none" => Some(Self::None),
+            None if text == "shrinkage" => Some(Self::Shrinkage),
+            Some(("relative" | "anchored", number)) => number.parse().ok().map(Self::Relative),
+            Some(("paper", number)) => number.parse().ok().map(Self::Paper),
+            Some(("exact", number)) => number.parse().ok().map(Self::Exact),
+            _ => None,
+        };
+        ridge.ok_or_else(|| Error::text(expected, text.into()))
+    }
 }

@@ -1,9 +1,10 @@
 //! Truncated SVD of the weight, with and without bias correction: the baselines of the paper (section 4.1).
 
-use super::weighted::{Objective, Problem};
-use super::{Decomposition, LowRankCompressor};
+use super::problem::{Inputs, Regularization, Statement, Target};
+use super::{Calibration, Decomposition, LowRankCompressor};
+use crate::error::during;
 use crate::linalg;
-use crate::{ActivationStats, Linear, Result, Scalar, Solver};
+use crate::{Linear, Result, Scalar, Solver};
 
 /// Truncated singular value decomposition: the rank-k matrix closest to the weight itself, blind to the data.
 ///
@@ -46,16 +47,12 @@ pub struct TruncatedSvd {
 
 impl TruncatedSvd {
     /// Truncated SVD that keeps the bias as it is.
-    ///
-    /// For an example see [`TruncatedSvd`].
     pub fn new() -> Self {
         Self { correct_bias: false, solver: Solver::Auto, threads: 0, rank_multiple: 1 }
     }
 
     /// With `true`, `b̂ = b + (W − C) μ` (eq. 4 of the paper) makes up for what is lost on the mean input `μ`, also in a layer
     /// that had no bias. Needs samples.
-    ///
-    /// For an example see [`TruncatedSvd`].
     #[must_use]
     pub fn with_bias_correction(mut self, correct: bool) -> Self {
         self.correct_bias = correct;
@@ -63,8 +60,6 @@ impl TruncatedSvd {
     }
 
     /// Sets the algorithm; [`Solver::Auto`] by default.
-    ///
-    /// For an example see [`TruncatedSvd`].
     #[must_use]
     pub fn with_solver(mut self, solver: Solver) -> Self {
         self.solver = solver;
@@ -73,8 +68,6 @@ impl TruncatedSvd {
 
     /// Sets the number of threads; 0, the default, chooses: one inside a rayon worker, all of rayon's pool
     /// elsewhere. Never more than that pool has.
-    ///
-    /// For an example see [`TruncatedSvd`].
     #[must_use]
     pub fn with_threads(mut self, threads: usize) -> Self {
         self.threads = threads;
@@ -83,8 +76,6 @@ impl TruncatedSvd {
 
     /// Makes every rank a multiple of this number, as hardware may like it: ratios round down, energies and errors up, a fixed rank
     /// must match. 1 by default; 0 is an error when compressing.
-    ///
-    /// For an example see [`TruncatedSvd`].
     #[must_use]
     pub fn with_rank_multiple(mut self, multiple: usize) -> Self {
         self.rank_multiple = multiple;
@@ -99,15 +90,20 @@ impl Default for TruncatedSvd {
 }
 
 impl<T: Scalar> LowRankCompressor<T> for TruncatedSvd {
-    fn decompose(&self, layer: &Linear<T>, stats: &ActivationStats<T>, max_rank: usize) -> Result<Decomposition<T>> {
-        let problem = Problem {
-            method: if self.correct_bias { "svd+bc" } else { "svd" },
-            objective: Objective::Weight,
-            corrected: self.correct_bias,
-            solver: self.solver,
-            par: linalg::threads(self.threads),
-        };
-        problem.solve(layer, stats, max_rank)
+    fn solve(&self, layer: &Linear<T>, calibration: Calibration<'_, T>, max_rank: usize) -> Result<Decomposition<T>> {
+        during("TruncatedSvd::solve", || {
+            let statement = Statement {
+                method: if self.correct_bias { "svd+bc" } else { "svd" },
+                inputs: Inputs::Identity,
+                target: Target::Original,
+                regularization: Regularization::Relative(0.0),
+                centred: false,
+                correct_bias: self.correct_bias,
+                solver: self.solver,
+                par: linalg::threads(self.threads),
+            };
+            statement.solve(layer, calibration, max_rank)
+        })
     }
 
     fn rank_multiple(&self) -> usize {

@@ -367,7 +367,7 @@ impl<'a, T: Scalar> Moment<'a, T> {
     }
 
     /// Multiply–adds of applying `S` to one vector.
-    pub(crate) fn work(&self) -> f64 {
+    pub(crate) fn macs(&self) -> f64 {
         let features = self.features as f64;
         match (&self.source, self.samples_kept()) {
             (Source::Identity, _) => 0.0,

@@ -1,4 +1,14 @@
-//! Conversions from and to other libraries' types and formats, one module per optional feature.
+//! Conversions from and to the types and formats of other libraries, one module per optional feature.
+//!
+//! | feature | brings |
+//! |---|---|
+//! | `rayon` (default) | parallel kernels, on rayon's global pool |
+//! | `nalgebra`, `ndarray` | views and copies of their matrices; batches with any number of axes |
+//! | `candle` | tensors, layers, a recorder of layer inputs, compressed layers as modules |
+//! | `half` | `f16` and `bf16` batches, weights and factors |
+//! | `safetensors` | statistics and model files on disk, written atomically |
+//! | `serde` | configuration, reports, layers and network plans as data |
+//! | `approx` | comparison of layers up to a tolerance |
 
 #[cfg(feature = "approx")]
 #[cfg_attr(docsrs, doc(cfg(feature = "approx")))]
@@ -18,6 +28,9 @@ pub mod ndarray;
 #[cfg(feature = "safetensors")]
 #[cfg_attr(docsrs, doc(cfg(feature = "safetensors")))]
 pub mod safetensors;
+
+#[cfg(feature = "serde")]
+mod serde;
 
 /// Samples and inputs of a batch of any number of axes, the last of which are the inputs.
 #[cfg(any(feature = "candle", feature = "ndarray"))]

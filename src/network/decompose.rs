@@ -83,7 +83,7 @@ impl<'a, T: Scalar> Job<'a, T> {
 
     fn run(&self, method: &(impl LowRankCompressor<T> + ?Sized)) -> Result<Decomposition<T>> {
         let outcome = match &self.source {
-            Source::Here(layer, stats) => method.decompose(layer, stats, self.max_rank),
+            Source::Here(layer, stats) => method.solve(layer, (&**stats).into(), self.max_rank),
             Source::Elsewhere(load) => load().and_then(|(layer, stats)| {
                 let found = (layer.out_features(), layer.in_features());
                 if found != self.shape {
@@ -91,7 +91,7 @@ impl<'a, T: Scalar> Job<'a, T> {
                     let (expected, found) = (shape(self.shape), shape(found));
                     return Err(Error::layers(expected, found));
                 }
-                method.decompose(&layer, &stats, self.max_rank)
+                method.solve(&layer, (&*stats).into(), self.max_rank)
             }),
         };
         outcome.map_err(|source| Error::InLayer { layer: self.name.clone(), source: Box::new(source) })

@@ -9,7 +9,7 @@ use super::plan::{Choice, Plan};
 use super::profile::LayerProfile;
 use super::sensitivity::Sensitivities;
 use crate::error::during;
-use crate::{Cause, Error, Result};
+use crate::{Error, Result};
 
 /// What the user's function is asked to evaluate. For an example see [`Probes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,6 +216,6 @@ where
             let (parameter, expected) = ("the value of the network", format!("finite for {subject}"));
             Err(Error::out_of_range(parameter, expected, value))
         }
-        Err(error) => Err(Error::callback(subject.into(), Cause::new(error))),
+        Err(error) => Err(Error::callback(subject.into(), error)),
     }
 }

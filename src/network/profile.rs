@@ -64,7 +64,7 @@ impl LayerProfile {
             calls: 1,
             spectrum: Some(Spectrum {
                 facts,
-                shares: decomposition.shares().to_vec(),
+                shares: decomposition.explained().to_vec(),
                 total_energy: decomposition.total_energy(),
                 relative_errors: decomposition.relative_errors().map(<[f64]>::to_vec),
                 by_errors: false,

@@ -140,7 +140,7 @@ impl<'a, T: Scalar> SharedInput<'a, T> {
     ) -> Result<SharedDecomposition<T>> {
         during("SharedInput::decompose", || {
             let scales = self.scales();
-            let decomposition = method.decompose(&self.stack(&scales)?, stats, max_rank)?;
+            let decomposition = method.solve(&self.stack(&scales)?, stats.into(), max_rank)?;
             let energy = |((profile, _), scale): (&(&LayerProfile, &Linear<T>), &f64)| {
                 scale * scale * profile.total_energy().unwrap_or(0.0)
             };
@@ -160,7 +160,7 @@ impl<'a, T: Scalar> SharedInput<'a, T> {
                 let share = if energy > 0.0 { total / energy } else { 0.0 };
                 let captured =
                     |(column, part): (faer::ColRef<'_, T>, &f64)| part * share * linalg::squared_norm(column.as_mat());
-                let shares: Vec<f64> = up.col_iter().zip(decomposition.shares()).map(captured).collect();
+                let shares: Vec<f64> = up.col_iter().zip(decomposition.explained()).map(captured).collect();
                 members.push(Member {
                     name: profile.name().into(),
                     out_features: layer.out_features(),

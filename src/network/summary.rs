@@ -83,7 +83,7 @@ impl Summary<'_> {
                 report.loss = candidate.loss;
                 report.relative_error = layer.relative_error(candidate.rank);
                 report.report = layer.report(candidate.rank);
-                report.warnings = report.report.as_ref().map_or(Vec::new(), |report| report.warnings().to_vec());
+                report.warnings = report.report.as_ref().map_or(Vec::new(), |report| report.warnings.clone());
             }
             Chosen::Joint { group, candidate } => self.joint(&mut report, layer, index, (*group, candidate.rank))?,
         }

@@ -43,8 +43,8 @@ impl<T: Scalar> PsdOperator<T> for Checked<'_, T> {
         self.noise
     }
 
-    fn work(&self) -> f64 {
-        self.operator.work()
+    fn macs(&self) -> f64 {
+        self.operator.macs()
     }
 
     fn assembly_work(&self) -> f64 {

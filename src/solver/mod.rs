@@ -6,9 +6,12 @@
 mod checked;
 mod complement;
 pub(crate) mod cost;
+pub(crate) use self::cost as auto;
 mod dense;
 mod lanczos;
 
+use core::fmt;
+use core::str::FromStr;
 use faer::{Mat, MatMut, MatRef};
 
 pub(crate) use self::complement::complete_basis;
@@ -82,13 +85,13 @@ pub trait PsdOperator<T: Scalar> {
     }
 
     /// Multiply–adds of applying the operator to one vector, for the choice of a solver. By default those of a dense matrix.
-    fn work(&self) -> f64 {
+    fn macs(&self) -> f64 {
         (self.dimension() as f64).powi(2)
     }
 
     /// Multiply–adds of [`assemble`](Self::assemble). By default those of applying it to the identity.
     fn assembly_work(&self) -> f64 {
-        self.dimension() as f64 * self.work()
+        self.dimension() as f64 * self.macs()
     }
 
     /// The operator as a matrix. By default it is applied to the columns of the identity; implement this
@@ -142,14 +145,22 @@ pub enum Solver {
 /// For an example see [`PsdOperator`].
 #[derive(Clone, Debug)]
 pub struct Eigenpairs {
-    values: Vec<f64>,
-    vectors: Mat<f64>,
-    solver: &'static str,
-    fallback: bool,
-    steps: usize,
-    basis_size: usize,
-    residual: f64,
-    noise: f64,
+    /// X
+    pub values: Vec<f64>,
+    /// X
+    pub vectors: Mat<f64>,
+    /// X
+    pub solver: &'static str,
+    /// X
+    pub fallback: bool,
+    /// X
+    pub steps: usize,
+    /// X
+    pub basis_size: usize,
+    /// X
+    pub residual: f64,
+    /// X
+    pub noise: f64,
 }
 
 impl Eigenpairs {
@@ -274,7 +285,7 @@ pub fn top_eigenpairs<T: Scalar>(
         let iterating = match solver {
             Solver::DenseEigen => false,
             Solver::BlockLanczos => true,
-            Solver::Auto => cost::lanczos(dimension, count, operator.work())
+            Solver::Auto => cost::lanczos(dimension, count, operator.macs())
                 .is_some_and(|work| work < operator.assembly_work() + cost::dense(dimension)),
         };
         if iterating && let Some(pairs) = iterate(operator, count, par)? {
@@ -286,13 +297,23 @@ pub fn top_eigenpairs<T: Scalar>(
     })
 }
 
+/// tmp
+pub(crate) fn eigenpairs<T: Scalar>(
+    operator: &dyn PsdOperator<T>,
+    count: usize,
+    solver: Solver,
+    par: Par,
+) -> Result<Eigenpairs> {
+    top_eigenpairs(operator, count, solver, par)
+}
+
 /// Block Lanczos alone: `None` if it did not settle.
 pub(crate) fn iterate<T: Scalar>(operator: &dyn PsdOperator<T>, count: usize, par: Par) -> Result<Option<Eigenpairs>> {
     lanczos::top_eigenpairs(operator, count, lanczos::Layout::new(operator.dimension(), count), par)
 }
 
 /// A dense eigendecomposition in the operator's own precision: `None` if it did not succeed.
-pub(crate) fn narrow_dense<T: Scalar>(
+pub(crate) fn dense_in_native<T: Scalar>(
     operator: &dyn PsdOperator<T>,
     count: usize,
     par: Par,
@@ -317,3 +338,32 @@ pub(crate) fn fix_signs(vectors: &mut Mat<f64>) {
 
 #[cfg(test)]
 mod tests;
+/// `auto`, `dense-eigen` or `block-lanczos`, which [`FromStr`] reads.
+impl fmt::Display for Solver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::DenseEigen => "dense-eigen",
+            Self::BlockLanczos => "block-lanczos",
+        })
+    }
+}
+
+/// Reads `auto`, `dense-eigen` and `block-lanczos`.
+///
+/// ```
+/// use dalr::Solver;
+/// assert_eq!("block-lanczos".parse(), Ok(Solver::BlockLanczos));
+/// ```
+impl FromStr for Solver {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "dense-eigen" => Ok(Self::DenseEigen),
+            "block-lanczos" => Ok(Self::BlockLanczos),
+            _ => Err(Error::text("one of auto, dense-eigen, block-lanczos", text.into())),
+        }
+    }
+}

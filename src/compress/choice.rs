@@ -1,0 +1,178 @@
+//! Chooses how a problem is solved: the form of the operator, its precision and the algorithm.
+//!
+//! Costs are multiply–adds in native precision, weighed as in `solver::auto`.
+
+use super::problem::{Inputs, Problem};
+use crate::Scalar;
+use crate::linalg;
+use crate::solver::{Solver, auto};
+
+/// Dimension from which a dense solve in single precision is worth its rounding.
+const SINGLE_DIMENSION: usize = 256;
+
+/// Fractions of all possible ranks. Up to the first, enough energy is left out for single precision
+/// to be accurate; between the two it may be; past the second it seldom is.
+const SINGLE_RANKS: (f64, f64) = (0.4, 0.6);
+
+/// How many times cheaper than double precision an attempt must be that may fail.
+const ATTEMPT_MUST_SAVE: f64 = 4.0;
+
+/// Weights with largest entries outside of these powers of two are solved in double precision,
+/// which rescales them.
+const NATIVE_EXPONENTS: core::ops::RangeInclusive<i32> = -24..=24;
+
+/// The least fraction of `tr(κ S + λ I)` that the data must have for single precision to see them
+/// beside the ridge.
+pub(super) const LEAST_DATA: f64 = 1e-2;
+
+/// The operator `R (κ S + λ I) Rᵀ` as a product.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(super) enum Form {
+    /// `W Wᵀ`, for `S = I`.
+    Weight,
+    /// `κ Z Zᵀ + λ W Wᵀ` with the outputs `Z` of the samples.
+    Outputs,
+    /// `Z Zᵀ` with `Z = W L`, where `L Lᵀ = κ S + λ I`.
+    Root,
+}
+
+/// An algorithm that runs in native precision.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(super) enum Algorithm {
+    BlockLanczos,
+    /// Diagonalises the operator, outputs × outputs.
+    Dense,
+    /// Diagonalises `Zᵀ Z` instead.
+    DenseTransposed,
+}
+
+/// How a problem is solved.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(super) enum Choice {
+    /// In the precision of the data, and as by `Double` if rounding could decide the result.
+    Native(Form, Algorithm, Solver),
+    /// In `f64`, multiplying by `R`, `S` and `Rᵀ` in turn, on the smaller side of the weight.
+    Double(Solver),
+}
+
+/// The cheapest way to solve `problem` up to `max_rank`.
+pub(super) fn choose<T: Scalar>(problem: &Problem<'_, T>, max_rank: usize) -> Choice {
+    let shape = Shape::of(problem);
+    let double = shape.double(max_rank);
+    let solver = if problem.solver == Solver::Auto { double.solver } else { problem.solver };
+    let single = T::EPSILON > f64::EPSILON;
+    let (data, ridges) = (problem.keep * problem.moment.trace(), problem.ridge * shape.inputs as f64);
+    let possible = problem.regression.is_none()
+        && problem.solver != Solver::DenseEigen
+        && NATIVE_EXPONENTS.contains(&problem.weight_exponent)
+        && data > 0.0
+        && !(single && data < LEAST_DATA * (data + ridges));
+    if !possible {
+        return Choice::Double(solver);
+    }
+    let forced = problem.solver == Solver::BlockLanczos;
+    let limit = match (forced, single) {
+        (true, _) => f64::INFINITY,
+        (false, true) => auto::DOUBLE * double.cost,
+        (false, false) => double.cost,
+    };
+    match shape.cheapest_native(max_rank, single, forced, limit) {
+        Some((form, algorithm)) => Choice::Native(form, algorithm, solver),
+        None => Choice::Double(solver),
+    }
+}
+
+/// The numbers that a choice depends on.
+struct Shape {
+    outputs: usize,
+    inputs: usize,
+    /// In sample form.
+    samples: Option<usize>,
+    identity: bool,
+    ridge: bool,
+    /// Multiply–adds of applying `S` to one vector.
+    moment_macs: f64,
+}
+
+struct Double {
+    solver: Solver,
+    /// Including the predicted error.
+    cost: f64,
+}
+
+impl Shape {
+    fn of<T: Scalar>(problem: &Problem<'_, T>) -> Self {
+        Self {
+            outputs: problem.weight.nrows(),
+            inputs: problem.weight.ncols(),
+            samples: problem.moment.samples_kept(),
+            identity: problem.inputs == Inputs::Identity,
+            ridge: problem.ridge > 0.0,
+            moment_macs: problem.moment.macs(),
+        }
+    }
+
+    /// Double precision works on the smaller side, after a QR factorization of a tall weight.
+    fn double(&self, max_rank: usize) -> Double {
+        let &Self { outputs: m, inputs: n, samples, identity, ridge, moment_macs } = self;
+        let side = m.min(n);
+        let inner = if identity { n } else { samples.unwrap_or(n) };
+        let triangle = if m > n { 2.0 * linalg::macs(m, n, n) } else { 0.0 };
+        // Needed for the predicted error, if not for the matrix.
+        let product = if identity { 0.0 } else { linalg::macs(side, n, inner) };
+        let lanczos = auto::lanczos(side, max_rank, 2.0 * linalg::macs(side, n, 1) + moment_macs);
+        let lanczos = lanczos.unwrap_or(f64::INFINITY);
+        let dense = linalg::macs(side, side, inner) / 2.0 + auto::dense(side);
+        let forming = product + if ridge { linalg::macs(side, side, n) / 2.0 } else { 0.0 };
+        let solver = if lanczos < forming + dense { Solver::BlockLanczos } else { Solver::DenseEigen };
+        Double { solver, cost: triangle + product + lanczos.min(dense) }
+    }
+
+    /// The cheapest choice in native precision whose cost is below `limit`.
+    fn cheapest_native(&self, max_rank: usize, single: bool, forced: bool, limit: f64) -> Option<(Form, Algorithm)> {
+        let &Self { outputs: m, inputs: n, samples, identity, ridge, .. } = self;
+        let side = m.min(n);
+        let possible_ranks = if identity { side } else { side.min(samples.unwrap_or(n)) };
+        let fraction = if single { max_rank as f64 / possible_ranks as f64 } else { 0.0 };
+        let promising = fraction <= SINGLE_RANKS.1;
+        let risk = if fraction <= SINGLE_RANKS.0 { 1.0 } else { ATTEMPT_MUST_SAVE };
+
+        let outputs_of = samples.map(|p| (Form::Outputs, p, linalg::macs(m, n, p)));
+        let root = (Form::Root, n, root_cost(n, samples) + linalg::macs(m, n, n) / 2.0);
+        let forms = match identity {
+            true => [Some((Form::Weight, n, 0.0)), None],
+            false => [outputs_of, Some(root)],
+        };
+        let mut best = (limit, None);
+        for (form, width, forming) in forms.into_iter().flatten() {
+            if max_rank >= m.min(width) {
+                continue;
+            }
+            let mut consider = |allowed: bool, algorithm: Algorithm, cost: f64| {
+                let cost = risk * (forming + cost);
+                if allowed && cost < best.0 {
+                    best = (cost, Some((form, algorithm)));
+                }
+            };
+            let anchor = if form == Form::Outputs && ridge { n } else { 0 };
+            let inner = width + anchor;
+            let lanczos = auto::lanczos(m, max_rank, 2.0 * linalg::macs(m, inner, 1));
+            let iterate = forced || promising && lanczos.is_some();
+            consider(iterate, Algorithm::BlockLanczos, lanczos.unwrap_or(0.0));
+            let dense = single && promising && !forced;
+            let cost = linalg::macs(m, m, inner) / 2.0 + auto::dense(m);
+            consider(dense && m >= SINGLE_DIMENSION, Algorithm::Dense, cost);
+            let cost = linalg::macs(width, width, m) / 2.0 + auto::dense(width) + linalg::macs(m, width, max_rank);
+            let transposed = dense && width >= SINGLE_DIMENSION && anchor == 0;
+            consider(transposed, Algorithm::DenseTransposed, cost);
+        }
+        best.1
+    }
+}
+
+/// The cost of a root of the second moment, in `f64`: forming it from samples, and a Cholesky
+/// factorization.
+fn root_cost(features: usize, samples: Option<usize>) -> f64 {
+    let forming = linalg::macs(features, features, samples.unwrap_or(0)) / 2.0;
+    auto::DOUBLE * (forming + linalg::macs(features, features, features) / 2.0)
+}

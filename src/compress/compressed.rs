@@ -1,0 +1,71 @@
+//! A compressed layer and its report.
+
+use super::evaluate::output_error;
+use crate::error::during;
+use crate::{ActivationStats, Linear, LowRankLinear, Report, Result, Scalar};
+
+/// A compressed layer and the report on it.
+///
+/// ```
+/// use dalr::{ActivationStats, Compressed, Dalr, Linear, LowRankCompressor, LowRankLinear, Rank};
+/// use faer::Mat;
+///
+/// # fn main() -> dalr::Result<()> {
+/// let layer = Linear::new(Mat::from_fn(8, 6, |i, j| ((i * 5 + j * 3) % 7) as f64), None)?;
+/// let (mut stats, mut held_out) = (ActivationStats::new(6), ActivationStats::new(6));
+/// stats.update(Mat::from_fn(50, 6, |i, j| ((i * 11 + j * 7) % 13) as f64).as_ref())?;
+/// held_out.update(Mat::from_fn(50, 6, |i, j| ((i * 5 + j * 9) % 13) as f64).as_ref())?;
+/// let compressed: Compressed<f64> = Dalr::new().compress(&layer, &stats, Rank::Fixed(3))?;
+/// assert_eq!(compressed.layer().rank(), compressed.report().rank);
+/// println!("held-out error: {:.3}", compressed.evaluate(&layer, &held_out)?);
+/// let layer: LowRankLinear<f64> = compressed.into_layer();
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Compressed<T> {
+    pub(super) layer: LowRankLinear<T>,
+    pub(super) report: Report,
+}
+
+impl<T: Scalar> Compressed<T> {
+    /// The compressed layer.
+    pub fn layer(&self) -> &LowRankLinear<T> {
+        &self.layer
+    }
+
+    /// The result of the compression in numbers, and warnings.
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// The compressed layer, without the report.
+    pub fn into_layer(self) -> LowRankLinear<T> {
+        self.layer
+    }
+
+    /// Returns the relative error on other data, as
+    /// [`relative_output_error`](crate::relative_output_error) defines it.
+    ///
+    /// The residual is computed in `f64`, so the error is accurate down to rounding. The mismatch of
+    /// the bias counts.
+    ///
+    /// # Errors
+    ///
+    /// A layer or statistics of another shape, no samples, or original outputs that do not vary
+    /// while those of the compressed layer differ from them.
+    ///
+    /// # Cost
+    ///
+    /// `O(p·m·n)` for `p` samples in sample form, `O(m·n²)` in covariance form.
+    pub fn evaluate(&self, layer: &Linear<T>, stats: &ActivationStats<T>) -> Result<f64> {
+        during("Compressed::evaluate", || output_error(layer, &self.layer, stats)?.relative())
+    }
+}
+
+/// The layer without its report, as [`Compressed::into_layer`].
+impl<T: Scalar> From<Compressed<T>> for LowRankLinear<T> {
+    fn from(compressed: Compressed<T>) -> Self {
+        compressed.into_layer()
+    }
+}

@@ -1,0 +1,253 @@
+//! Compression from an operator, a mean and a trace, for data that are not on this machine.
+
+use std::borrow::Cow;
+
+use faer::MatRef;
+
+use super::decomposition::{Decomposition, Facts, fractions};
+use super::problem::rescale;
+use super::solve::{SmallerSide, errors_from};
+use crate::bias::{BiasCorrection, times};
+use crate::error::during;
+use crate::linalg::{self, even_exponent, power_of_two};
+use crate::solver::{self, PsdOperator, Solver};
+use crate::{Error, Linear, Result, Scalar, Warning};
+
+/// The problem of one layer whose data are known only through products: spread over many machines,
+/// or streamed from disk.
+///
+/// The caller provides the operator `F (S + λI) Fᵀ` with the [`factor`](Self::factor) `F` of this
+/// problem and the second moment `S = Σ wᵢ xᵢ xᵢᵀ / Σ wᵢ` of the inputs: about their mean if the
+/// bias is to be corrected, about zero otherwise. The result is that of [`Dalr`](crate::Dalr) with
+/// the same statistics and ridge, up to rounding.
+///
+/// ```
+/// use dalr::compress::OperatorProblem;
+/// use dalr::solver::PsdOperator;
+/// use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, Rank, Ridge};
+/// use faer::{Mat, MatMut, MatRef};
+///
+/// /// Outputs of the samples by the factor of the problem; a real one lies on many machines.
+/// struct Outputs(Mat<f64>);
+///
+/// impl PsdOperator<f64> for Outputs {
+///     fn dimension(&self) -> usize {
+///         self.0.nrows()
+///     }
+///     fn apply(&self, block: MatRef<'_, f64>, mut result: MatMut<'_, f64>) -> dalr::Result<()> {
+///         result.copy_from(&self.0 * (self.0.transpose() * block));
+///         Ok(())
+///     }
+///     fn trace(&self) -> dalr::Result<f64> {
+///         Ok(self.0.squared_norm_l2())
+///     }
+/// }
+///
+/// # fn main() -> dalr::Result<()> {
+/// let layer = Linear::new(Mat::from_fn(5, 4, |i, j| ((i * 5 + j * 3) % 7) as f64), None)?;
+/// let samples = Mat::from_fn(4, 30, |i, j| ((i * 11 + j * 7) % 13) as f64);
+/// let mean: Vec<f64> = samples.row_iter().map(|row| row.iter().sum::<f64>() / 30.0).collect();
+///
+/// let problem = OperatorProblem::new(&layer)?;
+/// let outputs = problem.factor() * &samples * faer::Scale(1.0 / 30.0_f64.sqrt());
+/// let compressed = problem.with_samples(30).solve(&Outputs(outputs), &mean, 2)?.truncate(2)?;
+///
+/// let mut stats = ActivationStats::new(4);
+/// stats.update(samples.transpose())?;
+/// let same = Dalr::new().with_ridge(Ridge::None).compress(&layer, &stats, Rank::Fixed(2))?;
+/// assert!((compressed.layer().up() - same.layer().up()).norm_max() < 1e-12);
+/// # Ok(())
+/// # }
+/// ```
+pub struct OperatorProblem<'a, T> {
+    layer: &'a Linear<T>,
+    side: SmallerSide<'static>,
+    exponent: i32,
+    samples: u64,
+    ridge: f64,
+    correct_bias: bool,
+    solver: Solver,
+    threads: usize,
+}
+
+impl<'a, T: Scalar> OperatorProblem<'a, T> {
+    /// Prepares the problem of a layer: no ridge, and the bias corrected if the layer has one.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Memory`].
+    ///
+    /// # Cost
+    ///
+    /// A QR factorization, `O(m·n²)`, for more outputs than inputs; a copy of the weight otherwise.
+    pub fn new(layer: &'a Linear<T>) -> Result<Self> {
+        during("OperatorProblem::new", || {
+            let exponent = even_exponent(linalg::max_abs(layer.weight()));
+            let weight = linalg::widened(layer.weight(), power_of_two(-exponent))?;
+            Ok(Self {
+                layer,
+                side: SmallerSide::new(Cow::Owned(weight), linalg::threads(0))?,
+                exponent,
+                samples: 0,
+                ridge: 0.0,
+                correct_bias: layer.bias().is_some(),
+                solver: Solver::Auto,
+                threads: 0,
+            })
+        })
+    }
+
+    /// The factor `F`, min(out, in) × in: the weight divided by a power of two, or the triangle of
+    /// its QR factorization.
+    pub fn factor(&self) -> MatRef<'_, f64> {
+        self.side.factor()
+    }
+
+    /// Sets the number of samples behind the statistics, for the report.
+    #[must_use]
+    pub fn with_samples(mut self, samples: u64) -> Self {
+        self.samples = samples;
+        self
+    }
+
+    /// Sets the ridge `λ` that the operator contains, in the units of `S`; 0 by default.
+    #[must_use]
+    pub fn with_ridge(mut self, ridge: f64) -> Self {
+        self.ridge = ridge;
+        self
+    }
+
+    /// Sets whether `S` is taken about the mean and the bias makes up for the change of the mean
+    /// output. By default that is so for a layer with a bias.
+    #[must_use]
+    pub fn with_bias_correction(mut self, correct: bool) -> Self {
+        self.correct_bias = correct;
+        self
+    }
+
+    /// Whether `S` is to be taken about the mean.
+    pub fn corrects_bias(&self) -> bool {
+        self.correct_bias
+    }
+
+    /// Sets the algorithm; [`Solver::Auto`] by default.
+    #[must_use]
+    pub fn with_solver(mut self, solver: Solver) -> Self {
+        self.solver = solver;
+        self
+    }
+
+    /// Sets the number of threads; 0, the default, chooses: one inside a rayon worker, all of
+    /// rayon's pool elsewhere.
+    #[must_use]
+    pub fn with_threads(mut self, threads: usize) -> Self {
+        self.threads = threads;
+        self
+    }
+
+    /// Solves for every rank up to `max_rank`, given the operator `F (S + λI) Fᵀ` with its trace,
+    /// and the mean of the inputs.
+    ///
+    /// # Errors
+    ///
+    /// A rank outside of 1 to min(out, in); an operator of another dimension than the factor has
+    /// rows; a mean of another length than the layer's inputs, or not finite; a ridge that is
+    /// negative or not finite; errors of [`top_eigenpairs`](crate::solver::top_eigenpairs).
+    ///
+    /// # Cost
+    ///
+    /// That of [`top_eigenpairs`](crate::solver::top_eigenpairs), and `O(m·n·k)`.
+    pub fn solve(&self, operator: &dyn PsdOperator<f64>, mean: &[f64], max_rank: usize) -> Result<Decomposition<T>> {
+        during("OperatorProblem::solve", || {
+            let &Self { layer, ref side, exponent, samples, ridge, correct_bias, .. } = self;
+            let (m, n) = (layer.out_features(), layer.in_features());
+            let par = linalg::threads(self.threads);
+            crate::rank::validate_fixed(max_rank, (m, n))?;
+            let (rows, columns) = side.factor().shape();
+            if operator.dimension() != rows {
+                return Err(Error::shape(
+                    "dimensions of the operator (one per row of the factor)",
+                    rows,
+                    operator.dimension(),
+                ));
+            }
+            if mean.len() != columns {
+                return Err(Error::shape("entries in the mean (one per input)", columns, mean.len()));
+            }
+            if let Some((row, value)) = mean.iter().enumerate().find(|(_, value)| !value.is_finite()) {
+                return Err(Error::non_finite("the mean", (row, 0), *value));
+            }
+            if !(ridge >= 0.0 && ridge.is_finite()) {
+                return Err(Error::out_of_range("the ridge", "to be finite and not negative".into(), ridge));
+            }
+
+            let pairs = solver::eigenpairs(operator, max_rank, self.solver, par)?;
+            let determined = pairs.numerical_rank().min(max_rank);
+            let up = side.directions(&pairs, determined, par)?;
+            let weight = linalg::widened(layer.weight(), power_of_two(-exponent))?;
+            let mut down = linalg::product(up.transpose(), weight.as_ref(), par)?;
+
+            let total = operator.trace()?;
+            let energy = (total - ridge * linalg::squared_norm(side.factor())).max(0.0);
+            // The data's part of each eigenvalue; a completed direction has none.
+            let norms = linalg::squared_column_norms(down.transpose());
+            let captured: Vec<f64> = (pairs.values.iter().zip(norms).enumerate())
+                .map(|(index, (value, norm))| if index < determined { value - ridge * norm } else { 0.0 })
+                .collect();
+            let mut errors = errors_from(&captured, energy);
+            let mut resolution = solver::noise_level(m.max(n)).sqrt();
+            if energy > 0.0 {
+                resolution = resolution.max((operator.noise() / energy).sqrt());
+            }
+            if !correct_bias {
+                let means = times(side.factor(), mean);
+                let centred = (energy - means.iter().map(|mean| mean * mean).sum::<f64>()).max(0.0);
+                resolution = rescale(&mut errors, resolution, energy, centred);
+            }
+
+            let unit = power_of_two(2 * exponent);
+            down *= faer::Scale(power_of_two(exponent));
+            let (up, down) = (
+                linalg::rounded("the factor `up`", up.as_ref())?,
+                linalg::rounded("the factor `down`", down.as_ref())?,
+            );
+            let energies: Vec<f64> = pairs.values.iter().map(|value| value * unit).collect();
+            if !(total * unit).is_finite() {
+                return Err(Error::overflow("the energy of the outputs"));
+            }
+            let mut warnings = Vec::new();
+            if samples > 0 && samples < n as u64 {
+                warnings.push(Warning::FewSamples { samples: samples as f64, inputs: n });
+            }
+            if pairs.fallback {
+                warnings.push(Warning::SolverFallback { solver: pairs.solver.into() });
+            }
+            if energy == 0.0 {
+                warnings.push(Warning::NoVariation);
+            }
+            Ok(Decomposition {
+                explained: fractions(&energies, total * unit),
+                facts: Facts {
+                    method: "dalr".into(),
+                    samples,
+                    shrinkage: None,
+                    solver: pairs.to_string(),
+                    residual: pairs.residual,
+                    warnings,
+                    shape: (m, n),
+                    biases: (layer.bias().is_some(), correct_bias || layer.bias().is_some()),
+                    determined,
+                    resolution: resolution.max(4.0 * T::EPSILON),
+                },
+                energies,
+                total_energy: total * unit,
+                relative_errors: Some(errors),
+                kept_bias: layer.bias().map(|bias| bias.to_owned()),
+                correction: correct_bias
+                    .then(|| BiasCorrection::new(layer.weight(), layer.bias(), down.as_ref(), mean)),
+                up,
+                down,
+            })
+        })
+    }
+}

@@ -1,0 +1,284 @@
+//! The one problem behind every method:
+//!
+//! ```text
+//! min over C of rank k and b̂:   Σᵢ wᵢ ‖Lᵀ (W xᵢ + b − C xᵢ − b̂)‖²  +  λ ‖Lᵀ (W − C)‖²
+//! ```
+//!
+//! With the second moment `S` of the inputs `x` (about their mean if the bias is corrected), its
+//! solution is `C = U Uᵀ R`: the columns of `U` are the leading eigenvectors of
+//! `R (κ S + λ I) Rᵀ`, and the target `R` is `W`. The factor `κ` is 1 except for shrinkage. No
+//! method sets an output metric `G = L Lᵀ` so far, so `L` is the identity.
+//!
+//! Methods differ in the target, the second moment and the regularization. A method builds a
+//! [`Statement`]; [`Statement::solve`] prepares the numbers and hands them to `solve`.
+
+use faer::{Mat, MatRef};
+
+use super::decomposition::{Decomposition, Facts};
+use super::regression::ridge_regression;
+use super::{Calibration, solve};
+use crate::bias::{BiasCorrection, times};
+use crate::covariance::{Moment, intensity};
+use crate::linalg::{self, Par, even_exponent, power_of_two};
+use crate::rank;
+use crate::solver::Solver;
+use crate::{ActivationStats, Error, Linear, Result, Scalar, Warning};
+
+/// The least factor `κ` that shrinkage leaves of `S`.
+///
+/// It is too small to change a solution that the weight determines. It lets the data choose among
+/// directions that the weight values alike; without it, "never worse than truncated SVD" would not
+/// hold for weights with repeated singular values.
+const LEAST_DATA_FACTOR: f64 = 1.0 / (1_u64 << 36) as f64;
+
+/// The second moment `S` of the problem.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Inputs {
+    /// `S = I`: the weight itself is approximated, not the outputs.
+    Identity,
+    /// `S` from the calibration data.
+    Data,
+}
+
+/// The matrix `R` that is projected.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Target {
+    /// `W`.
+    Original,
+    /// `W S (S + λI)⁻¹`, the ridge regression of the outputs on the inputs.
+    Regression,
+    /// `W S (S + λI)⁻¹`, projected onto the leading eigenvectors of `W S Wᵀ`, as the paper does.
+    PaperRegression,
+}
+
+/// `κ` and `λ` in `κ S + λ I`.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Regularization {
+    /// `λ = r · tr S / n`.
+    Relative(f64),
+    /// `λ / Σ wᵢ`: a ridge on the sum `Σ wᵢ xᵢ xᵢᵀ`.
+    Absolute(f64),
+    /// `κ = 1 − ρ`, `λ = ρ · tr S / n`, with `ρ` estimated from the data.
+    Shrinkage,
+}
+
+/// A problem as a method states it.
+pub(super) struct Statement {
+    pub(super) method: &'static str,
+    pub(super) inputs: Inputs,
+    pub(super) target: Target,
+    pub(super) regularization: Regularization,
+    /// Whether `S` is taken about the mean.
+    pub(super) centred: bool,
+    /// Whether the bias makes up for the change of the mean output.
+    pub(super) correct_bias: bool,
+    pub(super) solver: Solver,
+    pub(super) par: Par,
+}
+
+/// A problem in numbers: the leading eigenvectors of `R (κ S + λ I) Rᵀ` are wanted.
+///
+/// The second moments and the target are divided by powers of two; see the fields.
+pub(super) struct Problem<'a, T> {
+    /// `W`, outputs × inputs.
+    pub(super) weight: MatRef<'a, T>,
+    /// `W / 2^exponent` has entries near 1.
+    pub(super) weight_exponent: i32,
+    /// `R / 2^weight_exponent` where it differs from `W`.
+    pub(super) regression: Option<Mat<f64>>,
+    /// Whether the eigenvectors are those for `W` in place of `R`.
+    pub(super) paper: bool,
+    /// `S`.
+    pub(super) moment: &'a Moment<'a, T>,
+    /// Whether `S = I`.
+    pub(super) inputs: Inputs,
+    /// `κ`.
+    pub(super) keep: f64,
+    /// `λ`.
+    pub(super) ridge: f64,
+    /// The second moment of the plain data, for the predicted error.
+    pub(super) data: Option<&'a Moment<'a, T>>,
+    pub(super) solver: Solver,
+    pub(super) par: Par,
+}
+
+impl<T> Problem<'_, T> {
+    /// The power of two that brings the weight's entries near 1.
+    pub(super) fn scale(&self) -> f64 {
+        power_of_two(-self.weight_exponent)
+    }
+}
+
+impl Statement {
+    /// Solves the problem for every rank up to `max_rank`.
+    pub(super) fn solve<T: Scalar>(
+        &self,
+        layer: &Linear<T>,
+        calibration: Calibration<'_, T>,
+        max_rank: usize,
+    ) -> Result<Decomposition<T>> {
+        let &Self { inputs, target, correct_bias, solver, par, .. } = self;
+        let (m, n) = (layer.out_features(), layer.in_features());
+        rank::validate_fixed(max_rank, (m, n))?;
+        let stats = calibration.activations();
+        if let Some(stats) = stats {
+            stats.require_features(n)?;
+        }
+        let stats = stats.filter(|stats| stats.samples() > 0);
+        if stats.is_none() && (correct_bias || inputs == Inputs::Data) {
+            return Err(Error::no_samples());
+        }
+
+        // The plain data are centred wherever the bias is corrected, whatever is solved.
+        let moment_of = |centred: bool| match stats {
+            None => Ok(None),
+            Some(stats) => {
+                stats.require_squares(centred)?;
+                Moment::of(stats, centred).map(Some)
+            }
+        };
+        let data = moment_of(correct_bias)?;
+        let other = match (inputs, &data) {
+            (Inputs::Data, Some(_)) if self.centred == correct_bias => None,
+            (Inputs::Data, _) => moment_of(self.centred)?,
+            (Inputs::Identity, _) => Some(Moment::identity(n)),
+        };
+        let Some(moment) = other.as_ref().or(data.as_ref()) else { return Err(Error::no_samples()) };
+
+        let mean_variance = moment.trace() / n as f64;
+        let mut shrinkage = None;
+        let (keep, ridge) = match self.regularization {
+            Regularization::Relative(ratio) => (1.0, ratio * mean_variance),
+            Regularization::Absolute(lambda) => {
+                let weight = stats.map_or(1.0, |stats| stats.total_weight());
+                (1.0, lambda / weight * power_of_two(-moment.exponent()))
+            }
+            Regularization::Shrinkage => {
+                // An estimated mean takes one of the degrees of freedom.
+                let samples = stats.map_or(0.0, |stats| stats.effective_samples());
+                let rho = intensity(moment, samples - if self.centred { 1.0 } else { 0.0 }, par)?;
+                shrinkage = Some(rho);
+                let keep = (1.0 - rho).max(LEAST_DATA_FACTOR);
+                (keep, (1.0 - keep) * mean_variance)
+            }
+        };
+        if !ridge.is_finite() {
+            return Err(Error::overflow("the ridge"));
+        }
+
+        let weight_exponent = even_exponent(linalg::max_abs(layer.weight()));
+        let regression = match target {
+            Target::Original => None,
+            Target::Regression | Target::PaperRegression => {
+                let weight = linalg::widened(layer.weight(), power_of_two(-weight_exponent))?;
+                Some(ridge_regression(weight.as_ref(), moment, ridge, par)?)
+            }
+        };
+        let paper = target == Target::PaperRegression;
+        let problem = Problem {
+            weight: layer.weight(),
+            weight_exponent,
+            regression,
+            paper,
+            moment,
+            inputs,
+            keep,
+            ridge: if paper { 0.0 } else { ridge },
+            data: data.as_ref(),
+            solver,
+            par,
+        };
+        let solution = solve::solve(&problem, max_rank)?;
+
+        let unit = power_of_two(moment.exponent()) * power_of_two(2 * weight_exponent);
+        let energies: Vec<f64> = solution.pairs.values.iter().map(|value| value * unit).collect();
+        let total_energy = solution.total_energy * unit;
+        if !(total_energy.is_finite() && energies.iter().all(|energy| energy.is_finite())) {
+            return Err(Error::overflow("the energy of the outputs"));
+        }
+        let total = solution.total_energy.max(f64::MIN_POSITIVE);
+        let mut resolution = solution.resolution;
+        let mut relative_errors = None;
+        if let (Some((mut errors, energy)), Some(stats), Some(data)) = (solution.relative_errors, stats, &data) {
+            if !correct_bias {
+                let centred = centred_energy(&problem, layer, stats, data, energy)?;
+                resolution = rescale(&mut errors, resolution, energy, centred);
+            }
+            relative_errors = Some(errors);
+        }
+        let mut warnings = Vec::new();
+        if let Some(stats) = stats {
+            let samples = stats.effective_samples();
+            if inputs == Inputs::Data && samples < n as f64 {
+                warnings.push(Warning::FewSamples { samples, inputs: n });
+            }
+        }
+        if solution.pairs.fallback {
+            warnings.push(Warning::SolverFallback { solver: solution.pairs.solver.into() });
+        }
+        if data.as_ref().is_some_and(|data| data.trace() == 0.0) {
+            warnings.push(Warning::NoVariation);
+        }
+        let correction = stats.filter(|_| correct_bias).map(|stats| {
+            BiasCorrection::new(layer.weight(), layer.bias(), solution.down.as_ref(), &stats.mean_or_zero())
+        });
+        Ok(Decomposition {
+            explained: solution.pairs.values.iter().map(|value| value / total).collect(),
+            facts: Facts {
+                method: self.method.into(),
+                samples: calibration.samples(),
+                shrinkage,
+                solver: solution.pairs.to_string(),
+                residual: solution.pairs.residual,
+                warnings,
+                shape: (m, n),
+                biases: (layer.bias().is_some(), correct_bias || layer.bias().is_some()),
+                determined: solution.determined,
+                resolution: resolution.max(4.0 * T::EPSILON),
+            },
+            up: solution.up,
+            down: solution.down,
+            energies,
+            total_energy,
+            relative_errors,
+            kept_bias: layer.bias().map(|bias| bias.to_owned()),
+            correction,
+        })
+    }
+}
+
+/// The energy of the original outputs about their mean, from their energy about zero.
+///
+/// Both are in units of the scaled weight and of the scaled second moment `data`.
+fn centred_energy<T: Scalar>(
+    problem: &Problem<'_, T>,
+    layer: &Linear<T>,
+    stats: &ActivationStats<T>,
+    data: &Moment<'_, T>,
+    energy: f64,
+) -> Result<f64> {
+    /// The least fraction of the energy at which a difference keeps enough digits.
+    const LEAST_DIFFERENCE: f64 = 1e-6;
+    let root = problem.scale() * power_of_two(-data.exponent() / 2);
+    let means = times(layer.weight(), &stats.mean_or_zero());
+    let difference = energy - means.iter().map(|mean| (mean * root).powi(2)).sum::<f64>();
+    if difference > LEAST_DIFFERENCE * energy {
+        return Ok(difference);
+    }
+    let centred = Moment::of(stats, true)?;
+    let weight = linalg::widened(layer.weight(), problem.scale())?;
+    let forms = centred.row_forms(weight.as_ref(), weight.as_ref(), problem.par)?;
+    Ok(forms.iter().sum::<f64>() * power_of_two(centred.exponent() - data.exponent()))
+}
+
+/// Makes errors that are relative to the energy `from` relative to `to`; returns their resolution.
+pub(super) fn rescale(errors: &mut [f64], resolution: f64, from: f64, to: f64) -> f64 {
+    if to > 0.0 {
+        let factor = (from / to).sqrt();
+        errors.iter_mut().for_each(|error| *error *= factor);
+        return resolution * factor;
+    }
+    // The original outputs do not vary: an error above rounding is infinitely large beside them.
+    errors.iter_mut().for_each(|error| *error = if *error <= resolution { 0.0 } else { f64::INFINITY });
+    resolution
+}

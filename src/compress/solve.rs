@@ -1,0 +1,283 @@
+//! Solves a problem: eigenvectors, the two factors, the predicted error.
+//!
+//! There is one pipeline. It runs in the native precision of the data where that is cheaper, and
+//! again in `f64` if rounding could have decided the result.
+
+use std::borrow::Cow;
+
+use faer::{Mat, MatRef};
+
+use super::choice::{Algorithm, Choice, Form, choose};
+use super::form::{FactoredOperator, GramOperator, Outputs, term_size};
+use super::problem::{Inputs, Problem};
+use crate::covariance::Moment;
+use crate::linalg::{self, Par, power_of_two};
+use crate::solver::{self, Eigenpairs, PsdOperator, Solver};
+use crate::{Error, Result, Scalar};
+
+/// Rounding in an eigenvalue, as a multiple of `ε` times the terms that add up to it.
+const ROUNDING: f64 = 4.0;
+
+/// The least fraction of the energy left out at which single precision may decide.
+///
+/// Its rounding is about `10 ε` of the whole energy, so the squared error is within about `2e-4` of
+/// the optimum. Smaller errors are solved for in `f64`.
+const LEAST_LEFT_OUT: f64 = 5e-3;
+
+/// The solution for every rank up to the one asked for.
+///
+/// Energies are in units of the scaled weight and the scaled second moment.
+pub(super) struct Solution<T> {
+    pub(super) up: Mat<T>,
+    pub(super) down: Mat<T>,
+    pub(super) pairs: Eigenpairs,
+    /// How many of the eigenvalues are above rounding.
+    pub(super) determined: usize,
+    pub(super) total_energy: f64,
+    /// The predicted errors on the plain data, relative to the energy beside them.
+    pub(super) relative_errors: Option<(Vec<f64>, f64)>,
+    /// The smallest relative error that can be told from zero.
+    pub(super) resolution: f64,
+}
+
+/// Solves `problem` for every rank up to `max_rank`.
+pub(super) fn solve<T: Scalar>(problem: &Problem<'_, T>, max_rank: usize) -> Result<Solution<T>> {
+    let solver = match choose(problem, max_rank) {
+        Choice::Double(solver) => solver,
+        Choice::Native(form, algorithm, then) => match in_native(problem, form, algorithm, max_rank)? {
+            Some(solution) => return Ok(solution),
+            None => then,
+        },
+    };
+    in_double(problem, solver, max_rank)
+}
+
+/// Solves in the precision of the data; `None` if rounding could decide the result.
+fn in_native<T: Scalar>(
+    problem: &Problem<'_, T>,
+    form: Form,
+    algorithm: Algorithm,
+    max_rank: usize,
+) -> Result<Option<Solution<T>>> {
+    let &Problem { weight, moment, par, .. } = problem;
+    let single = T::EPSILON > f64::EPSILON;
+    let scale = problem.scale();
+    let norms = linalg::squared_column_norms(weight);
+    let rounding = |moment, factors| ROUNDING * T::EPSILON * term_size(&norms, moment, factors) * scale * scale;
+    let mut outputs = None;
+    if form != Form::Weight {
+        outputs = Outputs::new(problem, form, moment, (problem.keep, problem.ridge), &norms)?;
+        if outputs.is_none() {
+            return Ok(None);
+        }
+    }
+    let (matrix, keep, ridge) = match &outputs {
+        Some(outputs) => (outputs.matrix.as_ref(), outputs.keep, outputs.ridge),
+        None => (weight, problem.keep * scale * scale, 0.0),
+    };
+    let noise = rounding(moment, (problem.keep, problem.ridge));
+    let operator = GramOperator::new(matrix, weight, (keep, ridge), noise, par);
+    let pairs = match algorithm {
+        Algorithm::BlockLanczos => solver::iterate(&operator, max_rank, par)?,
+        Algorithm::Dense => solver::dense_in_native(&operator, max_rank, par)?,
+        Algorithm::DenseTransposed => transposed_eigenpairs(matrix, keep, noise, max_rank, par)?,
+    };
+    let Some(pairs) = pairs else { return Ok(None) };
+    let total_energy = operator.trace()?;
+    let left_out = total_energy - pairs.values.iter().sum::<f64>();
+    if pairs.numerical_rank() < max_rank || (single && left_out < LEAST_LEFT_OUT * total_energy) {
+        return Ok(None);
+    }
+    let up = linalg::rounded::<T>("the factor `up`", pairs.vectors.as_ref())?;
+    let down = linalg::product(up.transpose(), weight, par)?;
+    if linalg::first_non_finite(down.as_ref()).is_some() {
+        return Err(Error::overflow("the factor `down`"));
+    }
+
+    let mut resolution = (ROUNDING * T::EPSILON).sqrt();
+    let mut relative_errors = None;
+    if let Some(data) = problem.data {
+        let (form, outputs) = match outputs {
+            Some(outputs) => (form, outputs),
+            None => {
+                let form = if data.samples_kept().is_some() { Form::Outputs } else { Form::Root };
+                match Outputs::new(problem, form, data, (1.0, 0.0), &norms)? {
+                    Some(outputs) => (form, outputs),
+                    None => return Ok(None),
+                }
+            }
+        };
+        let captured = if form == Form::Outputs {
+            let kept = linalg::product(outputs.matrix.transpose(), up.as_ref(), par)?;
+            linalg::squared_column_norms(kept.as_ref())
+        } else {
+            let down = linalg::widened(down.as_ref(), scale)?;
+            data.row_forms(down.as_ref(), down.as_ref(), par)?
+        };
+        if outputs.energy > 0.0 {
+            resolution = resolution.max((rounding(data, (1.0, 0.0)) / outputs.energy).sqrt());
+        }
+        let errors = errors_from(&captured, outputs.energy);
+        if single && errors.last().is_some_and(|error| error * error < LEAST_LEFT_OUT) {
+            return Ok(None);
+        }
+        relative_errors = Some((errors, outputs.energy));
+    }
+    Ok(Some(Solution { up, down, determined: max_rank, pairs, total_energy, relative_errors, resolution }))
+}
+
+/// Solves in `f64`, for any statistics, ridge and rank.
+fn in_double<T: Scalar>(problem: &Problem<'_, T>, solver: Solver, max_rank: usize) -> Result<Solution<T>> {
+    let &Problem { moment, keep, ridge, par, .. } = problem;
+    let (m, n) = problem.weight.shape();
+    let weight = linalg::widened(problem.weight, problem.scale())?;
+    let target = problem.regression.as_ref().unwrap_or(&weight);
+    let factor = if problem.paper { &weight } else { target };
+
+    let side = SmallerSide::new(Cow::Borrowed(factor), par)?;
+    let operator = FactoredOperator::new(side.factor(), moment, (keep, ridge), par);
+    let pairs = solver::eigenpairs(&operator, max_rank, solver, par)?;
+    let determined = determined(&pairs, side.factor(), moment, (keep, ridge), par)?;
+    let up = side.directions(&pairs, determined, par)?;
+    let mut down = linalg::product(up.transpose(), target.as_ref(), par)?;
+
+    // A squared error is a difference of energies, so their noise limits what can be resolved.
+    let mut resolution = solver::noise_level(m.max(n)).sqrt();
+    let mut relative_errors = None;
+    if let Some(data) = problem.data {
+        let plain = FactoredOperator::new(weight.as_ref(), data, (1.0, 0.0), par);
+        let same = problem.inputs == Inputs::Data && problem.regression.is_none();
+        let total = if same { operator.data_trace()? } else { plain.data_trace()? };
+        if total > 0.0 {
+            resolution = resolution.max((plain.noise() / total).sqrt());
+        }
+        let mut captured = data.row_forms(down.as_ref(), down.as_ref(), par)?;
+        if problem.regression.is_some() {
+            // For a target `R`: `uᵀ (2 R S Wᵀ − R S Rᵀ) u`.
+            let reference = linalg::product(up.transpose(), weight.as_ref(), par)?;
+            let cross = data.row_forms(down.as_ref(), reference.as_ref(), par)?;
+            captured.iter_mut().zip(cross).for_each(|(own, cross)| *own = 2.0 * cross - *own);
+        }
+        relative_errors = Some((errors_from(&captured, total), total));
+    }
+    down *= faer::Scale(power_of_two(problem.weight_exponent));
+    Ok(Solution {
+        up: linalg::rounded("the factor `up`", up.as_ref())?,
+        down: linalg::rounded("the factor `down`", down.as_ref())?,
+        total_energy: operator.trace()?,
+        pairs,
+        determined,
+        relative_errors,
+        resolution,
+    })
+}
+
+/// The smaller side of a factor `F`: with `F = Q R`, the eigenvectors of `F S Fᵀ` are `Q` times
+/// those of `R S Rᵀ`.
+pub(super) struct SmallerSide<'a> {
+    basis: Option<Mat<f64>>,
+    factor: Cow<'a, Mat<f64>>,
+}
+
+impl<'a> SmallerSide<'a> {
+    pub(super) fn new(factor: Cow<'a, Mat<f64>>, par: Par) -> Result<Self> {
+        if factor.nrows() <= factor.ncols() {
+            return Ok(Self { basis: None, factor });
+        }
+        let (basis, triangle) = linalg::thin_qr(factor.into_owned(), par)?;
+        Ok(Self { basis: Some(basis), factor: Cow::Owned(triangle) })
+    }
+
+    /// `F`, or `R` if `F` is tall.
+    pub(super) fn factor(&self) -> MatRef<'_, f64> {
+        self.factor.as_ref().as_ref()
+    }
+
+    /// The eigenvectors of `F S Fᵀ`, one column for each of `pairs`.
+    ///
+    /// Those past the first `determined` are replaced by the directions that the factor itself
+    /// weighs most, the limit of a ridge that goes to zero.
+    pub(super) fn directions(&self, pairs: &Eigenpairs, determined: usize, par: Par) -> Result<Mat<f64>> {
+        let count = pairs.values.len();
+        let vectors = if determined < count {
+            let kept = pairs.vectors.as_ref().subcols(0, determined);
+            Cow::Owned(solver::complete_basis(kept, self.factor(), count, par)?)
+        } else {
+            Cow::Borrowed(&pairs.vectors)
+        };
+        let mut up = match &self.basis {
+            Some(basis) => linalg::product(basis.as_ref(), vectors.as_ref().as_ref(), par)?,
+            None => vectors.into_owned(),
+        };
+        solver::fix_signs(&mut up);
+        Ok(up)
+    }
+}
+
+/// The eigenpairs of `keep · Z Zᵀ` from those of `keep · Zᵀ Z`.
+fn transposed_eigenpairs<T: Scalar>(
+    outputs: MatRef<'_, T>,
+    keep: f64,
+    noise: f64,
+    count: usize,
+    par: Par,
+) -> Result<Option<Eigenpairs>> {
+    let transposed = outputs.transpose();
+    let operator = GramOperator::new(transposed, transposed, (keep, 0.0), noise, par);
+    let Some(mut pairs) = solver::dense_in_native(&operator, count, par)? else { return Ok(None) };
+    let right = linalg::rounded::<T>("the eigenvectors", pairs.vectors.as_ref())?;
+    let mut left = linalg::product(outputs, right.as_ref(), par)?;
+    // Columns of about unit length do not underflow when they are orthonormalized.
+    for (column, value) in left.as_mut().col_iter_mut().zip(&pairs.values) {
+        let factor = T::from_f64((keep / value.max(f64::MIN_POSITIVE)).sqrt());
+        column.iter_mut().for_each(|entry| *entry *= factor);
+    }
+    let wide = linalg::widened(left.as_ref(), 1.0)?;
+    drop(left);
+    if linalg::first_non_finite(wide.as_ref()).is_some() {
+        return Ok(None);
+    }
+    pairs.vectors = linalg::orthonormalized(wide, par)?;
+    solver::fix_signs(&mut pairs.vectors);
+    Ok(Some(pairs))
+}
+
+/// How many of the eigenvalues are above rounding.
+///
+/// Statistics in single precision have a rounding of their own in each direction: that of
+/// `uᵀ F S Fᵀ u` is in proportion to `Σ_j (Fᵀu)_j² S_jj`.
+fn determined<T: Scalar>(
+    pairs: &Eigenpairs,
+    factor: MatRef<'_, f64>,
+    moment: &Moment<'_, T>,
+    factors: (f64, f64),
+    par: Par,
+) -> Result<usize> {
+    let rounding = moment.rounding();
+    if rounding == 0.0 {
+        return Ok(pairs.numerical_rank());
+    }
+    let rows = linalg::product(factor.transpose(), pairs.vectors.as_ref(), par)?;
+    let stands_out = |(value, row): &(&f64, faer::ColRef<'_, f64>)| {
+        let squares: Vec<f64> = row.iter().map(|x| x * x).collect();
+        **value > rounding * term_size(&squares, moment, factors)
+    };
+    Ok(pairs.values.iter().zip(rows.col_iter()).take_while(stands_out).count())
+}
+
+/// `√(1 − Σ_{i≤k} capturedᵢ / total)` for every `k` from 1.
+///
+/// Zero if there is nothing to lose. Infinite if the original outputs do not vary and those of the
+/// replacement do, which the paper's and the exact ridge can cause.
+pub(super) fn errors_from(captured: &[f64], total: f64) -> Vec<f64> {
+    let mut rest = total;
+    let error = |captured: &f64| {
+        rest -= captured;
+        match total > 0.0 {
+            true => (rest / total).max(0.0).sqrt(),
+            false if rest > 0.0 => f64::INFINITY,
+            false => 0.0,
+        }
+    };
+    captured.iter().map(error).collect()
+}

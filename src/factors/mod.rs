@@ -1,0 +1,8 @@
+//! What a compressed layer can be.
+
+mod low_rank;
+mod pruned;
+
+pub use self::low_rank::LowRankLinear;
+pub use self::pruned::PrunedLinear;
+pub(crate) use self::pruned::Side;
