@@ -157,9 +157,9 @@ fn check_compressor<T: Scalar>(
     let difference = (&weight - weight_of(two.layer())).norm_l2() / weight.norm_l2();
     let [a, b] = [&one, &two].map(|compressed| compressed.report().relative_error().unwrap());
     let size = (case.layer.in_features() + case.layer.out_features()) as f64;
-    println!("{what}: {} threads differ by {difference:.1e}, errors by {:.1e}", one.report().solver(), (a - b).abs());
+    println!("{what}: {} threads differ by {difference:.1e}, errors by {:.1e}", one.report().solver, (a - b).abs());
     // An iteration stops within this of the optimal energy; single precision decides within its own.
-    let energy = match one.report().solver().starts_with("block Lanczos") {
+    let energy = match one.report().solver.starts_with("block Lanczos") {
         true if T::EPSILON > f64::EPSILON => 5e-5,
         true => 1e-12,
         false => 0.0,
@@ -196,7 +196,7 @@ fn check_compressors<T: Scalar>() {
             check(&format!("paper, {solver:?}"), &|threads| with(Dalr::paper(3.0), threads));
         }
         check("svd+bc", &|threads| Box::new(TruncatedSvd::new().with_bias_correction(true).with_threads(threads)));
-        for ridge in [Ridge::None, Ridge::Anchored(0.1), Ridge::Exact(3.0)] {
+        for ridge in [Ridge::None, Ridge::Relative(0.1), Ridge::Exact(3.0)] {
             check(&format!("{ridge:?}"), &|threads| Box::new(Dalr::new().with_ridge(ridge).with_threads(threads)));
         }
     }
@@ -230,7 +230,7 @@ fn check_choices<T: Scalar>() {
     for (samples, form) in [(150, "samples"), (750, "scatter")] {
         let case = Case::<T>::new((176, 168, samples), 12);
         let (stats, held_out) = (case.stats(form), Case::<T>::new((176, 168, 97), 12).stats("samples"));
-        let candidates = [Ridge::None, Ridge::Shrinkage, Ridge::Anchored(0.1), Ridge::Anchored(1.0)];
+        let candidates = [Ridge::None, Ridge::Shrinkage, Ridge::Relative(0.1), Ridge::Relative(1.0)];
         let ridge = || select_ridge(&case.layer, &stats, &held_out, Rank::Fixed(12), &candidates).unwrap();
         let first = ridge();
         assert!((1..RUNS).all(|_| ridge() == first));

@@ -234,8 +234,8 @@ fn ranks() {
 fn methods() {
     let (layer, stats) = problem();
     for (ridge, shown) in [
-        (Ridge::Anchored(-1.0), "-1"),
-        (Ridge::Anchored(f64::NAN), "NaN"),
+        (Ridge::Relative(-1.0), "-1"),
+        (Ridge::Relative(f64::NAN), "NaN"),
         (Ridge::Paper(f64::INFINITY), "inf"),
         (Ridge::Exact(-0.5), "-0.5"),
     ] {

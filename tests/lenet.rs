@@ -129,7 +129,7 @@ fn a_handful_of_samples_does_no_harm() {
     let layer = &network.dense[0];
     let held_out = |method: &dyn LowRankCompressor<f32>| {
         let compressed = method.compress(layer, &few, Rank::Fixed(16)).unwrap();
-        let warned = compressed.report().warnings().contains(&Warning::FewSamples { samples: 8.0, inputs: 400 });
+        let warned = compressed.report().warnings.contains(&Warning::FewSamples { samples: 8.0, inputs: 400 });
         (relative_output_error(layer, &compressed.layer().to_linear().unwrap(), &test).unwrap(), warned)
     };
     let (dalr, warned) = held_out(&Dalr::new());

@@ -56,7 +56,7 @@ fn check_shape<T: Scalar>(m: usize, n: usize, samples: usize, most: f64) {
         worst = worst.max(peak as f64 / involved as f64);
         assert!(peak as f64 <= most * involved as f64, "{m} × {n}, {what}: {peak} bytes, {involved} involved");
     };
-    let ridges = [Ridge::None, Ridge::Shrinkage, Ridge::Anchored(0.1), Ridge::Paper(1.0), Ridge::Exact(1.0)];
+    let ridges = [Ridge::None, Ridge::Shrinkage, Ridge::Relative(0.1), Ridge::Paper(1.0), Ridge::Exact(1.0)];
     for ridge in ridges {
         check(&format!("{ridge:?}"), &|| {
             let decomposition = Dalr::new().with_ridge(ridge).decompose(&layer, &stats, rank).unwrap();

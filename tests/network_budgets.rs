@@ -33,7 +33,7 @@ fn energy_alone_is_worth_a_warning_where_it_decides() {
     ] {
         for (strategy, by_energy) in [(Strategy::Energy, true), (Strategy::Uniform, false)] {
             let plan = plan(budget, strategy, &layers);
-            let warned = plan.report().warnings().contains(&NetworkWarning::EnergyAlone);
+            let warned = plan.report().warnings.contains(&NetworkWarning::EnergyAlone);
             assert_eq!(warned, decides && by_energy, "{budget}");
         }
     }
@@ -51,7 +51,7 @@ fn gaps_are_worth_a_warning_where_they_are_to_be_small() {
         assert!((plan.lower_bound() - 0.75 * (1.0 - 28.0 / 32.0)).abs() < 1e-12);
     }
     let share = |plan: &Plan| {
-        plan.report().warnings().iter().find_map(|warning| match warning {
+        plan.report().warnings.iter().find_map(|warning| match warning {
             NetworkWarning::Gap { share } => Some(*share),
             _ => None,
         })

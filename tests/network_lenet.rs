@@ -70,7 +70,7 @@ const TEST: (usize, usize) = (400, 797);
 
 #[test]
 fn the_search_compresses_both_layers_within_one_per_cent_and_further_with_dalr() {
-    let share = |report: &NetworkReport| report.parameters_after() as f64 / report.parameters_before() as f64;
+    let share = |report: &NetworkReport| report.parameters_after as f64 / report.parameters_before as f64;
     let mut shares = Vec::new();
     for (name, lenet) in [("dalr", Lenet::new(&Dalr::new())), ("svd", Lenet::new(&TruncatedSvd::new()))] {
         let (path, report, evaluations) = lenet.search();
@@ -122,6 +122,6 @@ fn sensitivities_of_a_real_network_share_a_budget() {
         plan.choices(),
         accuracies[1]
     );
-    assert!(plan.report().parameters_after() as f64 <= 0.1 * plan.report().parameters_before() as f64);
+    assert!(plan.report().parameters_after as f64 <= 0.1 * plan.report().parameters_before as f64);
     assert!(accuracies[1] >= accuracies[0] - 0.01, "{accuracies:?}");
 }

@@ -140,10 +140,10 @@ fn one_down_wins_where_layers_look_at_the_same_and_loses_where_they_do_not() {
             let report = plan.report();
             match budget {
                 Budget::TotalError(error) => assert!(report.total_error().unwrap() <= error * (1.0 + 1e-12)),
-                _ => assert!(report.parameters_after() as f64 <= 0.48 * report.parameters_before() as f64),
+                _ => assert!(report.parameters_after as f64 <= 0.48 * report.parameters_before as f64),
             }
             if let Some(rank) = shared(&plan) {
-                assert_eq!(report.parameters_after(), joint.profile().parameters(rank));
+                assert_eq!(report.parameters_after, joint.profile().parameters(rank));
                 let loss = |index| joint.profile().loss(index, rank).unwrap();
                 assert_eq!(report.layers()[1].relative_error(), Some(loss(1).sqrt()));
                 assert!(report.to_string().contains(&format!("{rank} (shared, group 0)")), "{report}");

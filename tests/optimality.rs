@@ -114,7 +114,7 @@ impl Contest {
 /// The uncentred objective, `‖W X − C X‖²`, and with ridges `tr (W − C)(κ S + λ I)(W − C)ᵀ`, with or without the mean.
 #[test]
 fn nothing_beats_an_anchored_solve() {
-    let ridges = [Ridge::None, Ridge::Anchored(0.05), Ridge::Anchored(3.0), Ridge::Shrinkage];
+    let ridges = [Ridge::None, Ridge::Relative(0.05), Ridge::Relative(3.0), Ridge::Shrinkage];
     for ridge in ridges {
         for centred in [false, true] {
             let mut contest = Contest::default();
@@ -124,8 +124,8 @@ fn nothing_beats_an_anchored_solve() {
                 let compressed = problem.compress(Dalr::new().with_ridge(ridge).with_bias_correction(centred));
                 let plain = problem.root(centred, (1.0, 0.0));
                 let mean = plain.squared_norm_l2() / problem.layer.in_features() as f64;
-                let strengths = match (ridge, compressed.report().shrinkage()) {
-                    (Ridge::Anchored(ratio), _) => (1.0, ratio * mean),
+                let strengths = match (ridge, compressed.report().shrinkage) {
+                    (Ridge::Relative(ratio), _) => (1.0, ratio * mean),
                     (_, Some(rho)) => ((1.0 - rho).max(2_f64.powi(-36)), rho * mean),
                     _ => (1.0, 0.0),
                 };

@@ -91,7 +91,7 @@ fn compare(
     let energy = |index: usize| values.get(index).map_or(0.0, |value| value * value);
     let size = layer.weight().squared_norm_l2() * root.squared_norm_l2();
     let rounding = size.max(f64::MIN_POSITIVE) * m.max(n) as f64 * f64::EPSILON;
-    let at = format!("{at}, {name}: {}", decomposition.truncate(1).unwrap().report().solver());
+    let at = format!("{at}, {name}: {}", decomposition.truncate(1).unwrap().report().solver);
     let total: f64 = values.iter().map(|value| value * value).sum();
     worst.take((decomposition.total_energy() - total).abs() / rounding, &at);
     // Block Lanczos may miss 4e-12 of what is left out.
@@ -106,7 +106,7 @@ fn compare(
         let low = weight_of(compressed.layer());
         let error = ((layer.weight() - &low) * root).squared_norm_l2();
         worst.take((error - tail).abs() / rounding, format!("{at}, error at {rank}"));
-        if stats.samples() > 0 && total > 1e6 * rounding && compressed.report().shrinkage().is_none() {
+        if stats.samples() > 0 && total > 1e6 * rounding && compressed.report().shrinkage.is_none() {
             let predicted = compressed.report().relative_error().unwrap();
             worst.take((predicted * predicted * total - tail).abs() / rounding, format!("{at}, certificate at {rank}"));
         }
@@ -166,7 +166,7 @@ fn both_agree_on_random_weighted_problems() {
 
         let layer = Linear::new(weight, None).unwrap();
         for centred in [false, true] {
-            for ridge in [Ridge::None, Ridge::Anchored(0.3), Ridge::Shrinkage] {
+            for ridge in [Ridge::None, Ridge::Relative(0.3), Ridge::Shrinkage] {
                 let (root, moment_trace) = root_of(&inputs, &counts, centred);
                 // One sample less its mean is rounding, and to the library zero.
                 if moment_trace <= 1e-26 * inputs.squared_norm_l2() {
@@ -177,9 +177,9 @@ fn both_agree_on_random_weighted_problems() {
                 let rank = if round % 3 == 0 { rank.div_ceil(6) } else { rank };
                 let dalr = Dalr::new().with_ridge(ridge).with_bias_correction(centred).with_solver(solver);
                 let decomposition = dalr.decompose(&layer, &statistics, rank).unwrap();
-                let shrinkage = decomposition.truncate(1).unwrap().report().shrinkage();
+                let shrinkage = decomposition.truncate(1).unwrap().report().shrinkage;
                 let (keep, anchor) = match (ridge, shrinkage) {
-                    (Ridge::Anchored(ratio), _) => (1.0, ratio),
+                    (Ridge::Relative(ratio), _) => (1.0, ratio),
                     // What is kept even then lets the data decide ties.
                     (_, Some(rho)) => ((1.0 - rho).max(2_f64.powi(-36)), 1.0 - (1.0 - rho).max(2_f64.powi(-36))),
                     _ => (1.0, 0.0),

@@ -67,7 +67,7 @@ fn single_precision_reaches_the_optimum_and_certifies_it() {
         let (weight, inputs) = problem(m, n, p);
         let layer = Linear::new(weight.clone(), Some(Col::zeros(m))).unwrap();
         let stats = stats(inputs.as_ref());
-        for ridge in [Ridge::None, Ridge::Shrinkage, Ridge::Anchored(1e-2)] {
+        for ridge in [Ridge::None, Ridge::Shrinkage, Ridge::Relative(1e-2)] {
             let name = format!("{m} × {n}, {p}, {ridge:?}");
             let method = Dalr::new().with_ridge(ridge);
             let solved = method.decompose(&layer, &stats, rank).unwrap();

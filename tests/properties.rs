@@ -33,7 +33,7 @@ fn anchored() -> impl Strategy<Value = Ridge> {
     prop_oneof![
         Just(Ridge::None),
         Just(Ridge::Shrinkage),
-        (-8.0..8.0_f64).prop_map(|exponent| Ridge::Anchored(10_f64.powf(exponent))),
+        (-8.0..8.0_f64).prop_map(|exponent| Ridge::Relative(10_f64.powf(exponent))),
     ]
 }
 
@@ -46,8 +46,8 @@ fn slack(problem: &Problem, anchor: f64) -> f64 {
 
 /// `λ` over the mean second moment of an input. Full shrinkage keeps `2⁻³⁶` of the data.
 fn anchor_of(ridge: Ridge, report: &Report) -> f64 {
-    match (ridge, report.shrinkage()) {
-        (Ridge::Anchored(ratio), _) => ratio,
+    match (ridge, report.shrinkage) {
+        (Ridge::Relative(ratio), _) => ratio,
         (_, Some(rho)) => rho / (1.0 - rho).max(2_f64.powi(-36)),
         _ => 0.0,
     }
@@ -317,5 +317,5 @@ fn the_absolute_ridges_can_be_worse_than_svd() {
     let svd = error(&TruncatedSvd::new());
     assert!(error(&Dalr::paper(100.0)) > 1.2 * svd);
     assert!(error(&Dalr::new().with_ridge(Ridge::Exact(100.0))) > 1.2 * svd);
-    assert!(error(&Dalr::new().with_ridge(Ridge::Anchored(100.0))) <= svd);
+    assert!(error(&Dalr::new().with_ridge(Ridge::Relative(100.0))) <= svd);
 }

@@ -227,7 +227,7 @@ fn objectives(problem: &Aligned, data_scale: f64) -> Vec<Objective> {
         Objective { name: "none", method: Box::new(dalr(Ridge::None)), data: 1.0, ridge: 0.0, shrinking: false },
         Objective {
             name: "anchored",
-            method: Box::new(dalr(Ridge::Anchored(0.1))),
+            method: Box::new(dalr(Ridge::Relative(0.1))),
             data: 1.0,
             ridge: 0.1 * mean,
             shrinking: false,
@@ -330,7 +330,7 @@ fn check_compressors<T: Scalar>(problem: &Aligned, solver: Solver, scales: (f64,
                 objective.name,
                 scales.0,
                 scales.1,
-                compressed.report().solver()
+                compressed.report().solver
             );
             assert!(excess.is_finite() && off.is_finite(), "{at}");
             // Nothing of that rank is better, either.

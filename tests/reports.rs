@@ -17,7 +17,7 @@ fn layer(outputs: usize, inputs: usize, bias: Option<Col<f64>>) -> Linear<f64> {
 fn as_many_samples_as_inputs_are_not_few() {
     for (samples, few) in [(4, true), (5, false), (6, false)] {
         let compressed = Dalr::new().compress(&layer(3, 5, None), &stats(samples, 5), Rank::Fixed(1)).unwrap();
-        let warned = compressed.report().warnings().iter().any(|w| matches!(w, Warning::FewSamples { .. }));
+        let warned = compressed.report().warnings.iter().any(|w| matches!(w, Warning::FewSamples { .. }));
         assert_eq!(warned, few, "{samples}");
     }
 }
@@ -32,7 +32,7 @@ fn methods_are_named_after_ridge_and_bias() {
         (Ridge::Exact(1.0), true, "dalr-exact+bc"),
         (Ridge::None, false, "dalr"),
         (Ridge::Shrinkage, true, "dalr"),
-        (Ridge::Anchored(1.0), true, "dalr"),
+        (Ridge::Relative(1.0), true, "dalr"),
     ] {
         let method = Dalr::new().with_ridge(ridge).with_bias_correction(correct);
         let decomposition = method.decompose(&layer, &stats, 2).unwrap();
@@ -54,7 +54,7 @@ fn the_resolution_of_an_error_is_rounding_in_the_terms_that_cancel() {
     for ridge in [Ridge::None, Ridge::Exact(0.0)] {
         let method = Dalr::new().with_ridge(ridge).with_bias_correction(false);
         let compressed = method.compress(&layer, &stats, Rank::Fixed(1)).unwrap();
-        let found = compressed.report().warnings().iter().find_map(|warning| match warning {
+        let found = compressed.report().warnings.iter().find_map(|warning| match warning {
             Warning::BelowResolution { resolution } => Some(*resolution),
             _ => None,
         });

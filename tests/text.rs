@@ -21,7 +21,7 @@ fn configuration_is_read_as_it_is_printed() {
     check(Rank::RelativeError(1e-7), "error:0.0000001");
     check(Ridge::None, "none");
     check(Ridge::Shrinkage, "shrinkage");
-    check(Ridge::Anchored(0.03), "anchored:0.03");
+    check(Ridge::Relative(0.03), "relative:0.03");
     check(Ridge::Paper(1000.0), "paper:1000");
     check(Ridge::Exact(0.5), "exact:0.5");
     check(Solver::Auto, "auto");
@@ -33,7 +33,7 @@ fn configuration_is_read_as_it_is_printed() {
 
 #[test]
 fn other_text_is_refused_with_what_can_be_read() {
-    for text in ["", "0.4", "-1", "ratio", "ratio:", "ratio:x", "Ratio:0.4", "error:0.1:2", "64 ", "anchored:0.1"] {
+    for text in ["", "0.4", "-1", "ratio", "ratio:", "ratio:x", "Ratio:0.4", "error:0.1:2", "64 ", "relative:0.1"] {
         let error = text.parse::<Rank>().unwrap_err();
         assert!(matches!(&error, Error::Text { found, .. } if found == text), "{error}");
     }

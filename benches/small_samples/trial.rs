@@ -14,7 +14,7 @@ pub const RANKS: [f64; 3] = [0.1, 0.25, 0.5];
 
 /// What `select_ridge` chooses from.
 pub const CANDIDATES: [Ridge; 5] =
-    [Ridge::Shrinkage, Ridge::Anchored(0.1), Ridge::Anchored(1.0), Ridge::Anchored(10.0), Ridge::Anchored(100.0)];
+    [Ridge::Shrinkage, Ridge::Relative(0.1), Ridge::Relative(1.0), Ridge::Relative(10.0), Ridge::Relative(100.0)];
 
 /// Layers that read the same input, and samples of it.
 pub struct Site {

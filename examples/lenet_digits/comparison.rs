@@ -73,7 +73,7 @@ impl Solutions {
         Ok(match self {
             Self::LowRank(decomposition) => {
                 let compressed = decomposition.truncate(rank)?;
-                let warnings = compressed.report().warnings().iter().map(ToString::to_string).collect();
+                let warnings = compressed.report().warnings.iter().map(ToString::to_string).collect();
                 (Layer::LowRank(compressed.into_layer()), warnings)
             }
             Self::Pruning(pruning) => (Layer::Pruned(pruning.inputs(layer, stats, rank)?), Vec::new()),

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use dalr::{Linear, LowRankLinear, PrunedLinear, Result};
+use dalr::factors::PrunedLinear;
+use dalr::{Linear, LowRankLinear, Result};
 use faer::{Col, Mat, MatRef};
 use safetensors::{Dtype, SafeTensors};
 

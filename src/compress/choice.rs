@@ -47,12 +47,12 @@ pub(super) enum Algorithm {
 }
 
 /// How a problem is solved.
-#[derive(Clone, Copy, PartialEq, Debug)]
-pub(super) enum Choice {
-    /// In the precision of the data, and as by `Double` if rounding could decide the result.
-    Native(Form, Algorithm, Solver),
-    /// In `f64`, multiplying by `R`, `S` and `Rᵀ` in turn, on the smaller side of the weight.
-    Double(Solver),
+pub(super) struct Choice {
+    /// First in the precision of the data, where that is cheaper.
+    pub(super) native: Option<(Form, Algorithm)>,
+    /// Then in `f64`, unless rounding could not decide the result. This multiplies by `R`, `S` and
+    /// `Rᵀ` in turn, on the smaller side of the weight.
+    pub(super) solver: Solver,
 }
 
 /// The cheapest way to solve `problem` up to `max_rank`.
@@ -68,7 +68,7 @@ pub(super) fn choose<T: Scalar>(problem: &Problem<'_, T>, max_rank: usize) -> Ch
         && data > 0.0
         && !(single && data < LEAST_DATA * (data + ridges));
     if !possible {
-        return Choice::Double(solver);
+        return Choice { native: None, solver };
     }
     let forced = problem.solver == Solver::BlockLanczos;
     let limit = match (forced, single) {
@@ -76,10 +76,7 @@ pub(super) fn choose<T: Scalar>(problem: &Problem<'_, T>, max_rank: usize) -> Ch
         (false, true) => auto::DOUBLE * double.cost,
         (false, false) => double.cost,
     };
-    match shape.cheapest_native(max_rank, single, forced, limit) {
-        Some((form, algorithm)) => Choice::Native(form, algorithm, solver),
-        None => Choice::Double(solver),
-    }
+    Choice { native: shape.cheapest_native(max_rank, single, forced, limit), solver }
 }
 
 /// The numbers that a choice depends on.

@@ -118,3 +118,6 @@ pub trait LowRankCompressor<T: Scalar> {
         self.compress_with(layer, calibration.into(), rank)
     }
 }
+
+#[cfg(test)]
+mod tests;

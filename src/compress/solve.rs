@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use faer::{Mat, MatRef};
 
-use super::choice::{Algorithm, Choice, Form, choose};
+use super::choice::{Algorithm, Form, choose};
 use super::form::{FactoredOperator, GramOperator, Outputs, term_size};
 use super::problem::{Inputs, Problem};
 use crate::covariance::Moment;
@@ -42,18 +42,17 @@ pub(super) struct Solution<T> {
 
 /// Solves `problem` for every rank up to `max_rank`.
 pub(super) fn solve<T: Scalar>(problem: &Problem<'_, T>, max_rank: usize) -> Result<Solution<T>> {
-    let solver = match choose(problem, max_rank) {
-        Choice::Double(solver) => solver,
-        Choice::Native(form, algorithm, then) => match in_native(problem, form, algorithm, max_rank)? {
-            Some(solution) => return Ok(solution),
-            None => then,
-        },
-    };
-    in_double(problem, solver, max_rank)
+    let choice = choose(problem, max_rank);
+    if let Some((form, algorithm)) = choice.native
+        && let Some(solution) = in_native(problem, form, algorithm, max_rank)?
+    {
+        return Ok(solution);
+    }
+    in_double(problem, choice.solver, max_rank)
 }
 
 /// Solves in the precision of the data; `None` if rounding could decide the result.
-fn in_native<T: Scalar>(
+pub(super) fn in_native<T: Scalar>(
     problem: &Problem<'_, T>,
     form: Form,
     algorithm: Algorithm,
@@ -215,7 +214,7 @@ impl<'a> SmallerSide<'a> {
 }
 
 /// The eigenpairs of `keep · Z Zᵀ` from those of `keep · Zᵀ Z`.
-fn transposed_eigenpairs<T: Scalar>(
+pub(super) fn transposed_eigenpairs<T: Scalar>(
     outputs: MatRef<'_, T>,
     keep: f64,
     noise: f64,

@@ -133,7 +133,7 @@ impl Method {
             0 => None,
             1 | 2 => Some(Ridge::None),
             3 | 4 => Some(Ridge::Shrinkage),
-            5 => Some(Ridge::Anchored(strength(rng))),
+            5 => Some(Ridge::Relative(strength(rng))),
             6 => Some(Ridge::Paper(strength(rng))),
             _ => Some(Ridge::Exact(strength(rng))),
         };
@@ -158,7 +158,7 @@ impl Method {
     }
 
     fn corrects(&self, has_bias: bool) -> bool {
-        let automatic = has_bias && matches!(self.ridge, Some(Ridge::None | Ridge::Shrinkage | Ridge::Anchored(_)));
+        let automatic = has_bias && matches!(self.ridge, Some(Ridge::None | Ridge::Shrinkage | Ridge::Relative(_)));
         self.correct.unwrap_or(automatic)
     }
 }
@@ -231,9 +231,9 @@ fn case<T: Scalar>(rng: &mut StdRng) {
     let slack = measured.rounding * (1.0 + error * error) + 2.0 * found * measured.storage + measured.storage.powi(2);
     assert!((predicted * predicted - found * found).abs() <= slack, "{}", context());
 
-    let anchor = match (method.ridge, compressed.report().shrinkage()) {
+    let anchor = match (method.ridge, compressed.report().shrinkage) {
         (Some(Ridge::None), _) => 0.0,
-        (Some(Ridge::Anchored(ratio)), _) => ratio,
+        (Some(Ridge::Relative(ratio)), _) => ratio,
         (Some(Ridge::Shrinkage), Some(rho)) => rho / (1.0 - rho).max(2_f64.powi(-36)),
         _ => return,
     };

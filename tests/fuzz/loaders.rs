@@ -172,7 +172,7 @@ fn configuration() {
     let mut stats = ActivationStats::new(5);
     stats.update(Mat::from_fn(9, 5, |i, j| ((i * 7 + j * 5) % 11) as f64).as_ref()).unwrap();
     let report = Dalr::new().compress(&layer, &stats, Rank::Fixed(3)).unwrap().report().clone();
-    let dalr = Dalr::new().with_ridge(Ridge::Anchored(0.5)).with_bias_correction(true).with_threads(1);
+    let dalr = Dalr::new().with_ridge(Ridge::Relative(0.5)).with_bias_correction(true).with_threads(1);
     let good = [
         serde_json::to_string(&dalr).unwrap(),
         serde_json::to_string(&TruncatedSvd::new()).unwrap(),
