@@ -64,11 +64,11 @@ impl<T: Scalar> PsdOperator<f64> for OutputOperator<'_, T> {
             + self.moment.quantum() * linalg::squared_norm(self.factor)
     }
 
-    fn work(&self) -> f64 {
+    fn macs(&self) -> f64 {
         2.0 * linalg::macs(self.factor.nrows(), self.factor.ncols(), 1) + self.moment.work()
     }
 
-    fn assembly_work(&self) -> f64 {
+    fn assembly_macs(&self) -> f64 {
         let dimension = self.factor.nrows() as f64;
         let inputs = self.moment.samples_kept().unwrap_or(self.factor.ncols()) as f64;
         let ridge = if self.ridge > 0.0 { self.factor.ncols() as f64 } else { 0.0 };
@@ -256,7 +256,7 @@ mod tests {
         let (kept, collapsed) = (stats(5, 12), stats(400, 12));
         let prices = |moment: &Moment<'_, f32>, ridge: f64| {
             let operator = OutputOperator::new(factor.as_ref(), moment, (1.0, ridge), 1);
-            (operator.work(), operator.assembly_work())
+            (operator.macs(), operator.assembly_macs())
         };
         let (kept, collapsed) = (Moment::of(&kept, true)?, Moment::of(&collapsed, true)?);
         assert_eq!(prices(&kept, 0.0), (2.0 * 84.0 + 120.0, 7.0 * (12.0 * 5.0 + 7.0 * 5.0 / 2.0)));

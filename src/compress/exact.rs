@@ -37,13 +37,13 @@ pub(super) fn solve<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Result<So
     };
     let factor = factor.as_ref().as_ref();
     let operator = OutputOperator::new(factor, moment, (keep, ridge), par);
-    let pairs = solver::top_eigenpairs(&operator, max_rank, problem.solver, par)?;
+    let pairs = solver::solve(&operator, max_rank, problem.solver, par)?;
     let determined = determined(&pairs, factor, moment, (keep, ridge), par)?;
     let vectors = if determined < max_rank {
-        let kept = pairs.vectors().subcols(0, determined);
+        let kept = pairs.vectors.as_ref().subcols(0, determined);
         Cow::Owned(solver::complete_basis(kept, factor, max_rank, par)?)
     } else {
-        Cow::Borrowed(pairs.as_mat())
+        Cow::Borrowed(&pairs.vectors)
     };
     let mut up = match &basis {
         Some(basis) => linalg::product(basis.as_ref(), vectors.as_ref().as_ref(), par)?,
@@ -99,12 +99,12 @@ fn determined<T: Scalar>(
     if rounding == 0.0 {
         return Ok(pairs.numerical_rank());
     }
-    let rows = linalg::product(factor.transpose(), pairs.vectors(), par)?;
+    let rows = linalg::product(factor.transpose(), pairs.vectors.as_ref(), par)?;
     let stands_out = |(value, row): &(&f64, faer::ColRef<'_, f64>)| {
         let squares: Vec<f64> = row.iter().map(|x| x * x).collect();
         **value > rounding * term_size(&squares, moment, (keep, ridge))
     };
-    Ok(pairs.values().iter().zip(rows.col_iter()).take_while(stands_out).count())
+    Ok(pairs.values.iter().zip(rows.col_iter()).take_while(stands_out).count())
 }
 
 /// What each dimension takes off the squared error on the data: `uᵢᵀ W S Wᵀ uᵢ` when `W` itself is projected, and

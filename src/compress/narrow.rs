@@ -7,7 +7,7 @@ use super::weighted::{Objective, Solution, Task, relative_errors};
 use crate::covariance::Moment;
 use crate::linalg::{self, BlockStructure, Par};
 use crate::operator::{self, GramOperator};
-use crate::solver::{self, Eigenpairs, PsdOperator, Solver, cost};
+use crate::solver::{self, Eigenpairs, PsdOperator, Solver, auto as cost};
 use crate::{Error, Result, Scalar};
 
 /// Rounding in an energy, as a multiple of `ε` and of the terms that add up to it.
@@ -105,17 +105,17 @@ pub(super) fn solve<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Result<Op
     let noise = rounding(moment, (task.keep, task.ridge));
     let operator = GramOperator::new(outputs, weight, (keep, ridge), noise, par);
     let solved = match way {
-        Way::Lanczos => solver::iterate(&operator, max_rank, par)?,
-        Way::Outputs => solver::narrow_dense(&operator, max_rank, par)?,
+        Way::Lanczos => solver::block_lanczos(&operator, max_rank, par)?,
+        Way::Outputs => solver::dense_native(&operator, max_rank, par)?,
         Way::Inputs => from_inputs(outputs, keep, noise, max_rank, par)?,
     };
     let Some(pairs) = solved else { return Ok(None) };
     let total_energy = operator.trace()?;
-    let captured: f64 = pairs.values().iter().sum();
+    let captured: f64 = pairs.values.iter().sum();
     if pairs.numerical_rank() < max_rank || (narrow && total_energy - captured < LEAST_LEFT * total_energy) {
         return Ok(None);
     }
-    let up = linalg::rounded::<T>("the factor `up`", pairs.vectors())?;
+    let up = linalg::rounded::<T>("the factor `up`", pairs.vectors.as_ref())?;
     let down = linalg::product(up.transpose(), weight, par)?;
     if linalg::first_non_finite(down.as_ref()).is_some() {
         return Err(Error::overflow("the factor `down`"));
@@ -196,11 +196,11 @@ fn from_inputs<T: Scalar>(
 ) -> Result<Option<Eigenpairs>> {
     let transposed = outputs.transpose();
     let operator = GramOperator::new(transposed, transposed, (keep, 0.0), noise, par);
-    let Some(pairs) = solver::narrow_dense(&operator, count, par)? else { return Ok(None) };
-    let right = linalg::rounded::<T>("the eigenvectors", pairs.vectors())?;
+    let Some(pairs) = solver::dense_native(&operator, count, par)? else { return Ok(None) };
+    let right = linalg::rounded::<T>("the eigenvectors", pairs.vectors.as_ref())?;
     let mut left = linalg::product(outputs, right.as_ref(), par)?;
     // Columns of about unit length: nothing underflows when these are made orthonormal.
-    for (column, value) in left.as_mut().col_iter_mut().zip(pairs.values()) {
+    for (column, value) in left.as_mut().col_iter_mut().zip(&pairs.values) {
         let factor = T::from_f64((keep / value.max(f64::MIN_POSITIVE)).sqrt());
         column.iter_mut().for_each(|entry| *entry *= factor);
     }

@@ -108,13 +108,13 @@ impl Problem {
             None => exact::solve(&task, max_rank)?,
         };
         let energy = power_of_two(moment.exponent()) * power_of_two(2 * weight_exponent);
-        let energies: Vec<f64> = solution.pairs.values().iter().map(|value| value * energy).collect();
+        let energies: Vec<f64> = solution.pairs.values.iter().map(|value| value * energy).collect();
         let total_energy = solution.total_energy * energy;
         if !(total_energy.is_finite() && energies.iter().all(|energy| energy.is_finite())) {
             return Err(Error::overflow("the energy of the outputs"));
         }
         let total = solution.total_energy.max(f64::MIN_POSITIVE);
-        let shares = solution.pairs.values().iter().map(|value| value / total).collect();
+        let shares = solution.pairs.values.iter().map(|value| value / total).collect();
         let down = solution.down;
         let correction =
             corrected.then(|| BiasCorrection::new(layer.weight(), layer.bias(), down.as_ref(), &stats.mean_or_zero()));
@@ -132,7 +132,7 @@ impl Problem {
                 samples: stats.samples(),
                 shrinkage,
                 solver: solution.pairs.to_string(),
-                residual: solution.pairs.residual(),
+                residual: solution.pairs.residual,
                 warnings: self.warnings(stats, data.as_ref(), &solution.pairs),
                 shape: (m, n),
                 biases: (layer.bias().is_some(), corrected || layer.bias().is_some()),
@@ -154,8 +154,8 @@ impl Problem {
         if uses_data && samples < stats.features() as f64 {
             warnings.push(Warning::FewSamples { samples, inputs: stats.features() });
         }
-        if pairs.is_fallback() {
-            warnings.push(Warning::SolverFallback { solver: pairs.solver().into() });
+        if pairs.fallback {
+            warnings.push(Warning::SolverFallback { solver: pairs.solver.into() });
         }
         if data.is_some_and(|data| data.trace() == 0.0) {
             warnings.push(Warning::NoVariation);
