@@ -181,7 +181,7 @@ impl<'a, T: Scalar> OperatorProblem<'a, T> {
                 return Err(Error::out_of_range("the ridge", "to be finite and not negative".into(), ridge));
             }
 
-            let pairs = solver::eigenpairs(operator, max_rank, self.solver, par)?;
+            let pairs = solver::solve(operator, max_rank, self.solver, par)?;
             let determined = pairs.numerical_rank().min(max_rank);
             let up = side.directions(&pairs, determined, par)?;
             let weight = linalg::widened(layer.weight(), power_of_two(-exponent))?;

@@ -3,7 +3,7 @@
 use faer::{Mat, MatRef};
 
 use crate::covariance::Moment;
-use crate::linalg::{self, Par, Tridiagonal};
+use crate::linalg::{self, Par};
 use crate::{Error, Result, Scalar};
 
 /// `R = W S (S + λI)⁻¹`, outputs × inputs: the minimiser of `‖W X − R X‖² + λ‖R‖²`, for `S = X Xᵀ`.
@@ -51,10 +51,9 @@ fn solve_shifted(matrix: Mat<f64>, lambda: f64, right: Mat<f64>, (rounding, par)
             return Ok(solution);
         }
     }
-    for algorithm in [Tridiagonal::DivideAndConquer, Tridiagonal::QrIteration] {
-        let Some((values, vectors)) = linalg::symmetric_eigen(matrix.as_ref(), algorithm, par)? else {
-            continue;
-        };
+    // Singular pairs of a semidefinite matrix are its eigenpairs.
+    for algorithm in [linalg::symmetric_eigen, linalg::left_singular] {
+        let Some((values, vectors)) = algorithm(matrix.as_ref(), par)? else { continue };
         let mut coordinates = linalg::product(vectors.transpose(), right.as_ref(), par)?;
         for mut column in coordinates.as_mut().col_iter_mut() {
             for (index, value) in values.iter().enumerate() {
@@ -63,7 +62,7 @@ fn solve_shifted(matrix: Mat<f64>, lambda: f64, right: Mat<f64>, (rounding, par)
         }
         return linalg::product(vectors.as_ref(), coordinates.as_ref(), par);
     }
-    Err(Error::no_convergence(dimension, "divide and conquer, QR iteration".into()))
+    Err(Error::no_convergence(dimension, "divide and conquer, singular value decomposition".into()))
 }
 
 #[cfg(test)]

@@ -77,8 +77,8 @@ pub(super) fn in_native<T: Scalar>(
     let noise = rounding(moment, (problem.keep, problem.ridge));
     let operator = GramOperator::new(matrix, weight, (keep, ridge), noise, par);
     let pairs = match algorithm {
-        Algorithm::BlockLanczos => solver::iterate(&operator, max_rank, par)?,
-        Algorithm::Dense => solver::dense_in_native(&operator, max_rank, par)?,
+        Algorithm::BlockLanczos => solver::block_lanczos(&operator, max_rank, par)?,
+        Algorithm::Dense => solver::dense_native(&operator, max_rank, par)?,
         Algorithm::DenseTransposed => transposed_eigenpairs(matrix, keep, noise, max_rank, par)?,
     };
     let Some(pairs) = pairs else { return Ok(None) };
@@ -135,7 +135,7 @@ fn in_double<T: Scalar>(problem: &Problem<'_, T>, solver: Solver, max_rank: usiz
 
     let side = SmallerSide::new(Cow::Borrowed(factor), par)?;
     let operator = FactoredOperator::new(side.factor(), moment, (keep, ridge), par);
-    let pairs = solver::eigenpairs(&operator, max_rank, solver, par)?;
+    let pairs = solver::solve(&operator, max_rank, solver, par)?;
     let determined = determined(&pairs, side.factor(), moment, (keep, ridge), par)?;
     let up = side.directions(&pairs, determined, par)?;
     let mut down = linalg::product(up.transpose(), target.as_ref(), par)?;
@@ -223,7 +223,7 @@ pub(super) fn transposed_eigenpairs<T: Scalar>(
 ) -> Result<Option<Eigenpairs>> {
     let transposed = outputs.transpose();
     let operator = GramOperator::new(transposed, transposed, (keep, 0.0), noise, par);
-    let Some(mut pairs) = solver::dense_in_native(&operator, count, par)? else { return Ok(None) };
+    let Some(pairs) = solver::dense_native(&operator, count, par)? else { return Ok(None) };
     let right = linalg::rounded::<T>("the eigenvectors", pairs.vectors.as_ref())?;
     let mut left = linalg::product(outputs, right.as_ref(), par)?;
     // Columns of about unit length do not underflow when they are orthonormalized.
@@ -236,9 +236,7 @@ pub(super) fn transposed_eigenpairs<T: Scalar>(
     if linalg::first_non_finite(wide.as_ref()).is_some() {
         return Ok(None);
     }
-    pairs.vectors = linalg::orthonormalized(wide, par)?;
-    solver::fix_signs(&mut pairs.vectors);
-    Ok(Some(pairs))
+    Ok(Some(pairs.with_vectors(linalg::orthonormalized(wide, par)?)))
 }
 
 /// How many of the eigenvalues are above rounding.

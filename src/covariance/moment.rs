@@ -4,7 +4,7 @@ use faer::{Mat, MatRef};
 
 use super::samples::Centre;
 use super::{ActivationStats, Form, Samples};
-use crate::linalg::{self, Par, SplitMix64, Tridiagonal, even_exponent, power_of_two};
+use crate::linalg::{self, Par, SplitMix64, even_exponent, power_of_two};
 use crate::{Result, Scalar};
 
 /// Variances this far below the squared mean of their input are rounding noise of a constant: `(2⁻⁴⁴)²`.
@@ -294,7 +294,7 @@ impl<'a, T: Scalar> Moment<'a, T> {
             return Ok(None);
         }
         let dense = self.scaled(par)?;
-        let pairs = linalg::symmetric_eigen(dense.as_ref(), Tridiagonal::DivideAndConquer, par)?;
+        let pairs = linalg::symmetric_eigen(dense.as_ref(), par)?;
         Ok(pairs.map(|(_, vectors)| vectors.subcols(self.features - count, count).to_owned()))
     }
 

@@ -2,9 +2,9 @@
 
 use faer::dyn_stack::MemStack;
 use faer::linalg::cholesky::llt;
-use faer::linalg::svd::{self, ComputeSvdVectors};
+use faer::linalg::svd::{self, ComputeSvdVectors, SvdParams};
 use faer::linalg::{triangular_inverse, triangular_solve};
-use faer::{Mat, MatRef, Spec};
+use faer::{Auto, Mat, MatRef, Spec};
 
 use super::kernels::workspace;
 use super::memory::{rounded, widened, zeros};
@@ -19,38 +19,29 @@ pub(crate) fn thin_qr<T: Scalar>(matrix: Mat<T>, par: Par) -> Result<(Mat<T>, Ma
     T::thin_qr(matrix, par)
 }
 
-/// The algorithm that diagonalises the tridiagonal form.
-#[derive(Clone, Copy)]
-pub enum Tridiagonal {
-    /// Cuppen's divide and conquer, the fast one.
-    DivideAndConquer,
-    /// Implicit QR.
-    QrIteration,
-}
-
 /// Eigenvalues (or singular values) and their vectors, one per column.
 pub(crate) type Pairs<T> = (Vec<f64>, Mat<T>);
 
 /// Eigenvalues, ascending, and eigenvectors of a symmetric matrix, of which the lower triangle is
-/// read.
+/// read, by divide and conquer, which ends in implicit QR on small matrices.
 ///
 /// `None` if the iteration does not converge or the matrix is not finite: on a NaN faer's
 /// iteration runs for some `30 d²` rounds.
-pub(crate) fn symmetric_eigen<T: Scalar>(
-    matrix: MatRef<'_, T>,
-    algorithm: Tridiagonal,
-    par: Par,
-) -> Result<Option<Pairs<T>>> {
+pub(crate) fn symmetric_eigen<T: Scalar>(matrix: MatRef<'_, T>, par: Par) -> Result<Option<Pairs<T>>> {
     if first_non_finite(matrix).is_some() {
         return Ok(None);
     }
     let dimension = matrix.nrows();
     let par = threads_for(par, macs(dimension, dimension, dimension));
-    let pairs = T::symmetric_eigen(matrix, algorithm, par)?;
+    let pairs = T::symmetric_eigen(matrix, par)?;
     Ok(pairs.map(|(values, vectors)| (values.into_iter().map(T::to_f64).collect(), vectors)))
 }
 
-/// Singular values, descending, and left singular vectors of a square matrix.
+/// Singular values, descending, and left singular vectors of a square matrix, by implicit QR on the
+/// bidiagonal form.
+///
+/// faer's divide and conquer for this form shares its root finder with the one behind
+/// [`symmetric_eigen`]. A fallback for that function must not fail with it.
 ///
 /// `None` if the iteration does not converge or the matrix is not finite.
 pub(crate) fn left_singular(matrix: MatRef<'_, f64>, par: Par) -> Result<Option<Pairs<f64>>> {
@@ -59,7 +50,9 @@ pub(crate) fn left_singular(matrix: MatRef<'_, f64>, par: Par) -> Result<Option<
     }
     let size = matrix.nrows();
     let par = threads_for(par, macs(size, size, size));
-    let params = Spec::default();
+    let mut params = <SvdParams as Auto<f64>>::auto();
+    params.recursion_threshold = usize::MAX;
+    let params = params.into();
     let (left, right) = (ComputeSvdVectors::Thin, ComputeSvdVectors::No);
     let mut buffer = workspace(svd::svd_scratch::<f64>(size, size, left, right, par, params))?;
     let mut values = faer::diag::Diag::<f64>::zeros(size);

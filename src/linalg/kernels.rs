@@ -1,13 +1,12 @@
 //! faer's generic routines, compiled here for `f32` and `f64` and nowhere else.
 
 use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
-use faer::linalg::evd::{self, ComputeEigenvectors, SelfAdjointEvdParams};
+use faer::linalg::evd::{self, ComputeEigenvectors};
 use faer::linalg::householder;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::linalg::qr::no_pivoting::factor as qr;
-use faer::{Accum, Auto, Conj, Mat, MatMut, MatRef, Par, Spec};
+use faer::{Accum, Conj, Mat, MatMut, MatRef, Par, Spec};
 
-use super::Tridiagonal;
 use super::memory::{out_of_memory, zeros};
 use crate::Result;
 
@@ -45,11 +44,7 @@ pub trait Kernels: Sized {
 
     /// Eigenvalues, ascending, and eigenvectors of a finite symmetric matrix, of which the lower
     /// triangle is read. `None` if the iteration does not converge.
-    fn symmetric_eigen(
-        matrix: MatRef<'_, Self>,
-        algorithm: Tridiagonal,
-        par: Par,
-    ) -> Result<Option<(Vec<Self>, Mat<Self>)>>;
+    fn symmetric_eigen(matrix: MatRef<'_, Self>, par: Par) -> Result<Option<(Vec<Self>, Mat<Self>)>>;
 }
 
 macro_rules! compile_kernels {
@@ -114,17 +109,9 @@ macro_rules! compile_kernels {
             }
 
             #[inline(never)]
-            fn symmetric_eigen(
-                matrix: MatRef<'_, Self>,
-                algorithm: Tridiagonal,
-                par: Par,
-            ) -> Result<Option<(Vec<Self>, Mat<Self>)>> {
+            fn symmetric_eigen(matrix: MatRef<'_, Self>, par: Par) -> Result<Option<(Vec<Self>, Mat<Self>)>> {
                 let dimension = matrix.nrows();
-                let mut params = <SelfAdjointEvdParams as Auto<Self>>::auto();
-                if let Tridiagonal::QrIteration = algorithm {
-                    params.recursion_threshold = usize::MAX;
-                }
-                let params = params.into();
+                let params = Spec::default();
                 let mut buffer =
                     workspace(evd::self_adjoint_evd_scratch::<Self>(dimension, ComputeEigenvectors::Yes, par, params))?;
                 let mut values = faer::diag::Diag::<Self>::zeros(dimension);

@@ -19,25 +19,25 @@ pub(crate) fn zeros<T: Scalar>(rows: usize, columns: usize) -> Result<Mat<T>> {
     Ok(matrix)
 }
 
-/// A copy of `source` in `f64`, times `factor`.
-pub(crate) fn widened<T: Scalar>(source: MatRef<'_, T>, factor: f64) -> Result<Mat<f64>> {
-    let mut copy = zeros(source.nrows(), source.ncols())?;
+/// A copy of `source` in another precision, times `factor`.
+pub(crate) fn converted<T: Scalar, P: Scalar>(source: MatRef<'_, T>, factor: f64) -> Result<Mat<P>> {
+    let mut copy = zeros::<P>(source.nrows(), source.ncols())?;
     for (to, from) in copy.as_mut().col_iter_mut().zip(source.col_iter()) {
         for (to, from) in to.iter_mut().zip(from.iter()) {
-            *to = from.to_f64() * factor;
+            *to = P::from_f64(from.to_f64() * factor);
         }
     }
     Ok(copy)
 }
 
+/// A copy of `source` in `f64`, times `factor`.
+pub(crate) fn widened<T: Scalar>(source: MatRef<'_, T>, factor: f64) -> Result<Mat<f64>> {
+    converted(source, factor)
+}
+
 /// A copy of `source` rounded to `T`, or an error if an entry leaves the range of `T`.
 pub(crate) fn rounded<T: Scalar>(what: &'static str, source: MatRef<'_, f64>) -> Result<Mat<T>> {
-    let mut copy = zeros(source.nrows(), source.ncols())?;
-    for (to, from) in copy.as_mut().col_iter_mut().zip(source.col_iter()) {
-        for (to, &from) in to.iter_mut().zip(from.iter()) {
-            *to = T::from_f64(from);
-        }
-    }
+    let copy = converted::<f64, T>(source, 1.0)?;
     match first_non_finite(copy.as_ref()) {
         Some(_) => Err(Error::overflow(what)),
         None => Ok(copy),

@@ -1,12 +1,14 @@
-//! An operator whose plain numbers were looked at once and stay what they were.
+//! An operator with a dimension and a noise that are valid and do not change.
 
 use faer::{Mat, MatMut, MatRef};
 
 use super::PsdOperator;
 use crate::{Error, Result, Scalar};
 
-/// A user's operator as the solvers see it: sizes of buffers follow from its dimension, and a comparison with a noise that is no number
-/// would pass whatever is compared, so neither may be wrong, nor change from one call to the next.
+/// A user's operator as the solvers see it.
+///
+/// The solvers size their buffers by the dimension, and compare with the noise. A comparison with
+/// NaN would accept everything, so both are read and validated once.
 pub(super) struct Checked<'a, T> {
     operator: &'a dyn PsdOperator<T>,
     dimension: usize,
@@ -47,8 +49,8 @@ impl<T: Scalar> PsdOperator<T> for Checked<'_, T> {
         self.operator.macs()
     }
 
-    fn assembly_work(&self) -> f64 {
-        self.operator.assembly_work()
+    fn assembly_macs(&self) -> f64 {
+        self.operator.assembly_macs()
     }
 
     fn assemble(&self) -> Result<Mat<T>> {

@@ -1,13 +1,15 @@
-//! Completing a basis when the data determine fewer directions than asked for.
+//! Completion of a basis if the data determine fewer directions than requested.
 
 use faer::{Mat, MatMut, MatRef};
 
-use super::{PsdOperator, Solver, top_eigenpairs};
+use super::{PsdOperator, Solver};
 use crate::Result;
 use crate::linalg::{self, Par, even_exponent, power_of_two};
 
-/// `P F Fᵀ P + P` with `P = I − U Uᵀ`: its leading eigenvectors are orthogonal to `U` and, among those, the leading left
-/// singular vectors of `P F`; the eigenvalue of `U` itself is zero, below all others.
+/// `P F Fᵀ P + P` with `P = I − U Uᵀ`.
+///
+/// Its leading eigenvectors are the leading left singular vectors of `P F`, orthogonal to `U`. The
+/// eigenvalue of `U` is zero, below all others.
 struct Complement {
     matrix: Mat<f64>,
     par: Par,
@@ -32,10 +34,10 @@ impl PsdOperator<f64> for Complement {
     }
 }
 
-/// Extends orthonormal columns to `count` by the leading left singular vectors of `(I − UUᵀ) F`.
+/// Extends orthonormal columns `U` to `count` by the leading left singular vectors of `(I − UUᵀ) F`.
 ///
-/// That is where the solution of the anchored problem goes as its ridge goes to zero: directions that the
-/// data leave open are filled with what plain truncated SVD would keep.
+/// This is the limit of the solution with a relative ridge as the ridge goes to zero. In null
+/// directions of the data, the result is that of plain truncated SVD.
 pub(crate) fn complete_basis(
     basis: MatRef<'_, f64>,
     factor: MatRef<'_, f64>,
@@ -51,26 +53,27 @@ pub(crate) fn complete_basis(
     let rest = outside(basis, factor, par)?;
     let mut matrix = linalg::zeros(dimension, dimension)?;
     linalg::add_symmetric_product(matrix.as_mut(), 1.0, rest.as_ref(), rest.transpose(), par);
-    // Lifting the complement by about the size of an entry keeps it clear of U, which stays at zero.
+    // The summand `P`, as large as an entry of `P F`, separates the complement from `U`.
     linalg::add_symmetric_product(matrix.as_mut(), -1.0, basis, basis.transpose(), par);
     for i in 0..dimension {
         matrix[(i, i)] += 1.0;
     }
     linalg::mirror_lower(&mut matrix);
     let complement = Complement { matrix, par };
-    let pairs = top_eigenpairs(&complement, count - have, Solver::Auto, par)?;
+    let pairs = super::solve(&complement, count - have, Solver::Auto, par)?;
     let mut added = completed.as_mut().subcols_mut(have, count - have);
-    added.copy_from(pairs.vectors());
-    // Orthogonal to U up to the solver's residual; after this, up to rounding.
+    added.copy_from(&pairs.vectors);
+    // Orthogonal to `U` up to the solver's residual so far.
     linalg::project_out(added, basis, par)?;
     Ok(completed)
 }
 
-/// `(I − UUᵀ) F` up to a factor, orthogonal to `U` by the measure of its own size; zero where nothing but rounding is left.
+/// `(I − UUᵀ) F` up to a factor, orthogonal to `U` relative to its own size; zero if only rounding is
+/// left.
 fn outside(basis: MatRef<'_, f64>, factor: MatRef<'_, f64>, par: Par) -> Result<Mat<f64>> {
     let mut rest = unit_size(factor)?;
     let mut size = linalg::squared_norm(rest.as_ref());
-    // A projection that takes away little has left little of `U`.
+    // A projection that removes little leaves little of `U`.
     for _ in 0..8 {
         linalg::project_out(rest.as_mut(), basis, par)?;
         let left = linalg::squared_norm(rest.as_ref());
@@ -93,15 +96,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_left_of_a_factor_is_orthogonal_by_its_own_measure() -> Result<()> {
-        // Four thousandths of a factor of a thousand entries lie outside: one projection leaves hundreds of roundings of what is left.
+    fn the_rest_of_a_factor_is_orthogonal_relative_to_its_own_size() -> Result<()> {
+        // Four thousandths of the factor lie outside. One projection leaves hundreds of rounding errors
+        // relative to this rest.
         let entry = |i: usize, j: usize| ((i * 31 + j * 17 + i * j) % 23) as f64 / 11.0 - 1.0;
-        let basis = linalg::thin_qr(Mat::from_fn(50, 1, |i, _| entry(i, 5)), 1)?.0;
+        let basis = linalg::thin_qr(Mat::from_fn(50, 1, |i, _| entry(i, 5)), Par::Seq)?.0;
         let inside = Mat::from_fn(1, 20, |_, j| 7.0 + entry(3, j));
         let factor = &basis * inside + Mat::from_fn(50, 20, |i, j| 4e-3 * entry(i, j));
-        let rest = outside(basis.as_ref(), factor.as_ref(), 1)?;
-        let share = (basis.transpose() * &rest).norm_l2() / rest.norm_l2();
-        assert!(rest.norm_l2() > 0.0 && share < 20.0 * f64::EPSILON, "{share:e}");
+        let rest = outside(basis.as_ref(), factor.as_ref(), Par::Seq)?;
+        let inside = (basis.transpose() * &rest).norm_l2() / rest.norm_l2();
+        assert!(rest.norm_l2() > 0.0 && inside < 20.0 * f64::EPSILON, "{inside:e}");
         Ok(())
     }
 }

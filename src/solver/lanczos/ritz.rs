@@ -1,0 +1,120 @@
+//! Eigenpairs of the projected operator, and bounds on their errors.
+
+use faer::Mat;
+
+use super::super::eigenpairs::{Eigenpairs, fix_signs, relative};
+use super::NAME;
+use super::space::{Magnitude, Space};
+use crate::linalg;
+use crate::{Error, Result, Scalar};
+
+/// Eigenpairs of the projected operator, in descending order.
+pub(super) struct Ritz {
+    pub(super) values: Vec<f64>,
+    pub(super) vectors: Mat<f64>,
+}
+
+impl Ritz {
+    /// The energy of the leading `count` pairs.
+    pub(super) fn captured(&self, count: usize) -> f64 {
+        self.values.iter().take(count).map(|value| value.max(0.0)).sum()
+    }
+
+    /// A bound on the energy that the leading `count` Ritz vectors miss.
+    ///
+    /// Each misses at most its residual, and at most its residual squared over the distance to the first
+    /// Ritz value that is left out.
+    pub(super) fn possible_loss(&self, count: usize, residuals: &[f64]) -> f64 {
+        let outside = self.values.get(count).copied().unwrap_or(0.0);
+        let loss = |(value, residual): (&f64, &f64)| {
+            residual * residual / residual.max(value - outside).max(f64::MIN_POSITIVE)
+        };
+        self.values.iter().zip(residuals).map(loss).sum()
+    }
+
+    pub(super) fn require_positive(&self, rounding: f64, magnitude: &Magnitude) -> Result<()> {
+        let (Some(largest), Some(&lowest)) = (self.values.first(), self.values.last()) else { return Ok(()) };
+        if lowest < -(100.0 * rounding * largest.abs() + magnitude.noise) {
+            let found = format!("a negative eigenvalue, {:e}", magnitude.restored(lowest));
+            return Err(Error::invalid_operator(found));
+        }
+        Ok(())
+    }
+}
+
+impl<T: Scalar> Space<T> {
+    /// The eigenpairs of the projected operator, in the precision of the products; `None` if they could
+    /// not be computed.
+    pub(super) fn ritz(&self) -> Result<Option<Ritz>> {
+        let projected = self.projected.as_ref().submatrix(0, 0, self.size, self.size);
+        let projected = linalg::rounded::<T>("the projected operator", projected)?;
+        let Some((values, vectors)) = linalg::symmetric_eigen(projected.as_ref(), self.par)? else { return Ok(None) };
+        if values.iter().any(|value| !value.is_finite()) {
+            return Ok(None);
+        }
+        let vectors = linalg::widened(vectors.as_ref().reverse_cols(), 1.0)?;
+        Ok(Some(Ritz { values: values.into_iter().rev().collect(), vectors }))
+    }
+
+    /// Bounds on `‖H x − θ x‖` of the leading Ritz pairs: the lengths of `directions · coupling` times their
+    /// coordinates.
+    pub(super) fn residual_norms(&self, ritz: &Ritz, count: usize) -> Result<Vec<f64>> {
+        let mut norms = vec![0.0; count];
+        for residual in self.residual.iter().chain(&self.aside) {
+            let directions = linalg::widened(residual.directions.as_ref(), 1.0)?;
+            let directions = directions.as_ref();
+            let gram = linalg::product(directions.transpose(), directions, self.par)?;
+            let coordinates = ritz.vectors.as_ref().submatrix(0, 0, residual.coupling.ncols(), count);
+            let coordinates = linalg::product(residual.coupling.as_ref(), coordinates, self.par)?;
+            let weighted = linalg::product(gram.as_ref(), coordinates.as_ref(), self.par)?;
+            for (column, norm) in norms.iter_mut().enumerate() {
+                let terms = coordinates.col(column).iter().zip(weighted.col(column).iter());
+                *norm += terms.map(|(a, b)| a * b).sum::<f64>().max(0.0).sqrt();
+            }
+        }
+        Ok(norms)
+    }
+
+    /// Keeps the leading Ritz vectors as the basis, and the directions outside of it, coupled to them.
+    pub(super) fn restart(&mut self, ritz: &Ritz, keep: usize) -> Result<()> {
+        let coordinates = ritz.vectors.as_ref().subcols(0, keep);
+        for residual in self.residual.iter_mut().chain(&mut self.aside) {
+            let coordinates = coordinates.subrows(0, residual.coupling.ncols());
+            residual.coupling = linalg::product(residual.coupling.as_ref(), coordinates, self.par)?;
+        }
+        let coordinates = linalg::rounded::<T>("the Ritz vectors", coordinates)?;
+        let kept = linalg::product(self.basis(), coordinates.as_ref(), self.par)?;
+        self.basis.as_mut().subcols_mut(0, keep).copy_from(kept);
+        self.projected.fill(0.0);
+        for (index, value) in ritz.values.iter().take(keep).enumerate() {
+            self.projected[(index, index)] = *value;
+        }
+        self.size = keep;
+        Ok(())
+    }
+
+    /// The leading pairs in the operator's own units.
+    pub(super) fn finish(&self, ritz: &Ritz, count: usize) -> Result<Eigenpairs> {
+        let residual = self.residual_norms(ritz, count)?.into_iter().fold(0.0, f64::max);
+        let coordinates = ritz.vectors.as_ref().subcols(0, count);
+        let coordinates = linalg::rounded::<T>("the Ritz vectors", coordinates)?;
+        let vectors = linalg::product(self.basis(), coordinates.as_ref(), self.par)?;
+        // These are orthonormal to the rounding of `T`.
+        let vectors = linalg::widened(vectors.as_ref(), 1.0)?;
+        let mut vectors = linalg::orthonormalized(vectors, self.par)?;
+        fix_signs(&mut vectors);
+        let largest = ritz.values.first().copied().unwrap_or(0.0).max(0.0);
+        Ok(Eigenpairs {
+            values: ritz.values.iter().take(count).map(|value| self.magnitude.restored(value.max(0.0))).collect(),
+            vectors,
+            solver: NAME,
+            fallback: false,
+            steps: self.steps,
+            basis_size: self.size,
+            residual: relative(residual, largest),
+            noise: self
+                .magnitude
+                .restored(self.magnitude.noise.max(T::EPSILON * (self.dimension() as f64).sqrt() * largest)),
+        })
+    }
+}

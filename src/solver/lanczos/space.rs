@@ -1,0 +1,297 @@
+//! The basis that the iteration grows, and the operator projected on it.
+
+use faer::{Mat, MatMut, MatRef};
+
+use super::super::PsdOperator;
+use super::NAME;
+use crate::linalg::{self, Par, SplitMix64, power_of_two};
+use crate::{Error, Result, Scalar};
+
+/// Largest accepted ratio of the stated trace to the trace that the first products suggest.
+///
+/// The tolerance is relative to the trace, so a trace that is far too large would accept anything.
+/// For an operator of rank one the estimate is `χ²` distributed with as many degrees of freedom as the
+/// block has vectors, 8 at least: it is this far off in one of 10¹¹ cases.
+const TRACE_DOUBT: f64 = 1000.0;
+
+/// A residual of this fraction of the operator's size keeps its digits when it is rescaled.
+const CLEAR: f64 = 1e-3;
+
+/// The operator's size, by its own statement.
+pub(super) struct Magnitude {
+    /// The iteration divides everything it computes by two to this power, an even number.
+    pub(super) exponent: i32,
+    /// The trace, so divided.
+    pub(super) trace: f64,
+    /// The noise, so divided.
+    pub(super) noise: f64,
+}
+
+impl Magnitude {
+    /// The loss of captured energy at which the iteration may stop: a fraction of the energy that is
+    /// left out, rounding, and noise.
+    pub(super) fn allowed(&self, relative: f64, captured: f64, epsilon: f64) -> f64 {
+        relative * (self.trace - captured).max(0.0) + 8.0 * epsilon * self.trace + self.noise
+    }
+
+    /// A number of the divided operator in the operator's own units.
+    pub(super) fn restored(&self, value: f64) -> f64 {
+        value * power_of_two(self.exponent)
+    }
+
+    fn contradicted(&self, found: String) -> Error {
+        let found = format!("a trace of {:e} but {found}", self.restored(self.trace));
+        Error::invalid_operator(found)
+    }
+}
+
+/// An orthonormal basis, the operator projected on it, and the directions in which it must grow.
+pub(super) struct Space<T> {
+    pub(super) basis: Mat<T>,
+    pub(super) size: usize,
+    pub(super) projected: Mat<f64>,
+    /// Directions that enter the basis next.
+    pub(super) residual: Option<Residual<T>>,
+    /// Directions that wait for the end of a verification.
+    pub(super) aside: Option<Residual<T>>,
+    pub(super) products: usize,
+    pub(super) steps: usize,
+    pub(super) magnitude: Magnitude,
+    random: SplitMix64,
+    pub(super) par: Par,
+}
+
+/// Directions outside of the basis `Q` that products lead to:
+/// `H Q = Q (QᵀHQ) + directions · coupling`.
+pub(super) struct Residual<T> {
+    pub(super) directions: Mat<T>,
+    /// One column for each of the first columns of the basis; zero for later ones.
+    pub(super) coupling: Mat<f64>,
+}
+
+impl<T: Scalar> Space<T> {
+    pub(super) fn new(dimension: usize, capacity: usize, magnitude: Magnitude, par: Par) -> Result<Self> {
+        Ok(Self {
+            basis: linalg::zeros(dimension, capacity)?,
+            size: 0,
+            projected: linalg::zeros(capacity, capacity)?,
+            residual: None,
+            aside: None,
+            products: 0,
+            steps: 0,
+            magnitude,
+            random: SplitMix64::new(),
+            par,
+        })
+    }
+
+    pub(super) fn dimension(&self) -> usize {
+        self.basis.nrows()
+    }
+
+    pub(super) fn basis(&self) -> MatRef<'_, T> {
+        self.basis.as_ref().subcols(0, self.size)
+    }
+
+    /// The largest entry on the diagonal of the projected operator.
+    fn scale(&self) -> f64 {
+        (0..self.size).map(|i| self.projected[(i, i)].abs()).fold(0.0, f64::max)
+    }
+
+    /// Adds an orthonormal block, orthogonal to the basis, and its products.
+    pub(super) fn extend(&mut self, operator: &dyn PsdOperator<T>, block: MatRef<'_, T>) -> Result<()> {
+        let range = self.size..self.size + block.ncols();
+        self.basis.as_mut().subcols_mut(range.start, range.len()).copy_from(block);
+        self.size = range.end;
+        let mut product = self.multiply(operator, block)?;
+        let coordinates = linalg::product(self.basis().transpose(), product.as_ref(), self.par)?;
+        for (column, at) in range.clone().enumerate() {
+            for row in 0..self.size {
+                let entry = coordinates[(row, column)].to_f64();
+                self.projected[(row, at)] = entry;
+                self.projected[(at, row)] = entry;
+            }
+        }
+        self.require_symmetric(coordinates.as_ref().subrows(range.start, range.len()))?;
+        if self.steps == 0 {
+            self.require_trace()?;
+        }
+        // Products give both triangles within the block; their mean is symmetric.
+        for column in 0..range.len() {
+            for row in 0..column {
+                let (upper, lower) =
+                    (coordinates[(range.start + row, column)], coordinates[(range.start + column, row)]);
+                let mean = (upper.to_f64() + lower.to_f64()) / 2.0;
+                self.projected[(range.start + row, range.start + column)] = mean;
+                self.projected[(range.start + column, range.start + row)] = mean;
+            }
+        }
+        // Project out of the basis twice; the coordinates of the first time are known.
+        linalg::add_product(product.as_mut(), T::from_f64(-1.0), self.basis(), coordinates.as_ref(), self.par);
+        self.project_out_once(product.as_mut())?;
+        let (start, width) = (range.start, range.len());
+        let coupling = Mat::from_fn(width, range.end, |row, column| f64::from(u8::from(start + row == column)));
+        self.residual = Some(Residual { directions: product, coupling });
+        self.products += width;
+        self.steps += 1;
+        Ok(())
+    }
+
+    /// The operator, divided, times a block of unit vectors.
+    fn multiply(&self, operator: &dyn PsdOperator<T>, block: MatRef<'_, T>) -> Result<Mat<T>> {
+        let mut product = linalg::zeros(self.dimension(), block.ncols())?;
+        if self.magnitude.exponent == 0 {
+            operator.apply(block, product.as_mut())?;
+        } else {
+            // Half before and half after, so that neither leaves the range of `T`.
+            let half = T::from_f64(power_of_two(-self.magnitude.exponent / 2));
+            let mut divided = linalg::zeros(block.nrows(), block.ncols())?;
+            divided.copy_from(block);
+            divided *= faer::Scale(half);
+            operator.apply(divided.as_ref(), product.as_mut())?;
+            product *= faer::Scale(half);
+        }
+        if let Some((row, column)) = linalg::first_non_finite(product.as_ref()) {
+            let found = format!("{} at row {row} of a product", product[(row, column)]);
+            return Err(Error::invalid_operator(found));
+        }
+        // A product of a unit vector is at most as long as the largest eigenvalue, which is at most the
+        // trace.
+        let (largest, size) = (linalg::max_abs(product.as_ref()), &self.magnitude);
+        if largest > 2.0 * size.trace + self.dimension() as f64 * size.noise {
+            return Err(size.contradicted(format!("a product with an entry of {:e}", size.restored(largest))));
+        }
+        Ok(product)
+    }
+
+    pub(super) fn require_trace(&self) -> Result<()> {
+        let dimension = self.dimension() as f64;
+        let seen = self.size as f64 / dimension;
+        let estimate = (0..self.size).map(|i| self.projected[(i, i)]).sum::<f64>().max(0.0) / seen;
+        if self.magnitude.trace > TRACE_DOUBT * estimate + dimension * self.magnitude.noise {
+            return Err(self
+                .magnitude
+                .contradicted(format!("products that suggest {:e}", self.magnitude.restored(estimate))));
+        }
+        Ok(())
+    }
+
+    pub(super) fn require_symmetric(&self, square: MatRef<'_, T>) -> Result<()> {
+        let scale = self.scale().max(linalg::max_abs(square));
+        let bound = 100.0 * self.dimension() as f64 * T::EPSILON * scale + self.magnitude.noise;
+        for column in 0..square.ncols() {
+            for row in 0..column {
+                let difference = (square[(row, column)].to_f64() - square[(column, row)].to_f64()).abs();
+                if difference > bound {
+                    let difference = self.magnitude.restored(difference);
+                    let found = format!("products that differ by {difference:e} from those of its transpose");
+                    return Err(Error::invalid_operator(found));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// `block −= Q Qᵀ block`.
+    pub(super) fn project_out_once(&self, block: MatMut<'_, T>) -> Result<()> {
+        linalg::project_out(block, self.basis(), self.par)
+    }
+
+    /// The same twice, which makes a block of any size orthogonal to the basis up to rounding.
+    fn project_out(&self, mut block: MatMut<'_, T>) -> Result<()> {
+        self.project_out_once(block.as_mut())?;
+        self.project_out_once(block)
+    }
+
+    /// The directions in which the basis must grow, filled up to `width` with random ones.
+    pub(super) fn next_block(&mut self, width: usize) -> Result<Mat<T>> {
+        match self.residual.take() {
+            Some(Residual { directions, .. }) => {
+                let width = width.max(directions.ncols());
+                let room = self.basis.ncols() - self.size;
+                if width > room && self.basis.ncols() < self.dimension() {
+                    // Directions would be lost. An empty block ends the iteration.
+                    return linalg::zeros(self.dimension(), 0);
+                }
+                self.orthonormal(directions, width)
+            }
+            None => self.random_block(width),
+        }
+    }
+
+    pub(super) fn random_block(&mut self, width: usize) -> Result<Mat<T>> {
+        let none = linalg::zeros(self.dimension(), 0)?;
+        self.orthonormal(none, width)
+    }
+
+    /// Number of directions that have not entered the basis yet.
+    pub(super) fn pending(&self) -> usize {
+        self.residual.iter().chain(&self.aside).map(|residual| residual.directions.ncols()).sum()
+    }
+
+    pub(super) fn set_aside(&mut self) {
+        self.aside = self.residual.take();
+    }
+
+    /// Adds the directions that were set aside to those that enter the basis next.
+    pub(super) fn take_back(&mut self) -> Result<()> {
+        let Some(mut aside) = self.aside.take() else { return Ok(()) };
+        self.project_out(aside.directions.as_mut())?;
+        let Some(residual) = self.residual.take() else {
+            self.residual = Some(aside);
+            return Ok(());
+        };
+        let (first, second) = (aside.directions.ncols(), residual.directions.ncols());
+        let mut directions = linalg::zeros(self.dimension(), first + second)?;
+        directions.as_mut().subcols_mut(0, first).copy_from(&aside.directions);
+        directions.as_mut().subcols_mut(first, second).copy_from(&residual.directions);
+        let mut coupling = linalg::zeros(first + second, residual.coupling.ncols())?;
+        coupling.as_mut().submatrix_mut(0, 0, first, aside.coupling.ncols()).copy_from(&aside.coupling);
+        coupling.as_mut().subrows_mut(first, second).copy_from(&residual.coupling);
+        self.residual = Some(Residual { directions, coupling });
+        Ok(())
+    }
+
+    /// An orthonormal block, orthogonal to the basis, that contains the span of `block`.
+    ///
+    /// Random columns replace those that are dependent or only rounding, and add those that are missing
+    /// to `width`.
+    pub(super) fn orthonormal(&mut self, block: Mat<T>, width: usize) -> Result<Mat<T>> {
+        let dimension = self.dimension();
+        let room = self.basis.ncols() - self.size;
+        let width = width.min(room);
+        // The bound on the loss does not contain the columns dropped here: they must be rounding.
+        let mut floor = 0.01 * T::EPSILON * self.scale();
+        let mut columns = linalg::zeros(dimension, width)?;
+        let given = block.ncols().min(width);
+        columns.as_mut().subcols_mut(0, given).copy_from(block.as_ref().subcols(0, given));
+        let mut weak: Vec<usize> = (given..width).collect();
+        // Random columns are independent; a third round has never occurred.
+        for _ in 0..4 {
+            for &column in &weak {
+                for row in 0..dimension {
+                    columns[(row, column)] = T::from_f64(self.random.next());
+                }
+            }
+            if !weak.is_empty() {
+                self.project_out(columns.as_mut())?;
+            }
+            let (orthonormal, lengths) = linalg::orthonormal_columns(columns, self.par)?;
+            columns = orthonormal;
+            weak = lengths.iter().enumerate().filter(|&(_, &length)| length <= floor).map(|(index, _)| index).collect();
+            if weak.is_empty() {
+                // Rescaling a residual also rescales its part inside the basis. That part is large if the
+                // residual was almost zero.
+                if lengths.iter().all(|&length| length > CLEAR * self.scale()) {
+                    self.project_out_once(columns.as_mut())?;
+                } else {
+                    self.project_out(columns.as_mut())?;
+                }
+                let orthonormal = linalg::orthonormal_columns(columns, self.par)?;
+                return Ok(orthonormal.0);
+            }
+            floor = T::EPSILON;
+        }
+        Err(Error::no_convergence(dimension, format!("{NAME}, orthogonalisation")))
+    }
+}
