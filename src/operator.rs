@@ -4,7 +4,7 @@ use core::cell::OnceCell;
 
 use faer::{Mat, MatMut, MatRef};
 
-use crate::covariance::Moment;
+use crate::covariance::SecondMoment;
 use crate::linalg::{self, Par};
 use crate::solver::{self, PsdOperator};
 use crate::{Result, Scalar};
@@ -12,7 +12,7 @@ use crate::{Result, Scalar};
 /// `F (κ S + λ I) Fᵀ` for a factor `F` of shape outputs × inputs and the second moment `S` of the inputs.
 pub(crate) struct OutputOperator<'a, T> {
     factor: MatRef<'a, f64>,
-    moment: &'a Moment<'a, T>,
+    moment: &'a dyn SecondMoment<T>,
     /// `κ`, what shrinkage leaves of `S`.
     keep: f64,
     /// `λ`, in units of the divided `S`.
@@ -22,7 +22,12 @@ pub(crate) struct OutputOperator<'a, T> {
 }
 
 impl<'a, T: Scalar> OutputOperator<'a, T> {
-    pub(crate) fn new(factor: MatRef<'a, f64>, moment: &'a Moment<'a, T>, (keep, ridge): (f64, f64), par: Par) -> Self {
+    pub(crate) fn new(
+        factor: MatRef<'a, f64>,
+        moment: &'a dyn SecondMoment<T>,
+        (keep, ridge): (f64, f64),
+        par: Par,
+    ) -> Self {
         debug_assert_eq!(factor.ncols(), moment.features());
         Self { factor, moment, keep, ridge, par, data_trace: OnceCell::new() }
     }
@@ -65,7 +70,7 @@ impl<T: Scalar> PsdOperator<f64> for OutputOperator<'_, T> {
     }
 
     fn work(&self) -> f64 {
-        2.0 * linalg::macs(self.factor.nrows(), self.factor.ncols(), 1) + self.moment.work()
+        2.0 * linalg::macs(self.factor.nrows(), self.factor.ncols(), 1) + self.moment.macs()
     }
 
     fn assembly_work(&self) -> f64 {
@@ -94,7 +99,7 @@ impl<T: Scalar> PsdOperator<f64> for OutputOperator<'_, T> {
 
 /// `Σ_j ‖F_j‖² (κ S_jj + λ)`, given the squared norms of `F`'s columns: the size of the terms that add up to
 /// `tr F (κ S + λ I) Fᵀ`, however they cancel.
-pub(crate) fn term_size<T: Scalar>(norms: &[f64], moment: &Moment<'_, T>, (keep, ridge): (f64, f64)) -> f64 {
+pub(crate) fn term_size<T: Scalar>(norms: &[f64], moment: &dyn SecondMoment<T>, (keep, ridge): (f64, f64)) -> f64 {
     let weights = moment.diagonal().iter().map(|variance| keep * variance + ridge);
     norms.iter().zip(weights).map(|(norm, weight)| norm * weight).sum()
 }

@@ -6,7 +6,7 @@ use faer::{Mat, MatRef};
 
 use super::projection::ridge_regression;
 use super::weighted::{Objective, Solution, Task, relative_errors};
-use crate::covariance::Moment;
+use crate::covariance::SecondMoment;
 use crate::linalg::power_of_two;
 use crate::linalg::{self, Par};
 use crate::operator::{OutputOperator, term_size};
@@ -91,7 +91,7 @@ pub(super) fn solve<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Result<So
 fn determined<T: Scalar>(
     pairs: &Eigenpairs,
     factor: MatRef<'_, f64>,
-    moment: &Moment<'_, T>,
+    moment: &dyn SecondMoment<T>,
     (keep, ridge): (f64, f64),
     par: Par,
 ) -> Result<usize> {
@@ -110,7 +110,7 @@ fn determined<T: Scalar>(
 /// What each dimension takes off the squared error on the data: `uᵢᵀ W S Wᵀ uᵢ` when `W` itself is projected, and
 /// `uᵢᵀ (2 R S Wᵀ − R S Rᵀ) uᵢ` when it is `R`, with `down = Uᵀ R` and `reference = Uᵀ W`.
 fn captured<T: Scalar>(
-    data: &Moment<'_, T>,
+    data: &dyn SecondMoment<T>,
     down: MatRef<'_, f64>,
     reference: Option<&Mat<f64>>,
     par: Par,

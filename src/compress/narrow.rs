@@ -4,7 +4,7 @@
 use faer::{Mat, MatRef};
 
 use super::weighted::{Objective, Solution, Task, relative_errors};
-use crate::covariance::Moment;
+use crate::covariance::SecondMoment;
 use crate::linalg::{self, BlockStructure, Par};
 use crate::operator::{self, GramOperator};
 use crate::solver::{self, Eigenpairs, PsdOperator, Solver, cost};
@@ -81,7 +81,7 @@ pub(super) fn solve<T: Scalar>(task: &Task<'_, T>, max_rank: usize) -> Result<Op
         samples: moment.samples_kept(),
         by_weight: matches!(problem.objective, Objective::Weight),
         anchored: ridge > 0.0,
-        applying: moment.work(),
+        applying: moment.macs(),
         forced: problem.solver == Solver::BlockLanczos,
     };
     let Some((source, way)) = choose(&shape, max_rank, narrow) else { return Ok(None) };
@@ -158,7 +158,7 @@ impl<T: Scalar> Factor<T> {
     fn new(
         task: &Task<'_, T>,
         source: Source,
-        moment: &Moment<'_, T>,
+        moment: &dyn SecondMoment<T>,
         (keep, ridge): (f64, f64),
         norms: &[f64],
     ) -> Result<Option<Self>> {

@@ -2,7 +2,7 @@
 
 use faer::{Mat, MatRef};
 
-use crate::covariance::Moment;
+use crate::covariance::SecondMoment;
 use crate::linalg::{self, Par, Tridiagonal};
 use crate::{Error, Result, Scalar};
 
@@ -12,7 +12,7 @@ use crate::{Error, Result, Scalar};
 /// formed. Where `λ` drowns in rounding (or is zero) the inverse becomes the pseudo-inverse, its limit.
 pub(super) fn ridge_regression<T: Scalar>(
     weight: MatRef<'_, f64>,
-    moment: &Moment<'_, T>,
+    moment: &dyn SecondMoment<T>,
     lambda: f64,
     par: Par,
 ) -> Result<Mat<f64>> {

@@ -8,7 +8,7 @@ use faer::{Mat, MatRef};
 use super::decomposition::{Decomposition, Facts};
 use super::{exact, narrow};
 use crate::bias::BiasCorrection;
-use crate::covariance::{Moment, intensity};
+use crate::covariance::{SecondMoment, identity, intensity, second_moment};
 use crate::linalg::{self, Par};
 use crate::linalg::{even_exponent, power_of_two};
 use crate::rank;
@@ -65,20 +65,20 @@ impl Problem {
             0 => None,
             _ => {
                 stats.require_squares(corrected)?;
-                Some(Moment::of(stats, corrected)?)
+                Some(second_moment(stats, corrected)?)
             }
         };
-        let identity = Moment::identity(n);
+        let identity = identity(n);
         let uncentred;
-        let moment: &Moment<'_, T> = match (objective, &data) {
+        let moment: &dyn SecondMoment<T> = match (objective, data.as_deref()) {
             (Objective::Anchored(_) | Objective::Shrunk, Some(data)) => data,
             (Objective::Paper(_) | Objective::Exact(_), Some(data)) if !corrected => data,
             (Objective::Paper(_) | Objective::Exact(_), Some(_)) => {
                 stats.require_squares(false)?;
-                uncentred = Moment::of(stats, false)?;
-                &uncentred
+                uncentred = second_moment(stats, false)?;
+                &*uncentred
             }
-            _ => &identity,
+            _ => &*identity,
         };
         let mean_variance = moment.trace() / n as f64;
         let mut shrinkage = None;
@@ -102,7 +102,7 @@ impl Problem {
         }
 
         let task =
-            Task { problem: self, weight: layer.weight(), weight_exponent, moment, data: data.as_ref(), keep, ridge };
+            Task { problem: self, weight: layer.weight(), weight_exponent, moment, data: data.as_deref(), keep, ridge };
         let solution = match narrow::solve(&task, max_rank)? {
             Some(solution) => solution,
             None => exact::solve(&task, max_rank)?,
@@ -133,7 +133,7 @@ impl Problem {
                 shrinkage,
                 solver: solution.pairs.to_string(),
                 residual: solution.pairs.residual(),
-                warnings: self.warnings(stats, data.as_ref(), &solution.pairs),
+                warnings: self.warnings(stats, data.as_deref(), &solution.pairs),
                 shape: (m, n),
                 biases: (layer.bias().is_some(), corrected || layer.bias().is_some()),
                 determined: solution.determined,
@@ -145,7 +145,7 @@ impl Problem {
     fn warnings<T: Scalar>(
         &self,
         stats: &ActivationStats<T>,
-        data: Option<&Moment<'_, T>>,
+        data: Option<&dyn SecondMoment<T>>,
         pairs: &Eigenpairs,
     ) -> Vec<Warning> {
         let mut warnings = Vec::new();
@@ -171,9 +171,9 @@ pub(super) struct Task<'a, T> {
     /// The weight over two to this power has entries near 1.
     pub(super) weight_exponent: i32,
     /// `S`.
-    pub(super) moment: &'a Moment<'a, T>,
+    pub(super) moment: &'a dyn SecondMoment<T>,
     /// The plain data, for the certificate.
-    pub(super) data: Option<&'a Moment<'a, T>>,
+    pub(super) data: Option<&'a dyn SecondMoment<T>>,
     /// `κ`.
     pub(super) keep: f64,
     /// `λ`.
