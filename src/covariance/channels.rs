@@ -158,7 +158,8 @@ mod tests {
     fn the_first_of_equal_extremes_stays() {
         for first in [0.0, -0.0] {
             let mut channels = Channels::starting_at(vec![first]);
-            let batch = Batch { rows: mat![[first], [-first]].as_ref(), weights: None };
+            let rows = mat![[first], [-first]];
+            let batch = Batch { rows: rows.as_ref(), weights: None };
             assert_eq!(channels.observe(batch, 0.0, Par::Seq), 2.0);
             for extreme in [channels.minimum[0], channels.maximum[0]] {
                 assert_eq!((extreme, extreme.is_sign_negative()), (0.0, first.is_sign_negative()));

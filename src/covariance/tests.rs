@@ -54,7 +54,7 @@ fn results_stay_the_same_when_the_form_changes() {
 fn merges_in_both_forms_and_mixed() {
     let mut forms = Vec::new();
     for (first, second) in [(4, 5), (4, 60), (60, 4), (60, 70), (25, 25), (0, 60), (0, 4), (60, 0)] {
-        let rows = batch(first + second, 20, Par::Seq);
+        let rows = batch(first + second, 20, 1);
         let (mut left, mut right) = (ActivationStats::new(20), ActivationStats::new(20));
         if first > 0 {
             left.update(rows.subrows(0, first)).unwrap();
@@ -286,7 +286,7 @@ fn squares_that_overflow_are_those_of_the_span_times_weight_and_inputs() {
     for (rows, features) in [(100, 1), (1, 100), (10, 10)] {
         assert!(matches!(update(rows, features), Err(Error::Overflow { .. })), "{rows} × {features}");
     }
-    assert!(update(10, Par::Seq).is_ok() && update(1, 10).is_ok());
+    assert!(update(10, 1).is_ok() && update(1, 10).is_ok());
 }
 
 /// Thirty samples are in range, sixty are not, in either order.

@@ -28,7 +28,7 @@ fn rounding_noise_of_a_constant_is_exactly_zero() -> Result<()> {
             close(moment.multiply(left.transpose(), Par::Seq)?, applied.clone());
             close(moment.congruence(left.as_ref(), Par::Seq)?, &left * &applied);
             let forms = moment.row_forms(left.as_ref(), other.as_ref(), Par::Seq)?;
-            close(mat![[forms[0], forms[1], forms[2]]], applied.subrows(0, Par::Seq).to_owned());
+            close(mat![[forms[0], forms[1], forms[2]]], applied.subrows(0, 1).to_owned());
             close(mat![[moment.trace_of_square(Par::Seq)?]], mat![[trace * trace]]);
         }
     }
