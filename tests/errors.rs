@@ -127,7 +127,7 @@ fn statistics() {
         stats.merge(&ActivationStats::new(5)),
         "ActivationStats::merge: expected 4 inputs in the statistics to merge, got 5",
     );
-    refused(stats.share_gathering(0.0), "ActivationStats::share_gathering: expected fraction in (0, 1], got 0");
+    refused(stats.fraction_gathering(0.0), "ActivationStats::fraction_gathering: expected fraction in (0, 1], got 0");
     assert_eq!(before, (stats.samples(), stats.mean().unwrap(), stats.covariance().unwrap()));
 
     let mut empty = ActivationStats::<f64>::new(0);
@@ -145,7 +145,7 @@ fn statistics() {
     refused(unfed.max_absolute(), &format!("ActivationStats::max_absolute: {none}"));
     refused(unfed.mean_absolute(), &format!("ActivationStats::mean_absolute: {none}"));
     refused(unfed.activation_rates(), &format!("ActivationStats::activation_rates: {none}"));
-    refused(unfed.share_gathering(0.5), &format!("ActivationStats::share_gathering: {none}"));
+    refused(unfed.fraction_gathering(0.5), &format!("ActivationStats::fraction_gathering: {none}"));
 }
 
 #[test]

@@ -93,7 +93,7 @@ fn certificates_hold_on_real_activations() {
     }
     let rates = stats.activation_rates().unwrap();
     assert!(rates.iter().all(|rate| (0.0..=1.0).contains(rate)));
-    let half = stats.share_gathering(0.5).unwrap();
+    let half = stats.fraction_gathering(0.5).unwrap();
     assert!(half > 0.05 && half < 0.5, "{half}");
     let layer = &network.dense[0];
     let methods: [&dyn LowRankCompressor<f32>; 4] = [

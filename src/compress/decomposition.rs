@@ -6,7 +6,7 @@ use faer::{Col, Mat, MatRef};
 
 use super::{Calibration, Compressed};
 use crate::bias::BiasCorrection;
-use crate::covariance::Moment;
+use crate::covariance::{SecondMoment, identity, second_moment};
 use crate::error::during;
 use crate::linalg::{self, even_exponent, power_of_two};
 use crate::rank::Spectrum;
@@ -167,20 +167,20 @@ impl<T: Scalar> Decomposition<T> {
             }
 
             let factors = (up.as_ref(), down.as_ref());
-            let (errors, total_energy) = squared_errors(layer, factors, &Moment::identity(n))?;
+            let (errors, total_energy) = squared_errors(layer, factors, &*identity(n))?;
             let before = core::iter::once(&total_energy).chain(&errors);
             let energies: Vec<f64> = before.zip(&errors).map(|(before, after)| (before - after).max(0.0)).collect();
             let relative_errors = match stats {
                 None => None,
                 Some(stats) => {
                     stats.require_squares(correct_bias)?;
-                    let data = Moment::of(stats, correct_bias)?;
-                    let (errors, energy) = squared_errors(layer, factors, &data)?;
+                    let data = second_moment(stats, correct_bias)?;
+                    let (errors, energy) = squared_errors(layer, factors, &*data)?;
                     let variance = if correct_bias {
                         energy
                     } else {
                         let nothing = (up.as_ref().subcols(0, 0), down.as_ref().subrows(0, 0));
-                        squared_errors(layer, nothing, &Moment::of(stats, true)?)?.1
+                        squared_errors(layer, nothing, &*second_moment(stats, true)?)?.1
                     };
                     let noise = T::EPSILON * energy;
                     let relative = |error: f64| match error <= noise {
@@ -385,7 +385,7 @@ pub(crate) fn require_energies(energies: &[f64], total: f64) -> Result<()> {
 fn squared_errors<T: Scalar>(
     layer: &Linear<T>,
     (up, down): (MatRef<'_, T>, MatRef<'_, T>),
-    moment: &Moment<'_, T>,
+    moment: &dyn SecondMoment<T>,
 ) -> Result<(Vec<f64>, f64)> {
     let par = linalg::threads(0);
     let exponent = even_exponent(linalg::max_abs(layer.weight()));

@@ -3,7 +3,7 @@
 use faer::{ColRef, Mat, MatRef};
 
 use crate::bias::times;
-use crate::covariance::Moment;
+use crate::covariance::second_moment;
 use crate::error::during;
 use crate::linalg::{self, even_exponent, power_of_two};
 use crate::{ActivationStats, Error, Linear, LowRankLinear, Result, Scalar};
@@ -81,7 +81,7 @@ pub(super) fn output_error<'a, T: Scalar>(
     };
     let mut difference = low;
     faer::zip!(&mut difference, &weight).for_each(|faer::unzip!(low, weight)| *low = weight - *low);
-    let centred = Moment::of(stats, true)?;
+    let centred = second_moment(stats, true)?;
     let spread = power_of_two(centred.exponent());
     let variance = |matrix: &Mat<f64>| {
         let forms = centred.row_forms(matrix.as_ref(), matrix.as_ref(), par)?;

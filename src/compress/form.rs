@@ -6,7 +6,7 @@ use faer::{Mat, MatMut, MatRef};
 
 use super::choice::{Form, LEAST_DATA};
 use super::problem::Problem;
-use crate::covariance::Moment;
+use crate::covariance::SecondMoment;
 use crate::linalg::{self, BlockStructure, Par};
 use crate::solver::{self, PsdOperator};
 use crate::{Result, Scalar};
@@ -14,7 +14,7 @@ use crate::{Result, Scalar};
 /// `F (κ S + λ I) Fᵀ` for a factor `F`, outputs × inputs: multiplies by `Fᵀ`, `S` and `F` in turn.
 pub(super) struct FactoredOperator<'a, T> {
     factor: MatRef<'a, f64>,
-    moment: &'a Moment<'a, T>,
+    moment: &'a dyn SecondMoment<T>,
     /// `κ`.
     keep: f64,
     /// `λ`.
@@ -24,7 +24,12 @@ pub(super) struct FactoredOperator<'a, T> {
 }
 
 impl<'a, T: Scalar> FactoredOperator<'a, T> {
-    pub(super) fn new(factor: MatRef<'a, f64>, moment: &'a Moment<'a, T>, (keep, ridge): (f64, f64), par: Par) -> Self {
+    pub(super) fn new(
+        factor: MatRef<'a, f64>,
+        moment: &'a dyn SecondMoment<T>,
+        (keep, ridge): (f64, f64),
+        par: Par,
+    ) -> Self {
         Self { factor, moment, keep, ridge, par, data_trace: OnceCell::new() }
     }
 
@@ -88,7 +93,7 @@ impl<T: Scalar> PsdOperator<f64> for FactoredOperator<'_, T> {
 /// `Σ_j ‖F_j‖² (κ S_jj + λ)`, given the squared norms of `F`'s columns.
 ///
 /// This is the size of the terms that add up to `tr F (κ S + λ I) Fᵀ`, whether or not they cancel.
-pub(super) fn term_size<T: Scalar>(norms: &[f64], moment: &Moment<'_, T>, (keep, ridge): (f64, f64)) -> f64 {
+pub(super) fn term_size<T: Scalar>(norms: &[f64], moment: &dyn SecondMoment<T>, (keep, ridge): (f64, f64)) -> f64 {
     let weights = moment.diagonal().iter().map(|variance| keep * variance + ridge);
     norms.iter().zip(weights).map(|(norm, weight)| norm * weight).sum()
 }
@@ -177,7 +182,7 @@ impl<T: Scalar> Outputs<T> {
     pub(super) fn new(
         problem: &Problem<'_, T>,
         form: Form,
-        moment: &Moment<'_, T>,
+        moment: &dyn SecondMoment<T>,
         (keep, ridge): (f64, f64),
         norms: &[f64],
     ) -> Result<Option<Self>> {

@@ -18,7 +18,7 @@ use super::decomposition::{Decomposition, Facts};
 use super::regression::ridge_regression;
 use super::{Calibration, solve};
 use crate::bias::{BiasCorrection, times};
-use crate::covariance::{Moment, intensity};
+use crate::covariance::{SecondMoment, identity, intensity, second_moment};
 use crate::linalg::{self, Par, even_exponent, power_of_two};
 use crate::rank;
 use crate::solver::Solver;
@@ -89,7 +89,7 @@ pub(super) struct Problem<'a, T> {
     /// Whether the eigenvectors are those for `W` in place of `R`.
     pub(super) paper: bool,
     /// `S`.
-    pub(super) moment: &'a Moment<'a, T>,
+    pub(super) moment: &'a dyn SecondMoment<T>,
     /// Whether `S = I`.
     pub(super) inputs: Inputs,
     /// `κ`.
@@ -97,7 +97,7 @@ pub(super) struct Problem<'a, T> {
     /// `λ`.
     pub(super) ridge: f64,
     /// The second moment of the plain data, for the predicted error.
-    pub(super) data: Option<&'a Moment<'a, T>>,
+    pub(super) data: Option<&'a dyn SecondMoment<T>>,
     pub(super) solver: Solver,
     pub(super) par: Par,
 }
@@ -134,16 +134,17 @@ impl Statement {
             None => Ok(None),
             Some(stats) => {
                 stats.require_squares(centred)?;
-                Moment::of(stats, centred).map(Some)
+                second_moment(stats, centred).map(Some)
             }
         };
         let data = moment_of(correct_bias)?;
         let other = match (inputs, &data) {
             (Inputs::Data, Some(_)) if self.centred == correct_bias => None,
             (Inputs::Data, _) => moment_of(self.centred)?,
-            (Inputs::Identity, _) => Some(Moment::identity(n)),
+            (Inputs::Identity, _) => Some(identity(n)),
         };
-        let Some(moment) = other.as_ref().or(data.as_ref()) else { return Err(Error::no_samples()) };
+        let data = data.as_deref();
+        let Some(moment) = other.as_deref().or(data) else { return Err(Error::no_samples()) };
 
         let mean_variance = moment.trace() / n as f64;
         let mut shrinkage = None;
@@ -184,7 +185,7 @@ impl Statement {
             inputs,
             keep,
             ridge: if paper { 0.0 } else { ridge },
-            data: data.as_ref(),
+            data,
             solver,
             par,
         };
@@ -199,7 +200,7 @@ impl Statement {
         let total = solution.total_energy.max(f64::MIN_POSITIVE);
         let mut resolution = solution.resolution;
         let mut relative_errors = None;
-        if let (Some((mut errors, energy)), Some(stats), Some(data)) = (solution.relative_errors, stats, &data) {
+        if let (Some((mut errors, energy)), Some(stats), Some(data)) = (solution.relative_errors, stats, data) {
             if !correct_bias {
                 let centred = centred_energy(&problem, layer, stats, data, energy)?;
                 resolution = rescale(&mut errors, resolution, energy, centred);
@@ -216,7 +217,7 @@ impl Statement {
         if solution.pairs.fallback {
             warnings.push(Warning::SolverFallback { solver: solution.pairs.solver.into() });
         }
-        if data.as_ref().is_some_and(|data| data.trace() == 0.0) {
+        if data.is_some_and(|data| data.trace() == 0.0) {
             warnings.push(Warning::NoVariation);
         }
         let correction = stats.filter(|_| correct_bias).map(|stats| {
@@ -254,7 +255,7 @@ fn centred_energy<T: Scalar>(
     problem: &Problem<'_, T>,
     layer: &Linear<T>,
     stats: &ActivationStats<T>,
-    data: &Moment<'_, T>,
+    data: &dyn SecondMoment<T>,
     energy: f64,
 ) -> Result<f64> {
     /// The least fraction of the energy at which a difference keeps enough digits.
@@ -265,7 +266,7 @@ fn centred_energy<T: Scalar>(
     if difference > LEAST_DIFFERENCE * energy {
         return Ok(difference);
     }
-    let centred = Moment::of(stats, true)?;
+    let centred = second_moment(stats, true)?;
     let weight = linalg::widened(layer.weight(), problem.scale())?;
     let forms = centred.row_forms(weight.as_ref(), weight.as_ref(), problem.par)?;
     Ok(forms.iter().sum::<f64>() * power_of_two(centred.exponent() - data.exponent()))

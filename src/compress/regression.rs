@@ -2,7 +2,7 @@
 
 use faer::{Mat, MatRef};
 
-use crate::covariance::Moment;
+use crate::covariance::SecondMoment;
 use crate::linalg::{self, Par};
 use crate::{Error, Result, Scalar};
 
@@ -12,7 +12,7 @@ use crate::{Error, Result, Scalar};
 /// formed. Where `λ` drowns in rounding (or is zero) the inverse becomes the pseudo-inverse, its limit.
 pub(super) fn ridge_regression<T: Scalar>(
     weight: MatRef<'_, f64>,
-    moment: &Moment<'_, T>,
+    moment: &dyn SecondMoment<T>,
     lambda: f64,
     par: Par,
 ) -> Result<Mat<f64>> {
@@ -143,7 +143,7 @@ mod tests {
         samples.col_mut(small).iter_mut().for_each(|x| *x *= 1e-3_f32.sqrt());
         let mut stats = ActivationStats::new(inputs);
         stats.update(samples.as_ref())?;
-        let moment = Moment::of(&stats, false)?;
+        let moment = second_moment(&stats, false)?;
         assert!(moment.rounding() > 0.0);
         let weight = Mat::from_fn(3, inputs, |_, _| random.next());
         let regressed = ridge_regression(weight.as_ref(), &moment, 0.0, 0)?;

@@ -10,7 +10,7 @@ use faer::{Mat, MatRef};
 use super::choice::{Algorithm, Form, choose};
 use super::form::{FactoredOperator, GramOperator, Outputs, term_size};
 use super::problem::{Inputs, Problem};
-use crate::covariance::Moment;
+use crate::covariance::SecondMoment;
 use crate::linalg::{self, Par, power_of_two};
 use crate::solver::{self, Eigenpairs, PsdOperator, Solver};
 use crate::{Error, Result, Scalar};
@@ -246,7 +246,7 @@ pub(super) fn transposed_eigenpairs<T: Scalar>(
 fn determined<T: Scalar>(
     pairs: &Eigenpairs,
     factor: MatRef<'_, f64>,
-    moment: &Moment<'_, T>,
+    moment: &dyn SecondMoment<T>,
     factors: (f64, f64),
     par: Par,
 ) -> Result<usize> {

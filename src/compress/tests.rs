@@ -6,7 +6,7 @@ use super::choice::{Form, choose};
 use super::form::{FactoredOperator, GramOperator, Outputs};
 use super::problem::{Inputs, Problem};
 use super::solve::{Solution, in_native, transposed_eigenpairs};
-use crate::covariance::Moment;
+use crate::covariance::{identity, second_moment};
 use crate::linalg::{self, Par, even_exponent};
 use crate::solver::{PsdOperator, Solver};
 use crate::{ActivationStats, Result, Scalar};
@@ -30,19 +30,19 @@ impl<T: Scalar> Given<T> {
     }
 
     fn with_problem<R>(&self, run: impl FnOnce(&Problem<'_, T>) -> R) -> R {
-        let data = Moment::of(&self.stats, false).unwrap();
-        let identity = Moment::identity(self.stats.features());
+        let data = second_moment(&self.stats, false).unwrap();
+        let unit = identity(self.stats.features());
         let weight = self.weight.as_ref();
         run(&Problem {
             weight,
             weight_exponent: even_exponent(linalg::max_abs(weight)),
             regression: None,
             paper: false,
-            moment: if self.inputs == Inputs::Identity { &identity } else { &data },
+            moment: if self.inputs == Inputs::Identity { &*unit } else { &*data },
             inputs: self.inputs,
             keep: self.keep,
             ridge: self.ridge,
-            data: Some(&data),
+            data: Some(&*data),
             solver: Solver::BlockLanczos,
             par: Par::Seq,
         })
@@ -315,8 +315,8 @@ fn a_factored_operator_applied_equals_it_formed() -> Result<()> {
         let mut stats = ActivationStats::<f64>::new(12);
         stats.update(Mat::from_fn(samples, 12, |i, j| entry(j, i) + 2.0).as_ref())?;
         for centred in [true, false] {
-            let moment = Moment::of(&stats, centred)?;
-            let operator = || FactoredOperator::new(factor.as_ref(), &moment, (0.7, 0.2), Par::Seq);
+            let moment = second_moment(&stats, centred)?;
+            let operator = || FactoredOperator::new(factor.as_ref(), &*moment, (0.7, 0.2), Par::Seq);
             let assembled = operator().assemble()?;
             let mut applied = Mat::zeros(7, 7);
             operator().apply(Mat::identity(7, 7).as_ref(), applied.as_mut())?;
@@ -353,11 +353,11 @@ fn noise_is_rounding_in_every_term() -> Result<()> {
     for samples in [5, 1600] {
         let mut stats = ActivationStats::<f32>::new(inputs);
         stats.update(Mat::from_fn(samples, inputs, |i, j| ((i * 29 + j * 53) % 31) as f32 - 9.0).as_ref())?;
-        let moment = Moment::of(&stats, true)?;
+        let moment = second_moment(&stats, true)?;
         let term = |j: usize| factor.col(j).squared_norm_l2() * (0.7 * moment.diagonal()[j] + 0.2);
         let terms: f64 = (0..inputs).map(term).sum();
         let expected = (4.0 * inputs as f64 * f64::EPSILON + moment.rounding()) * terms;
-        let noise = FactoredOperator::new(factor.as_ref(), &moment, (0.7, 0.2), Par::Seq).noise();
+        let noise = FactoredOperator::new(factor.as_ref(), &*moment, (0.7, 0.2), Par::Seq).noise();
         assert!((noise / expected - 1.0).abs() < 1e-12, "{noise:e} {expected:e}");
     }
     Ok(())

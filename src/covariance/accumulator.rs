@@ -1,71 +1,61 @@
-//! Adding samples to a scatter: centred in `f64`, multiplied in `f64` or in the precision of the samples, summed up in `f64`.
+//! Adding samples to a scatter matrix: centred in `f64`, multiplied in `f64` or in the precision of
+//! the samples, summed in `f64`.
 
 use faer::{Mat, MatRef};
 
+use super::batch::{Batch, Centre};
 use super::channels::Channels;
-use super::samples::{Centre, fill_centred};
 use super::scatter::Scatter;
 use crate::linalg::{self, Par};
 use crate::{Result, Scalar};
 
-/// Inputs from which on samples in single precision are multiplied as such. For fewer, `f64` costs next to nothing.
-pub(super) const NARROW_FEATURES: usize = 512;
+/// Inputs from which on `f32` samples are multiplied in `f32`. For fewer, `f64` costs little more.
+pub(super) const NATIVE_FEATURES: usize = 512;
 
-/// Weights are multiplied together when they lie within this factor of each other, lest the squares of the small ones underflow.
+/// Weights within this factor of each other are multiplied together: the squares of smaller ones
+/// could underflow in `f32`.
 const WEIGHT_RANGE: f64 = (1_u64 << 60) as f64;
 
-/// Room for one piece of samples and its product, reserved before anything changes.
+/// Room for a piece of samples and its product, reserved before anything changes.
 pub(super) enum Accumulator<T> {
-    Wide(Mat<f64>),
-    Narrow {
-        columns: Mat<T>,
-        product: Mat<T>,
-        /// A power of two for each input, about its span: products of the divided samples are clear of overflow and underflow.
-        scales: Vec<f64>,
-    },
+    Double { columns: Mat<f64> },
+    Native { columns: Mat<T>, product: Mat<T> },
 }
 
-/// Samples, one per row, each with a weight or with 1, and where they are measured from.
-#[derive(Clone, Copy)]
+/// Samples, the point from which they are measured, and one more centred sample with its weight.
 pub(super) struct Piece<'a, T> {
-    pub(super) rows: MatRef<'a, T>,
-    pub(super) weights: Option<&'a [f64]>,
+    pub(super) batch: Batch<'a, T>,
     pub(super) centre: Centre<'a>,
-    /// A direction that counts as one more centred sample of this weight.
     pub(super) extra: (&'a [f64], f64),
 }
 
 impl<T: Scalar> Accumulator<T> {
-    /// For pieces of up to `rows` samples; none at all for 0.
+    /// For pieces of up to `rows` samples; without any room for 0.
     pub(super) fn new(features: usize, rows: usize) -> Result<Self> {
         if rows == 0 {
-            return Ok(Self::Wide(Mat::new()));
+            return Ok(Self::Double { columns: Mat::new() });
         }
         let width = rows + 1;
-        if T::EPSILON == f64::EPSILON || features < NARROW_FEATURES {
-            return Ok(Self::Wide(linalg::zeros(features, width)?));
+        if T::EPSILON == f64::EPSILON || features < NATIVE_FEATURES {
+            return Ok(Self::Double { columns: linalg::zeros(features, width)? });
         }
-        let columns = linalg::zeros(features, width)?;
-        let product = Scatter::product_room(features)?;
-        Ok(Self::Narrow { columns, product, scales: vec![1.0; features] })
+        Ok(Self::Native { columns: linalg::zeros(features, width)?, product: Scatter::product_room(features)? })
     }
 
-    /// Adds `Σ wᵢ (rowᵢ − centre)(rowᵢ − centre)ᵀ` and the extra direction. `channels` knows how far the inputs spread.
-    pub(super) fn add(&mut self, scatter: &mut Scatter, piece: Piece<'_, T>, channels: &Channels, par: Par) {
+    /// Adds `Σ wᵢ (rowᵢ − centre)(rowᵢ − centre)ᵀ` and the extra sample. `channels` must have
+    /// observed the piece.
+    pub(super) fn add(&mut self, scatter: &mut Scatter, piece: &Piece<'_, T>, channels: &Channels, par: Par) {
         match self {
-            Self::Wide(columns) => {
-                let columns = piece.fill(columns, |weight| weight, None, par);
-                scatter.add_samples(columns, par);
-            }
-            Self::Narrow { columns, product, scales } => {
-                channels.fill_scales(scales);
+            Self::Double { columns } => scatter.add_samples(piece.fill(columns, |weight| weight, None, par), par),
+            Self::Native { columns, product } => {
+                let scales = channels.scales();
                 let mut ceiling = f64::INFINITY;
                 while let Some(largest) = piece.largest_weight_below(ceiling) {
                     let floor = largest / WEIGHT_RANGE;
-                    let share = |weight: f64| if weight > floor && weight < ceiling { weight / largest } else { 0.0 };
-                    let columns = piece.fill(columns, share, Some(scales), par);
-                    scatter.add_narrow_samples(columns, product.as_mut(), (scales, largest), par);
-                    // What lies at the floor or below is left for the next round.
+                    let relative = |weight| if weight > floor && weight < ceiling { weight / largest } else { 0.0 };
+                    let columns = piece.fill(columns, relative, Some(&scales), par);
+                    scatter.add_native_samples(columns, product.as_mut(), (&scales, largest), par);
+                    // The next round takes the weights at the floor and below.
                     ceiling = floor.next_up();
                 }
             }
@@ -74,32 +64,27 @@ impl<T: Scalar> Accumulator<T> {
 }
 
 impl<T: Scalar> Piece<'_, T> {
-    fn weight(&self, index: usize) -> f64 {
-        self.weights.map_or(1.0, |weights| weights[index])
-    }
-
     /// The largest positive weight below a bound; a bounded number of calls visits all.
     fn largest_weight_below(&self, ceiling: f64) -> Option<f64> {
-        let weights = self.weights.unwrap_or(&[1.0]).iter().chain([&self.extra.1]);
+        let weights = self.batch.weights.unwrap_or(&[1.0]).iter().chain([&self.extra.1]);
         let largest = weights.copied().filter(|&weight| weight < ceiling).fold(0.0, f64::max);
         (largest > 0.0).then_some(largest)
     }
 
-    /// The centred samples, and last the extra direction, as columns: each times the root of what `share` makes of its weight, and
-    /// divided by the inputs' scales.
+    /// The centred samples and last the extra one, as columns, each times the root of
+    /// `relative(weight)` and divided by the scales.
     fn fill<'a, O: Scalar>(
         &self,
         columns: &'a mut Mat<O>,
-        share: impl Fn(f64) -> f64 + Sync,
+        relative: impl Fn(f64) -> f64 + Sync,
         scales: Option<&[f64]>,
         par: Par,
     ) -> MatRef<'a, O> {
-        let count = self.rows.nrows();
-        let mut target = columns.as_mut().subcols_mut(0, count + 1);
-        let roots = |index| share(self.weight(index)).sqrt();
-        fill_centred(target.as_mut().subcols_mut(0, count), self.rows, roots, &self.centre, scales, par);
-        let factor = share(self.extra.1).sqrt();
-        for (index, (to, x)) in target.as_mut().col_mut(count).iter_mut().zip(self.extra.0).enumerate() {
+        let count = self.batch.len();
+        let samples = columns.as_mut().subcols_mut(0, count);
+        self.batch.fill_centred(samples, &self.centre, |weight| relative(weight).sqrt(), scales, par);
+        let factor = relative(self.extra.1).sqrt();
+        for (index, (to, x)) in columns.as_mut().col_mut(count).iter_mut().zip(self.extra.0).enumerate() {
             *to = O::from_f64(x * factor / scales.map_or(1.0, |scales| scales[index]));
         }
         columns.as_ref().subcols(0, count + 1)
@@ -110,11 +95,12 @@ impl<T: Scalar> Piece<'_, T> {
 mod tests {
     use super::*;
 
-    /// Each input is seen by one sample alone, so that its sum of squares tells how often that one was counted, and with what weight.
+    /// Only one sample sees each input, so the sum of squares tells how often it was counted, with
+    /// which weight.
     #[test]
     fn weights_of_all_sizes_count_once_in_single_precision() -> Result<()> {
         let unit = WEIGHT_RANGE.recip();
-        // At both sides of where one round ends; the root of the one just above is the same in single precision.
+        // On both sides of the end of a round; the root of the one just above is the same in `f32`.
         let weights = [4.0 * unit, 1.0, unit, unit.next_up(), unit / 4.0, unit * unit, 1e-99, unit * unit * unit];
         let expected = weights.map(|weight| if weight == unit.next_up() { unit } else { weight } * 144.0);
         let features = weights.len();
@@ -122,16 +108,17 @@ mod tests {
         let rows = Mat::from_fn(features - 1, features, |i, j| if i == j { 12_f32 } else { 0.0 });
         let direction: Vec<f64> = (0..features).map(|j| if j == features - 1 { 12.0 } else { 0.0 }).collect();
         let mut channels = Channels::starting_at(vec![0.0; features]);
-        (channels.minimum, channels.maximum) = (vec![0.0; features], vec![12.0; features]);
-        let mut accumulator = Accumulator::Narrow {
+        // A span of 1 leaves the samples as they are.
+        channels.maximum = vec![1.0; features];
+        channels.minimum = vec![0.0; features];
+        let mut accumulator = Accumulator::Native {
             columns: Mat::zeros(features, features),
             product: Scatter::product_room::<f32>(features)?,
-            scales: vec![1.0; features],
         };
         let mut scatter = Scatter::zeros(features)?;
-        let piece =
-            Piece { rows: rows.as_ref(), weights: Some(&others), centre: channels.centre(), extra: (&direction, last) };
-        accumulator.add(&mut scatter, piece, &channels, 1);
+        let batch = Batch { rows: rows.as_ref(), weights: Some(&others) };
+        let piece = Piece { batch, centre: Centre::zero(features), extra: (&direction, last) };
+        accumulator.add(&mut scatter, &piece, &channels, Par::Seq);
         let found = scatter.dense(1.0)?;
         for (index, expected) in expected.into_iter().enumerate() {
             let off = (0..features).filter(|&other| other != index).map(|other| found[(index, other)]);

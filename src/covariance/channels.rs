@@ -1,18 +1,19 @@
-//! What is kept of each input on its own: location, extremes, mean magnitude and activity.
+//! Statistics of each input on its own: location, extremes, mean magnitude and activity.
 
-use faer::MatRef;
-
-use super::samples::Centre;
-use crate::Scalar;
+use super::batch::{Batch, Centre, PART};
 use crate::linalg::{self, Par, even_exponent, power_of_two};
+use crate::{Error, Result, Scalar};
 
-/// Inputs that are worked on at once: few enough for all that is kept of them to stay in a processor's first cache.
-const PART: usize = 512;
+/// Squares of smaller numbers underflow, or lose most of their digits.
+const LEAST: f64 = 1e-161;
+
+/// An input whose span is below this fraction of its magnitude is constant up to rounding.
+const CONSTANT: f64 = 1.0 / (1_u64 << 42) as f64;
 
 /// One entry per input; all empty until the first sample comes.
 ///
-/// The mean is `origin + offset` with the first sample as the origin, so that a mean a million times the
-/// spread costs no digits of the scatter, and constant inputs have a scatter of exactly zero.
+/// The mean is `origin + offset` with the first sample as the origin. A mean of 10⁶ times the
+/// standard deviation then costs no digits, and constant inputs have a variance of exactly zero.
 #[derive(Clone, Default)]
 pub(super) struct Channels {
     pub(super) origin: Vec<f64>,
@@ -26,7 +27,7 @@ pub(super) struct Channels {
 }
 
 impl Channels {
-    /// The channels of a first sample of weight zero: nothing but its position.
+    /// Channels of total weight zero that measure from `origin`.
     pub(super) fn starting_at(origin: Vec<f64>) -> Self {
         let features = origin.len();
         Self {
@@ -40,50 +41,47 @@ impl Channels {
     }
 
     pub(super) fn centre(&self) -> Centre<'_> {
-        Centre { origin: &self.origin, offset: &self.offset }
+        Centre { origin: (&self.origin).into(), offset: (&self.offset).into() }
     }
 
     pub(super) fn mean(&self) -> impl Iterator<Item = f64> + '_ {
         self.origin.iter().zip(&self.offset).map(|(origin, offset)| origin + offset)
     }
 
-    /// The largest magnitude seen in any channel.
+    /// Minimum and maximum of each input.
+    pub(super) fn extremes(&self) -> impl Iterator<Item = (f64, f64)> + '_ {
+        self.minimum.iter().copied().zip(self.maximum.iter().copied())
+    }
+
+    /// The largest magnitude of any input.
     pub(super) fn max_abs(&self) -> f64 {
         let extremes = self.minimum.iter().chain(&self.maximum);
         extremes.filter(|x| x.is_finite()).fold(0.0, |max, x| x.abs().max(max))
     }
 
-    /// Powers of two about how far each input spreads, so that centred and divided samples stay below 4; 1 for a constant.
-    pub(super) fn fill_scales(&self, scales: &mut [f64]) {
-        for (scale, (low, high)) in scales.iter_mut().zip(self.minimum.iter().zip(&self.maximum)) {
-            *scale = power_of_two(even_exponent(high - low));
-        }
+    /// A power of two near the span of each input: centred samples divided by it stay below 4. It
+    /// is 1 for a constant.
+    pub(super) fn scales(&self) -> Vec<f64> {
+        self.extremes().map(|(low, high)| power_of_two(even_exponent(high - low))).collect()
     }
 
-    /// Takes in the rows, none of which comes before the first of positive weight; returns the total weight after `before`.
-    pub(super) fn observe<T: Scalar>(
-        &mut self,
-        rows: MatRef<'_, T>,
-        weights: Option<&[f64]>,
-        before: f64,
-        par: Par,
-    ) -> f64 {
-        let added = weights.map_or(rows.nrows() as f64, |weights| weights.iter().sum());
+    /// Adds samples to those of total weight `before`, and returns the new total.
+    pub(super) fn observe<T: Scalar>(&mut self, batch: Batch<'_, T>, before: f64, par: Par) -> f64 {
+        let added = batch.sum_weights(|weight| weight);
         if added == 0.0 {
             return before;
         }
         let total = before + added;
-        let share = added / total;
         let places = self.origin.chunks(PART).zip(self.offset.chunks_mut(PART));
         let extremes = self.minimum.chunks_mut(PART).zip(self.maximum.chunks_mut(PART));
         let sums = self.absolute.chunks_mut(PART).zip(self.active.chunks_mut(PART));
         let parts = places.zip(extremes).zip(sums).enumerate().collect();
-        let work = linalg::macs(rows.nrows(), rows.ncols(), 8);
-        linalg::for_each_part(parts, work, par, |(index, part)| {
-            let (((origin, offset), (minimum, maximum)), (absolute, active)) = part;
+        let macs = linalg::macs(batch.len(), batch.rows.ncols(), 8);
+        linalg::for_each_part(parts, macs, par, |(part, arrays)| {
+            let (((origin, offset), (minimum, maximum)), (absolute, active)) = arrays;
             let mut distance = vec![0.0; origin.len()];
-            linalg::for_each_row(rows.subcols(index * PART, origin.len()), |index, row| {
-                let weight = weights.map_or(1.0, |weights| weights[index]);
+            linalg::for_each_row(batch.rows.subcols(part * PART, origin.len()), |index, row| {
+                let weight = batch.weight(index);
                 if weight == 0.0 {
                     return;
                 }
@@ -95,20 +93,22 @@ impl Channels {
                 {
                     let x = x.to_f64();
                     *distance += weight * (x - origin);
+                    // Of a positive and a negative zero the first stays: files keep the sign.
                     *minimum = if x < *minimum { x } else { *minimum };
                     *maximum = if x > *maximum { x } else { *maximum };
                     *absolute += weight * x.abs();
                     *active += if x == 0.0 { 0.0 } else { weight };
                 }
             });
-            // Chan, Golub and LeVeque's pooled mean.
-            offset.iter_mut().zip(distance).for_each(|(offset, sum)| *offset += (sum / added - *offset) * share);
+            // The pooled mean of Chan, Golub and LeVeque.
+            let fraction = added / total;
+            offset.iter_mut().zip(distance).for_each(|(offset, sum)| *offset += (sum / added - *offset) * fraction);
         });
         total
     }
 
-    /// Takes in other channels, all but their mean.
-    pub(super) fn absorb(&mut self, other: &Self) {
+    /// Adds the channels of other samples, which have this fraction of the new total weight.
+    pub(super) fn merge(&mut self, other: &Self, fraction: f64) {
         let pairs = |to: &mut Vec<f64>, from: &[f64], with: fn(f64, f64) -> f64| {
             to.iter_mut().zip(from).for_each(|(to, &from)| *to = with(*to, from));
         };
@@ -116,42 +116,29 @@ impl Channels {
         pairs(&mut self.maximum, &other.maximum, f64::max);
         pairs(&mut self.absolute, &other.absolute, |a, b| a + b);
         pairs(&mut self.active, &other.active, |a, b| a + b);
+        let displacement = self.centre().displacement(&other.centre());
+        self.offset.iter_mut().zip(displacement).for_each(|(offset, d)| *offset += d * fraction);
     }
 
-    /// How far another mean lies from this one, channel by channel.
-    pub(super) fn displacement(&self, other: &Centre<'_>) -> Vec<f64> {
-        let own = self.origin.iter().zip(&self.offset);
-        let others = other.origin.iter().zip(other.offset);
-        own.zip(others).map(|((o, m), (other_o, other_m))| (other_o - o) + (other_m - m)).collect()
-    }
-
-    /// Moves the mean by `share` of a displacement.
-    pub(super) fn shift(&mut self, displacement: &[f64], share: f64) {
-        self.offset.iter_mut().zip(displacement).for_each(|(offset, d)| *offset += d * share);
-    }
-}
-
-/// The weighted mean of `rows`, less `origin`.
-pub(super) fn weighted_mean<T: Scalar>(
-    rows: MatRef<'_, T>,
-    weights: Option<&[f64]>,
-    total: f64,
-    origin: &[f64],
-    par: Par,
-) -> Vec<f64> {
-    let mut mean = vec![0.0; origin.len()];
-    let parts = mean.chunks_mut(PART).zip(origin.chunks(PART)).enumerate().collect();
-    let work = linalg::macs(rows.nrows(), rows.ncols(), 2);
-    linalg::for_each_part(parts, work, par, |(index, (mean, origin))| {
-        linalg::for_each_row(rows.subcols(index * PART, origin.len()), |index, row| {
-            let weight = weights.map_or(1.0, |weights| weights[index]);
-            for ((sum, x), origin) in mean.iter_mut().zip(row).zip(origin) {
-                *sum += weight * (x.to_f64() - origin);
+    /// Refuses inputs that vary (or, uncentred, are not zero) but whose squares underflow: every
+    /// report about them would say that there is nothing to lose.
+    pub(super) fn require_squares(&self, centred: bool) -> Result<()> {
+        let sizes = self.extremes().map(|(low, high)| {
+            let (span, size) = (high - low, low.abs().max(high.abs()));
+            match centred {
+                false => size,
+                true if span > CONSTANT * size => span,
+                true => 0.0,
             }
         });
-        mean.iter_mut().for_each(|sum| *sum /= total);
-    });
-    mean
+        let size = sizes.fold(0.0, f64::max);
+        if size == 0.0 || size >= LEAST {
+            return Ok(());
+        }
+        let parameter = if centred { "the spread of some input" } else { "the size of some input" };
+        let expected = format!("to be at least {LEAST:e} (or that of all to be zero), lest its square be lost");
+        Err(Error::out_of_range(parameter, expected, size))
+    }
 }
 
 #[cfg(test)]
@@ -160,24 +147,37 @@ mod tests {
     use faer::mat;
 
     #[test]
-    fn scales_are_about_the_span_and_leave_constants_alone() {
+    fn scales_are_near_the_span_and_one_for_constants() {
         let extremes = [(-3.0, 5.0), (1000.0, 1000.5), (-1.0, 0.0), (7.0, 7.0), (-5e-324, 0.0)];
         let mut channels = Channels::starting_at(vec![0.0; extremes.len()]);
         (channels.minimum, channels.maximum) = extremes.iter().copied().unzip();
-        let mut scales = [0.0; 5];
-        channels.fill_scales(&mut scales);
-        assert_eq!(scales, [4.0, 0.25, 1.0, 1.0, power_of_two(-1000)]);
+        assert_eq!(channels.scales(), [4.0, 0.25, 1.0, 1.0, power_of_two(-1000)]);
     }
 
-    /// Zeros have signs, which files keep.
     #[test]
     fn the_first_of_equal_extremes_stays() {
         for first in [0.0, -0.0] {
             let mut channels = Channels::starting_at(vec![first]);
-            assert_eq!(channels.observe(mat![[first], [-first]].as_ref(), None, 0.0, 1), 2.0);
+            let rows = mat![[first], [-first]];
+            let batch = Batch { rows: rows.as_ref(), weights: None };
+            assert_eq!(channels.observe(batch, 0.0, Par::Seq), 2.0);
             for extreme in [channels.minimum[0], channels.maximum[0]] {
                 assert_eq!((extreme, extreme.is_sign_negative()), (0.0, first.is_sign_negative()));
             }
+        }
+    }
+
+    /// Inputs near `2⁻⁵⁴⁰`, whose squares underflow. A span of one step counts as rounding.
+    #[test]
+    fn an_input_that_varies_by_no_more_than_rounding_has_nothing_to_lose() {
+        let size = 2_f64.powi(-540);
+        for (steps, spread) in [(0.0, None), (1.0, None), (2.0, Some(2_f64.powi(-581)))] {
+            let mut channels = Channels::starting_at(vec![size]);
+            let rows = mat![[size], [size - steps * 2_f64.powi(-582)]];
+            channels.observe(Batch { rows: rows.as_ref(), weights: None }, 0.0, Par::Seq);
+            let found = |error| matches!(error, Error::OutOfRange { found, .. } if Some(found) == spread);
+            assert_eq!(channels.require_squares(true).err().map(found), spread.map(|_| true), "{steps}");
+            assert!(channels.require_squares(false).is_err());
         }
     }
 }

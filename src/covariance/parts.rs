@@ -1,10 +1,10 @@
 //! What statistics are made of, as plain numbers and arrays: the one way in and out, for files.
 
 use super::channels::Channels;
-use super::collapsed::Collapsed;
+use super::covariance_form::CovarianceForm;
 use super::samples::{Samples, segment_rows};
 use super::scatter::Scatter;
-use super::{ActivationStats, Form};
+use super::stats::{ActivationStats, Form};
 use crate::linalg;
 use crate::{Error, Result, Scalar};
 
@@ -15,13 +15,13 @@ pub(crate) struct Head {
     pub(crate) samples: u64,
     pub(crate) weight: f64,
     pub(crate) weight_squares: f64,
-    /// What the collapsed form adds; `None` while all samples are kept.
+    /// What the form form adds; `None` while all samples are kept.
     pub(crate) scatter: Option<ScatterHead>,
     pub(crate) memory_limit: Option<usize>,
     pub(crate) threads: usize,
 }
 
-/// All that the collapsed form holds beside its arrays.
+/// All that the form form holds beside its arrays.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ScatterHead {
     /// Total weight of the samples in the scatter.
@@ -91,8 +91,8 @@ impl<T: Scalar> ActivationStats<T> {
             weight_squares: self.weight_squares,
             scatter: match &self.form {
                 Form::Samples(_) => None,
-                Form::Scatter(Collapsed { scatter, weight, gathered, .. }) => {
-                    Some(ScatterHead { weight: *weight, precision: scatter.precision, gathered: gathered.len() })
+                Form::Covariance(CovarianceForm { scatter, weight, waiting, .. }) => {
+                    Some(ScatterHead { weight: *weight, precision: scatter.precision, gathered: waiting.len() })
                 }
             },
             memory_limit: self.memory_limit,
@@ -105,7 +105,7 @@ impl<T: Scalar> ActivationStats<T> {
         self.channels.mean()
     }
 
-    /// Visits all arrays piece by piece: those over the inputs; the weights of the samples that are kept; in the collapsed form the
+    /// Visits all arrays piece by piece: those over the inputs; the weights of the samples that are kept; in the form form the
     /// scatter's offset and its block columns, column by column; and the samples that are kept, one after the other.
     pub(crate) fn for_each_array<E>(
         &self,
@@ -116,12 +116,12 @@ impl<T: Scalar> ActivationStats<T> {
         }
         let kept = match &self.form {
             Form::Samples(samples) => samples,
-            Form::Scatter(collapsed) => &collapsed.gathered,
+            Form::Covariance(form) => &form.waiting,
         };
         visit(Piece::Double(&kept.weights))?;
-        if let Form::Scatter(collapsed) = &self.form {
-            visit(Piece::Double(&collapsed.offset))?;
-            for block in &collapsed.scatter.blocks {
+        if let Form::Covariance(form) = &self.form {
+            visit(Piece::Double(&form.offset))?;
+            for block in &form.scatter.blocks {
                 (0..block.ncols()).try_for_each(|column| visit(Piece::Double(block.col_as_slice(column))))?;
             }
         }
@@ -156,7 +156,7 @@ impl<T: Scalar> ActivationStats<T> {
         }
         let (kept, scatter) = match &mut stats.form {
             Form::Samples(samples) => (samples, None),
-            Form::Scatter(Collapsed { scatter, offset, gathered, .. }) => (gathered, Some((offset, scatter))),
+            Form::Covariance(CovarianceForm { scatter, offset, waiting, .. }) => (waiting, Some((offset, scatter))),
         };
         fill(PieceMut::Double(&mut kept.weights))?;
         if let Some((offset, scatter)) = scatter {
@@ -201,7 +201,7 @@ fn blank<T: Scalar>(head: &Head) -> Result<Form<T>> {
     let mut scatter = Scatter::zeros(features)?;
     scatter.precision = precision;
     let offset = zeros(features)?;
-    Ok(Form::Scatter(Collapsed { scatter, weight, offset, gathered: samples }))
+    Ok(Form::Covariance(CovarianceForm { scatter, weight, offset, waiting: samples }))
 }
 
 #[cfg(test)]

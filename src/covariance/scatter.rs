@@ -1,48 +1,44 @@
-//! The collapsed form: the centred scatter matrix, its lower triangle kept as block columns.
+//! The scatter matrix `Σ wᵢ (xᵢ − μ)(xᵢ − μ)ᵀ`: its lower triangle as block columns.
 
 use faer::{Mat, MatMut, MatRef};
 
 use crate::linalg::{self, Par, even_exponent, power_of_two};
 use crate::{Result, Scalar};
 
-/// Columns of a block: wide enough for a matrix product, narrow enough to waste little above the diagonal.
+/// Columns of a block: wide enough for a fast product, narrow enough to waste little above the
+/// diagonal.
 pub(crate) const BLOCK: usize = 256;
 
-/// A symmetric `features × features` matrix in `f64`. Block column `b` holds the rows from `b · BLOCK` on.
+/// A symmetric `features × features` matrix in `f64`. Block column `b` holds the rows from
+/// `b · BLOCK` on.
 #[derive(Clone)]
 pub(super) struct Scatter {
     features: usize,
     pub(super) blocks: Vec<Mat<f64>>,
-    /// `ε` of the least precise products in it; zero without any.
+    /// `ε` of the least precise products in it; zero without products.
     pub(super) precision: f64,
 }
 
 impl Scatter {
-    /// Bytes that a scatter of this size takes; `None` beyond the address space.
+    /// Bytes of a scatter matrix; `None` beyond the address space.
     pub(super) fn bytes(features: usize) -> Option<usize> {
-        (0..features)
-            .step_by(BLOCK)
-            .try_fold(0_usize, |sum, start| {
-                sum.checked_add((features - start).checked_mul(BLOCK.min(features - start))?)
-            })?
-            .checked_mul(size_of::<f64>())
+        let block = |start| BLOCK.min(features - start).checked_mul(features - start);
+        let entries = (0..features).step_by(BLOCK).try_fold(0_usize, |sum, start| sum.checked_add(block(start)?));
+        entries?.checked_mul(size_of::<f64>())
     }
 
     pub(super) fn zeros(features: usize) -> Result<Self> {
-        let blocks = (0..features)
-            .step_by(BLOCK)
-            .map(|start| linalg::zeros(features - start, BLOCK.min(features - start)))
-            .collect::<Result<_>>()?;
+        let block = |start| linalg::zeros(features - start, BLOCK.min(features - start));
+        let blocks = (0..features).step_by(BLOCK).map(block).collect::<Result<_>>()?;
         Ok(Self { features, blocks, precision: 0.0 })
     }
 
-    /// `+= rows · rowsᵀ`, for `features × count` with one sample per column.
+    /// `+= samples · samplesᵀ`, for `features × count` with one sample per column.
     pub(super) fn add_samples(&mut self, samples: MatRef<'_, f64>, par: Par) {
-        for (index, block) in self.blocks.iter_mut().enumerate() {
-            let start = index * BLOCK;
-            let below = samples.subrows(start, block.nrows());
-            let across = samples.subrows(start, block.ncols());
-            linalg::add_product(block.as_mut(), 1.0, below, across.transpose(), par);
+        for (start, block) in (0..).step_by(BLOCK).zip(&mut self.blocks) {
+            let below = samples.get(start.., ..);
+            let across = below.subrows(0, block.ncols()).transpose();
+            linalg::add_product(block.as_mut(), 1.0, below, across, par);
         }
         self.precision = self.precision.max(f64::EPSILON);
     }
@@ -52,20 +48,20 @@ impl Scatter {
         linalg::zeros(features, BLOCK.min(features))
     }
 
-    /// `+= factor · D rows · rowsᵀ D` with the scales on the diagonal of `D`: multiplied in `T`, scaled and summed up in `f64`.
-    pub(super) fn add_narrow_samples<T: Scalar>(
+    /// `+= factor · D samples · samplesᵀ D` with the scales on the diagonal of `D`: multiplied in `T`,
+    /// scaled and summed in `f64`.
+    pub(super) fn add_native_samples<T: Scalar>(
         &mut self,
         samples: MatRef<'_, T>,
         mut room: MatMut<'_, T>,
         (scales, factor): (&[f64], f64),
         par: Par,
     ) {
-        for (index, block) in self.blocks.iter_mut().enumerate() {
-            let start = index * BLOCK;
-            let below = samples.subrows(start, block.nrows());
-            let across = samples.subrows(start, block.ncols());
+        for (start, block) in (0..).step_by(BLOCK).zip(&mut self.blocks) {
+            let below = samples.get(start.., ..);
+            let across = below.subrows(0, block.ncols()).transpose();
             let mut product = room.as_mut().submatrix_mut(0, 0, block.nrows(), block.ncols());
-            linalg::set_product(product.as_mut(), below, across.transpose(), par);
+            linalg::set_product(product.as_mut(), below, across, par);
             let (product, scales) = (product.as_ref(), &scales[start..]);
             linalg::for_each_column(block.as_mut(), par, |column, sums| {
                 let factor = factor * scales[column];
@@ -78,10 +74,6 @@ impl Scatter {
         self.precision = self.precision.max(T::EPSILON);
     }
 
-    pub(super) fn features(&self) -> usize {
-        self.features
-    }
-
     pub(super) fn add(&mut self, other: &Self) {
         for (block, other) in self.blocks.iter_mut().zip(&other.blocks) {
             *block += other;
@@ -89,13 +81,14 @@ impl Scatter {
         self.precision = self.precision.max(other.precision);
     }
 
-    /// `self · right · factor`, for `features × columns`. The largest entries may lie anywhere in the range of `f64` as long as those of
-    /// the result do.
+    /// `self · right · factor`, for `features × columns`. The entries may have any size in the range of
+    /// `f64` as long as those of the result do.
     pub(super) fn multiply(&self, right: MatRef<'_, f64>, factor: f64, par: Par) -> Result<Mat<f64>> {
         let ordinary = |size: f64| (1e-100..1e100).contains(&size);
         let size = linalg::max_abs(right);
         if !(ordinary(factor) && ordinary(size)) {
-            // A product starts with either of its factors times `factor`, which must not underflow; nor may the sums overflow.
+            // A kernel multiplies either operand by `factor` first: that must not underflow, and
+            // the sums must not overflow.
             let exponent = even_exponent(size);
             let room = if factor < 1.0 { power_of_two(40) } else { 1.0 };
             let scaled = linalg::widened(right, power_of_two(-exponent) / room)?;
@@ -109,23 +102,12 @@ impl Scatter {
 
     fn times(&self, right: MatRef<'_, f64>, factor: f64, par: Par) -> Result<Mat<f64>> {
         let mut result = linalg::zeros(self.features, right.ncols())?;
-        for (index, block) in self.blocks.iter().enumerate() {
-            let (start, width) = (index * BLOCK, block.ncols());
-            let below = self.features - start - width;
-            linalg::add_product(
-                result.as_mut().subrows_mut(start, block.nrows()),
-                factor,
-                block.as_ref(),
-                right.subrows(start, width),
-                par,
-            );
-            linalg::add_product(
-                result.as_mut().subrows_mut(start, width),
-                factor,
-                block.as_ref().subrows(width, below).transpose(),
-                right.subrows(start + width, below),
-                par,
-            );
+        for (start, block) in (0..).step_by(BLOCK).zip(&self.blocks) {
+            let end = start + block.ncols();
+            let (own, after) = (right.get(start..end, ..), right.get(end.., ..));
+            linalg::add_product(result.as_mut().get_mut(start.., ..), factor, block.as_ref(), own, par);
+            let above = block.as_ref().get(block.ncols().., ..).transpose();
+            linalg::add_product(result.as_mut().get_mut(start..end, ..), factor, above, after, par);
         }
         Ok(result)
     }
@@ -133,8 +115,7 @@ impl Scatter {
     /// The full matrix, times `factor`.
     pub(super) fn dense(&self, factor: f64) -> Result<Mat<f64>> {
         let mut dense = linalg::zeros(self.features, self.features)?;
-        for (index, block) in self.blocks.iter().enumerate() {
-            let start = index * BLOCK;
+        for (start, block) in (0..).step_by(BLOCK).zip(&self.blocks) {
             let mut target = dense.as_mut().submatrix_mut(start, start, block.nrows(), block.ncols());
             faer::zip!(&mut target, block).for_each(|faer::unzip!(to, from)| *to = from * factor);
         }
@@ -148,17 +129,15 @@ impl Scatter {
 
     /// The sum of the squares of `self · factor`, upper triangle included.
     pub(super) fn squared_norm(&self, factor: f64) -> f64 {
-        let mut sum = 0.0;
-        for block in &self.blocks {
-            for entries in block.col_iter() {
-                for (row, entry) in entries.iter().enumerate() {
-                    // The square on the diagonal holds both triangles; what is below it stands for two.
-                    let count = if row < block.ncols() { 1.0 } else { 2.0 };
-                    sum += count * (entry * factor).powi(2);
-                }
-            }
-        }
-        sum
+        let squares = |entries: MatRef<'_, f64>| -> f64 {
+            entries.col_iter().flat_map(|column| column.iter()).map(|entry| (entry * factor).powi(2)).sum()
+        };
+        // The square on the diagonal holds both triangles; the rows below it stand for two.
+        let block = |block: &Mat<f64>| {
+            let (square, below) = block.as_ref().split_at_row(block.ncols());
+            squares(square) + 2.0 * squares(below)
+        };
+        self.blocks.iter().map(block).sum()
     }
 }
 
@@ -175,12 +154,12 @@ mod tests {
         for features in [1, 255, 256, 257, 600] {
             let samples = samples(features, 5);
             let mut scatter = Scatter::zeros(features)?;
-            scatter.add_samples(samples.as_ref(), 1);
+            scatter.add_samples(samples.as_ref(), Par::Seq);
             let expected = &samples * samples.transpose();
             let difference = &scatter.dense(1.0)? - &expected;
             assert!(difference.norm_max() < 1e-13);
             let right = self::samples(features, 3);
-            let applied = scatter.multiply(right.as_ref(), 2.0, 1)? - &expected * &right * faer::Scale(2.0);
+            let applied = scatter.multiply(right.as_ref(), 2.0, Par::Seq)? - &expected * &right * faer::Scale(2.0);
             assert!(applied.norm_max() < 1e-11 * features as f64);
             assert!((scatter.squared_norm(1.0) / expected.squared_norm_l2() - 1.0).abs() < 1e-13);
             let target = &expected * faer::Scale(2.0);
@@ -191,9 +170,9 @@ mod tests {
         Ok(())
     }
 
-    /// Powers of two for scales and numbers of few digits: single precision multiplies these without rounding.
+    /// Scales that are powers of two and numbers of few digits, which `f32` multiplies exactly.
     #[test]
-    fn narrow_products_are_scaled_back() -> Result<()> {
+    fn products_in_f32_are_scaled_back() -> Result<()> {
         let features = 300;
         let narrow = Mat::from_fn(features, 7, |i, j| ((i * 37 + j * 11) % 16) as f32 - 7.0);
         let scales: Vec<f64> = (0..features).map(|i| 2_f64.powi(i as i32 % 90 - 50)).collect();
@@ -201,7 +180,7 @@ mod tests {
         let mut scatter = Scatter::zeros(features)?;
         let mut room = Scatter::product_room::<f32>(features)?;
         for factor in [1.0, 4.0] {
-            scatter.add_narrow_samples(narrow.as_ref(), room.as_mut(), (&scales, factor), 1);
+            scatter.add_native_samples(narrow.as_ref(), room.as_mut(), (&scales, factor), Par::Seq);
         }
         assert_eq!(scatter.dense(1.0)?, &wide * wide.transpose() * faer::Scale(5.0));
         assert_eq!(scatter.precision, f64::from(f32::EPSILON));
@@ -214,24 +193,25 @@ mod tests {
         let right = self::samples(3, 2);
         for (large, small) in [(150, -480), (-145, 490), (150, 300), (0, -1000), (-145, 0)] {
             let mut scatter = Scatter::zeros(3)?;
-            scatter.add_samples((&samples * faer::Scale(10_f64.powi(large))).as_ref(), 1);
+            scatter.add_samples((&samples * faer::Scale(10_f64.powi(large))).as_ref(), Par::Seq);
             // Times the samples' size twice.
             let factor = 10_f64.powi(-large) * 10_f64.powi(-large);
             let right = &right * faer::Scale(power_of_two(small));
-            let applied = scatter.multiply(right.as_ref(), factor, 1)? * faer::Scale(power_of_two(-small));
+            let applied = scatter.multiply(right.as_ref(), factor, Par::Seq)? * faer::Scale(power_of_two(-small));
             let expected = &samples * samples.transpose() * self::samples(3, 2);
             assert!((&applied - &expected).norm_max() < 1e-9, "{large} {small}: {applied:?} {expected:?}");
         }
         Ok(())
     }
 
-    /// Sums over inputs beyond the range of `f64`, of which the factor brings the result back; and entries whose digits more room would cost.
+    /// Sums beyond the range of `f64` that the factor brings back, and entries that more room would
+    /// make underflow.
     #[test]
-    fn there_is_room_for_sums_where_the_factor_is_small_and_only_there() -> Result<()> {
+    fn sums_have_room_where_the_factor_is_small_and_only_there() -> Result<()> {
         for (entry, right, factor) in [(5e153, 3.0, 1e-200), (1e-150, 1e200, 1.0), (1e-150, 3.0, 1e150)] {
             let mut scatter = Scatter::zeros(8)?;
-            scatter.add_samples(Mat::full(8, 1, entry).as_ref(), 1);
-            let found = scatter.multiply(Mat::full(8, 1, right).as_ref(), factor, 1)?;
+            scatter.add_samples(Mat::full(8, 1, entry).as_ref(), Par::Seq);
+            let found = scatter.multiply(Mat::full(8, 1, right).as_ref(), factor, Par::Seq)?;
             let expected = (entry * factor) * entry * (8.0 * right);
             assert!(found.col(0).iter().all(|x| (x / expected - 1.0).abs() < 1e-14), "{found:?} {expected:e}");
         }
@@ -239,12 +219,12 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_a_result_as_well() -> Result<()> {
+    fn zero_is_a_result_as_well() -> Result<()> {
         let mut scatter = Scatter::zeros(3)?;
-        scatter.add_samples(samples(3, 5).as_ref(), 1);
+        scatter.add_samples(samples(3, 5).as_ref(), Par::Seq);
         let right = samples(3, 2);
-        assert_eq!(scatter.multiply(right.as_ref(), 0.0, 1)?, Mat::<f64>::zeros(3, 2));
-        assert_eq!(scatter.multiply(Mat::zeros(3, 2).as_ref(), 2.0, 1)?, Mat::<f64>::zeros(3, 2));
+        assert_eq!(scatter.multiply(right.as_ref(), 0.0, Par::Seq)?, Mat::<f64>::zeros(3, 2));
+        assert_eq!(scatter.multiply(Mat::zeros(3, 2).as_ref(), 2.0, Par::Seq)?, Mat::<f64>::zeros(3, 2));
         Ok(())
     }
 

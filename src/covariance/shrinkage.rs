@@ -1,28 +1,107 @@
 //! How far to shrink a covariance towards a multiple of the identity, from the data alone.
 
-use super::Moment;
-use crate::linalg::Par;
+use faer::Mat;
+
+use super::second_moment::SecondMoment;
+use crate::linalg::{self, Par, SplitMix64};
 use crate::{Result, Scalar};
 
-/// Degrees of freedom up to which the spectrum of a sample says nothing that a decision could rest on.
+/// Degrees of freedom up to which the spectrum of a sample is not informative.
 const UNINFORMATIVE: f64 = 8.0;
 
-/// The most directions whose energy is taken for certain: any domain of fewer dimensions shows, at a cost that is small beside that of a solution.
+/// The most directions whose energy counts as certain. A domain of fewer dimensions is recognised,
+/// at a cost that is small compared with that of a solution.
 const CERTAIN: usize = 16;
 
-/// The intensity `ρ` that [`Ridge::Shrinkage`](crate::Ridge::Shrinkage) takes, for a second moment `S` of `n` inputs with `d` degrees of freedom;
-/// 1 for `d ≤ 8`. `docs/mathematics.md` derives it, `docs/small_samples.md` has what it does on real data.
-pub(crate) fn intensity<T: Scalar>(moment: &Moment<'_, T>, freedom: f64, par: Par) -> Result<f64> {
+/// Multiply–adds from which on `tr S²` of samples is estimated: a fraction of a second.
+const LARGE: f64 = 1e10;
+
+/// Inputs up to which the dominant directions are eigenvectors, which takes milliseconds.
+const FEW: usize = 64;
+
+/// Random vectors of that estimate.
+const VECTORS: usize = 32;
+
+/// The intensity `ρ` of [`Ridge::Shrinkage`](crate::Ridge::Shrinkage) for a second moment `S` with
+/// `d` degrees of freedom; 1 for `d ≤ 8`.
+///
+/// `docs/mathematics.md` derives it, `docs/small_samples.md` shows it on real data.
+pub(crate) fn intensity<T: Scalar>(moment: &dyn SecondMoment<T>, freedom: f64, par: Par) -> Result<f64> {
     if freedom <= UNINFORMATIVE || freedom.is_nan() {
         return Ok(1.0);
     }
     let directions = ((freedom / 2.0) as usize).min(CERTAIN);
-    let spread = moment.spread(directions, par)?;
-    Ok(between_the_bounds(moment.trace(), spread.trace_of_square, moment.features(), freedom, spread.outside))
+    let features = moment.features();
+    let gram = moment.samples_kept().map_or(0.0, |samples| linalg::macs(features, samples, samples));
+    let spread = spread(moment, directions, gram < LARGE, par)?;
+    Ok(between_the_bounds(moment.trace(), spread.trace_of_square, features, freedom, spread.outside))
 }
 
-/// `ρ / (1 − ρ) = l^(1 − w) max(l, u)^w` with the odds `l = ρ_o / (1 − ρ_o)` of the oracle approximating `ρ_o`, `u = b n / (d − 8)` with the share
-/// `b` of `tr S` that is uncertain, and `w = (min(1, n / d) + 8 / d) / 2`; for `d > 8`.
+/// The properties of the spectrum of `S` that decide the intensity, beside its trace.
+struct Spread {
+    /// `tr S²`.
+    trace_of_square: f64,
+    /// The fraction of `tr S` outside of the dominant directions; 1 where `S` is zero.
+    outside: f64,
+}
+
+/// The spread of `S` with this many dominant directions.
+///
+/// Unless `exact`, `tr S²` is estimated to some per cent, with the directions `Q` and random signs
+/// (Hutchinson 1989) for the second term of `‖S‖² = ‖S Q‖² + ‖S (I − Q Qᵀ)‖²`.
+fn spread<T: Scalar>(moment: &dyn SecondMoment<T>, directions: usize, exact: bool, par: Par) -> Result<Spread> {
+    if moment.trace() == 0.0 {
+        return Ok(Spread { trace_of_square: 0.0, outside: 1.0 });
+    }
+    let count = directions.min(moment.features());
+    let mut random = SplitMix64::new();
+    let basis = dominant_directions(moment, count, &mut random, par)?;
+    let mut block = random_block(moment.features(), if exact { count } else { count + VECTORS }, &mut random)?;
+    let (mut first, mut signs) = block.as_mut().split_at_col_mut(count);
+    first.copy_from(&basis);
+    signs.as_mut().col_iter_mut().for_each(|column| column.iter_mut().for_each(|entry| *entry = entry.signum()));
+    linalg::project_out(signs, basis.as_ref(), par)?;
+    let applied = moment.multiply(block.as_ref(), par)?;
+    let (within, beyond) = applied.as_ref().split_at_col(count);
+    let pairs = basis.col_iter().zip(within.col_iter());
+    let inside: f64 = pairs.map(|(q, s)| q.iter().zip(s.iter()).map(|(q, s)| q * s).sum::<f64>()).sum();
+    let trace_of_square = if exact {
+        moment.trace_of_square(par)?
+    } else {
+        linalg::squared_norm(within) + linalg::squared_norm(beyond) / VECTORS as f64
+    };
+    Ok(Spread { trace_of_square, outside: (1.0 - inside / moment.trace()).clamp(0.0, 1.0) })
+}
+
+/// The first eigenvectors of `S`. With more than 64 inputs, a basis from a randomised range finder,
+/// which captures somewhat less (Halko, Martinsson and Tropp 2011, algorithm 4.1).
+fn dominant_directions<T: Scalar>(
+    moment: &dyn SecondMoment<T>,
+    count: usize,
+    random: &mut SplitMix64,
+    par: Par,
+) -> Result<Mat<f64>> {
+    let features = moment.features();
+    if features <= FEW {
+        let dense = moment.scaled(par)?;
+        if let Some((_, vectors)) = linalg::symmetric_eigen(dense.as_ref(), par)? {
+            return Ok(vectors.subcols(features - count, count).to_owned());
+        }
+    }
+    let range = moment.multiply(random_block(features, count, random)?.as_ref(), par)?;
+    Ok(linalg::orthonormal_columns(range, par)?.0)
+}
+
+fn random_block(rows: usize, columns: usize, random: &mut SplitMix64) -> Result<Mat<f64>> {
+    let mut block = linalg::zeros(rows, columns)?;
+    block.col_iter_mut().for_each(|column| column.iter_mut().for_each(|entry| *entry = random.next()));
+    Ok(block)
+}
+
+/// `ρ / (1 − ρ) = l^(1 − w) max(l, u)^w` for `d > 8`, with `w = (min(1, n / d) + 8 / d) / 2`.
+///
+/// `l = ρ_o / (1 − ρ_o)` are the odds of the oracle approximating `ρ_o`, and `u = b n / (d − 8)` with
+/// the fraction `b` of `tr S` that is uncertain.
 fn between_the_bounds(trace: f64, trace_of_square: f64, features: usize, freedom: f64, uncertain: f64) -> f64 {
     let n = features as f64;
     let rho = oracle_approximating(trace, trace_of_square, features, freedom);
@@ -34,12 +113,12 @@ fn between_the_bounds(trace: f64, trace_of_square: f64, features: usize, freedom
     if odds.is_finite() { odds / (1.0 + odds) } else { 1.0 }
 }
 
-/// Shrinkage intensity `ρ` of the oracle approximating estimator (Chen, Wiesel, Eldar and Hero, 2010,
-/// eq. 23), for a second moment `S` of `n` inputs from `p` samples:
+/// The intensity `ρ` of the oracle approximating estimator (Chen, Wiesel, Eldar and Hero, 2010,
+/// eq. 23) for a second moment `S` of `n` inputs from `p` samples:
 ///
 /// `ρ = min(1, ((1 − 2/n) tr S² + (tr S)²) / ((p + 1 − 2/n) (tr S² − (tr S)²/n)))`
 ///
-/// 1 when the denominator is zero or rounding noise: one input, or `S` a multiple of the identity already.
+/// 1 when the denominator is zero or rounding: one input, or `S` a multiple of the identity.
 fn oracle_approximating(trace: f64, trace_of_square: f64, features: usize, samples: f64) -> f64 {
     let n = features as f64;
     let dispersion = trace_of_square - trace * trace / n;
@@ -55,11 +134,9 @@ fn oracle_approximating(trace: f64, trace_of_square: f64, features: usize, sampl
 
 #[cfg(test)]
 mod tests {
-    use super::{between_the_bounds, intensity, oracle_approximating};
+    use super::*;
     use crate::ActivationStats;
-    use crate::covariance::Moment;
-    use crate::linalg::SplitMix64;
-    use faer::Mat;
+    use crate::covariance::moments::second_moment;
 
     #[test]
     fn follows_the_formula() {
@@ -103,7 +180,8 @@ mod tests {
         assert_eq!(between_the_bounds(f64::NAN, 18.0, 3, 20.0, 1.0), 1.0);
     }
 
-    /// Twenty samples of a plane in 40 dimensions, and as many of all 40, fading; and too few of either.
+    /// Twenty samples of a plane in 40 dimensions, as many of all 40 with a decaying spectrum, and too
+    /// few of either.
     #[test]
     fn a_domain_of_few_dimensions_is_trusted() {
         let mut random = SplitMix64::new();
@@ -113,20 +191,21 @@ mod tests {
         let [flat, full] = [plane, noise(20, 40) * fading].map(|samples| {
             let mut stats = ActivationStats::<f64>::new(40);
             stats.update(samples.as_ref()).unwrap();
-            let moment = Moment::of(&stats, false).unwrap();
+            let moment = second_moment(&stats, false).unwrap();
             for freedom in [-0.5, 0.0, 7.0, 8.0, f64::NAN] {
-                assert_eq!(intensity(&moment, freedom, 1).unwrap(), 1.0);
+                assert_eq!(intensity(&*moment, freedom, Par::Seq).unwrap(), 1.0);
             }
-            let spread = moment.spread(4, 1).unwrap();
+            let spread = spread(&*moment, 4, true, Par::Seq).unwrap();
             let oracle = oracle_approximating(moment.trace(), spread.trace_of_square, 40, 9.0);
-            (intensity(&moment, 9.0, 1).unwrap(), oracle, spread.outside)
+            (intensity(&*moment, 9.0, Par::Seq).unwrap(), oracle, spread.outside)
         });
         assert!((flat.0 / flat.1 - 1.0).abs() < 1e-12 && flat.2 < 1e-14, "{flat:?}");
         let odds = |rho: f64| rho / (1.0 - rho);
         assert!(odds(full.0) > 1.2 * odds(full.1) && (0.1..0.9).contains(&full.2), "{full:?}");
     }
 
-    /// `S` is 10¹⁰ times the identity, but for rounding in `tr S²`; so many samples would make the intensity vanish.
+    /// `S` is 10¹⁰ times the identity up to rounding in `tr S²`. So many samples would otherwise give
+    /// an intensity near 0.
     #[test]
     fn dispersion_that_is_rounding_is_none() {
         for (noise, whole) in [(4.0, true), (12.0, false)] {
@@ -142,5 +221,24 @@ mod tests {
         assert_eq!(oracle_approximating(3.0, 3.0, 3, 10.0), 1.0);
         assert_eq!(oracle_approximating(5.0, 25.0, 1, 10.0), 1.0);
         assert_eq!(oracle_approximating(0.0, 0.0, 4, 10.0), 1.0);
+    }
+
+    /// The estimate of `tr S²` is close where directions dominate and where none does.
+    #[test]
+    fn the_spread_of_many_samples_is_estimated_closely() {
+        let mut random = SplitMix64::new();
+        for decay in [1.0_f64, 0.99, 0.8] {
+            let rows = Mat::<f32>::from_fn(300, 200, |_, j| (decay.powi(j as i32) * random.next()) as f32);
+            let mut stats = ActivationStats::new(200);
+            stats.update(rows.as_ref()).unwrap();
+            let moment = second_moment(&stats, true).unwrap();
+            let [exact, estimate] = [true, false].map(|exact| spread(&*moment, 16, exact, Par::Seq).unwrap());
+            assert!((estimate.trace_of_square / exact.trace_of_square - 1.0).abs() < 0.03, "{decay}");
+            assert_eq!(estimate.outside, exact.outside);
+            let mut values = moment.scaled(Par::Seq).unwrap().self_adjoint_eigenvalues(faer::Side::Lower).unwrap();
+            values.reverse();
+            let least = 1.0 - values.iter().take(16).sum::<f64>() / moment.trace();
+            assert!((0.999 * least..3.0 * least).contains(&exact.outside), "{decay}: {} for {least}", exact.outside);
+        }
     }
 }

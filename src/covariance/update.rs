@@ -1,23 +1,28 @@
-//! How statistics grow: batch by batch, or by those of other samples. All that can fail comes before anything changes.
+//! How statistics grow, by batches or by the statistics of other samples. Everything that can fail
+//! comes before anything changes.
 
 use faer::MatRef;
 
+use super::batch::Batch;
 use super::channels::Channels;
-use super::collapsed::Collapsed;
+use super::covariance_form::CovarianceForm;
 use super::samples::{Samples, segment_rows};
 use super::scatter::Scatter;
-use super::{ActivationStats, Form};
+use super::stats::{ActivationStats, Form};
+use crate::error::during;
 use crate::linalg;
 use crate::{Error, Result, Scalar};
 
-/// How much more memory than the scatter the samples may take. Solving from them is the faster way well past the point where
-/// both take the same (VGG19's fc7, 5994 samples of 4096 inputs, is a case); and with 2, fewer `f64` samples than inputs are always kept.
+/// The memory of samples, in units of that of the scatter, beyond which the covariance form is used.
+///
+/// Solving from samples is faster well past 1 (an example is VGG19's fc7, 5994 samples of 4096
+/// inputs). With 2, fewer `f64` samples than inputs always stay in sample form.
 const SAMPLES_WORTH: usize = 2;
 
-/// Weights outside of this range (and not zero) would lose their squares to underflow or overflow.
+/// The squares of other positive weights would underflow or overflow.
 pub(super) const WEIGHTS: core::ops::RangeInclusive<f64> = 1e-100..=1e100;
 
-/// Sample count and weight sums after some more samples, once it is known that they can be counted.
+/// Sample count and sums of weights.
 struct Totals {
     samples: u64,
     weight: f64,
@@ -25,148 +30,191 @@ struct Totals {
 }
 
 impl<T: Scalar> ActivationStats<T> {
-    /// Adds a batch, one sample per row; without weights, each counts 1.
-    pub(super) fn add_batch(&mut self, batch: MatRef<'_, T>, weights: Option<&[f64]>) -> Result<()> {
-        self.validate(batch, weights)?;
-        let Some(first) = (0..batch.nrows()).find(|&row| weights.is_none_or(|weights| weights[row] > 0.0)) else {
-            return Ok(());
-        };
-        let kept = weights.map_or(batch.nrows(), |weights| weights.iter().filter(|&&w| w > 0.0).count());
-        let sum = weights.map_or(kept as f64, |weights| weights.iter().sum());
-        let squares = weights.map_or(kept as f64, |weights| weights.iter().map(|w| w * w).sum());
-        let totals = self.totals(kept as u64, sum, squares)?;
-        self.require_representable(linalg::max_abs(batch), totals.weight)?;
-        let collapse = self.room_for(kept, true)?;
+    /// Adds a batch of shape samples × inputs, every sample with weight 1.
+    ///
+    /// # Errors
+    ///
+    /// A batch without rows, of another width, with a NaN or an infinity, or with entries so large
+    /// that their squares overflow; not enough memory, or more than the limit. The statistics are then
+    /// unchanged.
+    ///
+    /// # Cost
+    ///
+    /// `O(p·n)` for `p` samples of `n` inputs in sample form, `O(p·n²)` in covariance form.
+    pub fn update(&mut self, batch: MatRef<'_, T>) -> Result<()> {
+        during("ActivationStats::update", || self.add_batch(Batch { rows: batch, weights: None }))
+    }
+
+    /// Adds a batch with one weight per row.
+    ///
+    /// A weight of 2 has the effect of the same sample twice. A weight of 0 (for padding, say) leaves
+    /// the sample out, of [`samples`](Self::samples) too.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`update`](Self::update); a number of weights other than that of the rows; a weight
+    /// that is neither zero nor between 1e-100 and 1e100.
+    ///
+    /// ```
+    /// # fn main() -> dalr::Result<()> {
+    /// let mut stats = dalr::ActivationStats::<f64>::new(1);
+    /// stats.update_weighted(faer::mat![[1.0], [9.0], [4.0]].as_ref(), &[2.0, 0.0, 1.0])?;
+    /// assert_eq!(stats.samples(), 2);
+    /// assert!((stats.mean()?[0] - 2.0).abs() < 1e-15);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn update_weighted(&mut self, batch: MatRef<'_, T>, weights: &[f64]) -> Result<()> {
+        let batch = Batch { rows: batch, weights: Some(weights) };
+        during("ActivationStats::update_weighted", || self.add_batch(batch))
+    }
+
+    /// Adds the statistics of other samples, as if this object had been updated with them.
+    ///
+    /// Associative and commutative up to rounding. Either object may be empty and in either form.
+    ///
+    /// # Errors
+    ///
+    /// Statistics of another width; counts or entries that overflow; not enough memory, or more than
+    /// the limit. This object is then unchanged.
+    ///
+    /// # Cost
+    ///
+    /// `O(p·n)` to add `p` samples to the sample form and `O(p·n²)` to the covariance form; `O(n²)`
+    /// between two objects in covariance form.
+    ///
+    /// ```
+    /// # fn main() -> dalr::Result<()> {
+    /// use dalr::ActivationStats;
+    /// let (mut here, mut there) = (ActivationStats::<f64>::new(1), ActivationStats::new(1));
+    /// here.update(faer::mat![[1.0]].as_ref())?;
+    /// there.update(faer::mat![[2.0], [6.0]].as_ref())?;
+    /// here.merge(&there)?;
+    /// assert_eq!((here.samples(), here.mean()?[0]), (3, 3.0));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn merge(&mut self, other: &Self) -> Result<()> {
+        during("ActivationStats::merge", || self.add_statistics(other))
+    }
+
+    fn add_batch(&mut self, batch: Batch<'_, T>) -> Result<()> {
+        self.validate(batch)?;
+        let Some(first) = (0..batch.len()).find(|&row| batch.weight(row) > 0.0) else { return Ok(()) };
+        let samples = (0..batch.len()).filter(|&row| batch.weight(row) > 0.0).count();
+        let sums = [batch.sum_weights(|weight| weight), batch.sum_weights(|weight| weight * weight)];
+        let totals = self.totals(samples as u64, sums)?;
+        self.require_representable(linalg::max_abs(batch.rows), totals.weight)?;
+        let keep_samples = self.keeps_samples(samples, true)?;
 
         let mut channels = self.channels.clone();
         if self.samples == 0 {
-            channels = Channels::starting_at(batch.row(first).iter().map(|x| x.to_f64()).collect());
+            channels = Channels::starting_at(batch.rows.row(first).iter().map(|x| x.to_f64()).collect());
         }
         let mut weight = self.weight;
-        for start in (0..batch.nrows()).step_by(segment_rows(self.features)) {
-            let count = segment_rows(self.features).min(batch.nrows() - start);
-            let weights = weights.map(|weights| &weights[start..start + count]);
-            weight = channels.observe(batch.subrows(start, count), weights, weight, linalg::threads(self.threads));
+        for start in (0..batch.len()).step_by(segment_rows(self.features)) {
+            let piece = batch.part(start, segment_rows(self.features));
+            weight = channels.observe(piece, weight, linalg::threads(self.threads));
         }
-        match &mut self.form {
-            Form::Samples(samples) if collapse => {
-                let (mut collapsed, mut accumulator) =
-                    Collapsed::of(samples, batch.nrows(), &channels, linalg::threads(self.threads))?;
-                collapsed.add(batch, weights, &channels, &mut accumulator, linalg::threads(self.threads))?;
-                self.form = Form::Scatter(collapsed);
-            }
-            Form::Samples(samples) => {
-                let weight = |row: usize| weights.map_or(1.0, |weights| weights[row]);
-                samples.append(batch.row_iter().enumerate().map(|(i, row)| (row, weight(i))))?;
-            }
-            Form::Scatter(collapsed) => {
-                let mut accumulator = collapsed.prepare(batch.nrows())?;
-                collapsed.add(batch, weights, &channels, &mut accumulator, linalg::threads(self.threads))?;
-            }
-        }
-        self.channels = channels;
-        self.set(totals);
+        self.extend(keep_samples, &[batch], None, &channels)?;
+        self.set(channels, totals);
         Ok(())
     }
 
-    /// Adds other statistics.
-    pub(super) fn add_statistics(&mut self, other: &Self) -> Result<()> {
+    fn add_statistics(&mut self, other: &Self) -> Result<()> {
         if other.features != self.features {
-            let what = "inputs in the statistics to merge";
-            return Err(Error::shape(what, self.features, other.features));
+            return Err(Error::shape("inputs in the statistics to merge", self.features, other.features));
         }
         if other.samples == 0 {
             return Ok(());
         }
-        let totals = self.totals(other.samples, other.weight, other.weight_squares)?;
+        let totals = self.totals(other.samples, [other.weight, other.weight_squares])?;
         self.require_representable(other.channels.max_abs(), totals.weight)?;
-        let other_kept = match &other.form {
-            Form::Samples(samples) => Some(samples.len()),
-            Form::Scatter(_) => None,
+        let (samples, form) = match &other.form {
+            Form::Samples(samples) => (samples, None),
+            Form::Covariance(form) => (&form.waiting, Some((form, other.channels.origin.as_slice()))),
         };
-        let collapse = self.room_for(other_kept.unwrap_or(0), other_kept.is_some())?;
+        let keep_samples = self.keeps_samples(samples.len(), form.is_none())?;
 
         let mut channels = self.channels.clone();
         if self.samples == 0 {
             channels = Channels::starting_at(other.channels.origin.clone());
         }
-        channels.absorb(&other.channels);
-        let displacement = channels.displacement(&other.channels.centre());
-        let between: Vec<f64> =
-            other.channels.origin.iter().zip(&channels.origin).map(|(theirs, own)| theirs - own).collect();
-        channels.shift(&displacement, other.weight / totals.weight);
-        match (&mut self.form, &other.form) {
-            (Form::Samples(samples), Form::Samples(others)) if !collapse => {
-                let rows = others.segments().flat_map(|(rows, weights)| rows.row_iter().zip(weights.iter().copied()));
-                samples.append(rows)?;
-            }
-            (own, others) => {
-                let waiting = match others {
-                    Form::Samples(samples) => samples,
-                    Form::Scatter(others) => &others.gathered,
-                };
-                let mut fresh = None;
-                let (collapsed, mut accumulator) = match own {
-                    Form::Scatter(collapsed) => {
-                        let accumulator = collapsed.prepare(waiting.len())?;
-                        (collapsed, accumulator)
-                    }
-                    Form::Samples(samples) => {
-                        let (collapsed, accumulator) =
-                            Collapsed::of(samples, waiting.len(), &channels, linalg::threads(self.threads))?;
-                        (fresh.insert(collapsed), accumulator)
-                    }
-                };
-                if let Form::Scatter(others) = others {
-                    collapsed.add_scatter(others, &between, linalg::threads(self.threads));
-                }
-                for (rows, weights) in waiting.segments() {
-                    collapsed.add(rows, Some(weights), &channels, &mut accumulator, linalg::threads(self.threads))?;
-                }
-                if let Some(collapsed) = fresh {
-                    self.form = Form::Scatter(collapsed);
-                }
-            }
-        }
-        self.channels = channels;
-        self.set(totals);
+        channels.merge(&other.channels, other.weight / totals.weight);
+        let batches: Vec<Batch<'_, T>> = samples.batches().collect();
+        self.extend(keep_samples, &batches, form, &channels)?;
+        self.set(channels, totals);
         Ok(())
     }
 
-    fn validate(&self, batch: MatRef<'_, T>, weights: Option<&[f64]>) -> Result<()> {
+    /// Adds samples, and the scatter of another form with its origin, to the form. `channels` must
+    /// have observed them.
+    fn extend(
+        &mut self,
+        keep_samples: bool,
+        batches: &[Batch<'_, T>],
+        other: Option<(&CovarianceForm<T>, &[f64])>,
+        channels: &Channels,
+    ) -> Result<()> {
+        let par = linalg::threads(self.threads);
+        let count = batches.iter().map(Batch::len).sum();
+        let mut new = None;
+        let (form, samples) = match &mut self.form {
+            Form::Samples(samples) if keep_samples => {
+                samples.reserve(count)?;
+                batches.iter().for_each(|batch| samples.append(*batch));
+                return Ok(());
+            }
+            Form::Samples(samples) => (new.insert(CovarianceForm::new(self.features)?), Some(&*samples)),
+            Form::Covariance(form) => (form, None),
+        };
+        let mut accumulator = form.prepare(samples.map_or(0, Samples::len).saturating_add(count))?;
+        for batch in samples.into_iter().flat_map(Samples::batches) {
+            form.add(batch, channels, &mut accumulator, par);
+        }
+        if let Some((other, origin)) = other {
+            form.add_scatter(other, (&channels.origin, origin), par);
+        }
+        for batch in batches {
+            form.add(*batch, channels, &mut accumulator, par);
+        }
+        if let Some(new) = new {
+            self.form = Form::Covariance(new);
+        }
+        Ok(())
+    }
+
+    fn validate(&self, batch: Batch<'_, T>) -> Result<()> {
         if self.features == 0 {
             return Err(Error::empty("the layer's inputs"));
         }
-        if batch.ncols() != self.features {
-            let what = "columns in the batch (one per input)";
-            return Err(Error::shape(what, self.features, batch.ncols()));
+        if batch.rows.ncols() != self.features {
+            return Err(Error::shape("columns in the batch (one per input)", self.features, batch.rows.ncols()));
         }
-        if batch.nrows() == 0 {
+        if batch.len() == 0 {
             return Err(Error::empty("the batch's rows"));
         }
-        if let Some(weights) = weights {
-            if weights.len() != batch.nrows() {
-                let what = "weights (one per row of the batch)";
-                return Err(Error::shape(what, batch.nrows(), weights.len()));
+        if let Some(weights) = batch.weights {
+            if weights.len() != batch.len() {
+                return Err(Error::shape("weights (one per row of the batch)", batch.len(), weights.len()));
             }
             if let Some((row, weight)) = weights.iter().enumerate().find(|&(_, w)| *w != 0.0 && !WEIGHTS.contains(w)) {
                 let expected = format!("{row} to be 0 or between 1e-100 and 1e100");
                 return Err(Error::out_of_range("sample weight", expected, *weight));
             }
         }
-        linalg::require_finite("the batch", batch)
+        linalg::require_finite("the batch", batch.rows)
     }
 
-    fn totals(&self, samples: u64, weight: f64, squares: f64) -> Result<Totals> {
+    fn totals(&self, samples: u64, [weight, squares]: [f64; 2]) -> Result<Totals> {
         let samples = self.samples.checked_add(samples).ok_or(Error::overflow("the number of samples"))?;
-        // As many weights as can be counted, each of 1e100 at the most, have finite sums.
+        // The sums are finite: `u64::MAX` weights of 1e100 have a finite sum.
         Ok(Totals { samples, weight: self.weight + weight, weight_squares: self.weight_squares + squares })
     }
 
-    fn set(&mut self, totals: Totals) {
-        self.samples = totals.samples;
-        self.weight = totals.weight;
-        self.weight_squares = totals.weight_squares;
+    fn set(&mut self, channels: Channels, totals: Totals) {
+        self.channels = channels;
+        (self.samples, self.weight, self.weight_squares) = (totals.samples, totals.weight, totals.weight_squares);
     }
 
     /// The trace of the scatter is at most `w · n · (2 max|x|)²`: it must be a finite number.
@@ -178,32 +226,27 @@ impl<T: Scalar> ActivationStats<T> {
         Err(Error::overflow("the square of the activations"))
     }
 
-    /// Whether the samples give way to a scatter when `count` more come, and whether there is room for what is kept then.
+    /// Whether the sample form stays when `count` samples come (`as_samples`, or with a scatter), or
+    /// an error if the memory limit does not leave room.
     ///
-    /// Under a limit they give way while there is room for both, lest there be no way on later.
-    fn room_for(&self, count: usize, as_samples: bool) -> Result<bool> {
+    /// Under a limit the form changes while there is room for both: later there would be none.
+    fn keeps_samples(&self, count: usize, as_samples: bool) -> Result<bool> {
         let limit = self.memory_limit.unwrap_or(isize::MAX as usize);
-        let scatter = Scatter::bytes(self.features).unwrap_or(usize::MAX);
-        let collapsed = Collapsed::<T>::bytes(self.features).unwrap_or(usize::MAX);
-        let bytes = |count| Samples::<T>::bytes(self.features, count).unwrap_or(usize::MAX);
-        let Form::Samples(samples) = &self.form else {
-            return self.require_room(collapsed, limit).map(|()| false);
+        let covariance = CovarianceForm::<T>::bytes(self.features).unwrap_or(usize::MAX);
+        let (keep, needed) = match &self.form {
+            Form::Covariance(_) => (false, covariance),
+            Form::Samples(samples) => {
+                let bytes = |count| Samples::<T>::bytes(self.features, count).unwrap_or(usize::MAX);
+                let (now, then) = (bytes(samples.len()), bytes(samples.len().saturating_add(count)));
+                let both = now.saturating_add(covariance);
+                let scatter = Scatter::bytes(self.features).unwrap_or(usize::MAX);
+                let worth = then / SAMPLES_WORTH <= scatter && then.saturating_add(covariance) <= limit;
+                let keep = as_samples && (worth || both > limit);
+                (keep, if keep { then.min(both) } else { both })
+            }
         };
-        let (kept, more) = (bytes(samples.len()), bytes(samples.len().saturating_add(count)));
-        let collapsing = kept.saturating_add(collapsed);
-        if as_samples && more / SAMPLES_WORTH <= scatter && more.saturating_add(collapsed) <= limit {
-            return Ok(false);
-        }
-        if collapsing <= limit {
-            return Ok(true);
-        }
-        let needed = if as_samples { more.min(collapsing) } else { collapsing };
-        self.require_room(needed, limit).map(|()| false)
-    }
-
-    fn require_room(&self, needed: usize, limit: usize) -> Result<()> {
         if needed <= limit {
-            return Ok(());
+            return Ok(keep);
         }
         let available = match self.memory_limit {
             Some(limit) => format!("the memory limit of {limit} bytes"),

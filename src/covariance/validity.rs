@@ -1,9 +1,9 @@
 //! Whether statistics that come from outside can have come from samples.
 
-use super::collapsed::{Collapsed, gathering};
+use super::covariance_form::{CovarianceForm, most_waiting};
 use super::samples::{Samples, segment_rows};
+use super::stats::{ActivationStats, Form};
 use super::update::WEIGHTS;
-use super::{ActivationStats, Form};
 use crate::{Error, Result, Scalar};
 
 /// Far more than rounding in any sum over samples, far less than what would mislead anyone.
@@ -48,10 +48,10 @@ impl<T: Scalar> ActivationStats<T> {
         self.require_representable(self.channels.max_abs(), self.weight)?;
         match &self.form {
             Form::Samples(samples) => self.validate_samples(samples, None).map_err(format),
-            Form::Scatter(collapsed) => {
-                self.validate_collapsed(collapsed).map_err(format)?;
-                self.validate_samples(&collapsed.gathered, Some(collapsed)).map_err(format)?;
-                self.validate_scatter(collapsed).map_err(format)
+            Form::Covariance(form) => {
+                self.validate_collapsed(form).map_err(format)?;
+                self.validate_samples(&form.waiting, Some(form)).map_err(format)?;
+                self.validate_scatter(form).map_err(format)
             }
         }
     }
@@ -64,9 +64,9 @@ impl<T: Scalar> ActivationStats<T> {
         }
         demand(self.features > 0, "at least one input", 0.0)?;
         demand(possible_weights(count).contains(&weight), "a total weight that as many samples can have", weight)?;
-        if let Form::Scatter(Collapsed { gathered, .. }) = &self.form {
-            let few = gathered.len() as u64 <= self.samples;
-            demand(few, "no more gathered samples than there are", gathered.len() as f64)?;
+        if let Form::Covariance(CovarianceForm { waiting, .. }) = &self.form {
+            let few = waiting.len() as u64 <= self.samples;
+            demand(few, "no more gathered samples than there are", waiting.len() as f64)?;
         }
         // Cauchy and Schwarz, and the other way about for numbers that are not negative.
         let enough = weight * weight <= count * squares * (1.0 + SLACK);
@@ -102,29 +102,29 @@ impl<T: Scalar> ActivationStats<T> {
     }
 
     /// How many samples there are in the scatter and beside it, what they weigh, and how precise the scatter is.
-    fn validate_collapsed(&self, collapsed: &Collapsed<T>) -> Result<(), Doubt> {
-        let (weight, gathered, full) = (collapsed.weight, collapsed.gathered.len(), gathering::<T>(self.features));
+    fn validate_collapsed(&self, form: &CovarianceForm<T>) -> Result<(), Doubt> {
+        let (weight, gathered, full) = (form.weight, form.waiting.len(), most_waiting::<T>(self.features));
         demand(gathered < full, "fewer gathered samples than make a product", gathered as f64)?;
         let multiplied = (self.samples - gathered as u64) as f64;
         let expected = "a weight of the scatter that as many samples can have";
         demand(possible_weights(multiplied).contains(&weight), expected, weight)?;
-        let squares: f64 = collapsed.gathered.weights.iter().map(|weight| weight * weight).sum();
+        let squares: f64 = form.waiting.weights.iter().map(|weight| weight * weight).sum();
         let (rest, slack) = (self.weight_squares - squares, SLACK * self.weight_squares);
         let (square, enough) = (weight * weight, multiplied * (rest + slack));
         let fits = square <= enough * (1.0 + SLACK) && rest - slack <= square * (1.0 + SLACK);
         demand(fits, "a weight of the scatter that fits the squares of the weights", weight)?;
 
-        let precision = collapsed.scatter.precision;
+        let precision = form.scatter.precision;
         if multiplied == 0.0 {
             demand(precision == 0.0, "no products in an empty scatter", precision)?;
-            let moved = collapsed.offset.iter().find(|offset| **offset != 0.0);
+            let moved = form.offset.iter().find(|offset| **offset != 0.0);
             return demand(moved.is_none(), "no mean of an empty scatter", moved.copied().unwrap_or_default());
         }
         // Which of the two is a matter of speed that releases may settle in different ways.
         let known = precision == f64::EPSILON || precision == T::EPSILON;
         demand(known, "products in the precision of the samples or in `f64`", precision)?;
         let extremes = self.channels.minimum.iter().zip(&self.channels.maximum);
-        let means = self.channels.origin.iter().zip(&collapsed.offset).map(|(origin, offset)| origin + offset);
+        let means = self.channels.origin.iter().zip(&form.offset).map(|(origin, offset)| origin + offset);
         for (mean, (&low, &high)) in means.zip(extremes) {
             let slack = slack_of_means(low, high);
             let inside = (low - slack..=high + slack).contains(&mean);
@@ -134,7 +134,7 @@ impl<T: Scalar> ActivationStats<T> {
     }
 
     /// The samples that are kept tell all that the channels say, together with a scatter that holds the others.
-    fn validate_samples(&self, samples: &Samples<T>, others: Option<&Collapsed<T>>) -> Result<(), Doubt> {
+    fn validate_samples(&self, samples: &Samples<T>, others: Option<&CovarianceForm<T>>) -> Result<(), Doubt> {
         let others = others.filter(|others| others.weight > 0.0);
         let fits = |found: f64, sum: f64| match others {
             None => close(found, sum),
@@ -152,7 +152,7 @@ impl<T: Scalar> ActivationStats<T> {
             let width = TILE.min(self.features - start);
             let (mut low, mut high) = ([f64::INFINITY; TILE], [f64::NEG_INFINITY; TILE]);
             let (mut drift, mut absolute, mut active) = ([0.0; TILE], [0.0; TILE], [0.0; TILE]);
-            if let Some(Collapsed { weight, offset, .. }) = others {
+            if let Some(CovarianceForm { weight, offset, .. }) = others {
                 let distances = offset[start..start + width].iter().zip(&channels.offset[start..]);
                 drift.iter_mut().zip(distances).for_each(|(to, (theirs, all))| *to = weight * (theirs - all));
             }
@@ -191,8 +191,11 @@ impl<T: Scalar> ActivationStats<T> {
     }
 
     /// A scatter is as large as the extremes allow (Popoviciu), and no entry is larger than its diagonal allows (Cauchy and Schwarz).
-    fn validate_scatter(&self, Collapsed { scatter, weight, gathered, .. }: &Collapsed<T>) -> Result<(), Doubt> {
-        let multiplied = (self.samples - gathered.len() as u64) as f64;
+    fn validate_scatter(
+        &self,
+        CovarianceForm { scatter, weight, waiting, .. }: &CovarianceForm<T>,
+    ) -> Result<(), Doubt> {
+        let multiplied = (self.samples - waiting.len() as u64) as f64;
         // What underflow can take away from a sum of squares; of single precision, on samples divided by their span.
         let quantum = 32.0 * multiplied * f64::from_bits(1);
         let narrow = if scatter.precision > f64::EPSILON {

@@ -116,3 +116,12 @@ fn columns_that_are_far_from_orthonormal_become_so() -> Result<()> {
     assert!(departure(&orthonormalized(close, Par::Seq)?) < 1e-15);
     Ok(())
 }
+
+#[test]
+fn powers_of_two_are_exact_down_to_the_smallest_number() {
+    let exact =
+        |e: i32| if e < -1022 { f64::from_bits(1 << (e + 1074)) } else { f64::from_bits(((e + 1023) as u64) << 52) };
+    for exponent in -1074..1024 {
+        assert_eq!(power_of_two(exponent), exact(exponent), "{exponent}");
+    }
+}

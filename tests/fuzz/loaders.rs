@@ -48,7 +48,7 @@ fn is_sound(mut stats: ActivationStats<f32>) {
         assert!(stats.mean().unwrap().iter().all(|x| x.is_finite()));
         let covariance = stats.covariance().unwrap();
         assert!((0..features).all(|j| covariance[(j, j)] >= 0.0 && covariance[(j, j)].is_finite()));
-        assert!((0.0..=1.0).contains(&stats.share_gathering(0.5).unwrap()));
+        assert!((0.0..=1.0).contains(&stats.fraction_gathering(0.5).unwrap()));
         let layer = Linear::new(Mat::from_fn(3, features, |i, j| ((i * 5 + j) % 7) as f32), None).unwrap();
         if let Ok(compressed) = Dalr::new().compress(&layer, &stats, Rank::Fixed(1)) {
             let error = compressed.report().relative_error().unwrap();

@@ -15,20 +15,20 @@ fn fed<T: Scalar>(mut stats: ActivationStats<T>, rows: usize, weight: impl Fn(us
 /// Twenty samples of weight 2, all of them in a scatter.
 fn scatter<T: Scalar>() -> ActivationStats<T> {
     let stats = fed(ActivationStats::new(3), 20, |_| 2.0);
-    assert!(matches!(&stats.form, Form::Scatter(collapsed) if collapsed.gathered.len() == 0));
+    assert!(matches!(&stats.form, Form::Covariance(form) if form.waiting.len() == 0));
     stats
 }
 
 /// A scatter of sixty samples, and two that wait, of twelve inputs.
 fn gathering(multiplied: f64, waiting: f64) -> ActivationStats<f32> {
     let stats = fed(fed(ActivationStats::new(12), 60, |_| multiplied), 2, |_| waiting);
-    assert!(matches!(&stats.form, Form::Scatter(collapsed) if collapsed.gathered.len() == 2));
+    assert!(matches!(&stats.form, Form::Covariance(form) if form.waiting.len() == 2));
     stats
 }
 
-fn collapsed<T>(stats: &mut ActivationStats<T>) -> &mut Collapsed<T> {
+fn form<T>(stats: &mut ActivationStats<T>) -> &mut CovarianceForm<T> {
     match &mut stats.form {
-        Form::Scatter(collapsed) => collapsed,
+        Form::Covariance(form) => form,
         Form::Samples(_) => panic!("samples"),
     }
 }
@@ -114,41 +114,41 @@ fn channels_of_a_scatter() {
     bounded(&stats, |stats, times| stats.channels.active[0] = times, [0.0, -0.4], rate, -0.01);
     let mean = "a mean of the scatter between minimum and maximum";
     for (offset, shown) in [(-0.003, 0.997), (2.003, 3.003)] {
-        let tamper = |stats: &mut ActivationStats<f64>, offset| collapsed(stats).offset[1] = offset;
+        let tamper = |stats: &mut ActivationStats<f64>, offset| form(stats).offset[1] = offset;
         bounded(&stats, tamper, [1.0, offset], mean, shown);
     }
 }
 
 #[test]
 fn the_weight_of_a_scatter() {
-    let weigh = |stats: &mut ActivationStats<f32>, weight| collapsed(stats).weight = weight;
+    let weigh = |stats: &mut ActivationStats<f32>, weight| form(stats).weight = weight;
     let fits = "a weight of the scatter that fits the squares of the weights";
     // Sixty weights whose squares add up to 60, and 0.062 of rounding: 60.06 at the most.
     bounded(&gathering(1.0, 1.0), weigh, [60.055, 60.07], fits, 60.07);
     // One weight is the root of its square.
     let one = fed(ActivationStats::<f64>::new(3).with_memory_limit(104), 1, |_| 5.0);
-    bounded(&one, |stats, weight| collapsed(stats).weight = weight, [4.9955, 4.9925], fits, 4.9925);
-    bounded(&one, |stats, weight| collapsed(stats).weight = weight, [5.0045, 5.0075], fits, 5.0075);
+    bounded(&one, |stats, weight| form(stats).weight = weight, [4.9955, 4.9925], fits, 4.9925);
+    bounded(&one, |stats, weight| form(stats).weight = weight, [5.0045, 5.0075], fits, 5.0075);
 }
 
 /// Variances of `34 · 8` and `2 · 8`, about the means, times the weight; samples lie 4 and 1 from the middle of the extremes at the most.
 #[test]
 fn entries_of_a_scatter() {
     let stats = scatter::<f64>();
-    let variance = |stats: &mut ActivationStats<f64>, variance| collapsed(stats).scatter.blocks[0][(0, 0)] = variance;
+    let variance = |stats: &mut ActivationStats<f64>, variance| form(stats).scatter.blocks[0][(0, 0)] = variance;
     bounded(&stats, variance, [640.32, 641.28], "variances that fit the extremes", 16.032);
     bounded(&stats, variance, [272.0, -4e-9], "variances that are not negative", -1e-10);
     let covariance = |stats: &mut ActivationStats<f64>, covariance| {
-        collapsed(stats).scatter.blocks[0][(1, 0)] = covariance;
-        collapsed(stats).scatter.blocks[0][(0, 1)] = covariance;
+        form(stats).scatter.blocks[0][(1, 0)] = covariance;
+        form(stats).scatter.blocks[0][(0, 1)] = covariance;
     };
     let root = (272.0_f64 * 16.0).sqrt();
     let fit = "covariances that fit the variances";
     bounded(&stats, covariance, [root * 1.0005, root * 1.002], fit, root * 1.002 / 40.0);
     bounded(&stats, covariance, [-root * 1.0005, -root * 1.002], fit, -root * 1.002 / 40.0);
     // A thousandth of the root is 0.066.
-    let upper = |stats: &mut ActivationStats<f64>, entry| collapsed(stats).scatter.blocks[0][(0, 1)] = entry;
-    assert!((collapsed(&mut stats.clone()).scatter.blocks[0][(1, 0)] - 64.0).abs() < 1e-12);
+    let upper = |stats: &mut ActivationStats<f64>, entry| form(stats).scatter.blocks[0][(0, 1)] = entry;
+    assert!((form(&mut stats.clone()).scatter.blocks[0][(1, 0)] - 64.0).abs() < 1e-12);
     bounded(&stats, upper, [64.06, 64.07], "a symmetric scatter", 1.6);
 }
 
@@ -157,7 +157,7 @@ fn entries_of_a_scatter() {
 #[test]
 fn variances_that_underflow_in_single_precision() {
     fn covariance<T: Scalar>(stats: &mut ActivationStats<T>, covariance: f64) {
-        let block = &mut collapsed(stats).scatter.blocks[0];
+        let block = &mut form(stats).scatter.blocks[0];
         for (row, entry) in [(0, 0.0), (1, covariance), (2, 0.0)] {
             block[(row, 0)] = entry;
             block[(0, row)] = entry;
@@ -167,7 +167,7 @@ fn variances_that_underflow_in_single_precision() {
     let fit = "covariances that fit the variances";
     let mut narrow = scatter::<f32>();
     let double = narrow.clone();
-    collapsed(&mut narrow).scatter.precision = f64::from(f32::EPSILON);
+    form(&mut narrow).scatter.precision = f64::from(f32::EPSILON);
     bounded(&narrow, covariance, [1.0005 * bound, 1.002 * bound], fit, 1.002 * bound / 40.0);
     bounded(&double, covariance, [0.0, bound], fit, bound / 40.0);
     bounded(&scatter::<f64>(), covariance, [0.0, bound], fit, bound / 40.0);
@@ -181,14 +181,14 @@ fn blocks_of_a_scatter() {
     let mut stats = ActivationStats::<f64>::new(260);
     stats.update(batch.as_ref()).unwrap();
     let covariance = |stats: &mut ActivationStats<f64>, share: f64| {
-        let block = &mut collapsed(stats).scatter.blocks[1];
+        let block = &mut form(stats).scatter.blocks[1];
         let covariance = share * (block[(2, 2)] * block[(3, 3)]).sqrt();
         block[(2, 3)] = covariance;
         block[(3, 2)] = covariance;
     };
     let fit = "covariances that fit the variances";
-    let block = collapsed(&mut stats).scatter.blocks[1].clone();
-    let shown = 1.002 * (block[(2, 2)] * block[(3, 3)]).sqrt() / collapsed(&mut stats).weight;
+    let block = form(&mut stats).scatter.blocks[1].clone();
+    let shown = 1.002 * (block[(2, 2)] * block[(3, 3)]).sqrt() / form(&mut stats).weight;
     bounded(&stats, covariance, [1.0005, 1.002], fit, shown);
 }
 
@@ -218,7 +218,7 @@ fn channels_of_samples_beside_a_scatter() {
     bounded(&stats, active, [199.9, 199.7], "an activation rate that is the samples'", 199.7 / 200.06);
     // With nothing in the scatter they say it all.
     let waiting = fed(ActivationStats::<f32>::new(12).with_memory_limit(12 * 12 * 8 + 3 * 56), 2, |_| 1.0);
-    assert!(matches!(&waiting.form, Form::Scatter(collapsed) if collapsed.gathered.len() == 2));
+    assert!(matches!(&waiting.form, Form::Covariance(form) if form.waiting.len() == 2));
     let minimum = |stats: &mut ActivationStats<f32>, least| stats.channels.minimum[0] = least;
     bounded(&waiting, minimum, [-3.0, -3.1], "a minimum that is the samples'", -3.1);
     let maximum = |stats: &mut ActivationStats<f32>, most| stats.channels.maximum[0] = most;

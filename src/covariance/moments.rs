@@ -1,0 +1,49 @@
+//! The second moments of statistics, in the form they have.
+
+use faer::Mat;
+
+use super::batch::Centre;
+use super::covariance_moment::CovarianceMoment;
+use super::sample_moment::SampleMoment;
+use super::second_moment::SecondMoment;
+use super::stats::{ActivationStats, Form};
+use crate::error::during;
+use crate::linalg::{self, power_of_two};
+use crate::{Result, Scalar};
+
+/// The covariance (`centred`), or the second moment about zero, of at least one sample.
+pub(crate) fn second_moment<T: Scalar>(
+    stats: &ActivationStats<T>,
+    centred: bool,
+) -> Result<Box<dyn SecondMoment<T> + '_>> {
+    let channels = &stats.channels;
+    let centre = if centred { channels.centre() } else { Centre::zero(stats.features) };
+    let mean = stats.mean_or_zero();
+    Ok(match &stats.form {
+        Form::Samples(samples) => Box::new(SampleMoment::new(samples, centre, stats.weight, &mean)),
+        Form::Covariance(form) => {
+            Box::new(CovarianceMoment::new(form, &centre, stats.weight, (&channels.origin, &mean))?)
+        }
+    })
+}
+
+impl<T: Scalar> ActivationStats<T> {
+    /// Covariance `Σ = (1/w) Σ wᵢ (xᵢ − μ)(xᵢ − μ)ᵀ`, inputs × inputs, divided by the total weight (not
+    /// by one less).
+    ///
+    /// Allocates `8 n²` bytes; the compressors do not need it.
+    ///
+    /// # Errors
+    ///
+    /// [`NoSamples`](crate::Error::NoSamples), or [`Memory`](crate::Error::Memory) if the matrix does
+    /// not fit.
+    pub fn covariance(&self) -> Result<Mat<f64>> {
+        during("ActivationStats::covariance", || {
+            self.require_samples()?;
+            let moment = second_moment(self, true)?;
+            let mut covariance = moment.scaled(linalg::threads(self.threads))?;
+            covariance *= faer::Scale(power_of_two(moment.exponent()));
+            Ok(covariance)
+        })
+    }
+}

@@ -1,0 +1,174 @@
+//! The second moment `S` of a layer's inputs: everything the compressors use of the statistics.
+
+use faer::{Mat, MatRef};
+
+use crate::linalg::{self, Par, even_exponent, power_of_two};
+use crate::{Result, Scalar};
+
+/// Variances below this fraction of the squared mean, `(2⁻⁴⁴)²`, are the rounding of a constant.
+const NEGLIGIBLE: f64 = 1.0 / (1_u128 << 88) as f64;
+
+/// A symmetric positive semidefinite `S`, inputs × inputs, known by its products with vectors.
+///
+/// All methods use `S` divided by `2^exponent`. This brings its mean diagonal entry near 1 and keeps
+/// results clear of overflow and underflow. A new source of statistics implements the three required
+/// methods, and those of the others that it can do at a lower cost.
+pub(crate) trait SecondMoment<T: Scalar> {
+    fn scale(&self) -> &Scale;
+
+    /// `S · right`, for `features × columns`.
+    fn multiply(&self, right: MatRef<'_, f64>, par: Par) -> Result<Mat<f64>>;
+
+    /// Multiply–adds of the product with one vector.
+    fn macs(&self) -> f64;
+
+    fn features(&self) -> usize {
+        self.scale().diagonal.len()
+    }
+
+    fn exponent(&self) -> i32 {
+        self.scale().exponent
+    }
+
+    /// `tr S`; exactly zero when `S` is zero or nothing but rounding.
+    fn trace(&self) -> f64 {
+        self.scale().trace
+    }
+
+    fn diagonal(&self) -> &[f64] {
+        &self.scale().diagonal
+    }
+
+    /// The error in an entry of `S` where squares underflow: negligible except for tiny inputs.
+    fn quantum(&self) -> f64 {
+        64.0 * self.features() as f64 * f64::from_bits(1) * power_of_two(-self.exponent())
+    }
+
+    /// The rounding of an entry of `S`, relative to `√(S_ii S_jj)`, that comes from products in
+    /// `f32`.
+    fn rounding(&self) -> f64 {
+        0.0
+    }
+
+    /// `left · S · leftᵀ`, for `rows × features`.
+    fn congruence(&self, left: MatRef<'_, f64>, par: Par) -> Result<Mat<f64>> {
+        let applied = self.multiply(left.transpose(), par)?;
+        let mut result = linalg::zeros(left.nrows(), left.nrows())?;
+        linalg::add_symmetric_product(result.as_mut(), 1.0, left, applied.as_ref(), par);
+        linalg::mirror_lower(&mut result);
+        Ok(result)
+    }
+
+    /// `aᵢ S bᵢᵀ` for every pair of rows of two `rows × features` matrices, which may be the same.
+    fn row_forms(&self, a: MatRef<'_, f64>, b: MatRef<'_, f64>, par: Par) -> Result<Vec<f64>> {
+        let mut forms = vec![0.0; a.nrows()];
+        add_row_products(&mut forms, a, self.multiply(b.transpose(), par)?.transpose());
+        Ok(forms)
+    }
+
+    /// `S`, formed.
+    fn scaled(&self, par: Par) -> Result<Mat<f64>> {
+        let mut unit = linalg::zeros(self.features(), self.features())?;
+        unit.as_mut().diagonal_mut().column_vector_mut().fill(1.0);
+        let mut dense = self.multiply(unit.as_ref(), par)?;
+        linalg::mirror_lower(&mut dense);
+        Ok(dense)
+    }
+
+    /// `tr S²`.
+    fn trace_of_square(&self, par: Par) -> Result<f64> {
+        let matrix = match self.root(par)? {
+            // tr (X Xᵀ)² = ‖Xᵀ X‖²
+            Some(root) => linalg::product(root.transpose(), root.as_ref(), par)?,
+            None => self.scaled(par)?,
+        };
+        Ok(linalg::squared_norm(matrix.as_ref()))
+    }
+
+    /// Number of samples in `S` if it keeps them as they are.
+    fn samples_kept(&self) -> Option<usize> {
+        None
+    }
+
+    /// The outputs `factor · W X` of the kept samples, outputs × samples, in the precision of the
+    /// data. `S` is `X Xᵀ`.
+    fn outputs(&self, _weight: MatRef<'_, T>, _factor: f64, _par: Par) -> Result<Option<Mat<T>>> {
+        Ok(None)
+    }
+
+    /// `X`, `features × samples`, with `S = X Xᵀ`; `None` unless the samples are kept and fewer than
+    /// the inputs.
+    fn root(&self, _par: Par) -> Result<Option<Mat<f64>>> {
+        Ok(None)
+    }
+
+    /// A lower triangular `L` with `L Lᵀ = κ S + λ I + D`, and the diagonal of `λ I + D`.
+    ///
+    /// `D` lifts the matrix out of its rounding; `None` if that is not enough. Entries above the
+    /// diagonal of `L` are arbitrary.
+    fn root_of(&self, (keep, ridge): (f64, f64), par: Par) -> Result<Option<(Mat<f64>, Vec<f64>)>> {
+        let size = self.features() as f64;
+        let mut dense = self.scaled(par)?;
+        dense *= faer::Scale(keep);
+        // The norm of a random symmetric matrix grows with the root of its size. Without rounding of
+        // `f32` there is no second attempt.
+        let (least, most) = (4.0 * f64::EPSILON * size, self.rounding() / 8.0 * size.sqrt());
+        for lift in core::iter::once(least).chain((most > least).then_some(most)) {
+            let mut lifted = linalg::widened(dense.as_ref(), 1.0)?;
+            let mut added = vec![0.0; self.features()];
+            let mut dead = Vec::new();
+            for (index, added) in added.iter_mut().enumerate() {
+                let diagonal = lifted[(index, index)];
+                *added = ridge + lift * diagonal;
+                lifted[(index, index)] = diagonal + *added;
+                if diagonal + *added <= 0.0 {
+                    // An input that never varies: any positive number factors, and is removed below.
+                    lifted[(index, index)] = 1.0;
+                    dead.push(index);
+                }
+            }
+            if let Some(mut root) = linalg::cholesky(lifted, par)? {
+                dead.iter().for_each(|&index| root[(index, index)] = 0.0);
+                return Ok(linalg::first_non_finite(root.as_ref()).is_none().then_some((root, added)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The power of two that `S` is divided by, and the diagonal and trace of the quotient.
+pub(crate) struct Scale {
+    exponent: i32,
+    trace: f64,
+    diagonal: Vec<f64>,
+}
+
+impl Scale {
+    /// From the diagonal of `S` and the mean of each input.
+    pub(super) fn new(mut diagonal: Vec<f64>, mean: &[f64]) -> Self {
+        let varying = diagonal.iter().zip(mean).filter(|&(square, mean)| *square > NEGLIGIBLE * mean * mean);
+        let trace: f64 = varying.map(|(square, _)| square).sum();
+        let exponent = even_exponent(trace / diagonal.len().max(1) as f64);
+        diagonal.iter_mut().for_each(|square| *square *= power_of_two(-exponent));
+        Self { exponent, trace: trace * power_of_two(-exponent), diagonal }
+    }
+
+    /// The factor from a sum over samples of this total weight to the divided `S`. It is zero if `S`
+    /// is nothing but rounding.
+    pub(super) fn factor(&self, weight: f64) -> f64 {
+        if self.trace == 0.0 { 0.0 } else { power_of_two(-self.exponent) / weight }
+    }
+
+    /// The root of [`factor`](Self::factor).
+    pub(super) fn root_factor(&self, weight: f64) -> f64 {
+        if self.trace == 0.0 { 0.0 } else { power_of_two(-self.exponent / 2) / weight.sqrt() }
+    }
+}
+
+/// Adds the scalar product of every pair of rows to `sums`.
+pub(super) fn add_row_products(sums: &mut [f64], a: MatRef<'_, f64>, b: MatRef<'_, f64>) {
+    for (a, b) in a.col_iter().zip(b.col_iter()) {
+        let terms = a.iter().zip(b.iter());
+        sums.iter_mut().zip(terms).for_each(|(sum, (a, b))| *sum += a * b);
+    }
+}
