@@ -111,7 +111,7 @@ pub enum Error {
         available: String,
     },
 
-    /// Every solver of the fallback ladder gave up.
+    /// Every algorithm of a solver failed.
     #[error(
         "{operation}: expected an eigendecomposition of dimension {dimension}, got no convergence from any of: {attempts}"
     )]
@@ -120,7 +120,7 @@ pub enum Error {
         operation: &'static str,
         /// Dimension of the eigenproblem.
         dimension: usize,
-        /// The solvers tried, in order.
+        /// The algorithms tried, in order.
         attempts: String,
     },
 
@@ -301,6 +301,16 @@ impl Error {
 
     pub(crate) fn layers(expected: String, found: String) -> Self {
         Self::Layers { operation: UNNAMED, expected, found }
+    }
+
+    #[cfg(feature = "candle")]
+    pub(crate) fn number_type(what: &'static str, expected: &'static str, found: String) -> Self {
+        Self::NumberType { operation: UNNAMED, what, expected, found }
+    }
+
+    #[cfg(feature = "candle")]
+    pub(crate) fn library(library: &'static str, source: Cause) -> Self {
+        Self::Library { operation: UNNAMED, library, source }
     }
 
     pub(crate) fn callback(subject: String, source: Cause) -> Self {

@@ -27,10 +27,7 @@ pub(crate) type Pairs<T> = (Vec<f64>, Mat<T>);
 ///
 /// `None` if the iteration does not converge or the matrix is not finite: on a NaN faer's
 /// iteration runs for some `30 d²` rounds.
-pub(crate) fn symmetric_eigen<T: Scalar>(
-    matrix: MatRef<'_, T>,
-    par: Par,
-) -> Result<Option<Pairs<T>>> {
+pub(crate) fn symmetric_eigen<T: Scalar>(matrix: MatRef<'_, T>, par: Par) -> Result<Option<Pairs<T>>> {
     if first_non_finite(matrix).is_some() {
         return Ok(None);
     }

@@ -13,8 +13,7 @@ mod scaling;
 mod threads;
 
 pub(crate) use self::factorizations::{
-    Pairs, cholesky, cholesky_solve, left_singular, orthonormal_columns, orthonormalized, symmetric_eigen,
-    thin_qr,
+    Pairs, cholesky, cholesky_solve, left_singular, orthonormal_columns, orthonormalized, symmetric_eigen, thin_qr,
 };
 pub(crate) use self::kernels::Kernels;
 pub(crate) use self::memory::{converted, out_of_memory, rounded, widened, zeros};

@@ -112,7 +112,9 @@ impl<T: Scalar> Space<T> {
             steps: self.steps,
             basis_size: self.size,
             residual: relative(residual, largest),
-            noise: self.magnitude.restored(self.magnitude.noise.max(T::EPSILON * (self.dimension() as f64).sqrt() * largest)),
+            noise: self
+                .magnitude
+                .restored(self.magnitude.noise.max(T::EPSILON * (self.dimension() as f64).sqrt() * largest)),
         })
     }
 }

@@ -169,7 +169,9 @@ impl<T: Scalar> Space<T> {
         let seen = self.size as f64 / dimension;
         let estimate = (0..self.size).map(|i| self.projected[(i, i)]).sum::<f64>().max(0.0) / seen;
         if self.magnitude.trace > TRACE_DOUBT * estimate + dimension * self.magnitude.noise {
-            return Err(self.magnitude.contradicted(format!("products that suggest {:e}", self.magnitude.restored(estimate))));
+            return Err(self
+                .magnitude
+                .contradicted(format!("products that suggest {:e}", self.magnitude.restored(estimate))));
         }
         Ok(())
     }
