@@ -36,7 +36,8 @@ use ::half::{bf16, f16};
 use faer::{Col, ColRef, Mat, MatRef};
 
 use crate::error::during;
-use crate::{Error, Result, Scalar, kernel};
+use crate::linalg;
+use crate::{Error, Result, Scalar};
 
 mod sealed {
     pub trait Sealed {}
@@ -132,7 +133,7 @@ fn to_odd(number: f64) -> f32 {
 ///
 /// [`Error::Memory`] if the copy does not fit.
 pub fn widen<T: Scalar, H: Half>(matrix: MatRef<'_, H>) -> Result<Mat<T>> {
-    let mut copy = linalg::zeros("interop::half::widen", matrix.nrows(), matrix.ncols())?;
+    let mut copy = during("interop::half::widen", || linalg::zeros(matrix.nrows(), matrix.ncols()))?;
     for (to, from) in copy.as_mut().col_iter_mut().zip(matrix.col_iter()) {
         to.iter_mut().zip(from.iter()).for_each(|(to, from)| *to = from.widen());
     }
@@ -190,7 +191,7 @@ pub fn round<H: Half, T: Scalar>(matrix: MatRef<'_, T>) -> Result<Mat<H>> {
 /// # }
 /// ```
 pub fn round_column<H: Half, T: Scalar>(column: ColRef<'_, T>) -> Result<Col<H>> {
-    column.iter().map(|number| rounded("interop::half::round_column", *number)).collect()
+    during("interop::half::round_column", || column.iter().map(|number| rounded(*number)).collect())
 }
 
 fn rounded<H: Half, T: Scalar>(number: T) -> Result<H> {

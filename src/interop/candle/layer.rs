@@ -20,7 +20,7 @@ impl<T: Scalar + WithDType> TryFrom<&candle_nn::Linear> for Linear<T> {
 
     fn try_from(layer: &candle_nn::Linear) -> Result<Self> {
         during("Linear::try_from", || {
-            let bias = layer.bias().map(|bias| to_column(bias)).transpose()?;
+            let bias = layer.bias().map(to_column).transpose()?;
             Self::new(to_matrix(layer.weight())?, bias)
         })
     }
@@ -150,7 +150,7 @@ impl LowRankLinear {
     pub fn trainable(&self) -> Result<Self> {
         during("interop::candle::LowRankLinear::trainable", || {
             let variable = |tensor: &Tensor| tensor.detach().copy().and_then(|copy| Var::from_tensor(&copy));
-            let variable = |tensor| variable(tensor).map_err(refused());
+            let variable = |tensor| variable(tensor).map_err(refused);
             let (down, up) = (variable(self.down.weight())?, variable(self.up.weight())?);
             let bias = self.up.bias().map(variable).transpose()?;
             let tensor = |variable: &Var| variable.as_tensor().clone();
@@ -238,7 +238,7 @@ impl<T: Scalar + WithDType> TryFrom<&LowRankLinear> for crate::LowRankLinear<T> 
 
     fn try_from(module: &LowRankLinear) -> Result<Self> {
         during("LowRankLinear::try_from", || {
-            let bias = module.up.bias().map(|bias| to_column(bias)).transpose()?;
+            let bias = module.up.bias().map(to_column).transpose()?;
             Self::new(to_matrix(module.down.weight())?, to_matrix(module.up.weight())?, bias)
         })
     }

@@ -61,9 +61,9 @@ pub use self::tensor::{samples, to_tensor, update, update_weighted};
 
 use crate::{Cause, Error};
 
-/// What candle said when it could not do `operation`'s part.
-fn refused() -> impl Fn(candle_core::Error) -> Error {
-    move |error| Error::library("candle", Cause::new(error))
+/// An error that candle returned.
+fn refused(error: candle_core::Error) -> Error {
+    Error::library("candle", Cause::new(error))
 }
 
 /// For functions of candle's that call this crate's, such as a module's `forward`. The message stays; `candle_core::Error::Wrapped` holds it.

@@ -8,6 +8,7 @@ use candle_core::{Tensor, WithDType};
 use candle_nn::Module;
 
 use super::tensor::{update, update_weighted};
+use crate::error::during;
 use crate::interop::samples_and_inputs;
 use crate::{ActivationStats, Error, Result, Scalar};
 
@@ -170,7 +171,7 @@ impl<T: Scalar + WithDType> Recorder<T> {
         if let Some(stats) = seen {
             return add(stats);
         }
-        let (_, features) = samples_and_inputs("Recorder::record", inputs.dims())?;
+        let (_, features) = during("Recorder::record", || samples_and_inputs(inputs.dims()))?;
         let mut stats = ActivationStats::new(features);
         if let Some(bytes) = self.memory_limit {
             stats = stats.with_memory_limit(bytes);

@@ -7,7 +7,8 @@ use super::refused;
 use crate::error::during;
 use crate::interop::half::{Half, widen};
 use crate::interop::samples_and_inputs;
-use crate::{ActivationStats, Error, Result, Scalar, kernel};
+use crate::linalg;
+use crate::{ActivationStats, Error, Result, Scalar};
 
 /// Adds a batch with any number of axes, the last of them the inputs: of batch × sequence × in each token is a sample.
 ///
@@ -76,7 +77,7 @@ pub fn update_weighted<T: Scalar + WithDType>(
         }
         let weights = match weights.dtype() {
             // Counts and masks: small whole numbers, which `f64` holds.
-            DType::U8 | DType::U32 | DType::I64 => &weights.to_dtype(DType::F64).map_err(refused())?,
+            DType::U8 | DType::U32 | DType::I64 => &weights.to_dtype(DType::F64).map_err(refused)?,
             _ => weights,
         };
         let weights = read(weights, rows, 1, |weights: MatRef<'_, f64>| {
@@ -129,7 +130,7 @@ pub fn samples<T: Scalar + WithDType>(batch: &Tensor) -> Result<Mat<T>> {
 /// # }
 /// ```
 pub fn to_tensor<T: Scalar>(matrix: MatRef<'_, T>, dtype: DType, device: &Device) -> Result<Tensor> {
-    write("interop::candle::to_tensor", matrix, matrix.shape().into(), dtype, device)
+    during("interop::candle::to_tensor", || write(matrix, matrix.shape().into(), dtype, device))
 }
 
 /// A copy of a tensor with two axes.
@@ -166,7 +167,7 @@ fn read<T: Scalar + WithDType, R>(
     use_numbers: impl FnOnce(MatRef<'_, T>) -> Result<R>,
 ) -> Result<R> {
     let here = tensor.detach().contiguous().and_then(|tensor| tensor.to_device(&Device::Cpu));
-    let here = here.map_err(refused())?;
+    let here = here.map_err(refused)?;
     let (storage, layout) = here.storage_and_layout();
     let start = layout.start_offset();
     let window = start..start.saturating_add(layout.shape().elem_count());
@@ -186,7 +187,7 @@ fn read<T: Scalar + WithDType, R>(
             use_numbers(wide.as_ref())
         }
         numbers if here.dtype() == T::DTYPE => {
-            let numbers = T::cpu_storage_as_slice(numbers).map_err(refused())?;
+            let numbers = T::cpu_storage_as_slice(numbers).map_err(refused)?;
             use_numbers(rows_of(numbers, window, rows, columns)?)
         }
         _ => {
@@ -214,12 +215,12 @@ fn rows_of<'a, E>(
     columns: usize,
 ) -> Result<MatRef<'a, E>> {
     let numbers = numbers.get(window).filter(|numbers| Some(numbers.len()) == rows.checked_mul(columns));
-    Ok(MatRef::from_row_major_slice(numbers.ok_or_else(|| misplaced())?, rows, columns))
+    Ok(MatRef::from_row_major_slice(numbers.ok_or_else(misplaced)?, rows, columns))
 }
 
 /// For a tensor that is not where candle says it is.
 fn misplaced() -> Error {
-    refused()(candle_core::Error::msg("the tensor's numbers are not where its layout says"))
+    refused(candle_core::Error::msg("the tensor's numbers are not where its layout says"))
 }
 
 /// A copy of a matrix as a tensor of as many numbers.
@@ -259,5 +260,5 @@ fn tensor_of<T: Scalar, E: WithDType>(
     if !numbers.iter().all(|&number| finite(number)) {
         return Err(Error::overflow("every entry"));
     }
-    Tensor::from_vec(numbers, shape, device).map_err(refused())
+    Tensor::from_vec(numbers, shape, device).map_err(refused)
 }

@@ -1,6 +1,10 @@
-//! The bounds by which the iteration stops, on numbers worked out by hand.
+//! The bounds on errors, and the directions that enter the basis, on numbers worked out by hand.
+
+use faer::Mat;
 
 use super::super::tests::Diagonal;
+use super::ritz::Ritz;
+use super::space::Residual;
 use super::*;
 
 fn ritz(values: &[f64]) -> Ritz {
@@ -8,29 +12,29 @@ fn ritz(values: &[f64]) -> Ritz {
 }
 
 #[test]
-fn what_is_captured_and_may_be_lost_is_what_it_is_by_hand() {
+fn captured_energy_and_possible_loss_are_those_computed_by_hand() {
     let ritz = ritz(&[6.0, 3.0, 1.0, -0.5]);
     assert_eq!([0, 1, 3, 4].map(|count| ritz.captured(count)), [0.0, 6.0, 10.0, 10.0]);
-    // 6 is 5 above what is left out, 3 is 2 above: 1²/5, and a residual beyond its gap counts whole.
+    // 6 is 5 above the first value left out, 3 is 2 above: 1²/5, and a residual beyond its gap counts whole.
     assert!((ritz.possible_loss(2, &[1.0, 4.0]) - (0.2 + 4.0)).abs() < 1e-15);
     assert!((ritz.possible_loss(1, &[2.0]) - 4.0 / 3.0).abs() < 1e-15);
     // Nothing is left out: the gap is to zero.
     assert!((ritz.possible_loss(4, &[3.0, 0.0, 0.0, 0.25]) - (1.5 + 0.25)).abs() < 1e-15);
-    // As large as the gap: either way the same.
+    // A residual as large as the gap: both bounds agree.
     assert_eq!(ritz.possible_loss(1, &[3.0]), 3.0);
 }
 
 #[test]
 fn negative_values_are_refused_from_rounding_and_noise_on() {
     let refused = |values: &[f64], noise: f64| {
-        let unit = Size { exponent: 4, trace: 1.0, noise };
-        match ritz(values).require_positive(1e-6, &unit) {
+        let magnitude = Magnitude { exponent: 4, trace: 1.0, noise };
+        match ritz(values).require_positive(1e-6, &magnitude) {
             Ok(()) => None,
             Err(Error::InvalidOperator { found, .. }) => Some(found),
             Err(other) => panic!("{other}"),
         }
     };
-    // A hundred times the rounding of the largest, 2 here: 2 · 10⁻⁴; and the noise beside.
+    // A hundred times the rounding of the largest, 2 here: 2 · 10⁻⁴; and the noise.
     assert_eq!(refused(&[2.0, -1.9e-4], 0.0), None);
     assert_eq!(refused(&[2.0, -2.1e-4], 0.0).as_deref(), Some("a negative eigenvalue, -3.36e-3"));
     assert_eq!(refused(&[2.0, -2.1e-4], 2e-5), None);
@@ -43,10 +47,10 @@ fn negative_values_are_refused_from_rounding_and_noise_on() {
 
 #[test]
 fn residuals_are_those_of_the_directions_left_outside() -> Result<()> {
-    let size = Size { exponent: 0, trace: 10.0, noise: 0.0 };
-    let mut space = Space::<f64>::new(6, 4, size, 1)?;
+    let size = Magnitude { exponent: 0, trace: 10.0, noise: 0.0 };
+    let mut space = Space::<f64>::new(6, 4, size, Par::Seq)?;
     space.size = 2;
-    // Directions of lengths 2 and 3 at a right angle, coupled to one vector of the basis each; and 4 that waits aside.
+    // Orthogonal directions of lengths 2 and 3, each coupled to one vector of the basis; one of length 4 is set aside.
     let directions = Mat::from_fn(6, 2, |i, j| if i == j + 2 { 2.0 + j as f64 } else { 0.0 });
     space.residual = Some(Residual { directions, coupling: Mat::identity(2, 2) });
     let (c, s) = (0.8, 0.6);
@@ -63,7 +67,7 @@ fn residuals_are_those_of_the_directions_left_outside() -> Result<()> {
     let norms = space.residual_norms(&ritz, 2)?;
     let expected = [f64::hypot(2.0 * c, 3.0 * s), f64::hypot(2.0 * s, 3.0 * c)];
     assert!(norms.iter().zip(expected).all(|(norm, expected)| (norm - expected).abs() < 1e-14), "{norms:?}");
-    // What is set aside adds to it: a bound on the sum.
+    // Directions that are set aside add to the bound.
     space.aside = Some(Residual {
         directions: Mat::from_fn(6, 1, |i, _| f64::from(i == 5) * 4.0),
         coupling: Mat::identity(1, 1),
@@ -73,7 +77,7 @@ fn residuals_are_those_of_the_directions_left_outside() -> Result<()> {
     assert!(norms.iter().zip(expected).all(|(norm, expected)| (norm - expected).abs() < 1e-14), "{norms:?}");
     assert_eq!(space.pending(), 3);
 
-    // Taken back, they are one residual, coupled as before.
+    // Taken back, they form one residual, coupled as before.
     space.take_back()?;
     let residual = space.residual.as_ref().expect("what was taken back");
     assert_eq!((residual.directions.shape(), residual.coupling.shape()), ((6, 3), (3, 2)));
@@ -86,41 +90,29 @@ fn residuals_are_those_of_the_directions_left_outside() -> Result<()> {
 }
 
 #[test]
-fn a_residual_of_almost_nothing_is_orthogonal_when_it_enters_the_basis() -> Result<()> {
-    let mut space = Space::<f64>::new(40, 10, Size { exponent: 0, trace: 1.0, noise: 0.0 }, 1)?;
+fn a_residual_of_almost_zero_is_orthogonal_when_it_enters_the_basis() -> Result<()> {
+    let mut space = Space::<f64>::new(40, 10, Magnitude { exponent: 0, trace: 1.0, noise: 0.0 }, Par::Seq)?;
     let start = space.random_block(3)?;
     space.basis.as_mut().subcols_mut(0, 2).copy_from(start.as_ref().subcols(0, 2));
     space.size = 2;
     for scale in [1e-6, 1.0, 1e6] {
         space.projected[(0, 0)] = scale;
-        // All but a millionth of it is what rounding has left of the basis.
+        // All but a millionth of it lies in the basis.
         let [inside, outside] = [start.col(0), start.col(2)];
         let residual = Mat::from_fn(40, 1, |i, _| 1e-5 * scale * (inside[i] + 1e-6 * outside[i]));
         let block = space.orthonormal(residual, 1)?;
-        let share = (space.basis().transpose() * &block).norm_l2();
-        assert!(share < 4.0 * f64::EPSILON, "{scale:e}: {share:e}");
+        let inside_part = (space.basis().transpose() * &block).norm_l2();
+        assert!(inside_part < 4.0 * f64::EPSILON, "{scale:e}: {inside_part:e}");
         assert!((block.col(0).transpose() * outside).abs() > 1.0 - 1e-9);
     }
     Ok(())
 }
 
 #[test]
-fn a_basis_is_laid_out_by_the_number_of_pairs() {
-    // Blocks of a quarter of the pairs, in eights, from 8 to 64; a basis of five vectors for each pair, four blocks and the probes.
-    for (dimension, count, block, basis) in
-        [(4096, 10, 8, 130), (4096, 100, 32, 676), (4096, 1000, 64, 4096), (100, 10, 8, 100), (5, 3, 5, 5)]
-    {
-        let layout = Layout::new(dimension, count);
-        assert_eq!((layout.block, layout.basis), (block, basis), "{dimension}, {count}");
-    }
-    assert_eq!(Layout { block: 8, basis: 0 }.expected_basis(10), 30 + 16 + 48);
-}
-
-#[test]
 fn a_trace_is_doubted_by_a_thousand_times_what_the_products_suggest() -> Result<()> {
     // Two of five dimensions seen, 2 in all: they suggest 5.
     let doubted = |trace: f64, noise: f64| -> Result<bool> {
-        let mut space = Space::<f64>::new(5, 5, Size { exponent: 0, trace, noise }, 1)?;
+        let mut space = Space::<f64>::new(5, 5, Magnitude { exponent: 0, trace, noise }, Par::Seq)?;
         space.size = 2;
         (space.projected[(0, 0)], space.projected[(1, 1)]) = (1.5, 0.5);
         Ok(space.require_trace().is_err())
@@ -134,7 +126,7 @@ fn a_trace_is_doubted_by_a_thousand_times_what_the_products_suggest() -> Result<
 #[test]
 fn products_may_be_as_unsymmetric_as_rounding_and_noise_allow() -> Result<()> {
     let refused = |difference: f64, noise: f64| -> Result<bool> {
-        let mut space = Space::<f64>::new(5, 5, Size { exponent: 0, trace: 1.0, noise }, 1)?;
+        let mut space = Space::<f64>::new(5, 5, Magnitude { exponent: 0, trace: 1.0, noise }, Par::Seq)?;
         space.size = 1;
         space.projected[(0, 0)] = 4.0;
         let square = faer::mat![[1.0, 0.5 + difference], [0.5, 2.0]];
@@ -148,19 +140,21 @@ fn products_may_be_as_unsymmetric_as_rounding_and_noise_allow() -> Result<()> {
 }
 
 #[test]
-fn what_may_be_lost_is_a_share_of_what_is_left_and_rounding() {
-    let size = Size { exponent: 4, trace: 10.0, noise: 0.25 };
-    // Half of the 6 that are left, eight roundings of a hundredth of 10 each, and the noise.
+fn the_allowed_loss_is_a_fraction_of_the_energy_left_out_and_rounding() {
+    let size = Magnitude { exponent: 4, trace: 10.0, noise: 0.25 };
+    // Half of the 6 left out, eight rounding errors of a hundredth of 10 each, and the noise.
     assert!((size.allowed(0.5, 4.0, 0.01) - (3.0 + 0.8 + 0.25)).abs() < 1e-15);
-    // More than the trace is rounding as well.
+    // Energy above the trace is rounding.
     assert!((size.allowed(0.5, 12.0, 0.01) - (0.8 + 0.25)).abs() < 1e-15);
 }
 
 #[test]
 fn directions_that_do_not_fit_end_the_iteration() -> Result<()> {
-    // Room for two of three directions; for three of three; and a basis that fills the space, where what is over is dropped.
+    // Room for two of three directions; for three of three; and a basis that fills the space, where surplus
+    // directions are dropped.
     for (capacity, dimension, width) in [(4, 6, 0), (5, 6, 3), (4, 4, 2)] {
-        let mut space = Space::<f64>::new(dimension, capacity, Size { exponent: 0, trace: 1.0, noise: 0.0 }, 1)?;
+        let mut space =
+            Space::<f64>::new(dimension, capacity, Magnitude { exponent: 0, trace: 1.0, noise: 0.0 }, Par::Seq)?;
         let start = space.random_block(2)?;
         space.basis.as_mut().subcols_mut(0, 2).copy_from(&start);
         space.size = 2;
@@ -172,50 +166,35 @@ fn directions_that_do_not_fit_end_the_iteration() -> Result<()> {
 }
 
 #[test]
-fn a_trace_is_negative_by_noise_in_every_entry_at_the_most() {
-    let solve =
-        |entry: f64| top_eigenpairs(&Diagonal::<f64>::new(&[entry; 6]).with_noise(1e-3), 1, Layout::new(6, 1), 1);
+fn a_trace_may_be_negative_by_the_noise_of_every_entry() {
+    let solve = |entry: f64| {
+        top_eigenpairs(&Diagonal::<f64>::new(&[entry; 6]).with_noise(1e-3), 1, Widths::new(6, 1), Par::Seq)
+    };
     let pairs = solve(-0.9e-3).unwrap().expect("noise");
-    assert_eq!((pairs.values(), pairs.residual), (&[0.0][..], 0.0));
+    assert_eq!((pairs.values, pairs.residual), (vec![0.0], 0.0));
     let error = solve(-1.1e-3).unwrap_err().to_string();
     assert!(error.contains("got a trace of -0.0066"), "{error}");
 }
 
 #[test]
-fn what_random_directions_bring_in_is_not_the_end() {
-    // Three eigenvalues of more copies than a block finds at a time: it has found 176 of the first when it runs into nothing new, the
-    // random directions bring in 16 more, and then there is nothing new either. But 200 are asked for.
+fn directions_found_by_the_verification_continue_the_iteration() {
+    // Each of three eigenvalues has more copies than a block finds at a time. The iteration has found 176 copies of
+    // the first when products lead to nothing new; the verification block adds 16. But 200 are asked for.
     let copies = [(260, 1.0), (300, 0.9), (700, 0.1)];
     let values: Vec<f64> = copies.iter().flat_map(|&(count, value)| vec![value; count]).collect();
-    let layout = Layout { block: 16, basis: 1112 };
-    let pairs = top_eigenpairs(&Diagonal::<f64>::new(&values), 200, layout, 1).unwrap().expect("settles");
-    assert!((pairs.values().iter().sum::<f64>() - 200.0).abs() < 1e-9);
+    let widths = Widths { block: 16, basis: 1112 };
+    let pairs = top_eigenpairs(&Diagonal::<f64>::new(&values), 200, widths, Par::Seq).unwrap().expect("settles");
+    assert!((pairs.values.iter().sum::<f64>() - 200.0).abs() < 1e-9);
 }
 
-fn decaying<T: Scalar>(decay: impl Fn(f64) -> f64, count: usize, layout: Layout) -> Option<Eigenpairs> {
+fn decaying<T: Scalar>(decay: impl Fn(f64) -> f64, count: usize, widths: Widths) -> Option<Eigenpairs> {
     let values: Vec<f64> = (0..600).map(|i| decay(f64::from(i))).collect();
-    top_eigenpairs(&Diagonal::<T>::new(&values), count, layout, 1).unwrap()
+    top_eigenpairs(&Diagonal::<T>::new(&values), count, widths, Par::Seq).unwrap()
 }
 
 #[test]
-fn pairs_are_looked_at_when_they_are_expected_to_settle() {
-    let layout = Layout { block: 8, basis: 500 };
-    // First at 5 · 40 / 2 + 8 vectors, in whole blocks; 48 more are random directions.
-    let fast = decaying::<f64>(|i| 0.5_f64.powf(i), 40, layout).expect("settles");
-    assert_eq!(fast.basis_size(), 112 + 48);
-    // Then whenever a quarter of the pairs has been added.
-    let slower = decaying::<f64>(|i| 0.95_f64.powf(i), 40, layout).expect("settles");
-    assert_eq!(slower.basis_size(), 128 + 48);
-    // Single precision settles for less.
-    let decay = |i: f64| (1.0 + i).powf(-0.7);
-    let (narrow, wide) = (decaying::<f32>(decay, 40, layout), decaying::<f64>(decay, 40, layout));
-    let sizes = (narrow.expect("settles").basis_size(), wide.expect("settles").basis_size());
-    assert_eq!(sizes, (176, 240));
-}
-
-#[test]
-fn a_basis_keeps_room_for_the_test() {
-    let pairs = decaying::<f64>(|i| 0.5_f64.powf(i), 40, Layout { block: 8, basis: 150 });
+fn a_basis_keeps_room_for_the_verification() {
+    let pairs = decaying::<f64>(|i| 0.5_f64.powf(i), 40, Widths { block: 8, basis: 150 });
     assert!(pairs.is_some());
 }
 
@@ -223,9 +202,9 @@ fn a_basis_keeps_room_for_the_test() {
 fn operators_whose_squares_are_out_of_range_are_solved() {
     let solve = |size: f64| {
         let values: Vec<f64> = (0..300).map(|i| size * 0.5_f64.powi(i)).collect();
-        let layout = Layout { block: 8, basis: 200 };
-        let pairs = top_eigenpairs(&Diagonal::<f64>::new(&values), 10, layout, 1).unwrap();
-        pairs.expect("settles").values().iter().map(|value| value / size).collect::<Vec<f64>>()
+        let widths = Widths { block: 8, basis: 200 };
+        let pairs = top_eigenpairs(&Diagonal::<f64>::new(&values), 10, widths, Par::Seq).unwrap();
+        pairs.expect("settles").values.iter().map(|value| value / size).collect::<Vec<f64>>()
     };
     for size in [1e250, 1e-250] {
         for (index, value) in solve(size).into_iter().enumerate() {

@@ -1,7 +1,7 @@
-//! Residuals in units of rounding, as LAPACK's tests form them, for the private paths of the solver.
+//! Residuals in units of rounding, as in LAPACK's tests, for the private functions of the solver.
 //!
-//! `tests/ratios.rs` does the same through the public door; here are the rungs of the dense ladder one by one, the iteration
-//! alone, single precision and the completion of a basis.
+//! `tests/ratios.rs` does the same for the public functions. These tests cover each dense algorithm,
+//! single precision and the completion of a basis.
 
 use super::*;
 
@@ -19,14 +19,14 @@ impl Ratios {
     /// For a matrix of which these are the eigenvalues, descending; `ε` is that of `f64`.
     pub(super) fn of(matrix: &Mat<f64>, exact: &[f64], pairs: &Eigenpairs) -> Self {
         let n = matrix.nrows() as f64 * f64::EPSILON;
-        let vectors = pairs.vectors();
+        let vectors = pairs.vectors.as_ref();
         let norm = exact[0].max(f64::MIN_POSITIVE);
-        let scaled = Mat::from_fn(vectors.nrows(), vectors.ncols(), |i, j| vectors[(i, j)] * pairs.values()[j]);
+        let scaled = Mat::from_fn(vectors.nrows(), vectors.ncols(), |i, j| vectors[(i, j)] * pairs.values[j]);
         let error = |(a, b): (&f64, &f64)| (a - b).abs() / (norm * n);
         Self {
             residual: (matrix * vectors - scaled).norm_l2() / (norm * n),
             orthogonality: lack_of_orthonormality(vectors) / f64::EPSILON,
-            values: pairs.values().iter().zip(exact).map(error).fold(0.0, f64::max),
+            values: pairs.values.iter().zip(exact).map(error).fold(0.0, f64::max),
         }
     }
 
@@ -55,7 +55,7 @@ const FAMILIES: [Family; 11] = [
     ("one large", |i, _| if i == 0 { 1.0 } else { 1e-8 }),
     ("one small", |i, n| if i + 1 == n && n > 1 { 1e-8 } else { 1.0 }),
     ("clustered", |i, n| if i < n / 2 { 1.0 } else { 0.1 }),
-    // The fractional parts of multiples of the golden ratio are as good as random.
+    // The fractional parts of multiples of the golden ratio serve as random numbers.
     ("random log", |i, _| (-36.0 * (i as f64 * 0.618_033_988_749_894_8).fract()).exp()),
     ("repeated, with zeros", |i, n| [1.0, 0.5, 0.1, 0.0][4 * i / n]),
     ("rank deficient", |i, n| if i < n / 3 { 1.0 - i as f64 / n as f64 } else { 0.0 }),
@@ -70,7 +70,7 @@ fn eigenvalues(family: Family, n: usize) -> Vec<f64> {
 }
 
 fn matrix_of(name: &str, values: &[f64]) -> Mat<f64> {
-    // A graded one that stays diagonal; all others are mixed.
+    // A graded matrix stays diagonal; all others are mixed.
     let diagonal = |i, j| if i == j { values[i] } else { 0.0 };
     if name == "graded" { Mat::from_fn(values.len(), values.len(), diagonal) } else { with_eigenvalues(values) }
 }
@@ -85,30 +85,30 @@ fn check(what: &str, family: &str, ratios: impl IntoIterator<Item = (f64, String
 }
 
 #[test]
-fn every_rung_is_accurate_on_every_spectrum() -> Result<()> {
+fn every_dense_algorithm_is_accurate_on_every_spectrum() -> Result<()> {
     // The smallest at which eigenvalues down to ε stay normal, and the largest whose trace is finite.
     let scales = [1.0, f64::MIN_POSITIVE / f64::EPSILON, f64::MAX / 1024.0];
-    for (at, rung) in dense::LADDER.iter().enumerate() {
+    for (at, algorithm) in dense::ALGORITHMS.iter().enumerate() {
         for family in FAMILIES {
             let mut ratios = Vec::new();
             for (n, scale) in SIZES.iter().flat_map(|&n| scales.map(|scale| (n, scale))) {
                 let exact = eigenvalues(family, n);
                 let matrix = matrix_of(family.0, &exact);
                 let operator = Given(&matrix * faer::Scale(scale));
-                let pairs = dense::top_eigenpairs(&operator, n, &dense::LADDER[at..], 1)?;
-                assert_eq!(pairs.solver(), rung.name, "{}, {n}", family.0);
+                let pairs = dense::double_precision(&operator, n, &dense::ALGORITHMS[at..], Par::Seq)?;
+                assert_eq!(pairs.solver, algorithm.name, "{}, {n}", family.0);
                 let values = pairs.values.iter().map(|value| value / scale).collect();
                 let unit = Eigenpairs { values, ..pairs };
                 ratios.push((Ratios::of(&matrix, &exact, &unit).worst(), format!("n = {n}, scale {scale:.0e}")));
             }
-            check(rung.name, family.0, ratios);
+            check(algorithm.name, family.0, ratios);
         }
     }
     Ok(())
 }
 
 #[test]
-fn the_narrow_path_is_accurate_to_its_own_precision() -> Result<()> {
+fn single_precision_is_accurate_to_its_rounding() -> Result<()> {
     // The ends of the range of `f32`, whose squares are far out of it.
     for family in FAMILIES {
         let mut ratios = Vec::new();
@@ -117,17 +117,18 @@ fn the_narrow_path_is_accurate_to_its_own_precision() -> Result<()> {
             .flat_map(|&n| [1.0, 2_f64.powi(-12), 2_f64.powi(-103), 2_f64.powi(117)].map(|scale| (n, scale)))
         {
             let exact = eigenvalues(family, n);
-            let narrow = matrix_of(family.0, &exact);
-            let operator = Given(Mat::from_fn(n, n, |i, j| (narrow[(i, j)] * scale) as f32));
+            let rounded = matrix_of(family.0, &exact);
+            let operator = Given(Mat::from_fn(n, n, |i, j| (rounded[(i, j)] * scale) as f32));
             let matrix = Mat::from_fn(n, n, |i, j| f64::from(operator.0[(i, j)]) / scale);
-            let pairs = narrow_dense(&operator, n, 1)?;
+            let pairs = dense_native(&operator, n, Par::Seq)?;
             let pairs = pairs.unwrap_or_else(|| panic!("{}, {n}, {scale:e}: not solved", family.0));
             let values = pairs.values.iter().map(|value| value / scale).collect();
             let unit = Eigenpairs { values, ..pairs };
-            let wide = Ratios::of(&matrix, &exact, &unit);
+            let double = Ratios::of(&matrix, &exact, &unit);
             // The vectors are made orthonormal in `f64`; the rest is in units of the `ε` of `f32`.
-            let share = f64::EPSILON / f64::from(f32::EPSILON);
-            let ratio = Ratios { residual: wide.residual * share, values: wide.values * share, ..wide }.worst();
+            let unit_ratio = f64::EPSILON / f64::from(f32::EPSILON);
+            let ratio =
+                Ratios { residual: double.residual * unit_ratio, values: double.values * unit_ratio, ..double }.worst();
             ratios.push((ratio, format!("n = {n}, scale {scale:.0e}")));
         }
         check("dense eigendecomposition (single precision)", family.0, ratios);
@@ -137,28 +138,28 @@ fn the_narrow_path_is_accurate_to_its_own_precision() -> Result<()> {
 
 #[test]
 fn completed_bases_are_orthonormal_and_optimal_on_every_spectrum() -> Result<()> {
-    // Squares of the factor are formed: these are as near to the ends of the range as its singular values may come.
+    // Squares of the factor are formed: these are the extremes of the range for its singular values.
     let scales = [1.0, f64::MIN_POSITIVE / f64::EPSILON, f64::MAX / 1024.0];
     for family in FAMILIES {
         let mut ratios = Vec::new();
         for (n, scale) in SIZES.iter().flat_map(|&n| scales.map(|scale| (n, scale))) {
             let exact = eigenvalues(family, n);
             let factor = matrix_of(family.0, &exact);
-            // What the data have determined: directions that have nothing to do with those of the factor.
+            // Directions that the data determine, unrelated to those of the factor.
             let have = n / 3;
             let other = with_eigenvalues(&vec![1.0; n + 1]);
             let mixed = Mat::from_fn(n, have, |i, j| other[(i, j + 1)] + ((i * 5 + j * 3) % 7) as f64);
-            let basis = linalg::thin_qr(mixed, 1)?.0;
+            let basis = linalg::thin_qr(mixed, Par::Seq)?.0;
             for count in [have, (have + n).div_ceil(2), n] {
                 let scaled = &factor * faer::Scale(scale);
-                let completed = complete_basis(basis.as_ref(), scaled.as_ref(), count, 1)?;
+                let completed = complete_basis(basis.as_ref(), scaled.as_ref(), count, Par::Seq)?;
                 assert_eq!(completed.shape(), (n, count));
                 assert_eq!(completed.as_ref().subcols(0, have), basis.as_ref());
                 // ‖P F‖² less what is captured is the sum of the smallest eigenvalues of P F Fᵀ P.
                 let mut rest = factor.clone();
                 for _ in 0..2 {
-                    let share = basis.transpose() * &rest;
-                    rest -= &basis * share;
+                    let inside = basis.transpose() * &rest;
+                    rest -= &basis * inside;
                 }
                 let tail = |kept: MatRef<'_, f64>| (&rest - kept * (kept.transpose() * &rest)).squared_norm_l2();
                 let mut squares: Vec<f64> = rest.singular_values().unwrap().iter().map(|value| value * value).collect();
