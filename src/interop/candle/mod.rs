@@ -59,11 +59,11 @@ pub use self::layer::{LowRankLinear, to_candle_linear};
 pub use self::recorder::{Recorded, Recorder};
 pub use self::tensor::{samples, to_tensor, update, update_weighted};
 
-use crate::{Cause, Error};
+use crate::Error;
 
 /// An error that candle returned.
 fn refused(error: candle_core::Error) -> Error {
-    Error::library("candle", Cause::new(error))
+    Error::library("candle", error)
 }
 
 /// For functions of candle's that call this crate's, such as a module's `forward`. The message stays; `candle_core::Error::Wrapped` holds it.
