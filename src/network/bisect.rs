@@ -1,7 +1,8 @@
-//! Bisection on a number whose size nobody knows beforehand.
+//! Bisection on a number of unknown magnitude.
 
-/// The two neighbouring numbers between `good` and `bad`, both at least 0, at which `is_good` turns. Halving the bits halves the exponent first: some sixty
-/// rounds from anywhere.
+/// Returns the two neighbouring numbers between `good` and `bad` at which `is_good` changes. Both must be at least 0.
+///
+/// Bisecting the bits halves the exponent first: about sixty evaluations suffice at any magnitude.
 pub(super) fn neighbours(mut good: f64, mut bad: f64, mut is_good: impl FnMut(f64) -> bool) -> (f64, f64) {
     loop {
         let middle = f64::from_bits(good.to_bits().midpoint(bad.to_bits()));

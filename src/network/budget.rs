@@ -1,17 +1,17 @@
-//! What may be spent or lost, and by which measure it is shared.
+//! Budgets, and the strategies that allocate them.
 
 use core::fmt;
 
 use super::Sensitivities;
 use crate::{Error, Result};
 
-/// What a network may cost, or lose.
+/// A limit on the cost of a network, or on its error.
 ///
-/// Parameters are counted as a [`Report`](crate::Report) counts them, biases included, over all layers given, those included that stay dense.
+/// Parameters are counted as in a [`Report`](crate::Report): with biases, over all layers given, original layers included.
 ///
 /// ```
 /// use dalr::network::Budget;
-/// assert_eq!(Budget::ParameterShare(0.4).to_string(), "40 % of the parameters");
+/// assert_eq!(Budget::ParameterFraction(0.4).to_string(), "40 % of the parameters");
 /// assert_eq!(Budget::TotalError(0.1).to_string(), "a total error of 0.1");
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -20,18 +20,19 @@ use crate::{Error, Result};
 pub enum Budget {
     /// At most this many parameters.
     Parameters(u64),
-    /// At most this share of the parameters, in (0, 1].
-    ParameterShare(f64),
+    /// At most this fraction of the parameters, in (0, 1].
+    ParameterFraction(f64),
     /// At most this many multiply–adds for one sample.
     MultiplyAdds(u64),
-    /// At most this share of the multiply–adds, in (0, 1].
-    MultiplyAddShare(f64),
-    /// The fewest parameters with which `√(Σ w loss / Σ w)`, the weighted root mean square of the layers' relative errors, is at most this;
-    /// `w` and loss are those of the [`Strategy`].
+    /// At most this fraction of the multiply–adds, in (0, 1].
+    MultiplyAddFraction(f64),
+    /// The fewest parameters that keep `√(Σ w loss / Σ w)`, the weighted root mean square of the layers' relative errors, at
+    /// or below this number. The [`Strategy`] determines `w` and the loss.
     TotalError(f64),
-    /// The fewest parameters with which no layer's relative error is above this; the same whatever the strategy.
+    /// The fewest parameters that keep every layer's relative error at or below this number. The strategy has no influence.
     LayerError(f64),
-    /// This rank, or the nearest that limits allow, for every layer that it makes smaller; the others stay dense. The same whatever the strategy.
+    /// This rank, or the nearest that the limits allow, for every layer that it makes smaller. The other layers stay
+    /// original. The strategy has no influence.
     Rank(usize),
 }
 
@@ -39,11 +40,11 @@ impl Budget {
     pub(super) fn validate(self) -> Result<()> {
         let refuse = |parameter, expected: &str, found| Err(Error::out_of_range(parameter, expected.into(), found));
         match self {
-            Self::ParameterShare(share) if !(share > 0.0 && share <= 1.0) => {
-                refuse("the share of the parameters", "in (0, 1]", share)
+            Self::ParameterFraction(fraction) if !(fraction > 0.0 && fraction <= 1.0) => {
+                refuse("the fraction of the parameters", "in (0, 1]", fraction)
             }
-            Self::MultiplyAddShare(share) if !(share > 0.0 && share <= 1.0) => {
-                refuse("the share of the multiply–adds", "in (0, 1]", share)
+            Self::MultiplyAddFraction(fraction) if !(fraction > 0.0 && fraction <= 1.0) => {
+                refuse("the fraction of the multiply–adds", "in (0, 1]", fraction)
             }
             Self::TotalError(error) if !(error >= 0.0 && error.is_finite()) => {
                 refuse("the total error", "finite and at least 0", error)
@@ -59,13 +60,13 @@ impl Budget {
 
 impl fmt::Display for Budget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Shares such as 0.07 are not a whole number of per cents in binary.
-        let percent = |share: f64| (share * 1e8).round() / 1e6;
+        // Binary fractions such as 0.07 are not a whole number of per cents.
+        let percent = |fraction: f64| (fraction * 1e8).round() / 1e6;
         match self {
             Self::Parameters(count) => write!(f, "{count} parameters"),
-            Self::ParameterShare(share) => write!(f, "{} % of the parameters", percent(*share)),
+            Self::ParameterFraction(fraction) => write!(f, "{} % of the parameters", percent(*fraction)),
             Self::MultiplyAdds(count) => write!(f, "{count} multiply–adds"),
-            Self::MultiplyAddShare(share) => write!(f, "{} % of the multiply–adds", percent(*share)),
+            Self::MultiplyAddFraction(fraction) => write!(f, "{} % of the multiply–adds", percent(*fraction)),
             Self::TotalError(error) => write!(f, "a total error of {error}"),
             Self::LayerError(error) => write!(f, "an error of {error} in each layer"),
             Self::Rank(rank) => write!(f, "rank {rank}"),
@@ -73,27 +74,18 @@ impl fmt::Display for Budget {
     }
 }
 
-/// How a budget is shared among layers.
-///
-/// ```
-/// use dalr::network::{Sensitivities, Strategy};
-/// # fn main() -> dalr::Result<()> {
-/// let measured = Strategy::Sensitivity(Sensitivities::new([("fc1", 0.8), ("fc2", 0.1)])?);
-/// assert_eq!(measured.to_string(), "sensitivity");
-/// # Ok(())
-/// # }
-/// ```
+/// The rule that allocates a budget to layers.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Strategy {
-    /// Every layer keeps the same share of its own cost: safe where nothing was measured.
+    /// Every layer keeps the same fraction of its own cost. This is the safe choice without measurements.
     #[default]
     Uniform,
-    /// The least sum of losses, each layer's relative to its own outputs. A layer that the network hardly needs counts as much as the one
-    /// it cannot do without, so that this is often worse than uniform: measure sensitivities instead.
+    /// Minimizes the sum of the losses, each relative to its layer's own outputs. A layer that the network hardly needs counts
+    /// as much as one that it cannot do without, so this is often worse than uniform. Measure sensitivities instead.
     Energy,
-    /// The least sum of losses, each times its layer's sensitivity.
+    /// Minimizes the sum of the losses, each multiplied by the sensitivity of its layer.
     Sensitivity(Sensitivities),
 }
 

@@ -1,16 +1,16 @@
-//! What can be done with a layer: the ranks that are allowed and save something, and leaving it as it is.
+//! The candidates of a layer: the ranks that are allowed and save parameters, and the original layer.
 
 use super::profile::LayerProfile;
 use crate::{Error, Result};
 
-/// What is counted.
+/// The cost that a budget limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cost {
     Parameters,
     MultiplyAdds,
 }
 
-/// Ranks that may be chosen.
+/// The ranks that may be chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(super) struct Limits {
@@ -22,7 +22,6 @@ pub(super) struct Limits {
 impl Limits {
     pub(super) const NONE: Self = Self { min_rank: 1, max_rank: usize::MAX, multiple: 1 };
 
-    /// Refuses limits that allow nothing.
     pub(super) fn validate(self) -> Result<()> {
         let refuse =
             |parameter, expected: String, found: usize| Err(Error::out_of_range(parameter, expected, found as f64));
@@ -36,6 +35,12 @@ impl Limits {
         }
     }
 
+    /// The limits that satisfy both.
+    pub(super) fn and(self, other: Self) -> Self {
+        let (min_rank, max_rank) = (self.min_rank.max(other.min_rank), self.max_rank.min(other.max_rank));
+        Self { min_rank, max_rank, ..self }
+    }
+
     /// The ranks within these limits, ascending.
     pub(super) fn ranks(self, largest: usize) -> impl Iterator<Item = usize> {
         let multiple = self.multiple.max(1);
@@ -44,57 +49,52 @@ impl Limits {
     }
 }
 
-/// One of the things that can be done.
+/// One candidate of a layer, or of a group of layers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Candidate {
-    /// 0 stands for the dense layer.
+    /// The rank; 0 stands for the original layer.
     pub(super) rank: usize,
-    pub(super) parameters: f64,
-    pub(super) multiply_adds: f64,
-    /// Squared relative error.
+    pub(super) parameters: u64,
+    pub(super) multiply_adds: u64,
+    /// Squared relative error; for a group, the weighted sum.
     pub(super) loss: f64,
 }
 
 impl Candidate {
     pub(super) fn cost(&self, cost: Cost) -> f64 {
         match cost {
-            Cost::Parameters => self.parameters,
-            Cost::MultiplyAdds => self.multiply_adds,
+            Cost::Parameters => self.parameters as f64,
+            Cost::MultiplyAdds => self.multiply_adds as f64,
         }
     }
 
-    /// The layer at this rank, whether that saves anything or not; `None` if it was not solved for.
-    pub(super) fn of_rank(profile: &LayerProfile, rank: usize) -> Option<Self> {
-        Some(Self::compressed(profile, rank, profile.loss(rank)?))
+    /// The layer at this rank, whether it saves parameters or not; `None` for a rank that was not solved for.
+    pub(super) fn of_rank(layer: &LayerProfile, rank: usize) -> Option<Self> {
+        Some(Self::compressed(layer, rank, layer.loss(rank)?))
     }
 
-    fn compressed(profile: &LayerProfile, rank: usize, loss: f64) -> Self {
-        let (each, fixed) = profile.factor_parameters();
-        let factors = rank as f64 * each as f64;
-        Self { rank, parameters: factors + fixed as f64, multiply_adds: factors * profile.calls() as f64, loss }
+    fn compressed(layer: &LayerProfile, rank: usize, loss: f64) -> Self {
+        let (parameters, multiply_adds) = layer.cost_at(rank);
+        Self { rank, parameters, multiply_adds, loss }
     }
 
-    /// The layer as it is.
-    pub(super) fn dense(profile: &LayerProfile) -> Self {
-        Self {
-            rank: 0,
-            parameters: profile.parameters() as f64,
-            multiply_adds: profile.multiply_adds() as f64,
-            loss: 0.0,
-        }
+    /// The original layer.
+    pub(super) fn original(layer: &LayerProfile) -> Self {
+        Self { rank: 0, parameters: layer.parameters(), multiply_adds: layer.multiply_adds(), loss: 0.0 }
     }
 }
 
-/// Everything that can be done with a layer, by ascending rank and cost, the dense layer last. Ranks that save no parameters are left out: the
-/// dense layer costs no more and loses nothing.
-pub(super) fn candidates(profile: &LayerProfile, limits: Limits) -> Vec<Candidate> {
-    let dense = Candidate::dense(profile);
-    let losses = profile.losses();
+/// All candidates of a layer, by ascending rank and cost, the original layer last.
+///
+/// Ranks that save no parameters are left out: the original layer costs no more and loses nothing.
+pub(super) fn candidates(layer: &LayerProfile, limits: Limits) -> Vec<Candidate> {
+    let original = Candidate::original(layer);
+    let losses = layer.losses();
     let mut candidates: Vec<Candidate> = limits
         .ranks(losses.len())
-        .filter_map(|rank| Some(Candidate::compressed(profile, rank, *losses.get(rank - 1)?)))
-        .take_while(|candidate| candidate.parameters < dense.parameters)
+        .filter_map(|rank| Some(Candidate::compressed(layer, rank, *losses.get(rank - 1)?)))
+        .take_while(|candidate| candidate.parameters < original.parameters)
         .collect();
-    candidates.push(dense);
+    candidates.push(original);
     candidates
 }

@@ -1,34 +1,37 @@
-//! How much memory a layer takes, from above.
+//! Upper estimates of the memory that a layer takes.
 
-/// Statistics keep samples until these take twice their scatter: `2 n` of them in `f32`.
+/// Number of samples that statistics keep: until these take twice the memory of their second moment, `2 n` in `f32`.
 fn kept(inputs: usize, samples: usize, scalar: usize) -> usize {
     samples.min(inputs.saturating_mul(8 / scalar.max(1)))
 }
 
 /// Bytes of a layer and its statistics.
 pub(super) fn loaded((m, n): (usize, usize), samples: usize, scalar: usize) -> usize {
-    let (wide, high, kept) = (n as f64, m as f64, kept(n, samples, scalar) as f64);
-    // Samples, or the packed scatter and a quarter more for small batches; what `Vec` reserves ahead of need.
-    let stats = 2.0 * (kept * wide * scalar as f64).max(if kept < samples as f64 { 5.0 * wide * wide } else { 0.0 });
-    bytes((high * wide + high) * scalar as f64 + stats + 64.0 * wide)
+    let (inputs, outputs, kept) = (n as f64, m as f64, kept(n, samples, scalar) as f64);
+    // The samples, or the packed second moment and a quarter more for small batches. `Vec` may reserve twice the need.
+    let moment = if kept < samples as f64 { 5.0 * inputs * inputs } else { 0.0 };
+    let stats = 2.0 * (kept * inputs * scalar as f64).max(moment);
+    bytes((outputs * inputs + outputs) * scalar as f64 + stats + 64.0 * inputs)
 }
 
-/// Bytes that decomposing a layer up to a rank takes, the result included.
+/// Bytes that the decomposition of a layer up to a rank takes, the result included.
 ///
-/// In `f64`: the weight, widened and as `Q R`; the matrix to diagonalise, its eigenvectors, as much again for either's check and for the
-/// workspace; samples twice more, centred, their outputs and their products with each other, or the scatter; the factors.
+/// All in `f64`: the weight, as it is and as `Q R`; the matrix to diagonalize, its eigenvectors, and as much again each for
+/// their check and for the workspace; the samples centred, their outputs and their Gram matrix, or the second moment; the
+/// factors.
 pub(super) fn decomposition((m, n): (usize, usize), samples: usize, rank: usize, scalar: usize) -> usize {
-    let (high, wide) = (m as f64, n as f64);
-    let (small, kept, rank) = (high.min(wide), kept(n, samples, scalar) as f64, rank as f64);
-    let moment = match kept < samples as f64 {
-        true => 3.0 * wide * wide,
-        false => kept * (2.5 * wide + 2.0 * high) + 2.0 * kept.min(wide).powi(2),
+    let (outputs, inputs) = (m as f64, n as f64);
+    let (small, kept, rank) = (outputs.min(inputs), kept(n, samples, scalar) as f64, rank as f64);
+    let moment = if kept < samples as f64 {
+        3.0 * inputs * inputs
+    } else {
+        kept * (2.5 * inputs + 2.0 * outputs) + 2.0 * kept.min(inputs).powi(2)
     };
-    let numbers = 3.0 * high * wide + 8.0 * small * small + moment + 4.0 * rank * (high + wide);
+    let numbers = 3.0 * outputs * inputs + 8.0 * small * small + moment + 4.0 * rank * (outputs + inputs);
     bytes(8.0 * numbers + 1e6)
 }
 
 fn bytes(count: f64) -> usize {
-    // Saturates.
+    // The conversion saturates.
     count as usize
 }

@@ -1,79 +1,74 @@
-//! Whole networks: one budget, many layers.
+//! Whole networks: one budget for many layers.
 //!
-//! The rank of each layer of a network is seldom what one knows; a number of parameters is. This module shares such a budget among the
-//! layers ([`Allocator`]) from light [`LayerProfile`]s, says by how much another sharing could be better ([`Plan::gap`]), and what became of
-//! every layer ([`NetworkReport`]).
+//! [`Network`] compresses the layers of a network within a [`Budget`] in one call. The parts that it is made of can be used
+//! on their own:
 //!
-//! | you have | take |
+//! | task | use |
 //! |---|---|
-//! | nothing but the layers | [`Strategy::Uniform`]: every layer keeps the same share |
-//! | a function that tells how good the network is | [`Probes`], then [`Strategy::Sensitivity`] |
-//! | that function, patience and a drop of accuracy to stay within | [`JointSearch`], the paper's §5.3 |
-//! | layers that read the same input | [`SharedInput`], one `down` for all of them where that is the better buy |
-//! | many layers to decompose | [`Decomposer`], in parallel within a memory limit |
+//! | allocate a budget to layers without their matrices | [`LayerProfile`], [`Allocator`], [`Plan`] |
+//! | compress every layer to the same fraction | [`Strategy::Uniform`] |
+//! | allocate by the effect of each layer on the network | [`Sensitivities::measure`], [`Strategy::Sensitivity`] |
+//! | compress step by step within a drop of accuracy, as the paper does in section 5.3 | [`JointSearch`] |
+//! | one `down` for several layers with a shared input | [`SharedInput`] |
+//! | decompose many layers in parallel within a memory limit | [`Network::decompose`] |
 //!
-//! Energies alone ([`Strategy::Energy`]) say what a layer loses of its *own* outputs, not what the network makes of it; shared by them a
-//! budget often does worse than the same share for all. The plan warns of it.
+//! The explained energy alone ([`Strategy::Energy`]) tells how much a layer loses of its *own* outputs, but not how much the
+//! network suffers. Allocation by it is often worse than uniform allocation, and the plan warns of it.
 //!
 //! ```
-//! use dalr::network::{Allocator, Budget, Choice, LayerProfile};
-//! use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor};
+//! use dalr::network::{Budget, Network};
+//! use dalr::{ActivationStats, Dalr, Linear};
 //! use faer::Mat;
 //!
 //! # fn main() -> dalr::Result<()> {
-//! # let mut stats = ActivationStats::new(20);
-//! # stats.update(Mat::from_fn(50, 20, |i, j| ((i * 11 + j * 7) % 13) as f64).as_ref())?;
-//! # let layers = [24, 30].map(|m| Linear::new(Mat::from_fn(m, 20, |i, j| ((i * 5 + j * j * 3) % 17) as f64), None));
-//! let mut profiles = Vec::new();
-//! for (index, layer) in layers.into_iter().enumerate() {
-//!     let decomposition = Dalr::new().decompose(&layer?, &stats, 20)?;
-//!     profiles.push(LayerProfile::new(format!("fc{index}"), &decomposition)); // the decomposition may go
+//! # let weight = |m: usize, n: usize| Mat::from_fn(m, n, |i, j| ((i * 5 + j * j * 3) % 17) as f64);
+//! let fc1 = Linear::new(weight(24, 20), None)?;
+//! let fc2 = Linear::new(weight(30, 24), None)?;
+//! let (mut inputs1, mut inputs2) = (ActivationStats::new(20), ActivationStats::new(24));
+//! # let batch = |n: usize| Mat::from_fn(50, n, |i, j| ((i * 11 + j * 7) % 13) as f64);
+//! inputs1.update(batch(20).as_ref())?; // the inputs of each layer on calibration data
+//! inputs2.update(batch(24).as_ref())?;
+//!
+//! let network = Network::new().with_layer("fc1", &fc1, &inputs1).with_layer("fc2", &fc2, &inputs2);
+//! let (plan, layers) = network.compress(&Dalr::new(), Budget::ParameterFraction(0.4))?;
+//! println!("{plan}");
+//! for (name, layer) in &layers {
+//!     println!("{name}: rank {}, {} parameters", layer.rank(), layer.parameters());
 //! }
-//! let plan = Allocator::new(Budget::ParameterShare(0.4)).allocate(&profiles)?;
-//! for (profile, choice) in profiles.iter().zip(plan.choices()) {
-//!     match choice {
-//!         Choice::Rank(rank) => println!("compress {} to rank {rank}", profile.name()),
-//!         _ => println!("leave {} as it is", profile.name()),
-//!     }
-//! }
-//! println!("{}", plan.report());
+//! assert!(plan.parameters_after() as f64 <= 0.4 * plan.parameters_before() as f64);
 //! # Ok(())
 //! # }
 //! ```
 
 mod allocator;
 mod bisect;
+mod blocks;
 mod budget;
 mod candidates;
-mod decompose;
+mod evaluation;
 #[allow(
     clippy::indexing_slicing,
-    reason = "picks and hulls are indices into the items of their own class, made from its length and from nothing else"
+    reason = "every index is a position in the options of its own class, made from the length of these options"
 )]
 mod knapsack;
 mod memory;
-mod observer;
+mod parallel;
 mod plan;
-mod probes;
-mod problem;
 mod profile;
-mod report;
+mod progress;
 mod search;
-mod sensitivity;
+mod sensitivities;
 mod shared;
-mod shared_profile;
-mod summary;
 mod uniform;
+mod whole;
 
 pub use self::allocator::Allocator;
 pub use self::budget::{Budget, Strategy};
-pub use self::decompose::{Decomposer, Job};
-pub use self::observer::{Completion, Event, Observer, Stage};
-pub use self::plan::{Choice, Plan};
-pub use self::probes::{Probe, Probes};
+pub use self::evaluation::Evaluation;
+pub use self::plan::{Choice, LayerPlan, OriginalReason, Plan, PlanWarning};
 pub use self::profile::LayerProfile;
-pub use self::report::{DenseReason, LayerReport, NetworkReport, NetworkWarning};
-pub use self::search::{JointSearch, SearchPath, SearchState, SearchStep, Step, Stop};
-pub use self::sensitivity::Sensitivities;
-pub use self::shared::{SharedDecomposition, SharedInput, SharedLowRank, SharedMember};
-pub use self::shared_profile::SharedProfile;
+pub use self::progress::Progress;
+pub use self::search::JointSearch;
+pub use self::sensitivities::Sensitivities;
+pub use self::shared::SharedInput;
+pub use self::whole::Network;

@@ -1,84 +1,379 @@
-//! What becomes of each layer.
+//! The plan: the choice for each layer, with its cost, its predicted error and its warnings.
 
-use super::NetworkReport;
+use core::fmt;
+use std::collections::BTreeMap;
 
-/// What becomes of a layer. For an example see [`Plan`].
+use super::candidates::{Candidate, Limits, candidates};
+use super::profile::{self, LayerProfile};
+use crate::error::during;
+use crate::{Error, Report, Result, Warning};
+
+/// A gap above this fraction of the objective gets a warning.
+const LARGE_GAP: f64 = 0.01;
+
+/// The choice for a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Choice {
-    /// It stays as it is.
-    Dense,
-    /// It is compressed to this rank.
+    /// The layer stays as it is.
+    Original,
+    /// The layer is compressed to this rank.
     Rank(usize),
-    /// It is compressed together with all that reads the same input.
+    /// The layer is compressed together with all layers of its shared input.
     Shared {
         /// The group, an index into those given to [`Allocator::allocate_shared`](super::Allocator::allocate_shared).
         group: usize,
-        /// The rank of the `down` they share.
+        /// The rank of the shared `down`.
         rank: usize,
     },
 }
 
-/// A budget shared among layers, how good that is, and how much better another sharing could be.
+/// The reason why a layer stays original.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub enum OriginalReason {
+    /// The caller excluded the layer from compression.
+    Untouched,
+    /// No rank that is allowed and was solved for makes the layer smaller.
+    NoSavings,
+    /// Every smaller choice exceeds the error asked for.
+    ErrorTooLarge,
+    /// The budget suffices for the original layer and is best spent on it.
+    Affordable,
+    /// The caller chose so.
+    Chosen,
+}
+
+impl fmt::Display for OriginalReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Untouched => "untouched",
+            Self::NoSavings => "no rank allowed saves parameters",
+            Self::ErrorTooLarge => "the error of every rank is too large",
+            Self::Affordable => "within the budget",
+            Self::Chosen => "chosen by the caller",
+        })
+    }
+}
+
+/// A warning about a plan.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub enum PlanWarning {
+    /// The budget was allocated by the explained energy alone, which is often worse than uniform.
+    EnergyAlone,
+    /// The gap to the lower bound is large.
+    Gap {
+        /// The gap over the objective.
+        fraction: f64,
+    },
+    /// No layer is compressed.
+    NothingCompressed,
+}
+
+impl fmt::Display for PlanWarning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::EnergyAlone => {
+                write!(
+                    f,
+                    "allocated by explained energy alone, which is often worse than uniform; measure sensitivities"
+                )
+            }
+            Self::Gap { fraction } => {
+                write!(f, "another allocation could be better by up to {:.1} % of the objective", 100.0 * fraction)
+            }
+            Self::NothingCompressed => write!(f, "no layer is compressed"),
+        }
+    }
+}
+
+/// A budget allocated to the layers of a network, and the report on it.
 ///
 /// ```
 /// use dalr::network::{Allocator, Budget, Choice, LayerProfile, Strategy};
-/// use dalr::{ActivationStats, Linear, LowRankCompressor, TruncatedSvd};
-/// use faer::Mat;
 ///
 /// # fn main() -> dalr::Result<()> {
-/// // Energies of 1, 1, 1, … and of 64, 16, 4, …: the second layer has less to lose.
-/// let mut profiles = Vec::new();
-/// for (name, ratio) in [("flat", 1.0), ("steep", 0.5)] {
-///     let weight = Mat::from_fn(9, 9, |i, j| if i == j { 8.0 * f64::powi(ratio, i as i32) } else { 0.0 });
-///     let layer = Linear::new(weight, None)?;
-///     profiles.push(LayerProfile::new(name, &TruncatedSvd::new().decompose(&layer, &ActivationStats::new(9), 9)?));
-/// }
+/// // The eigenvalues of the first layer are all equal; those of the second fall fast, so that it has less to lose.
+/// let flat = LayerProfile::from_energies("flat", (9, 9), false, &[1.0; 9], 9.0)?;
+/// let energies: Vec<f64> = (0..9).map(|i| 0.25_f64.powi(i)).collect();
+/// let steep = LayerProfile::from_energies("steep", (9, 9), false, &energies, energies.iter().sum())?;
 /// let allocator = Allocator::new(Budget::Parameters(6 * 18)).with_strategy(Strategy::Energy);
-/// let plan = allocator.allocate(&profiles)?;
-/// // The flat one keeps its 81 parameters, since rank 4, the largest that saves any, would lose more than half of its energy.
-/// assert_eq!(plan.choices(), [Choice::Dense, Choice::Rank(1)]);
-/// assert!(plan.lower_bound() <= plan.objective() && plan.gap() == plan.objective() - plan.lower_bound());
+/// let plan = allocator.allocate(&[flat, steep])?;
+/// println!("{plan}");
+/// // The flat layer keeps its 81 parameters: rank 4, the largest that saves any, loses more than half of its energy.
+/// assert_eq!((plan.layers[0].choice, plan.layers[1].choice), (Choice::Original, Choice::Rank(1)));
+/// assert_eq!((plan.parameters_before(), plan.parameters_after()), (162, 81 + 18));
+/// assert!(plan.lower_bound <= plan.objective && plan.gap() == plan.objective - plan.lower_bound);
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
 pub struct Plan {
-    pub(super) report: NetworkReport,
+    /// The budget, in words.
+    pub budget: String,
+    /// The strategy: `uniform`, `energy` or `sensitivity`; `chosen` if the caller gave the ranks.
+    pub strategy: String,
+    /// Whether the objective is the number of parameters, as for a budget that limits an error.
+    pub minimizes_parameters: bool,
+    /// The quantity that was minimized: the sum of the layers' losses, each multiplied by its weight, or the parameters.
+    pub objective: f64,
+    /// A bound from the Lagrangian relaxation: no allocation within the budget has a smaller objective.
+    pub lower_bound: f64,
+    /// The layers, in the order in which they were given.
+    pub layers: Vec<LayerPlan>,
+    /// Warnings about the plan; those about single layers are with the layers.
+    pub warnings: Vec<PlanWarning>,
+}
+
+/// The choice for one layer, and its consequences.
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct LayerPlan {
+    /// Name of the layer.
+    pub name: String,
+    /// Number of outputs.
+    pub out_features: usize,
+    /// Number of inputs.
+    pub in_features: usize,
+    /// The choice.
+    pub choice: Choice,
+    /// The reason why the layer stays original; `None` if it does not.
+    pub reason: Option<OriginalReason>,
+    /// The weight of its loss in the objective.
+    pub weight: f64,
+    /// Parameters of the original layer.
+    pub parameters_before: u64,
+    /// Parameters of the layer as planned. A shared `down` counts with the first layer of its group.
+    pub parameters_after: u64,
+    /// Multiply–adds of the original layer for one sample.
+    pub multiply_adds_before: u64,
+    /// Multiply–adds of the layer as planned. A shared `down` counts with the first layer of its group.
+    pub multiply_adds_after: u64,
+    /// The loss, a squared relative error, before its weight.
+    pub loss: f64,
+    /// The predicted error, as [`Report::relative_error`]: 0 for an original layer, the root of the loss in a group, `None`
+    /// without samples.
+    pub relative_error: Option<f64>,
+    /// The report on the layer compressed on its own; `None` for an original layer and for a layer of a group.
+    pub report: Option<Report>,
+    /// Warnings about the layer.
+    pub warnings: Vec<Warning>,
 }
 
 impl Plan {
-    /// What becomes of each layer, in the order in which they were given. For an example see [`Plan`].
-    pub fn choices(&self) -> Vec<Choice> {
-        self.report.layers().iter().map(|layer| layer.choice()).collect()
+    /// Creates the plan for ranks that the caller chose, or that a [`JointSearch`](super::JointSearch) found. Layers without
+    /// a rank stay original. All layers have the same weight, and the lower bound is the objective.
+    ///
+    /// # Errors
+    ///
+    /// No layers, or two of the same name; a name that no layer has; a rank that was not solved for.
+    ///
+    /// ```
+    /// use dalr::network::{LayerProfile, Plan};
+    /// # fn main() -> dalr::Result<()> {
+    /// let fc1 = LayerProfile::from_energies("fc1", (8, 8), true, &[9.0, 4.0, 1.0], 16.0)?;
+    /// let fc2 = LayerProfile::from_energies("fc2", (8, 8), true, &[9.0, 4.0, 1.0], 16.0)?;
+    /// let plan = Plan::of_ranks(&[fc1, fc2], &[("fc1".to_owned(), 2)].into())?;
+    /// assert_eq!((plan.parameters_before(), plan.parameters_after()), (144, 32 + 8 + 72));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn of_ranks(layers: &[LayerProfile], ranks: &BTreeMap<String, usize>) -> Result<Self> {
+        during("Plan::of_ranks", || {
+            if layers.is_empty() {
+                return Err(Error::empty("the layers"));
+            }
+            let index = profile::index(layers.iter().map(LayerProfile::name))?;
+            if let Some(name) = ranks.keys().find(|name| !index.contains_key(name.as_str())) {
+                let expected = "ranks for layers of the network".into();
+                return Err(Error::layers(expected, format!("one for `{name}`")));
+            }
+            let plan = |layer: &LayerProfile| {
+                let weight = if layer.max_rank() > 0 { 1.0 } else { 0.0 };
+                let Some(&rank) = ranks.get(layer.name()) else {
+                    let reason = match () {
+                        () if layer.max_rank() == 0 => OriginalReason::Untouched,
+                        () if candidates(layer, Limits::NONE).len() < 2 => OriginalReason::NoSavings,
+                        () => OriginalReason::Chosen,
+                    };
+                    return Ok(LayerPlan::original(layer, weight, reason));
+                };
+                let candidate = Candidate::of_rank(layer, rank).ok_or_else(|| {
+                    let expected = format!("a rank from 1 to the {} solved for", layer.max_rank());
+                    let source = Error::rank(expected, rank.to_string());
+                    Error::InLayer { layer: layer.name().into(), source: Box::new(source) }
+                })?;
+                Ok(LayerPlan::compressed(layer, weight, &candidate))
+            };
+            let layers = layers.iter().map(plan).collect::<Result<_>>()?;
+            Ok(Self::new(("given ranks".into(), "chosen".into()), false, layers, None))
+        })
     }
 
-    /// What becomes of the layer of this name. For an example see [`Allocator`](super::Allocator).
+    /// Sums the objective up and adds the warnings that every plan can have.
+    pub(super) fn new(
+        (budget, strategy): (String, String),
+        minimizes_parameters: bool,
+        layers: Vec<LayerPlan>,
+        lower_bound: Option<f64>,
+    ) -> Self {
+        let objective = if minimizes_parameters {
+            layers.iter().map(|layer| layer.parameters_after as f64).sum::<f64>()
+        } else {
+            layers.iter().map(|layer| layer.weight * layer.loss).sum()
+        };
+        // The bound is known up to rounding.
+        let lower_bound = lower_bound.map_or(objective, |bound| bound.max(0.0).min(objective));
+        let mut warnings = Vec::new();
+        if layers.iter().all(|layer| layer.choice == Choice::Original) {
+            warnings.push(PlanWarning::NothingCompressed);
+        }
+        Self { budget, strategy, minimizes_parameters, objective, lower_bound, layers, warnings }
+    }
+
+    /// Adds a warning if the gap is large.
+    pub(super) fn warn_of_gap(&mut self) {
+        let fraction = self.gap() / self.objective.max(f64::MIN_POSITIVE);
+        if fraction > LARGE_GAP {
+            self.warnings.push(PlanWarning::Gap { fraction });
+        }
+    }
+
+    /// The choice for the layer of this name.
     pub fn choice(&self, layer: &str) -> Option<Choice> {
-        self.report.layers().iter().find(|other| other.name() == layer).map(|layer| layer.choice())
+        self.layers.iter().find(|other| other.name == layer).map(|layer| layer.choice)
     }
 
-    /// What was made small: the sum of losses, each times its layer's weight (1 for [`Uniform`](super::Strategy::Uniform) and
-    /// [`Energy`](super::Strategy::Energy)); the parameters where the budget is an error. For an example see [`Plan`].
-    pub fn objective(&self) -> f64 {
-        self.report.objective()
+    /// The ranks of the layers that are compressed on their own, by name.
+    pub fn ranks(&self) -> BTreeMap<String, usize> {
+        let rank = |layer: &LayerPlan| match layer.choice {
+            Choice::Rank(rank) => Some((layer.name.clone(), rank)),
+            _ => None,
+        };
+        self.layers.iter().filter_map(rank).collect()
     }
 
-    /// No choice within the budget has a smaller [`objective`](Self::objective): the bound of the Lagrangian relaxation. For an example see
-    /// [`Plan`].
-    pub fn lower_bound(&self) -> f64 {
-        self.report.lower_bound()
-    }
-
-    /// By how much another sharing could be better, at most: the objective less the lower bound. For an example see [`Plan`].
+    /// An upper bound on the improvement that another allocation could bring: the objective less the lower bound.
     pub fn gap(&self) -> f64 {
-        self.report.gap()
+        self.objective - self.lower_bound
     }
 
-    /// What becomes of each layer and of the network, in numbers. For an example see [`NetworkReport`].
-    pub fn report(&self) -> &NetworkReport {
-        &self.report
+    /// Parameters of the original layers, biases included.
+    pub fn parameters_before(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.parameters_before).sum()
+    }
+
+    /// Parameters of the layers as planned, biases included.
+    pub fn parameters_after(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.parameters_after).sum()
+    }
+
+    /// Multiply–adds of the original layers for one sample.
+    pub fn multiply_adds_before(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.multiply_adds_before).sum()
+    }
+
+    /// Multiply–adds of the layers as planned for one sample.
+    pub fn multiply_adds_after(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.multiply_adds_after).sum()
+    }
+
+    /// The root mean square of the layers' predicted errors, weighted as in the objective; `None` if all weights are zero.
+    /// [`Budget::TotalError`](super::Budget::TotalError) limits it.
+    pub fn total_error(&self) -> Option<f64> {
+        let weight = self.layers.iter().map(|layer| layer.weight).sum::<f64>();
+        let loss = self.layers.iter().map(|layer| layer.weight * layer.loss).sum::<f64>();
+        (weight > 0.0).then(|| (loss / weight).sqrt())
+    }
+}
+
+impl LayerPlan {
+    pub(super) fn original(layer: &LayerProfile, weight: f64, reason: OriginalReason) -> Self {
+        let (parameters, multiply_adds) = (layer.parameters(), layer.multiply_adds());
+        Self {
+            name: layer.name().into(),
+            out_features: layer.out_features(),
+            in_features: layer.in_features(),
+            choice: Choice::Original,
+            reason: Some(reason),
+            weight,
+            parameters_before: parameters,
+            parameters_after: parameters,
+            multiply_adds_before: multiply_adds,
+            multiply_adds_after: multiply_adds,
+            loss: 0.0,
+            relative_error: Some(0.0),
+            report: None,
+            warnings: Vec::new(),
+        }
+    }
+
+    pub(super) fn compressed(layer: &LayerProfile, weight: f64, candidate: &Candidate) -> Self {
+        let report = layer.report(candidate.rank);
+        Self {
+            choice: Choice::Rank(candidate.rank),
+            reason: None,
+            parameters_after: candidate.parameters,
+            multiply_adds_after: candidate.multiply_adds,
+            loss: candidate.loss,
+            relative_error: layer.relative_error(candidate.rank),
+            warnings: report.as_ref().map_or(Vec::new(), |report| report.warnings.clone()),
+            report,
+            ..Self::original(layer, weight, OriginalReason::Chosen)
+        }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let compressed = self.layers.iter().filter(|layer| layer.choice != Choice::Original).count();
+        writeln!(f, "{compressed} of {} layers compressed to {}, {}", self.layers.len(), self.budget, self.strategy)?;
+        let mut line = |name: &str, before: u64, after: u64| {
+            let percent = 100.0 * after as f64 / (before as f64).max(1.0);
+            writeln!(f, "  {name:<14}  {before} → {after} ({percent:.1} %)")
+        };
+        line("parameters", self.parameters_before(), self.parameters_after())?;
+        line("multiply–adds", self.multiply_adds_before(), self.multiply_adds_after())?;
+        if let Some(error) = self.total_error() {
+            writeln!(f, "  total error     {error:.4e}")?;
+        }
+        let name = if self.minimizes_parameters { "parameters" } else { "weighted loss" };
+        let (objective, bound) = (self.objective, self.lower_bound);
+        write!(f, "  objective       {objective:.6} ({name}), lower bound {bound:.6}, gap {:.1e}", self.gap())?;
+        for warning in &self.warnings {
+            write!(f, "\n  warning: {warning}")?;
+        }
+        let width = self.layers.iter().map(|layer| layer.name.chars().count()).max().unwrap_or(0);
+        for layer in &self.layers {
+            write!(f, "\n  {:<width$}  {layer}", layer.name)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for LayerPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (m, n) = (self.out_features, self.in_features);
+        match self.choice {
+            Choice::Original => write!(f, "{n} → {m}, original")?,
+            Choice::Rank(rank) => write!(f, "{n} → {rank} → {m}")?,
+            Choice::Shared { group, rank } => write!(f, "{n} → {rank} (shared, group {group}) → {m}")?,
+        }
+        if let Some(reason) = self.reason {
+            write!(f, ": {reason}")?;
+        } else if let Some(error) = self.relative_error {
+            write!(f, ", relative error {error:.4e}")?;
+        }
+        for warning in &self.warnings {
+            write!(f, "\n    warning: {warning}")?;
+        }
+        Ok(())
     }
 }

@@ -1,13 +1,15 @@
-//! What sharing a budget needs to know of a layer: its shape, its spectrum, its errors. No matrices.
+//! The profile of a layer: its shape, eigenvalues and errors, without matrices.
+
+use std::collections::BTreeMap;
 
 use crate::compress::Facts;
 use crate::error::during;
 use crate::{Decomposition, Error, Report, Result, Scalar};
 
-/// A layer's name, shape and error at every rank: all that the rest of this module works on.
+/// A layer's name, shape and error at every rank.
 ///
-/// A few numbers per rank, no matrices: the profiles of a thousand layers fit where their decompositions would not, and with
-/// the `serde` feature they can be kept on disk.
+/// A profile holds a few numbers per rank and no matrices: the profiles of a thousand layers fit into memory that their
+/// decompositions would exceed. With the `serde` feature they can be stored.
 ///
 /// ```
 /// use dalr::network::LayerProfile;
@@ -31,59 +33,56 @@ use crate::{Decomposition, Error, Report, Result, Scalar};
 pub struct LayerProfile {
     name: String,
     shape: (usize, usize),
-    /// Whether the dense layer has a bias, and whether the compressed one will.
+    /// Whether the original layer has a bias, and whether the compressed one has.
     biases: (bool, bool),
     calls: u64,
     spectrum: Option<Spectrum>,
 }
 
-/// What the decomposition told.
+/// The part of a profile that comes from a decomposition.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 struct Spectrum {
     facts: Facts,
-    /// Energies over their total.
-    shares: Vec<f64>,
+    /// Eigenvalues over their total.
+    explained: Vec<f64>,
     total_energy: f64,
     relative_errors: Option<Vec<f64>>,
-    /// Whether losses are the squares of `relative_errors`.
-    by_errors: bool,
+    /// Whether the losses are the squares of `relative_errors`.
+    by_data_errors: bool,
 }
 
 impl LayerProfile {
-    /// The profile of a decomposed layer. Ranks past the decomposition's [`max_rank`](Decomposition::max_rank) cannot be chosen; solve
-    /// up to [`Rank::break_even`](crate::Rank::break_even) to leave the choice free.
+    /// Creates the profile of a decomposed layer.
     ///
-    /// For an example see [`LayerProfile`].
+    /// Ranks above the decomposition's [`max_rank`](Decomposition::max_rank) cannot be chosen. Solve up to
+    /// [`Rank::break_even`](crate::Rank::break_even) to leave every useful rank open.
     pub fn new<T: Scalar>(name: impl Into<String>, decomposition: &Decomposition<T>) -> Self {
         let facts = decomposition.facts().clone();
-        Self {
-            name: name.into(),
-            shape: facts.shape,
-            biases: facts.biases,
-            calls: 1,
-            spectrum: Some(Spectrum {
-                facts,
-                shares: decomposition.explained().to_vec(),
-                total_energy: decomposition.total_energy(),
-                relative_errors: decomposition.relative_errors().map(<[f64]>::to_vec),
-                by_errors: false,
-            }),
-        }
+        let (shape, biases) = (facts.shape, facts.biases);
+        let spectrum = Spectrum {
+            facts,
+            explained: decomposition.explained().to_vec(),
+            total_energy: decomposition.total_energy(),
+            relative_errors: decomposition.relative_errors().map(<[f64]>::to_vec),
+            by_data_errors: false,
+        };
+        Self { name: name.into(), shape, biases, calls: 1, spectrum: Some(spectrum) }
     }
 
-    /// The profile of a layer whose spectrum was found elsewhere: energies, descending, of as many ranks as may be chosen, and the total, those past
-    /// them included. It knows no errors on data, and its reports no samples.
+    /// Creates the profile of a layer whose eigenvalues were computed elsewhere: descending, one for each rank that may be
+    /// chosen. The total includes the eigenvalues past these. Such a profile has no errors on data.
     ///
     /// # Errors
     ///
-    /// No outputs, inputs or energies; more energies than dimensions; energies that ascend, are negative or not finite, or that add up to
-    /// more than the total.
+    /// No eigenvalues, or more than min(out, in); eigenvalues that are negative, not finite or not descending; a total below
+    /// their sum.
     ///
     /// ```
     /// # fn main() -> dalr::Result<()> {
     /// let profile = dalr::network::LayerProfile::from_energies("fc1", (8, 6), true, &[9.0, 4.0, 1.0], 16.0)?;
-    /// assert_eq!((profile.max_rank(), profile.loss(3)), (3, Some(2.0 / 16.0)));
+    /// assert_eq!((profile.max_rank(), profile.parameters()), (3, 56));
+    /// assert!(profile.loss(2).is_some_and(|loss| (loss - 3.0 / 16.0).abs() < 1e-12));
     /// # Ok(())
     /// # }
     /// ```
@@ -95,7 +94,7 @@ impl LayerProfile {
         total_energy: f64,
     ) -> Result<Self> {
         during("LayerProfile::from_energies", || {
-            let mut profile = Self::dense(name, shape.0, shape.1, bias)?;
+            let mut profile = Self::original(name, shape, bias)?;
             if energies.is_empty() {
                 return Err(Error::empty("the energies"));
             }
@@ -118,7 +117,6 @@ impl LayerProfile {
                 let (parameter, expected) = ("the total energy", format!("finite and at least the sum, {sum:e}"));
                 return Err(Error::out_of_range(parameter, expected, total_energy));
             }
-            let share = |energy: &f64| energy / total_energy.max(f64::MIN_POSITIVE);
             let facts = Facts {
                 method: "spectrum".into(),
                 samples: 0,
@@ -131,13 +129,14 @@ impl LayerProfile {
                 determined: energies.len(),
                 resolution: 0.0,
             };
-            let shares = energies.iter().map(share).collect();
-            profile.spectrum = Some(Spectrum { facts, shares, total_energy, relative_errors: None, by_errors: false });
+            let explained = energies.iter().map(|energy| energy / total_energy.max(f64::MIN_POSITIVE)).collect();
+            profile.spectrum =
+                Some(Spectrum { facts, explained, total_energy, relative_errors: None, by_data_errors: false });
             Ok(profile)
         })
     }
 
-    /// A layer that stays as it is, but counts in the budget and in the report.
+    /// Creates the profile of an out × in layer that stays original, but counts in the budget and in the plan.
     ///
     /// # Errors
     ///
@@ -145,181 +144,147 @@ impl LayerProfile {
     ///
     /// ```
     /// # fn main() -> dalr::Result<()> {
-    /// let head = dalr::network::LayerProfile::dense("head", 10, 84, true)?;
+    /// let head = dalr::network::LayerProfile::original("head", (10, 84), true)?;
     /// assert_eq!((head.parameters(), head.max_rank()), (850, 0));
     /// # Ok(())
     /// # }
     /// ```
-    pub fn dense(name: impl Into<String>, out_features: usize, in_features: usize, bias: bool) -> Result<Self> {
-        if out_features == 0 || in_features == 0 {
+    pub fn original(name: impl Into<String>, shape: (usize, usize), bias: bool) -> Result<Self> {
+        if shape.0 == 0 || shape.1 == 0 {
             return Err(Error::empty("the weight"));
         }
-        let shape = (out_features, in_features);
         Ok(Self { name: name.into(), shape, biases: (bias, bias), calls: 1, spectrum: None })
     }
 
-    /// Says how often the network runs this layer for one sample, 1 by default: that many times its multiply–adds count, its
+    /// Sets how often the network runs this layer for one sample; 1 by default. The multiply–adds count that often, the
     /// parameters once.
-    ///
-    /// ```
-    /// # fn main() -> dalr::Result<()> {
-    /// let head = dalr::network::LayerProfile::dense("head", 10, 84, true)?.with_calls(3);
-    /// assert_eq!((head.calls(), head.parameters(), head.multiply_adds()), (3, 850, 2520));
-    /// # Ok(())
-    /// # }
-    /// ```
     #[must_use]
     pub fn with_calls(mut self, calls: u64) -> Self {
         self.calls = calls;
         self
     }
 
-    /// Makes the [`loss`](Self::loss) the squared error on the data instead of the energy left out. The two differ by the shrinkage or
-    /// ridge that was solved with; for truncated SVD they are different things, and this one speaks of the outputs.
+    /// Makes the [`loss`](Self::loss) the squared error on the calibration data instead of the unexplained energy.
+    ///
+    /// The two differ by the regularization. For truncated SVD they are unrelated, and only this one is about the outputs.
     ///
     /// # Errors
     ///
-    /// [`Error::NoSamples`] if the layer was decomposed without.
-    ///
-    /// ```
-    /// # use dalr::{ActivationStats, Linear, LowRankCompressor, TruncatedSvd, network::LayerProfile};
-    /// # use faer::Mat;
-    /// # fn main() -> dalr::Result<()> {
-    /// # let layer = Linear::new(Mat::from_fn(8, 6, |i, j| ((i * 5 + j * 3) % 7) as f64), None)?;
-    /// # let mut stats = ActivationStats::new(6);
-    /// # stats.update(Mat::from_fn(50, 6, |i, j| ((i * 11 + j * 7) % 13) as f64).as_ref())?;
-    /// let profile = LayerProfile::new("fc1", &TruncatedSvd::new().decompose(&layer, &stats, 6)?);
-    /// let by_errors = profile.clone().with_data_errors()?;
-    /// assert_eq!(by_errors.loss(2), profile.relative_error(2).map(|error| error * error));
-    /// assert_ne!(by_errors.loss(2), profile.loss(2));
-    /// # Ok(())
-    /// # }
-    /// ```
+    /// [`Error::NoSamples`] if the layer was decomposed without samples.
     pub fn with_data_errors(mut self) -> Result<Self> {
         match &mut self.spectrum {
-            Some(spectrum) if spectrum.relative_errors.is_some() => spectrum.by_errors = true,
+            Some(spectrum) if spectrum.relative_errors.is_some() => spectrum.by_data_errors = true,
             _ => return Err(Error::no_samples()),
         }
         Ok(self)
     }
 
-    /// The layer's name. For an example see [`LayerProfile`].
+    /// Name of the layer.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Number of outputs. For an example see [`LayerProfile`].
+    /// Number of outputs.
     pub fn out_features(&self) -> usize {
         self.shape.0
     }
 
-    /// Number of inputs. For an example see [`LayerProfile`].
+    /// Number of inputs.
     pub fn in_features(&self) -> usize {
         self.shape.1
     }
 
-    /// The largest rank that was solved for; 0 for a layer that stays dense. For an example see [`LayerProfile`].
+    /// The largest rank that was solved for; 0 for a layer that stays original.
     pub fn max_rank(&self) -> usize {
-        self.spectrum.as_ref().map_or(0, |spectrum| spectrum.shares.len())
+        self.explained_energy().len()
     }
 
-    /// How often the network runs this layer for one sample. For an example see [`with_calls`](Self::with_calls).
+    /// How often the network runs this layer for one sample.
     pub fn calls(&self) -> u64 {
         self.calls
     }
 
-    /// Parameters of the dense layer, bias included. For an example see [`dense`](Self::dense).
+    /// Parameters of the original layer, bias included.
     pub fn parameters(&self) -> u64 {
         (self.shape.0 as u64).saturating_mul(self.shape.1 as u64 + u64::from(self.biases.0))
     }
 
-    /// Multiply–adds of the dense layer for one sample of the network. For an example see [`with_calls`](Self::with_calls).
+    /// Multiply–adds of the original layer for one sample of the network.
     pub fn multiply_adds(&self) -> u64 {
         (self.shape.0 as u64).saturating_mul(self.shape.1 as u64).saturating_mul(self.calls)
     }
 
-    /// Energies over their total, descending, one per rank solved for. For an example see [`loss`](Self::loss).
-    pub fn energy_shares(&self) -> &[f64] {
-        self.spectrum.as_ref().map_or(&[], |spectrum| &spectrum.shares)
+    /// The explained energy of each rank solved for: the eigenvalues over their total, descending.
+    pub fn explained_energy(&self) -> &[f64] {
+        self.spectrum.as_ref().map_or(&[], |spectrum| &spectrum.explained)
     }
 
-    /// As [`Decomposition::total_energy`]; `None` for a layer that stays dense. For an example see [`loss`](Self::loss).
+    /// The total of all eigenvalues, as [`Decomposition::total_energy`]; `None` for a layer that stays original.
     pub fn total_energy(&self) -> Option<f64> {
         self.spectrum.as_ref().map(|spectrum| spectrum.total_energy)
     }
 
-    /// As [`Decomposition::relative_error`]. For an example see [`LayerProfile`].
+    /// The predicted error at this rank, as [`Decomposition::relative_error`].
     pub fn relative_error(&self, rank: usize) -> Option<f64> {
         self.spectrum.as_ref()?.relative_errors.as_ref()?.get(rank.checked_sub(1)?).copied()
     }
 
-    /// What compressing to this rank loses, as a squared relative error: the share of the energy past the rank
-    /// (convex in the rank), or [`relative_error`](Self::relative_error)² after [`with_data_errors`](Self::with_data_errors). `None` for ranks that were
+    /// The loss at this rank, a squared relative error: the unexplained energy, which is convex in the rank, or the square of
+    /// [`relative_error`](Self::relative_error) after [`with_data_errors`](Self::with_data_errors). `None` for a rank that was
     /// not solved for.
-    ///
-    /// ```
-    /// # use dalr::{ActivationStats, Linear, LowRankCompressor, TruncatedSvd, network::LayerProfile};
-    /// # fn main() -> dalr::Result<()> {
-    /// let layer = Linear::new(faer::Mat::from_fn(2, 2, |i, j| if i == j { 3.0 - 2.0 * i as f64 } else { 0.0 }), None)?;
-    /// let profile = LayerProfile::new("fc1", &TruncatedSvd::new().decompose(&layer, &ActivationStats::new(2), 2)?);
-    /// // The energies are 9 and 1.
-    /// assert!((profile.energy_shares()[0] - 0.9).abs() < 1e-12);
-    /// assert!(profile.total_energy().is_some_and(|total| (total - 10.0).abs() < 1e-12));
-    /// assert!(profile.loss(1).is_some_and(|loss| (loss - 0.1).abs() < 1e-12));
-    /// assert_eq!(profile.loss(2), Some(0.0));
-    /// # Ok(())
-    /// # }
-    /// ```
     pub fn loss(&self, rank: usize) -> Option<f64> {
-        let losses = self.losses();
-        losses.get(rank.checked_sub(1)?).copied()
+        self.losses().get(rank.checked_sub(1)?).copied()
     }
 
-    /// The report on the compressed layer of this rank, as [`Decomposition::truncate`] would give it; `None` for ranks that were not solved
-    /// for. For an example see [`LayerProfile`].
+    /// The report on the compressed layer of this rank, as [`Decomposition::truncate`] gives it; `None` for a rank that was not
+    /// solved for.
     pub fn report(&self, rank: usize) -> Option<Report> {
         let spectrum = self.spectrum.as_ref().filter(|_| (1..=self.max_rank()).contains(&rank))?;
         Some(spectrum.facts.report(rank, self.relative_error(rank)))
     }
 
-    /// The loss of every rank from 1.
+    /// The loss at every rank from 1.
     pub(super) fn losses(&self) -> Vec<f64> {
         let Some(spectrum) = &self.spectrum else { return Vec::new() };
         match &spectrum.relative_errors {
-            Some(errors) if spectrum.by_errors => errors.iter().map(|error| error * error).collect(),
-            _ => tails(&spectrum.shares, self.shape.0.min(self.shape.1)),
+            Some(errors) if spectrum.by_data_errors => errors.iter().map(|error| error * error).collect(),
+            _ => tails(&spectrum.explained, self.shape.0.min(self.shape.1)),
         }
     }
 
-    pub(super) fn is_by_errors(&self) -> bool {
-        self.spectrum.as_ref().is_some_and(|spectrum| spectrum.by_errors)
+    pub(super) fn is_by_data_errors(&self) -> bool {
+        self.spectrum.as_ref().is_some_and(|spectrum| spectrum.by_data_errors)
     }
 
-    /// The smallest relative error that can be told from zero.
+    /// The smallest relative error that can be distinguished from zero.
     pub(super) fn resolution(&self) -> f64 {
         self.spectrum.as_ref().map_or(0.0, |spectrum| spectrum.facts.resolution)
     }
 
-    /// Parameters of the compressed layer: so many for each rank, and so many whatever the rank.
-    pub(super) fn factor_parameters(&self) -> (u64, u64) {
+    /// Parameters and multiply–adds of the compressed layer at this rank. It must increase with the rank; it may be concave.
+    pub(super) fn cost_at(&self, rank: usize) -> (u64, u64) {
         let (m, n) = (self.shape.0 as u64, self.shape.1 as u64);
-        (m + n, if self.biases.1 { m } else { 0 })
+        let factors = (rank as u64).saturating_mul(m + n);
+        let bias = if self.biases.1 { m } else { 0 };
+        (factors.saturating_add(bias), factors.saturating_mul(self.calls))
     }
 }
 
-/// What is left of all energy past each rank, given its shares. Summed up from the end, so that small tails keep their digits; of a
-/// spectrum that was solved for in part, what lies past it is the rest.
-pub(super) fn tails(shares: &[f64], full: usize) -> Vec<f64> {
-    let solved = shares.iter().sum::<f64>();
-    // Where there is no energy at all there is nothing to lose.
-    let rest = if shares.len() >= full || solved == 0.0 { 0.0 } else { 1.0 - solved };
+/// The energy left unexplained at each rank, given the explained energies.
+///
+/// It is summed from the end, so that small tails keep their digits. Past the last rank solved for, the rest of the total is
+/// left.
+pub(super) fn tails(explained: &[f64], full: usize) -> Vec<f64> {
+    let solved = explained.iter().sum::<f64>();
+    // Without any energy there is nothing to lose.
+    let rest = if explained.len() >= full || solved == 0.0 { 0.0 } else { 1.0 - solved };
     let mut tail = rest.max(0.0);
-    let mut tails: Vec<f64> = shares
+    let mut tails: Vec<f64> = explained
         .iter()
         .rev()
-        .map(|share| {
+        .map(|energy| {
             let here = tail;
-            tail += share.max(0.0);
+            tail += energy.max(0.0);
             here
         })
         .collect();
@@ -327,18 +292,30 @@ pub(super) fn tails(shares: &[f64], full: usize) -> Vec<f64> {
     tails
 }
 
+/// The position of each name; a name that comes twice is an error.
+pub(super) fn index<'a>(names: impl Iterator<Item = &'a str>) -> Result<BTreeMap<&'a str, usize>> {
+    let mut index = BTreeMap::new();
+    for (position, name) in names.enumerate() {
+        if index.insert(name, position).is_some() {
+            let expected = "layers of different names".into();
+            return Err(Error::layers(expected, format!("`{name}` twice")));
+        }
+    }
+    Ok(index)
+}
+
 #[cfg(test)]
 mod tests {
     use super::tails;
 
     #[test]
-    fn what_lies_past_a_rank_is_the_rest_of_all_energy() {
-        // Solved for in part: a quarter lies past it. In full: nothing does, though rounding of the sum would leave some.
+    fn the_tail_of_a_rank_is_the_unexplained_energy() {
+        // Solved in part: a quarter lies past the last rank. In full: nothing does, though the sum is rounded.
         assert_eq!(tails(&[0.5, 0.25], 3), [0.5, 0.25]);
-        let shares = [0.7, 0.1, 0.1];
-        assert!(shares.iter().sum::<f64>() < 0.9);
-        assert_eq!(tails(&shares, 3), [0.1 + 0.1, 0.1, 0.0]);
-        // No energy at all, solved for in part or in full.
+        let explained = [0.7, 0.1, 0.1];
+        assert!(explained.iter().sum::<f64>() < 0.9);
+        assert_eq!(tails(&explained, 3), [0.1 + 0.1, 0.1, 0.0]);
+        // No energy at all, solved in part or in full.
         assert_eq!([tails(&[0.0, 0.0], 3), tails(&[0.0, 0.0], 2)], [[0.0, 0.0]; 2]);
     }
 }

@@ -1,38 +1,40 @@
-//! Layers that read the same input: one `down` for all of them, an `up` for each.
+//! Layers with a shared input: one `down` for all of them, an `up` for each.
 
-use faer::{Col, Mat, MatRef};
+use faer::{ColRef, MatMut, MatRef};
 
+use super::candidates::{Candidate, Limits};
 use super::profile::{LayerProfile, tails};
-use super::sensitivity::Sensitivities;
-use super::shared_profile::{Member, SharedProfile};
+use super::sensitivities::Sensitivities;
 use crate::error::during;
-use crate::layer::{check_inputs, finish};
-use crate::{ActivationStats, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Result, Scalar, linalg};
+use crate::{
+    ActivationStats, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Result, Scalar, Warning, linalg,
+};
 
-/// The weight of a layer that the network is said not to need, against the one it needs most.
+/// The weight of a layer without any sensitivity, relative to the layer with the largest.
 const NEGLIGIBLE: f64 = 1.0 / (1_u64 << 40) as f64;
 
-/// How far the energies of a group may be from the sum of its members': more than rounding, less than another method.
+/// The energy of a group may differ this much from the sum of its layers' energies. Rounding is smaller, and the difference
+/// between two methods is larger.
 const SAME: f64 = 1e-3;
 
-/// Layers that read the same input: query, key and value, or gate and up.
+/// Layers with a shared input, such as query, key and value, and the loss of each at every rank of a shared `down`.
 ///
-/// Their weights, one on top of the other, are one layer. Its factors of rank `k` are one `down`, `k × n`, and an `up` for each member,
-/// `mᵢ × k`: `k (n + Σ mᵢ)` parameters where separate factors take `Σ kᵢ (n + mᵢ)`. Which of the two loses less at the same budget
-/// depends on how much the members have in common; [`Allocator::allocate_shared`](super::Allocator::allocate_shared) compares.
+/// The stacked weights are one layer. Its factors of rank `k` are one `down`, `k × n`, and an `up` for each layer, `mᵢ × k`. They
+/// have `k (n + Σ mᵢ)` parameters, separate factors `Σ kᵢ (n + mᵢ)`.
+/// [`Allocator::allocate_shared`](super::Allocator::allocate_shared) chooses the better of the two.
 ///
-/// The members' rows are weighed by `√(wᵢ / eᵢ)`, with the energy `eᵢ` of their outputs and their sensitivity `wᵢ` (1 unless given), so that it is
-/// the sum of their weighted *relative* squared errors that becomes least, as it does with separate factors.
+/// The rows of each layer are scaled by `√(wᵢ / eᵢ)`, with the energy `eᵢ` of its outputs and its sensitivity `wᵢ`. This output
+/// metric makes the solution minimize the sum of the weighted *relative* squared errors, as separate factors do.
 ///
 /// ```
-/// use dalr::network::{Allocator, Budget, Choice, LayerProfile, SharedDecomposition, SharedInput, SharedProfile, Strategy};
+/// use dalr::network::{Allocator, Budget, Choice, LayerProfile, SharedInput, Strategy};
 /// use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor};
 /// use faer::Mat;
 ///
 /// # fn main() -> dalr::Result<()> {
-/// let mut stats = ActivationStats::new(24); // one object for all of them
+/// let mut stats = ActivationStats::new(24); // the statistics of the shared input
 /// stats.update(Mat::from_fn(90, 24, |i, j| ((i * i * 11 + j * 7 + i * j) % 13) as f64).as_ref())?;
-/// // Three layers that look at the same six directions of their input.
+/// // Three layers that use the same six directions of their input.
 /// let down = Mat::from_fn(6, 24, |i, j| ((i * 5 + j * j * 3) % 17) as f64);
 /// let layer = |s: usize| Linear::new(Mat::from_fn(24, 6, |i, j| ((i * 7 + j * s) % 11) as f64 - 5.0) * &down, None);
 /// let (query, key, value) = (layer(3)?, layer(4)?, layer(5)?);
@@ -42,341 +44,343 @@ const SAME: f64 = 1e-3;
 ///     profiles.push(LayerProfile::new(name, &method.decompose(layer, &stats, 12)?));
 /// }
 /// let members: Vec<_> = profiles.iter().zip([&query, &key, &value]).collect();
-/// let joint: SharedDecomposition<f64> = SharedInput::new(&members)?.decompose(&method, &stats, 12)?;
-/// let profile: &SharedProfile = joint.profile();
-/// assert_eq!(profile.names().collect::<Vec<_>>(), ["query", "key", "value"]);
-/// assert_eq!((joint.profile().max_rank(), joint.profile().parameters(6)), (12, 6 * (24 + 3 * 24)));
+/// let (shared, decomposition) = SharedInput::decompose(&members, None, &method, &stats, 12)?;
 ///
 /// let allocator = Allocator::new(Budget::Parameters(600)).with_strategy(Strategy::Energy);
-/// let plan = allocator.allocate_shared(&profiles, std::slice::from_ref(joint.profile()))?;
-/// assert_eq!(plan.choices(), [Choice::Shared { group: 0, rank: 6 }; 3]);
-/// assert!(joint.profile().loss(2, 6).is_some_and(|loss| loss < 1e-9));
+/// let plan = allocator.allocate_shared(&profiles, std::slice::from_ref(&shared))?;
+/// assert_eq!(plan.choice("key"), Some(Choice::Shared { group: 0, rank: 6 }));
+/// assert_eq!(plan.parameters_after(), 6 * (24 + 3 * 24));
 ///
-/// let layers = joint.truncate(6)?;
-/// assert_eq!((layers.down().nrows(), layers.parameters()), (6, 576));
-/// assert_eq!(layers.member(2).map(|value| (value.name(), value.up().shape())), Some(("value", (24, 6))));
+/// let layers = shared.split(decomposition.truncate(6)?.layer(), &[&query, &key, &value])?;
+/// assert_eq!(layers[0].down(), layers[2].down()); // a program may store it once
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, Debug)]
-pub struct SharedInput<'a, T> {
-    members: Vec<(&'a LayerProfile, &'a Linear<T>)>,
-    weights: Vec<f64>,
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct SharedInput {
+    in_features: usize,
+    members: Vec<Member>,
+    /// Whether the method corrects the biases instead of keeping them.
+    corrects_bias: bool,
+    warnings: Vec<Warning>,
 }
 
-impl<'a, T: Scalar> SharedInput<'a, T> {
-    /// A group of layers, each with its profile.
-    ///
-    /// # Errors
-    ///
-    /// Fewer than two layers; profiles of other layers, or of layers that stay dense; layers of which some have a bias and some have none; inputs
-    /// of different widths.
-    ///
-    /// For an example see [`SharedInput`].
-    pub fn new(members: &[(&'a LayerProfile, &'a Linear<T>)]) -> Result<Self> {
-        during("SharedInput::new", || {
-            let refuse = |expected: &str, found: String| Err(Error::layers(expected.into(), found));
-            let [(_, first), _, ..] = members else {
-                return refuse("two layers or more", members.len().to_string());
-            };
-            for (profile, layer) in members {
-                let name = profile.name();
-                if (profile.out_features(), profile.in_features()) != (layer.out_features(), layer.in_features()) {
-                    return refuse("each layer with its own profile", format!("one of another shape for `{name}`"));
-                }
-                if profile.max_rank() == 0 {
-                    return refuse("layers that were decomposed", format!("`{name}`, which stays dense"));
-                }
-                if layer.in_features() != first.in_features() {
-                    let (expected, found) = (first.in_features(), layer.in_features());
-                    let source = Error::shape("inputs, as the first layer has", expected, found);
-                    return Err(Error::InLayer { layer: name.into(), source: Box::new(source) });
-                }
-                if layer.bias().is_some() != first.bias().is_some() {
-                    return refuse("layers that all have a bias or all have none", format!("another kind in `{name}`"));
-                }
-            }
-            Ok(Self { members: members.to_vec(), weights: vec![1.0; members.len()] })
-        })
-    }
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+struct Member {
+    name: String,
+    out_features: usize,
+    /// Whether its compressed form has a bias.
+    bias: bool,
+    /// The factor of its rows in the stacked weight.
+    scale: f64,
+    /// The loss at every rank from 1.
+    losses: Vec<f64>,
+}
 
-    /// Sets the weights of the members' errors, which should be those that the budget is shared by; 1 each by default.
+impl SharedInput {
+    /// Decomposes layers with a shared input together, for every rank up to `max_rank`.
+    ///
+    /// The profiles must come from the same method and the same statistics. Sensitivities, if given, should be those of the
+    /// allocation. Truncate the decomposition of the stacked layer to the rank planned, and [`split`](Self::split) it.
     ///
     /// # Errors
     ///
-    /// A member without a sensitivity.
-    ///
-    /// ```
-    /// # use dalr::network::{LayerProfile, Sensitivities, SharedInput};
-    /// # fn group(group: SharedInput<'_, f32>) -> dalr::Result<SharedInput<'_, f32>> {
-    /// group.with_sensitivities(&Sensitivities::new([("query", 0.2), ("key", 0.3), ("value", 1.7)])?)
-    /// # }
-    /// ```
-    pub fn with_sensitivities(mut self, sensitivities: &Sensitivities) -> Result<Self> {
-        during("SharedInput::with_sensitivities", || {
-            for ((profile, _), weight) in self.members.iter().zip(&mut self.weights) {
-                *weight = sensitivities.get(profile.name()).ok_or_else(|| {
-                    let expected = "a sensitivity for each layer of the group".into();
-                    Error::layers(expected, format!("none for `{}`", profile.name()))
-                })?;
-            }
-            Ok(self)
-        })
-    }
-
-    /// Solves the joint problem for every rank up to `max_rank`, by the method and from the statistics that the profiles come from.
-    ///
-    /// # Errors
-    ///
-    /// As [`LowRankCompressor::decompose`]; profiles that come from another method or other statistics, so that
-    /// their errors cannot be compared with those of the group.
-    ///
-    /// For an example see [`SharedInput`].
-    pub fn decompose(
-        &self,
+    /// Fewer than two layers; profiles of other layers, or of layers that stay original; layers of which only some have a bias;
+    /// different numbers of inputs; a layer without a sensitivity; profiles from another method or other statistics, whose
+    /// errors cannot be compared; errors of [`LowRankCompressor::decompose`].
+    pub fn decompose<T: Scalar>(
+        members: &[(&LayerProfile, &Linear<T>)],
+        sensitivities: Option<&Sensitivities>,
         method: &(impl LowRankCompressor<T> + ?Sized),
         stats: &ActivationStats<T>,
         max_rank: usize,
-    ) -> Result<SharedDecomposition<T>> {
+    ) -> Result<(Self, Decomposition<T>)> {
         during("SharedInput::decompose", || {
-            let scales = self.scales();
-            let decomposition = method.solve(&self.stack(&scales)?, stats.into(), max_rank)?;
+            check_members(members)?;
+            let scales = scales(members, sensitivities)?;
+            let decomposition = method.solve(&stack(members, &scales)?, stats.into(), max_rank)?;
             let energy = |((profile, _), scale): (&(&LayerProfile, &Linear<T>), &f64)| {
                 scale * scale * profile.total_energy().unwrap_or(0.0)
             };
-            let energies: Vec<f64> = self.members.iter().zip(&scales).map(energy).collect();
+            let energies: Vec<f64> = members.iter().zip(&scales).map(energy).collect();
             let (total, sum) = (decomposition.total_energy(), energies.iter().sum::<f64>());
             if (sum - total).abs() > SAME * total {
-                let expected =
-                    format!("profiles from the method and the statistics of the group, energies of {total:e} in all");
+                let expected = format!(
+                    "profiles from the method and the statistics of the group, with a total energy of {total:e}"
+                );
                 return Err(Error::layers(expected, format!("{sum:e}")));
             }
             let factors = decomposition.truncate(decomposition.max_rank())?.into_layer();
             let full = factors.in_features().min(factors.out_features());
-            let mut members = Vec::with_capacity(self.members.len());
             let mut start = 0;
-            for ((profile, layer), energy) in self.members.iter().zip(energies) {
+            let mut found = Vec::with_capacity(members.len());
+            for (((profile, layer), energy), &scale) in members.iter().zip(energies).zip(&scales) {
                 let up = factors.up().subrows(start, layer.out_features());
-                let share = if energy > 0.0 { total / energy } else { 0.0 };
-                let captured =
-                    |(column, part): (faer::ColRef<'_, T>, &f64)| part * share * linalg::squared_norm(column.as_mat());
-                let shares: Vec<f64> = up.col_iter().zip(decomposition.explained()).map(captured).collect();
-                members.push(Member {
+                let fraction = if energy > 0.0 { total / energy } else { 0.0 };
+                // `up` holds eigenvectors: the part of an eigenvalue in these rows is their squared norm.
+                let explained =
+                    |(column, part): (ColRef<'_, T>, &f64)| part * fraction * linalg::squared_norm(column.as_mat());
+                let explained: Vec<f64> = up.col_iter().zip(decomposition.explained()).map(explained).collect();
+                found.push(Member {
                     name: profile.name().into(),
                     out_features: layer.out_features(),
                     bias: factors.bias().is_some(),
-                    losses: tails(&shares, full),
+                    scale,
+                    losses: tails(&explained, full),
                 });
                 start += layer.out_features();
             }
-            let warnings = decomposition.facts().warnings.clone();
-            let profile = SharedProfile { in_features: factors.in_features(), members, warnings };
-            let kept = |(_, layer): &(&LayerProfile, &Linear<T>)| layer.bias().map(|bias| bias.to_owned());
-            let kept = (!decomposition.corrects_bias()).then(|| self.members.iter().map(kept).collect());
-            Ok(SharedDecomposition { decomposition, scales, kept, profile })
+            let shared = Self {
+                in_features: factors.in_features(),
+                members: found,
+                corrects_bias: decomposition.corrects_bias(),
+                warnings: decomposition.facts().warnings.clone(),
+            };
+            Ok((shared, decomposition))
         })
     }
 
-    /// `√(wᵢ / eᵢ)`, the largest being 1.
-    fn scales(&self) -> Vec<f64> {
-        let heaviest = self.weights.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
-        let scale = |((profile, _), weight): (&(&LayerProfile, &Linear<T>), &f64)| {
-            let energy = profile.total_energy().filter(|&energy| energy > 0.0)?;
-            Some((weight / heaviest).max(NEGLIGIBLE).sqrt() / energy.sqrt())
-        };
-        let scales: Vec<Option<f64>> = self.members.iter().zip(&self.weights).map(scale).collect();
-        let largest = scales.iter().flatten().copied().fold(f64::MIN_POSITIVE, f64::max);
-        scales.into_iter().map(|scale| scale.map_or(1.0, |scale| scale / largest)).collect()
+    /// Splits the compressed stacked layer into the layers of the group, in their order. Each has a copy of the shared `down`.
+    ///
+    /// `originals` are the original layers, whose biases are kept if the method does not correct them.
+    ///
+    /// # Errors
+    ///
+    /// A stacked layer or originals of other shapes; [`Error::Overflow`] if a factor leaves the range of `T`.
+    pub fn split<T: Scalar>(
+        &self,
+        stacked: &LowRankLinear<T>,
+        originals: &[&Linear<T>],
+    ) -> Result<Vec<LowRankLinear<T>>> {
+        during("SharedInput::split", || {
+            let shape = |what, expected, found| Err(Error::shape(what, expected, found));
+            let outputs = self.members.iter().map(|member| member.out_features).sum();
+            if stacked.out_features() != outputs {
+                return shape("outputs of the stacked layer", outputs, stacked.out_features());
+            }
+            if stacked.in_features() != self.in_features {
+                return shape("inputs of the stacked layer", self.in_features, stacked.in_features());
+            }
+            if originals.len() != self.members.len() {
+                return shape("original layers", self.members.len(), originals.len());
+            }
+            let mut layers = Vec::with_capacity(self.members.len());
+            let mut start = 0;
+            for (member, original) in self.members.iter().zip(originals) {
+                let rows = member.out_features;
+                if original.out_features() != rows {
+                    return shape("outputs of an original layer", rows, original.out_features());
+                }
+                let mut up = linalg::zeros(rows, stacked.rank())?;
+                scale_into(up.as_mut(), stacked.up().subrows(start, rows), member.scale.recip());
+                let unscaled = |bias: ColRef<'_, T>| -> faer::Col<T> {
+                    bias.subrows(start, rows).iter().map(|b| T::from_f64(b.to_f64() / member.scale)).collect()
+                };
+                let bias = match self.corrects_bias {
+                    true => stacked.bias().map(unscaled),
+                    false => original.bias().map(|bias| bias.to_owned()),
+                };
+                let finite = bias.as_ref().is_none_or(|bias| bias.iter().all(|b| b.to_f64().is_finite()));
+                if !finite || linalg::first_non_finite(up.as_ref()).is_some() {
+                    return Err(Error::overflow("the factor `up` or the bias of a layer"));
+                }
+                layers.push(LowRankLinear::new(stacked.down().to_owned(), up, bias)?);
+                start += rows;
+            }
+            Ok(layers)
+        })
     }
 
-    /// All weights, one on top of the other, each times its scale.
-    fn stack(&self, scales: &[f64]) -> Result<Linear<T>> {
-        let outputs = self.members.iter().map(|(_, layer)| layer.out_features()).sum();
-        let inputs = self.members.first().map_or(0, |(_, layer)| layer.in_features());
-        let mut weight = linalg::zeros(outputs, inputs)?;
-        let mut bias = Vec::new();
-        let mut start = 0;
-        for ((_, layer), &scale) in self.members.iter().zip(scales) {
-            let target = weight.as_mut().subrows_mut(start, layer.out_features());
-            scale_into(target, layer.weight(), scale);
-            bias.extend(layer.bias().into_iter().flat_map(|bias| bias.iter()).map(|b| T::from_f64(b.to_f64() * scale)));
-            start += layer.out_features();
+    /// The names of the layers, in the order of the stacked weights.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.members.iter().map(|member| member.name.as_str())
+    }
+
+    /// The largest rank that was solved for.
+    pub fn max_rank(&self) -> usize {
+        self.members.iter().map(|member| member.losses.len()).min().unwrap_or(0)
+    }
+
+    /// The loss of a layer, by its index in the group, at this rank of the shared `down`: a squared relative error, as
+    /// [`LayerProfile::loss`]. `None` for a layer or a rank that does not exist.
+    pub fn loss(&self, member: usize, rank: usize) -> Option<f64> {
+        self.members.get(member)?.losses.get(rank.checked_sub(1)?).copied()
+    }
+
+    /// Parameters of all layers at this rank, biases included: `k (n + Σ mᵢ)`.
+    pub fn parameters(&self, rank: usize) -> u64 {
+        self.members_at(rank).map(|(parameters, ..)| parameters).sum()
+    }
+
+    pub(super) fn warnings(&self) -> &[Warning] {
+        &self.warnings
+    }
+
+    /// Parameters, entries of the factors and loss of each layer at this rank. `down` counts with the first layer.
+    pub(super) fn members_at(&self, rank: usize) -> impl Iterator<Item = (u64, u64, f64)> {
+        self.members.iter().enumerate().map(move |(position, member)| {
+            let inputs = if position == 0 { self.in_features } else { 0 };
+            let factors = (rank as u64).saturating_mul((member.out_features + inputs) as u64);
+            let bias = if member.bias { member.out_features as u64 } else { 0 };
+            let loss = rank.checked_sub(1).and_then(|index| member.losses.get(index)).copied();
+            (factors + bias, factors, loss.unwrap_or(f64::INFINITY))
+        })
+    }
+
+    /// The largest loss of any layer.
+    pub(super) fn worst_loss(&self, rank: usize) -> f64 {
+        self.members_at(rank).map(|(.., loss)| loss).fold(0.0, f64::max)
+    }
+
+    /// Refuses a profile that does not fit the group.
+    pub(super) fn check(&self, layer: &LayerProfile) -> Result<()> {
+        let same = |member: &Member| member.name == layer.name() && member.out_features == layer.out_features();
+        let found = if !self.members.iter().any(same) || self.in_features != layer.in_features() {
+            "another shape"
+        } else if layer.is_by_data_errors() {
+            "losses by errors on the data"
+        } else {
+            return Ok(());
+        };
+        let expected = format!("`{}` of the shape, and with the losses by energy, that its group has", layer.name());
+        Err(Error::layers(expected, found.into()))
+    }
+
+    /// All ranks within the limits that make the group smaller, with the weighted loss of all layers.
+    pub(super) fn candidates(&self, members: &[(&LayerProfile, f64)], limits: Limits) -> Vec<Candidate> {
+        let original = members.iter().map(|(layer, _)| layer.parameters()).sum::<u64>();
+        let calls = members.first().map_or(1, |(layer, _)| layer.calls());
+        // The outputs of a shared `down` serve all layers only if these run equally often.
+        if members.iter().any(|(layer, _)| layer.calls() != calls) {
+            return Vec::new();
         }
-        Linear::new(weight, (!bias.is_empty()).then(|| bias.into_iter().collect()))
+        let candidate = |rank| {
+            let at = || self.members_at(rank).zip(members);
+            Candidate {
+                rank,
+                parameters: self.parameters(rank),
+                multiply_adds: self.members_at(rank).map(|(_, factors, _)| factors).sum::<u64>() * calls,
+                loss: at().map(|((.., loss), (_, weight))| weight * loss).sum(),
+            }
+        };
+        let ranks = limits.ranks(self.max_rank());
+        ranks.map(candidate).take_while(|candidate| candidate.parameters < original).collect()
     }
 }
 
-fn scale_into<T: Scalar>(target: faer::MatMut<'_, T>, source: MatRef<'_, T>, scale: f64) {
+fn check_members<T: Scalar>(members: &[(&LayerProfile, &Linear<T>)]) -> Result<()> {
+    let refuse = |expected: &str, found: String| Err(Error::layers(expected.into(), found));
+    let [(_, first), _, ..] = members else {
+        return refuse("two layers or more", members.len().to_string());
+    };
+    for (profile, layer) in members {
+        let name = profile.name();
+        if (profile.out_features(), profile.in_features()) != (layer.out_features(), layer.in_features()) {
+            return refuse("each layer with its own profile", format!("one of another shape for `{name}`"));
+        }
+        if profile.max_rank() == 0 {
+            return refuse("layers that were decomposed", format!("`{name}`, which stays original"));
+        }
+        if layer.in_features() != first.in_features() {
+            let (expected, found) = (first.in_features(), layer.in_features());
+            let source = Error::shape("inputs, as the first layer has", expected, found);
+            return Err(Error::InLayer { layer: name.into(), source: Box::new(source) });
+        }
+        if layer.bias().is_some() != first.bias().is_some() {
+            return refuse("layers that all have a bias or all have none", format!("another kind in `{name}`"));
+        }
+    }
+    Ok(())
+}
+
+/// `√(wᵢ / eᵢ)` of each layer, divided by the largest.
+fn scales<T>(members: &[(&LayerProfile, &Linear<T>)], sensitivities: Option<&Sensitivities>) -> Result<Vec<f64>> {
+    let weight = |(profile, _): &(&LayerProfile, &Linear<T>)| match sensitivities {
+        None => Ok(1.0),
+        Some(sensitivities) => sensitivities.get(profile.name()).ok_or_else(|| {
+            let expected = "a sensitivity for each layer of the group".into();
+            Error::layers(expected, format!("none for `{}`", profile.name()))
+        }),
+    };
+    let weights: Vec<f64> = members.iter().map(weight).collect::<Result<_>>()?;
+    let largest = weights.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
+    let scale = |((profile, _), weight): (&(&LayerProfile, &Linear<T>), &f64)| {
+        let energy = profile.total_energy().filter(|&energy| energy > 0.0)?;
+        Some((weight / largest).max(NEGLIGIBLE).sqrt() / energy.sqrt())
+    };
+    let scales: Vec<Option<f64>> = members.iter().zip(&weights).map(scale).collect();
+    let largest = scales.iter().flatten().copied().fold(f64::MIN_POSITIVE, f64::max);
+    Ok(scales.into_iter().map(|scale| scale.map_or(1.0, |scale| scale / largest)).collect())
+}
+
+/// The weights of all layers, each multiplied by its scale, on top of one another.
+fn stack<T: Scalar>(members: &[(&LayerProfile, &Linear<T>)], scales: &[f64]) -> Result<Linear<T>> {
+    let outputs = members.iter().map(|(_, layer)| layer.out_features()).sum();
+    let inputs = members.first().map_or(0, |(_, layer)| layer.in_features());
+    let mut weight = linalg::zeros(outputs, inputs)?;
+    let mut bias = Vec::new();
+    let mut start = 0;
+    for ((_, layer), &scale) in members.iter().zip(scales) {
+        scale_into(weight.as_mut().subrows_mut(start, layer.out_features()), layer.weight(), scale);
+        bias.extend(layer.bias().into_iter().flat_map(|bias| bias.iter()).map(|b| T::from_f64(b.to_f64() * scale)));
+        start += layer.out_features();
+    }
+    Linear::new(weight, (!bias.is_empty()).then(|| bias.into_iter().collect()))
+}
+
+fn scale_into<T: Scalar>(target: MatMut<'_, T>, source: MatRef<'_, T>, scale: f64) {
     for (to, from) in target.col_iter_mut().zip(source.col_iter()) {
         to.iter_mut().zip(from.iter()).for_each(|(to, from)| *to = T::from_f64(from.to_f64() * scale));
     }
 }
 
-/// One solve for all layers of a group, good for every rank.
-///
-/// For an example see [`SharedInput`].
-#[derive(Clone, Debug)]
-pub struct SharedDecomposition<T> {
-    decomposition: Decomposition<T>,
-    scales: Vec<f64>,
-    /// The members' biases, where the method keeps them.
-    kept: Option<Vec<Option<Col<T>>>>,
-    profile: SharedProfile,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl<T: Scalar> SharedDecomposition<T> {
-    /// What an allocation needs to know. For an example see [`SharedInput`].
-    pub fn profile(&self) -> &SharedProfile {
-        &self.profile
+    /// Two layers of 6 × 6, which lose a tenth and an eighth less with every rank.
+    fn group() -> (SharedInput, [LayerProfile; 2]) {
+        let member = |(name, step): (&str, f64)| {
+            let losses = (1..=6).map(|rank| 1.0 - step * f64::from(rank)).collect();
+            Member { name: name.into(), out_features: 6, bias: false, scale: 1.0, losses }
+        };
+        let members = [("query", 0.1), ("key", 0.125)].map(member).into();
+        let layer = |name| LayerProfile::from_energies(name, (6, 6), false, &[1.0; 6], 6.0).unwrap();
+        let shared = SharedInput { in_features: 6, members, corrects_bias: false, warnings: Vec::new() };
+        (shared, ["query", "key"].map(layer))
     }
 
-    /// The layers of this rank.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Rank`] unless the rank was solved for; [`Error::Overflow`] if a factor leaves the range of `T`.
-    ///
-    /// For an example see [`SharedInput`].
-    pub fn truncate(&self, rank: usize) -> Result<SharedLowRank<T>> {
-        during("SharedDecomposition::truncate", || {
-            let factors = self.decomposition.truncate(rank)?.into_layer();
-            let mut members = Vec::with_capacity(self.scales.len());
-            let mut start = 0;
-            for (index, (member, &scale)) in self.profile.members.iter().zip(&self.scales).enumerate() {
-                let rows = member.out_features;
-                let mut up = linalg::zeros(rows, rank)?;
-                scale_into(up.as_mut(), factors.up().subrows(start, rows), scale.recip());
-                let bias = match &self.kept {
-                    Some(kept) => kept.get(index).cloned().flatten(),
-                    None => factors.bias().map(|bias| {
-                        bias.subrows(start, rows).iter().map(|b| T::from_f64(b.to_f64() / scale)).collect()
-                    }),
-                };
-                let finite = bias.as_ref().is_none_or(|bias: &Col<T>| bias.iter().all(|b| b.to_f64().is_finite()));
-                if !finite || linalg::first_non_finite(up.as_ref()).is_some() {
-                    return Err(Error::overflow("the factor `up` or the bias of a member"));
-                }
-                members.push(SharedMember { name: member.name.clone(), up, bias });
-                start += rows;
+    #[test]
+    fn candidates_are_smaller_and_count_weights_and_calls() {
+        let (shared, layers) = group();
+        // 18 parameters for each rank: 4 ranks need the 72 of the original layers.
+        for calls in [1, 3] {
+            let [query, key] = layers.clone().map(|layer| layer.with_calls(calls));
+            let found = shared.candidates(&[(&query, 2.0), (&key, 0.5)], Limits::NONE);
+            assert_eq!(found.iter().map(|candidate| candidate.rank).collect::<Vec<_>>(), [1, 2, 3]);
+            for candidate in found {
+                let rank = candidate.rank as u64;
+                assert_eq!((candidate.parameters, candidate.multiply_adds), (18 * rank, 18 * rank * calls));
+                let loss = 2.0 * (1.0 - 0.1 * rank as f64) + 0.5 * (1.0 - 0.125 * rank as f64);
+                assert!((candidate.loss - loss).abs() < 1e-14);
             }
-            let down = factors.down().to_owned();
-            Ok(SharedLowRank { down, members })
-        })
-    }
-}
-
-/// Compressed layers that share their `down`: `yᵢ = upᵢ · (down · x) + bᵢ`.
-///
-/// ```
-/// # use dalr::network::{LayerProfile, SharedInput, SharedMember};
-/// # use dalr::{ActivationStats, Linear, LowRankCompressor, TruncatedSvd};
-/// # use faer::Mat;
-/// # fn main() -> dalr::Result<()> {
-/// # let stats = ActivationStats::new(8);
-/// # let layers = [3, 5].map(|s| Linear::new(Mat::from_fn(8, 8, |i, j| ((i * s + j * j) % 11) as f64), None));
-/// # let [gate, up] = [layers[0].clone()?, layers[1].clone()?];
-/// # let profile = |name, layer| TruncatedSvd::new().decompose(layer, &stats, 8).map(|d| LayerProfile::new(name, &d));
-/// # let profiles = [profile("gate", &gate)?, profile("up", &up)?];
-/// let group = SharedInput::new(&[(&profiles[0], &gate), (&profiles[1], &up)])?;
-/// let shared = group.decompose(&TruncatedSvd::new(), &stats, 8)?.truncate(3)?;
-/// let inputs = Mat::from_fn(5, 8, |i, j| (i + j) as f64);
-/// let outputs = shared.forward(inputs.as_ref())?; // `down` is applied once
-/// // As a layer of its own, with a copy of `down`:
-/// let alone = shared.layer(1)?;
-/// assert_eq!(alone.down(), shared.down());
-/// assert_eq!(outputs[1], alone.forward(inputs.as_ref())?);
-/// let members: Vec<&SharedMember<f64>> = shared.members().collect();
-/// assert_eq!((members[0].name(), members[1].name(), members[1].bias()), ("gate", "up", None));
-/// # Ok(())
-/// # }
-/// ```
-#[derive(Clone, Debug)]
-pub struct SharedLowRank<T> {
-    down: Mat<T>,
-    members: Vec<SharedMember<T>>,
-}
-
-/// A layer's own half of the factors. For an example see [`SharedLowRank`].
-#[derive(Clone, Debug)]
-pub struct SharedMember<T> {
-    name: String,
-    up: Mat<T>,
-    bias: Option<Col<T>>,
-}
-
-impl<T: Scalar> SharedMember<T> {
-    /// The layer's name. For an example see [`SharedLowRank`].
-    pub fn name(&self) -> &str {
-        &self.name
+        }
+        let [query, key] = layers;
+        assert_eq!(shared.candidates(&[(&query, 1.0), (&key.with_calls(2), 1.0)], Limits::NONE), []);
     }
 
-    /// The second factor, out × rank. For an example see [`SharedInput`].
-    pub fn up(&self) -> MatRef<'_, T> {
-        self.up.as_ref()
-    }
-
-    /// The bias, of length out. For an example see [`SharedLowRank`].
-    pub fn bias(&self) -> Option<faer::ColRef<'_, T>> {
-        self.bias.as_ref().map(Col::as_ref)
-    }
-}
-
-impl<T: Scalar> SharedLowRank<T> {
-    /// The factor that all share, rank × in. For an example see [`SharedLowRank`].
-    pub fn down(&self) -> MatRef<'_, T> {
-        self.down.as_ref()
-    }
-
-    /// The members, in the order of the group. For an example see [`SharedLowRank`].
-    pub fn members(&self) -> impl ExactSizeIterator<Item = &SharedMember<T>> {
-        self.members.iter()
-    }
-
-    /// One of the members. For an example see [`SharedInput`].
-    pub fn member(&self, index: usize) -> Option<&SharedMember<T>> {
-        self.members.get(index)
-    }
-
-    /// A member as a layer of its own, with a copy of `down`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::OutOfRange`] for a member that there is not.
-    ///
-    /// For an example see [`SharedLowRank`].
-    pub fn layer(&self, index: usize) -> Result<LowRankLinear<T>> {
-        let Some(member) = self.members.get(index) else {
-            let parameter = "the member";
-            let expected = format!("below {}", self.members.len());
-            return Err(Error::out_of_range(parameter, expected, index as f64));
-        };
-        LowRankLinear::new(self.down.clone(), member.up.clone(), member.bias.clone())
-    }
-
-    /// Parameters of all members, `k (n + Σ mᵢ)` and the biases. For an example see [`SharedInput`].
-    pub fn parameters(&self) -> usize {
-        let own = |member: &SharedMember<T>| {
-            member.up.nrows() * member.up.ncols() + member.bias.as_ref().map_or(0, |bias| bias.nrows())
-        };
-        self.down.nrows() * self.down.ncols() + self.members.iter().map(own).sum::<usize>()
-    }
-
-    /// The outputs of each member, samples × out, of inputs, samples × in.
-    ///
-    /// # Errors
-    ///
-    /// Inputs of another width, without rows, or not finite; outputs that overflow `T`.
-    ///
-    /// For an example see [`SharedLowRank`].
-    pub fn forward(&self, inputs: MatRef<'_, T>) -> Result<Vec<Mat<T>>> {
-        during("SharedLowRank::forward", || {
-            check_inputs(inputs, self.down.ncols())?;
-            let waist = linalg::product(inputs, self.down.transpose(), linalg::threads(0))?;
-            let outputs = |member: &SharedMember<T>| {
-                let outputs = linalg::product(waist.as_ref(), member.up.transpose(), linalg::threads(0))?;
-                finish(outputs, member.bias())
-            };
-            self.members.iter().map(outputs).collect()
-        })
+    #[test]
+    fn profiles_must_fit_the_group() {
+        let (mut shared, [query, _]) = group();
+        shared.members[1].out_features = 5;
+        assert_eq!(shared.check(&query), Ok(()));
+        let of_shape = |name: &str, shape| LayerProfile::from_energies(name, shape, false, &[1.0], 1.0).unwrap();
+        for other in [of_shape("query", (5, 6)), of_shape("query", (6, 5)), of_shape("value", (6, 6))] {
+            let expected = "of the shape, and with the losses by energy, that its group has, got another shape";
+            let message = format!("test: expected `{}` {expected}", other.name());
+            assert_eq!(shared.check(&other).unwrap_err().to_string(), message);
+        }
     }
 }

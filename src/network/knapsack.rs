@@ -1,0 +1,342 @@
+//! Minimizes a sum under a limit on another sum, with one option from each class: the multiple-choice knapsack.
+//!
+//! Lagrangian relaxation gives a lower bound and a choice within the limit. A beam search then looks at the options that the
+//! bound leaves open, which finds the optimum unless there are too many of them.
+
+use super::bisect::neighbours;
+
+/// The largest number of partial choices that the beam search keeps for all classes together.
+const BEAM: usize = 200_000;
+
+/// The search ends at this gap relative to the value: rounding hides anything smaller.
+const ROUNDING: f64 = 1e-13;
+
+/// An option of a class.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Item<T> {
+    /// The limited quantity.
+    cost: f64,
+    /// The minimized quantity.
+    value: f64,
+    tag: T,
+}
+
+/// Options of which one must be chosen.
+#[derive(Clone, Debug)]
+pub(super) struct Class<T> {
+    /// By ascending cost and descending value.
+    items: Vec<Item<T>>,
+    /// The items on the lower convex hull.
+    hull: Vec<usize>,
+    /// The value saved for each unit of cost between neighbours of the hull, descending.
+    slopes: Vec<f64>,
+}
+
+/// Alternatives of which one must be chosen, with one option from each of its classes.
+pub(super) type Block<T> = Vec<Vec<Class<T>>>;
+
+impl<T: Copy> Class<T> {
+    /// Keeps the options, pairs of cost and value, that no other option dominates. There must be one at least.
+    pub(super) fn new(options: Vec<((f64, f64), T)>) -> Self {
+        let mut all: Vec<Item<T>> = options.into_iter().map(|((cost, value), tag)| Item { cost, value, tag }).collect();
+        all.sort_by(|a, b| a.cost.total_cmp(&b.cost).then(a.value.total_cmp(&b.value)));
+        let mut items: Vec<Item<T>> = Vec::with_capacity(all.len());
+        for item in all {
+            if items.last().is_none_or(|last| item.value < last.value) {
+                items.push(item);
+            }
+        }
+        let slope = |a: usize, b: usize| (items[a].value - items[b].value) / (items[b].cost - items[a].cost);
+        let mut hull: Vec<usize> = Vec::new();
+        for next in 0..items.len() {
+            while let [.., before, last] = hull[..]
+                && slope(last, next) >= slope(before, last)
+            {
+                hull.pop();
+            }
+            hull.push(next);
+        }
+        let slopes = hull.windows(2).map(|pair| slope(pair[0], pair[1])).collect();
+        Self { items, hull, slopes }
+    }
+
+    /// The item that minimizes `value + multiplier · cost`; the cheapest of several.
+    fn relaxed(&self, multiplier: f64) -> usize {
+        self.hull[self.slopes.partition_point(|&slope| slope > multiplier)]
+    }
+
+    /// The best item up to this cost, which must be at least that of the cheapest.
+    fn affordable(&self, cost: f64) -> usize {
+        self.items.partition_point(|item| item.cost <= cost).saturating_sub(1)
+    }
+}
+
+/// The chosen alternative of a block, and the item chosen from each of its classes.
+#[derive(Clone, Debug)]
+struct Pick {
+    alternative: usize,
+    items: Vec<usize>,
+}
+
+/// Pairs every class of the chosen alternatives with the item chosen from it.
+fn pairs<'a, T>(blocks: &'a [&[Vec<Class<T>>]], picks: &'a [Pick]) -> impl Iterator<Item = (&'a Class<T>, usize)> {
+    let of_block = |(block, pick): (&&'a [Vec<Class<T>>], &'a Pick)| {
+        block[pick.alternative].iter().zip(pick.items.iter().copied())
+    };
+    blocks.iter().zip(picks).flat_map(of_block)
+}
+
+/// The sums of cost and value.
+fn sums<T: Copy>(blocks: &[&[Vec<Class<T>>]], picks: &[Pick]) -> (f64, f64) {
+    let items = pairs(blocks, picks).map(|(class, item)| &class.items[item]);
+    items.fold((0.0, 0.0), |(cost, value), item| (cost + item.cost, value + item.value))
+}
+
+/// The minimum of `Σ value + multiplier · Σ cost` over the classes of an alternative.
+fn weighted<T: Copy>(classes: &[Class<T>], multiplier: f64) -> f64 {
+    let weigh = |class: &Class<T>| {
+        let item = &class.items[class.relaxed(multiplier)];
+        // An infinite multiplier minimizes the cost.
+        if multiplier.is_finite() { item.value + multiplier * item.cost } else { item.cost }
+    };
+    classes.iter().map(weigh).sum()
+}
+
+/// The minimizer of `Σ value + multiplier · Σ cost`.
+fn minimize<T: Copy>(blocks: &[&[Vec<Class<T>>]], multiplier: f64) -> Vec<Pick> {
+    let pick = |block: &&[Vec<Class<T>>]| {
+        let all = block.iter().map(|classes| weighted(classes, multiplier)).enumerate();
+        let alternative = all.min_by(|a, b| a.1.total_cmp(&b.1)).map_or(0, |(index, _)| index);
+        let items = block[alternative].iter().map(|class| class.relaxed(multiplier)).collect();
+        Pick { alternative, items }
+    };
+    blocks.iter().map(pick).collect()
+}
+
+/// The solution of the relaxed problem.
+struct Relaxation {
+    /// The minimizer within the limit.
+    within: Vec<Pick>,
+    /// The minimizer at the next smaller multiplier, which exceeds the limit unless the multiplier is 0.
+    above: Vec<Pick>,
+    multiplier: f64,
+    bound: f64,
+}
+
+/// Solves the relaxed problem, or returns the least cost there is if that exceeds the limit.
+fn relax<T: Copy>(blocks: &[&[Vec<Class<T>>]], limit: f64) -> Result<Relaxation, f64> {
+    let free = minimize(blocks, 0.0);
+    let (cost, least_value) = sums(blocks, &free);
+    if cost <= limit {
+        return Ok(Relaxation { within: free.clone(), above: free, multiplier: 0.0, bound: least_value });
+    }
+    let (least, _) = sums(blocks, &minimize(blocks, f64::INFINITY));
+    if least > limit {
+        return Err(least);
+    }
+    let (good, bad) =
+        neighbours(f64::INFINITY, 0.0, |multiplier| sums(blocks, &minimize(blocks, multiplier)).0 <= limit);
+    let (within, above) = (minimize(blocks, good), minimize(blocks, bad));
+    let bound = |picks: &[Pick], multiplier: f64| {
+        let (cost, value) = sums(blocks, picks);
+        value + multiplier * (cost - limit)
+    };
+    // `max` ignores a bound that is not a number, as it is at an infinite multiplier.
+    let bound = least_value.max(bound(&within, good)).max(bound(&above, bad));
+    let multiplier = if good.is_finite() { good } else { bad };
+    Ok(Relaxation { within, above, multiplier, bound })
+}
+
+/// Spends the rest of the limit: first on the steps to the minimizer above it, then on the upgrade that saves most.
+fn fill<T: Copy>(blocks: &[&[Vec<Class<T>>]], relaxation: &Relaxation, limit: f64) -> Vec<Pick> {
+    let mut picks = relaxation.within.clone();
+    let mut cost = sums(blocks, &picks).0;
+    let above = blocks.iter().zip(&mut picks).zip(&relaxation.above);
+    for ((block, pick), above) in above.filter(|((_, pick), above)| pick.alternative == above.alternative) {
+        for ((class, item), &above) in block[pick.alternative].iter().zip(&mut pick.items).zip(&above.items) {
+            let more = cost - class.items[*item].cost + class.items[above].cost;
+            if more <= limit {
+                (*item, cost) = (above, more);
+            }
+        }
+    }
+    loop {
+        let slack = limit - cost;
+        let mut best: Option<(f64, &mut usize, usize, f64)> = None;
+        for (block, pick) in blocks.iter().zip(&mut picks) {
+            for (class, item) in block[pick.alternative].iter().zip(&mut pick.items) {
+                let now = &class.items[*item];
+                let upgrade = class.affordable(now.cost + slack);
+                let saved = now.value - class.items[upgrade].value;
+                let more = cost - now.cost + class.items[upgrade].cost;
+                if saved > best.as_ref().map_or(0.0, |best| best.0) && more <= limit {
+                    best = Some((saved, item, upgrade, more));
+                }
+            }
+        }
+        let Some((_, item, upgrade, more)) = best else { return picks };
+        (*item, cost) = (upgrade, more);
+    }
+}
+
+/// A choice for the first classes.
+#[derive(Clone, Copy)]
+struct Partial {
+    cost: f64,
+    value: f64,
+    /// The amount by which `value + multiplier · cost` exceeds the minimum for these classes.
+    extra: f64,
+    /// The node of the last class but the newest one.
+    parent: usize,
+    /// The item of the newest class.
+    item: usize,
+}
+
+/// An item in a chain of choices, newest first.
+struct Node {
+    parent: usize,
+    alternative: usize,
+    item: usize,
+}
+
+/// Keeps the partial choices that no other dominates, and at most `width` of them, spread over the range of costs.
+fn thin(mut all: Vec<Partial>, width: usize) -> Vec<Partial> {
+    all.sort_unstable_by(|a, b| a.cost.total_cmp(&b.cost).then(a.value.total_cmp(&b.value)));
+    let mut least = f64::INFINITY;
+    all.retain(|partial| {
+        let keep = partial.value < least;
+        least = least.min(partial.value);
+        keep
+    });
+    let [first, .., last] = all[..] else { return all };
+    if all.len() <= width {
+        return all;
+    }
+    let bucket = |partial: &Partial| ((partial.cost - first.cost) / (last.cost - first.cost) * width as f64) as usize;
+    let mut kept: Vec<Partial> = Vec::with_capacity(width + 1);
+    for partial in all {
+        match kept.last_mut().filter(|last| bucket(last) == bucket(&partial)) {
+            Some(last) if partial.extra < last.extra => *last = partial,
+            Some(_) => {}
+            None => kept.push(partial),
+        }
+    }
+    kept
+}
+
+/// Searches for a choice within the limit that is better than `value`.
+///
+/// An item can be part of such a choice only if it raises the relaxed minimum by less than the gap. The search goes through
+/// the classes and keeps the partial choices that satisfy this; it is exact unless it has to drop some.
+fn search<T: Copy>(blocks: &[&[Vec<Class<T>>]], multiplier: f64, limit: f64, value: f64) -> Option<Vec<Pick>> {
+    let least = |block: &[Vec<Class<T>>]| {
+        block.iter().map(|classes| weighted(classes, multiplier)).fold(f64::INFINITY, f64::min)
+    };
+    let minimum = blocks.iter().map(|block| least(block)).sum::<f64>();
+    let rounding = ROUNDING * (minimum.abs() + value.abs());
+    let gap = value - (minimum - multiplier * limit);
+    if gap <= rounding {
+        return None;
+    }
+    let room = gap + rounding;
+    let cheapest = |block: &&[Vec<Class<T>>]| {
+        let costs = block.iter().map(|classes| classes.iter().map(|class| class.items[0].cost).sum::<f64>());
+        costs.fold(f64::INFINITY, f64::min)
+    };
+    let mut ahead = blocks.iter().map(cheapest).sum::<f64>();
+    let classes = blocks.iter().flat_map(|block| block.iter()).map(Vec::len).sum::<usize>();
+    let width = (BEAM / classes.max(1)).clamp(64, 4096);
+    let mut nodes = vec![Node { parent: 0, alternative: 0, item: 0 }];
+    let mut states = vec![Partial { cost: 0.0, value: 0.0, extra: 0.0, parent: 0, item: 0 }];
+    for block in blocks {
+        ahead -= cheapest(block);
+        // Differences of sums are rounded.
+        let most = limit - ahead + rounding.max(ROUNDING * limit);
+        let mut after = Vec::new();
+        for (alternative, classes) in block.iter().enumerate() {
+            let penalty = weighted(classes, multiplier) - least(block);
+            let mut partials: Vec<Partial> =
+                states.iter().map(|state| Partial { extra: state.extra + penalty, ..*state }).collect();
+            for class in classes {
+                let best = &class.items[class.relaxed(multiplier)];
+                let extra = |item: &Item<T>| (item.value - best.value) + multiplier * (item.cost - best.cost);
+                let open: Vec<(usize, &Item<T>, f64)> = class
+                    .items
+                    .iter()
+                    .enumerate()
+                    .map(|(index, item)| (index, item, extra(item)))
+                    .filter(|(_, _, extra)| *extra < room)
+                    .collect();
+                let mut next = Vec::new();
+                for partial in &partials {
+                    next.extend(open.iter().filter_map(|&(index, item, extra)| {
+                        let (cost, extra) = (partial.cost + item.cost, partial.extra + extra);
+                        let value = partial.value + item.value;
+                        let parent = partial.parent;
+                        (cost <= most && extra < room).then_some(Partial { cost, value, extra, parent, item: index })
+                    }));
+                }
+                partials = thin(next, width);
+                for partial in &mut partials {
+                    nodes.push(Node { parent: partial.parent, alternative, item: partial.item });
+                    partial.parent = nodes.len() - 1;
+                }
+            }
+            after.extend(partials);
+        }
+        states = thin(after, width);
+    }
+    let good = states.iter().filter(|state| state.cost <= limit && state.value < value);
+    let best = good.min_by(|a, b| a.value.total_cmp(&b.value))?;
+    let mut node = &nodes[best.parent];
+    let mut picks = Vec::with_capacity(blocks.len());
+    for block in blocks.iter().rev() {
+        let alternative = node.alternative;
+        let mut items = Vec::with_capacity(block[alternative].len());
+        for _ in &block[alternative] {
+            items.push(node.item);
+            node = &nodes[node.parent];
+        }
+        items.reverse();
+        picks.push(Pick { alternative, items });
+    }
+    picks.reverse();
+    Some(picks)
+}
+
+/// A lower bound on the value of every choice within the limit; `None` without such a choice.
+pub(super) fn lower_bound<T: Copy>(blocks: &[Block<T>], limit: f64) -> Option<f64> {
+    let blocks: Vec<&[Vec<Class<T>>]> = blocks.iter().map(Vec::as_slice).collect();
+    relax(&blocks, limit).ok().map(|relaxation| relaxation.bound)
+}
+
+/// Returns the chosen options of each block, with the chosen alternative, and a lower bound on the value; or else the least
+/// cost there is, which exceeds the limit.
+pub(super) fn solve<T: Copy>(blocks: &[Block<T>], limit: f64) -> Result<(Vec<(usize, Vec<T>)>, f64), f64> {
+    let all: Vec<&[Vec<Class<T>>]> = blocks.iter().map(Vec::as_slice).collect();
+    let first: Vec<&[Vec<Class<T>>]> = blocks.iter().map(|block| &block[..1]).collect();
+    let relaxation = relax(&all, limit)?;
+    let mut best: Option<(f64, Vec<Pick>)> = None;
+    let mut improve = |blocks: &[&[Vec<Class<T>>]], relaxation: &Relaxation| {
+        let filled = fill(blocks, relaxation, limit);
+        let value = sums(blocks, &filled).1;
+        let picks = search(blocks, relaxation.multiplier, limit, value).unwrap_or(filled);
+        let value = sums(blocks, &picks).1;
+        if best.as_ref().is_none_or(|(least, _)| value < *least) {
+            best = Some((value, picks));
+        }
+    };
+    improve(&all, &relaxation);
+    // The search is not exact for large problems. More alternatives must not make the result worse.
+    if blocks.iter().any(|block| block.len() > 1)
+        && let Ok(relaxation) = relax(&first, limit)
+    {
+        improve(&first, &relaxation);
+    }
+    let picks = best.map(|(_, picks)| picks).unwrap_or_default();
+    let tags = |(block, pick): (&Block<T>, &Pick)| {
+        let items = block[pick.alternative].iter().zip(&pick.items).map(|(class, &item)| class.items[item].tag);
+        (pick.alternative, items.collect())
+    };
+    Ok((blocks.iter().zip(&picks).map(tags).collect(), relaxation.bound))
+}

@@ -1,0 +1,197 @@
+//! Sensitivities: how much a network suffers from the error of each of its layers.
+
+use core::ops::ControlFlow;
+use std::collections::BTreeMap;
+
+use super::candidates::{Limits, candidates};
+use super::evaluation::{Evaluation, Evaluator};
+use super::plan::{Choice, Plan};
+use super::profile::{self, LayerProfile};
+use super::progress::Progress;
+use crate::error::during;
+use crate::{Error, Result};
+
+/// The increase of the network's loss for each unit of a layer's loss, by name. Only the ratios matter.
+///
+/// In JSON this is a plain object: `{"fc1": 0.8, "fc2": 0.1}`.
+///
+/// ```
+/// use dalr::network::Sensitivities;
+/// # fn main() -> dalr::Result<()> {
+/// let sensitivities = Sensitivities::new([("fc1", 0.8), ("fc2", 0.1)])?;
+/// assert_eq!((sensitivities.get("fc1"), sensitivities.get("fc3")), (Some(0.8), None));
+/// assert!(Sensitivities::new([("fc1", f64::NAN)]).is_err());
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(try_from = "BTreeMap<String, f64>", into = "BTreeMap<String, f64>"))]
+pub struct Sensitivities(BTreeMap<String, f64>);
+
+impl Sensitivities {
+    /// Creates sensitivities from pairs of a name and a number.
+    ///
+    /// # Errors
+    ///
+    /// A number that is negative or not finite ([`Error::InLayer`] names the layer); a name that comes twice.
+    pub fn new<N: Into<String>>(sensitivities: impl IntoIterator<Item = (N, f64)>) -> Result<Self> {
+        during("Sensitivities::new", || {
+            let mut map = BTreeMap::new();
+            for (name, sensitivity) in sensitivities {
+                let name = name.into();
+                if !(sensitivity >= 0.0 && sensitivity.is_finite()) {
+                    let (parameter, expected) = ("the sensitivity", "finite and at least 0".into());
+                    let source = Error::out_of_range(parameter, expected, sensitivity);
+                    return Err(Error::InLayer { layer: name, source: Box::new(source) });
+                }
+                if map.contains_key(&name) {
+                    let expected = "one sensitivity for each layer".into();
+                    return Err(Error::layers(expected, format!("two for `{name}`")));
+                }
+                map.insert(name, sensitivity);
+            }
+            Ok(Self(map))
+        })
+    }
+
+    /// Measures the sensitivities: compresses one layer at a time, and divides the increase of the network's loss by the loss of
+    /// the layer.
+    ///
+    /// `evaluate` gets the layers to compress and their ranks; all others stay original. It returns the loss of this network, the
+    /// smaller the better: a cross-entropy, one minus a cosine, one minus an accuracy. It is called once without any layers, and
+    /// once for each layer at its rank in `plan`. A layer that stays original in `plan` is measured at the largest rank that
+    /// saves parameters. Layers that no rank makes smaller, or that lose nothing by it, are left out.
+    ///
+    /// A layer whose compression seems to help gets zero, which is noise; see [`with_floor`](Self::with_floor). The result is
+    /// `None` if `progress` cancels. `evaluations` keeps all values, also after an error; the next call continues from them.
+    ///
+    /// # Errors
+    ///
+    /// Two layers of the same name; no layer that can be measured; a value that is not finite, or a quotient that overflows; an
+    /// error of `evaluate`, as the source of an [`Error::Callback`].
+    ///
+    /// ```
+    /// use std::collections::BTreeMap;
+    /// use dalr::network::{Allocator, Budget, LayerProfile, Progress, Sensitivities, Strategy};
+    ///
+    /// # fn main() -> dalr::Result<()> {
+    /// let profiles = [
+    ///     LayerProfile::from_energies("fc1", (20, 20), false, &[8.0, 4.0, 2.0, 1.0], 16.0)?,
+    ///     LayerProfile::from_energies("fc2", (20, 20), false, &[8.0, 4.0, 2.0, 1.0], 16.0)?,
+    /// ];
+    /// # fn loss_of(ranks: &BTreeMap<String, usize>) -> std::io::Result<f64> {
+    /// #     Ok(1.0 + ranks.iter().map(|(name, rank)| name.len() as f64 / *rank as f64).sum::<f64>())
+    /// # }
+    /// let budget = Budget::ParameterFraction(0.4);
+    /// let uniform = Allocator::new(budget).allocate(&profiles)?;
+    /// // Compress these layers, run the network, return its loss.
+    /// let evaluate = |ranks: &BTreeMap<String, usize>| loss_of(ranks);
+    /// let mut evaluations = Vec::new();
+    /// let measured =
+    ///     Sensitivities::measure(&profiles, &uniform, &mut evaluations, evaluate, &mut Progress::ignore)?;
+    /// if let Some(sensitivities) = measured {
+    ///     let strategy = Strategy::Sensitivity(sensitivities.with_floor(0.05)?);
+    ///     let plan = Allocator::new(budget).with_strategy(strategy).allocate(&profiles)?;
+    ///     println!("{plan}");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn measure<E>(
+        layers: &[LayerProfile],
+        plan: &Plan,
+        evaluations: &mut Vec<Evaluation>,
+        evaluate: impl FnMut(&BTreeMap<String, usize>) -> Result<f64, E>,
+        progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
+    ) -> Result<Option<Self>>
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        during("Sensitivities::measure", || {
+            profile::index(layers.iter().map(LayerProfile::name))?;
+            let measurable: Vec<(&str, usize, f64)> =
+                layers.iter().filter_map(|layer| measurable(layer, plan)).collect();
+            if measurable.is_empty() {
+                return Err(Error::empty("the layers that can be compressed"));
+            }
+            let total = Some(measurable.len() + 1);
+            let (done, cancelled) = (0, false);
+            let mut evaluator = Evaluator { layers, evaluations, evaluate, progress, total, done, cancelled };
+            let Some(original) = evaluator.evaluate(None, &BTreeMap::new())? else { return Ok(None) };
+            let mut sensitivities = Vec::with_capacity(measurable.len());
+            for (name, rank, loss) in measurable {
+                let ranks = BTreeMap::from([(name.to_owned(), rank)]);
+                let Some(compressed) = evaluator.evaluate(Some(name), &ranks)? else { return Ok(None) };
+                sensitivities.push((name, ((compressed.value - original.value) / loss).max(0.0)));
+            }
+            Self::new(sensitivities).map(Some)
+        })
+    }
+
+    /// The sensitivity of a layer.
+    pub fn get(&self, layer: &str) -> Option<f64> {
+        self.0.get(layer).copied()
+    }
+
+    /// All names and sensitivities, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, f64)> {
+        self.0.iter().map(|(name, &sensitivity)| (name.as_str(), sensitivity))
+    }
+
+    /// Raises every sensitivity to at least this fraction of their mean.
+    ///
+    /// A single measurement of a layer that hardly matters is mostly noise. It may come out as zero, and the allocation would
+    /// then compress that layer to the smallest rank.
+    ///
+    /// # Errors
+    ///
+    /// A fraction outside of [0, 1].
+    ///
+    /// ```
+    /// # fn main() -> dalr::Result<()> {
+    /// let measured = dalr::network::Sensitivities::new([("fc1", 0.8), ("fc2", 0.0)])?;
+    /// assert_eq!(measured.with_floor(0.25)?.get("fc2"), Some(0.1));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn with_floor(mut self, fraction_of_mean: f64) -> Result<Self> {
+        if !(0.0..=1.0).contains(&fraction_of_mean) {
+            let parameter = "the fraction of the mean";
+            let (expected, found) = ("in [0, 1]".into(), fraction_of_mean);
+            return Err(Error::out_of_range(parameter, expected, found));
+        }
+        let count = self.0.len().max(1) as f64;
+        let floor = self.0.values().map(|sensitivity| sensitivity / count).sum::<f64>() * fraction_of_mean;
+        self.0.values_mut().for_each(|sensitivity| *sensitivity = sensitivity.max(floor));
+        Ok(self)
+    }
+}
+
+/// The rank at which a layer is measured, and its loss there.
+fn measurable<'a>(layer: &'a LayerProfile, plan: &Plan) -> Option<(&'a str, usize, f64)> {
+    let planned = match plan.choice(layer.name()) {
+        Some(Choice::Rank(rank)) => rank,
+        _ => usize::MAX,
+    };
+    // A loss that is rounding noise divides nothing.
+    let least = layer.resolution() * layer.resolution();
+    let mut candidates = candidates(layer, Limits::NONE);
+    candidates.retain(|candidate| (1..=planned).contains(&candidate.rank));
+    let best = candidates.iter().rev().find(|candidate| candidate.loss > least && candidate.loss.is_finite())?;
+    Some((layer.name(), best.rank, best.loss))
+}
+
+impl TryFrom<BTreeMap<String, f64>> for Sensitivities {
+    type Error = Error;
+
+    fn try_from(map: BTreeMap<String, f64>) -> Result<Self> {
+        Self::new(map)
+    }
+}
+
+impl From<Sensitivities> for BTreeMap<String, f64> {
+    fn from(sensitivities: Sensitivities) -> Self {
+        sensitivities.0
+    }
+}
