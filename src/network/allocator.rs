@@ -12,7 +12,6 @@ use super::shared::SharedInput;
 use super::uniform;
 use crate::{Error, Result};
 
-const OPERATION: &str = "Allocator::allocate";
 
 /// Allocates a budget to the layers of a network: chooses a rank for each layer, or the original layer.
 ///

@@ -15,7 +15,6 @@ use super::progress::Progress;
 use super::shared::SharedInput;
 use crate::{ActivationStats, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Result, Scalar};
 
-const OPERATION: &str = "Network::decompose";
 
 /// The layers of a network, with their names and the statistics of their inputs.
 ///
