@@ -1,0 +1,137 @@
+//! `dalr inspect`: the layers of a model, their sizes, and the error at some fractions of their parameters.
+
+use dalr::interop::safetensors::ModelFile;
+use dalr::{ActivationStats, Dalr, LowRankCompressor, Scalar, TruncatedSvd};
+use serde_json::json;
+
+use crate::args::InspectArgs;
+use crate::calibration::{Calibration, Statistics};
+use crate::compress::save;
+use crate::error::{Error, Result};
+use crate::interrupt;
+use crate::progress::{Progress, Verbosity};
+use crate::report::{copied, passed, percent, pretty, table};
+use crate::selection::{Layer, select};
+use crate::solve::{groups, read};
+
+/// The fractions of a layer's parameters at which its error is listed.
+const FRACTIONS: [f64; 4] = [0.75, 0.5, 0.25, 0.1];
+
+/// A rank and the relative error that it leaves; `None` for a fraction that allows no rank.
+type Point = Option<(usize, f64)>;
+
+pub fn run(args: &InspectArgs, verbosity: Verbosity) -> Result<()> {
+    args.validate()?;
+    crate::prepare(args.source.threads)?;
+    let model = ModelFile::open(&args.source.model)?;
+    let calibration = Calibration::open(&args.source.calibration)?;
+    let selection = select(&args.source, &model, &calibration)?;
+    let layers = &selection.layers;
+    let mut progress = Progress::new(layers, verbosity);
+    selection.notes.iter().for_each(|note| progress.note(note));
+    let measured = measure(&model, &calibration, layers, &mut progress);
+    progress.end();
+    let measured = measured?;
+
+    let by_outputs = !args.source.calibration.is_empty();
+    let error = if by_outputs { "predicted output error" } else { "weight error" };
+    if let Some(path) = &args.json {
+        let layers: Vec<_> = layers.iter().zip(&measured).map(|(layer, points)| {
+            let points: Vec<_> = FRACTIONS.iter().zip(points).map(|(fraction, point)| {
+                json!({"fraction": fraction, "rank": point.map(|(rank, _)| rank), "relative_error": point.map(|(_, error)| error)})
+            }).collect();
+            json!({
+                "name": layer.name, "out_features": layer.out_features, "in_features": layer.in_features,
+                "dtype": format!("{:?}", layer.dtype), "parameters": layer.parameters(),
+                "break_even_rank": layer.break_even(), "points": points,
+            })
+        }).collect();
+        let report = json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "error": error,
+            "layers": layers,
+            "passed_through": passed(&selection.passed),
+            "notes": selection.notes,
+        });
+        save(path, &pretty(&report)?)?;
+    }
+    if verbosity == Verbosity::Quiet {
+        return Ok(());
+    }
+
+    let headings = ["layer", "out × in", "dtype", "parameters", "break-even rank"].map(String::from);
+    let [a, b, c, d, e] = headings;
+    let [f, g, h, i] = FRACTIONS.map(|fraction| format!("at {:.0} %", 100.0 * fraction));
+    let mut rows = vec![[a, b, c, d, e, f, g, h, i, String::new()]];
+    for (layer, points) in layers.iter().zip(&measured) {
+        let [f, g, h, i] = points.map(|point| point.map_or("–".into(), |(_, error)| percent(error)));
+        rows.push([
+            layer.name.clone(),
+            format!("{} × {}", layer.out_features, layer.in_features),
+            format!("{:?}", layer.dtype),
+            layer.parameters().to_string(),
+            format!("{:.1}", layer.break_even()),
+            f,
+            g,
+            h,
+            i,
+            String::new(),
+        ]);
+    }
+    let mut text = table(&rows);
+    text += &format!("at P %: {error} when a layer keeps P % of its weight's parameters (–: no rank is that small)\n");
+    text += &copied(&selection.passed, verbosity == Verbosity::Verbose);
+    let parameters: usize = layers.iter().map(Layer::parameters).sum();
+    text += &format!("{} layers, {parameters} parameters\n", layers.len());
+    crate::print(text.as_bytes())
+}
+
+/// The points of every layer. Layers with the same input follow each other, so that its statistics are gathered once.
+fn measure(
+    model: &ModelFile,
+    calibration: &Calibration,
+    layers: &[Layer],
+    progress: &mut Progress,
+) -> Result<Vec<[Point; FRACTIONS.len()]>> {
+    let mut measured = vec![[None; FRACTIONS.len()]; layers.len()];
+    for group in groups(layers) {
+        let Some(&first) = group.first() else { continue };
+        let (statistics, _) = calibration.statistics(&layers[first])?;
+        for index in group {
+            interrupt::check()?;
+            let layer = &layers[index];
+            progress.begin(layer);
+            let samples = match &statistics {
+                Statistics::Single(stats) => {
+                    measured[index] = points(model, layer, stats)?;
+                    stats.samples()
+                }
+                Statistics::Double(stats) => {
+                    measured[index] = points(model, layer, stats)?;
+                    stats.samples()
+                }
+            };
+            progress.solved(layer, samples);
+        }
+    }
+    Ok(measured)
+}
+
+fn points<T: Scalar>(model: &ModelFile, layer: &Layer, stats: &ActivationStats<T>) -> Result<[Point; FRACTIONS.len()]> {
+    let original = read::<T>(model, layer)?;
+    let compressor: Box<dyn LowRankCompressor<T>> =
+        if stats.samples() == 0 { Box::new(TruncatedSvd::new()) } else { Box::new(Dalr::new()) };
+    let solved = compressor.decompose(&original, stats, layer.useful_rank()).map_err(Error::layer(&layer.name))?;
+    let total = solved.total_energy();
+    // The error of the weight, which is known without samples.
+    let of_weight = |rank: usize| {
+        let kept: f64 = solved.energies().iter().take(rank).copied().map(f64::from).sum();
+        if total > 0.0 { (1.0 - kept / total).max(0.0).sqrt() } else { 0.0 }
+    };
+    Ok(FRACTIONS.map(|fraction| {
+        let rank = (fraction * layer.break_even()).floor() as usize;
+        (1..=solved.max_rank())
+            .contains(&rank)
+            .then(|| (rank, solved.relative_error(rank).unwrap_or_else(|| of_weight(rank))))
+    }))
+}

@@ -1,0 +1,158 @@
+//! The result of `dalr compress`: a summary on the terminal, JSON for programs, a page for people.
+
+mod page;
+mod spectrum;
+
+use dalr::interop::safetensors::ModelFile;
+use dalr::network::{DenseReason, LayerProfile, LayerReport, Plan};
+use serde_json::{Map, Value, json};
+
+use crate::args::CompressArgs;
+use crate::error::{Error, Result};
+use crate::output::rank;
+use crate::selection::{Passed, Selection};
+
+/// Everything that is reported.
+pub struct Outcome<'a> {
+    pub args: &'a CompressArgs,
+    pub model: &'a ModelFile,
+    pub selection: &'a Selection,
+    pub profiles: &'a [LayerProfile],
+    pub plan: &'a Plan,
+}
+
+impl Outcome<'_> {
+    /// The self-contained page.
+    pub fn page(&self) -> String {
+        page::page(self)
+    }
+
+    /// The library's report on the network, the options, and all other tensors with the reasons.
+    pub fn json(&self) -> Result<String> {
+        let inputs: Map<_, _> =
+            self.selection.layers.iter().map(|layer| (layer.name.clone(), json!(layer.input))).collect();
+        let network = self.plan.report();
+        pretty(&json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "model": self.model.files().map(|path| path.display().to_string()).collect::<Vec<_>>(),
+            "output": self.args.out.display().to_string(),
+            "method": self.args.method.name(),
+            "parameters": {"before": network.parameters_before(), "after": network.parameters_after()},
+            "multiply_adds": {"before": network.multiply_adds_before(), "after": network.multiply_adds_after()},
+            "total_error": network.total_error(),
+            "network": network,
+            "inputs": inputs,
+            "passed_through": passed(&self.selection.passed),
+            "notes": self.selection.notes,
+        }))
+    }
+
+    /// A table of the layers, the number of copied tensors, warnings, and the result in one line. With `verbose`, also every copied
+    /// tensor, the objective and its bound.
+    pub fn summary(&self, verbose: bool) -> String {
+        let report = self.plan.report();
+        let mut rows =
+            vec![["layer", "out × in", "rank", "parameters kept", "predicted error", "remarks"].map(String::from)];
+        rows.extend(report.layers().iter().map(row));
+        let mut text = table(&rows) + &copied(&self.selection.passed, verbose);
+        for warning in report.warnings() {
+            text += &format!("warning: {warning}\n");
+        }
+        if verbose {
+            text += &format!("objective {:.4e}, lower bound {:.4e}\n", report.objective(), report.lower_bound());
+        }
+        let error = report.total_error().map_or("unknown without samples".into(), percent);
+        let fraction = kept(report.parameters_after(), report.parameters_before());
+        text + &format!("kept {fraction} of the parameters; predicted output error {error}\n")
+    }
+}
+
+fn row(layer: &LayerReport) -> [String; 6] {
+    let rank = match rank(layer.choice()) {
+        0 => "–".into(),
+        rank => rank.to_string(),
+    };
+    let remarks = match layer.reason() {
+        Some(why) => format!("original layer: {}", reason(why)),
+        None => layer.warnings().iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+    };
+    [
+        layer.name().into(),
+        format!("{} × {}", layer.out_features(), layer.in_features()),
+        rank,
+        kept(layer.parameters_after(), layer.parameters_before()),
+        layer.relative_error().map_or("unknown".into(), percent),
+        remarks,
+    ]
+}
+
+/// The reason why a layer stays as it is.
+fn reason(reason: DenseReason) -> String {
+    match reason {
+        DenseReason::DoesNotPay => "no allowed rank saves parameters".into(),
+        DenseReason::TooMuchError => "no smaller form is within the error".into(),
+        DenseReason::Affordable => "the budget allows it".into(),
+        other => other.to_string(),
+    }
+}
+
+/// The number of copied tensors by reason, or with `verbose` each of them.
+pub fn copied(tensors: &[Passed], verbose: bool) -> String {
+    let mut text = format!("{} other tensors are copied", tensors.len());
+    if verbose {
+        text += if tensors.is_empty() { "\n" } else { ":\n" };
+        for Passed { name, dtype, shape, reason } in tensors {
+            text += &format!("  {name} {dtype} {shape:?}: {reason}\n");
+        }
+        return text;
+    }
+    let mut reasons: Vec<(&str, usize)> = Vec::new();
+    for Passed { name, reason, .. } in tensors {
+        // The name of the missing input would make every reason another.
+        let reason = if reason.starts_with("no `") { "no calibration data" } else { reason };
+        let reason =
+            if reason == "not a weight" && name.ends_with(".bias") { "a bias without a layer" } else { reason };
+        match reasons.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, count)) => *count += 1,
+            None => reasons.push((reason, 1)),
+        }
+    }
+    let reasons: Vec<String> = reasons.iter().map(|(reason, count)| format!("{count} × {reason}")).collect();
+    if reasons.is_empty() { text + "\n" } else { text + &format!(" ({})\n", reasons.join("; ")) }
+}
+
+/// The copied tensors for programs.
+pub fn passed(tensors: &[Passed]) -> Value {
+    let tensor = |Passed { name, dtype, shape, reason }: &Passed| json!({"name": name, "dtype": dtype, "shape": shape, "reason": reason});
+    tensors.iter().map(tensor).collect()
+}
+
+pub fn pretty(value: &Value) -> Result<String> {
+    let text = serde_json::to_string_pretty(value);
+    text.map(|text| text + "\n").map_err(|error| Error::Refused(format!("cannot write the report: {error}")))
+}
+
+/// Aligned columns: the first and the last to the left, the others to the right.
+pub fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
+            line +=
+                &if column == 0 || column + 1 == N { format!("{cell:<width$}  ") } else { format!("{cell:>width$}  ") };
+        }
+        text += line.trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+pub fn percent(fraction: f64) -> String {
+    format!("{:.1} %", 100.0 * fraction)
+}
+
+fn kept(after: u64, before: u64) -> String {
+    percent(after as f64 / before as f64)
+}
