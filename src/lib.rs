@@ -67,8 +67,8 @@
 //!   which candle has anyway.
 //! - `approx`: layers compared up to a tolerance, for tests; see `interop::approx`.
 //! - `half`: `f16` and `bf16` batches, weights and factors, in `interop::half`.
-//! - `safetensors`: `ActivationStats::save` and `load`, safe against crashes; the format is described in `interop::safetensors`. Brings `serde` along,
-//!   with which the example `compress_model` keeps what it knows of each layer, and `half`, with which it reads models of that precision.
+//! - `safetensors`: `ActivationStats::save` and `load`, and whole model files, in `interop::safetensors`. Brings `half` along, for models in
+//!   half precision.
 //! - `serde`: `Serialize` and `Deserialize` for configuration, [`Rank`], [`Report`], layers, dense and compressed, and all of [`network`] that holds no
 //!   matrices.
 #![forbid(unsafe_code)]

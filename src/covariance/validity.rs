@@ -41,14 +41,19 @@ impl<T: Scalar> ActivationStats<T> {
             return Ok(());
         }
         self.validate_channels().map_err(format)?;
-        self.require_representable(operation, self.channels.max_abs(), self.weight)?;
-        match &self.form {
-            Form::Samples(samples) => validate_samples(samples),
+        let mut largest = self.channels.mean().chain(self.channels.origin.iter().copied()).fold(0.0, max_abs);
+        let samples = match &self.form {
+            Form::Samples(samples) => samples,
             Form::Scatter(collapsed) => {
-                validate_samples(&collapsed.gathered).and_then(|()| self.validate_collapsed(collapsed))
+                self.validate_collapsed(collapsed).map_err(format)?;
+                let means = self.channels.origin.iter().zip(&collapsed.offset).map(|(origin, offset)| origin + offset);
+                largest = means.fold(largest, max_abs);
+                &collapsed.gathered
             }
-        }
-        .map_err(format)
+        };
+        validate_samples(samples).map_err(format)?;
+        largest = samples.segments.iter().flatten().map(|x| x.to_f64()).fold(largest, max_abs);
+        self.require_representable(operation, largest, self.weight)
     }
 
     fn validate_totals(&self) -> Result<(), Invalid> {
@@ -58,7 +63,8 @@ impl<T: Scalar> ActivationStats<T> {
             return require(matches!(self.form, Form::Samples(_)), "no scatter without samples", 0.0);
         }
         require(self.features > 0, "at least one input", 0.0)?;
-        require(weight > 0.0 && weight.is_finite(), "a finite positive total weight", weight)?;
+        let possible = weight >= *WEIGHTS.start() && weight.is_finite();
+        require(possible, "a finite positive total weight", weight)?;
         require(squares > 0.0 && squares.is_finite(), "a finite positive sum of squared weights", squares)
     }
 
@@ -91,10 +97,14 @@ impl<T: Scalar> ActivationStats<T> {
         require_all(offset.iter().copied(), f64::is_finite, "a finite mean of the scatter")?;
         for block in &scatter.blocks {
             let entries = (0..block.ncols()).flat_map(|column| block.col_as_slice(column).iter().copied());
-            require_all(entries, f64::is_finite, "finite covariances")?;
+            require_all(entries.map(|entry| entry / self.weight), f64::is_finite, "finite covariances")?;
         }
         require_all(scatter.diagonal(), |variance| variance >= 0.0, "variances that are not negative")
     }
+}
+
+fn max_abs(largest: f64, number: f64) -> f64 {
+    largest.max(number.abs())
 }
 
 /// Far more than the rounding in a sum of weights.

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Collects what the linear layers of all-MiniLM-L6-v2 read on WordNet glosses, for `compress_model`.
+"""Collects what the linear layers of all-MiniLM-L6-v2 read on WordNet glosses, for `dalr compress`.
 
     collect_minilm.py MODEL_FOLDER data.noun OUTPUT_FOLDER [--glosses 600]
 
@@ -30,7 +30,7 @@ READERS = {
 
 
 class Model:
-    """The network on top of a dictionary of tensors, dense or as `compress_model` writes them."""
+    """The network on top of a dictionary of tensors, dense or as `dalr compress` writes them."""
 
     def __init__(self, tensors, tokenizer):
         self.tensors = tensors

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compresses all-MiniLM-L6-v2 with `compress_model` by four methods and says what its embeddings are still worth.
+"""Compresses all-MiniLM-L6-v2 with `dalr compress` by four methods and says what its embeddings are still worth.
 
     evaluate_minilm.py PROGRAM MODEL_FOLDER data.noun LEE_FOLDER COLLECTED_FOLDER [--keep 0.8 0.6 0.4 0.3] [--json FILE] [--picture FILE.svg]
 
@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from collect_minilm import Model, glosses
 
-sys.path.append(str(pathlib.Path(__file__).parents[2] / "benches" / "peers"))
+sys.path.append(str(pathlib.Path(__file__).parents[3] / "benches" / "peers"))
 from compare import svd_llm
 
 CALIBRATION = 600
@@ -61,8 +61,8 @@ class Bench:
         """The tensors of the compressed model, the report on it, and how long it took."""
         folder = self.options.collected
         out, report = folder / "compressed.safetensors", folder / "report.json"
-        command = [self.options.program, self.options.model / "model.safetensors", "--calibration", folder / "activations.safetensors"]
-        command += ["--inputs", folder / "inputs.json", "--out", out, "--report", report, "--force", "--keep", keep, *more]
+        command = [self.options.program, "compress", self.options.model / "model.safetensors", "--calibration", folder / "activations.safetensors"]
+        command += ["--inputs", folder / "inputs.json", "--out", out, "--json", report, "--force", "--keep", keep, *more]
         started = time.perf_counter()
         subprocess.run([str(part) for part in command], check=True, capture_output=True)
         return load_file(out), json.loads(report.read_text()), time.perf_counter() - started

@@ -70,7 +70,7 @@ def main():
         print(f"model of {size / 2**30:.2f} GB, {layers} layers of {OUT} x {IN}; limit {options.limit} GB", flush=True)
         limit = int(options.limit * 2**30)
         started = time.perf_counter()
-        command = [options.program, model, "--calibration", calibration, "--out", out, "--rank", "64"]
+        command = [options.program, "compress", model, "--calibration", calibration, "--out", out, "--rank", "64"]
         process = subprocess.Popen([str(part) for part in command], preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)))
         _, status, usage = os.wait4(process.pid, 0)
         if status != 0:

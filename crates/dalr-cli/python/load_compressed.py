@@ -1,4 +1,4 @@
-"""Loads a model that `compress_model` wrote into the PyTorch module that it was made from.
+"""Loads a model that `dalr compress` wrote into the PyTorch module that it was made from.
 
     from load_compressed import load_compressed
     model = load_compressed(build_model(), "compressed.safetensors")

@@ -59,7 +59,7 @@ def check(program, folder, dtype, options, most):
     expected = model(tokens)
     model.to(dtype)
     save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
-    command = [program, folder / "model.safetensors", "--calibration", folder / "activations.safetensors", "--out", folder / "out.safetensors"]
+    command = [program, "compress", folder / "model.safetensors", "--calibration", folder / "activations.safetensors", "--out", folder / "out.safetensors"]
     subprocess.run([*command, "--force", *options], check=True, capture_output=True)
     loaded = load_compressed(Model().to(dtype).eval(), folder / "out.safetensors")
     assert isinstance(loaded.head, nn.Sequential) and loaded.head[0].bias is None and not loaded.training
