@@ -73,10 +73,10 @@ class Bench:
         folder = self.options.collected
         read = json.loads((folder / "inputs.json").read_text())
         inputs, tensors = load_file(folder / "activations.safetensors"), load_file(self.options.model / "model.safetensors")
-        for layer in report["network"]["layers"]:
-            name, choice = layer["name"], layer["choice"]
-            if choice != "Dense":
-                up, down, _ = svd_llm(tensors[f"{name}.weight"].numpy(), inputs[read[name]].float().numpy(), choice["Rank"])
+        for layer in report["layers"]:
+            name, rank = layer["name"], layer["rank"]
+            if rank is not None:
+                up, down, _ = svd_llm(tensors[f"{name}.weight"].numpy(), inputs[read[name]].float().numpy(), rank)
                 tensors.pop(f"{name}.weight")
                 tensors |= {f"{name}.0.weight": torch.from_numpy(down), f"{name}.1.weight": torch.from_numpy(up)}
                 tensors[f"{name}.1.bias"] = tensors.pop(f"{name}.bias")
@@ -96,7 +96,7 @@ class Bench:
     def sensitivities(self, compressed, report, before=None):
         """One probe for each layer of a compressed model; the mean with those of the round before."""
         weights = {}
-        for layer in report["network"]["layers"]:
+        for layer in report["layers"]:
             name = layer["name"]
             if layer["choice"] == "Dense":
                 weights[name] = before[name] if before else 0.0

@@ -20,12 +20,12 @@ const OPERATION: &str = "ModelWriter::write";
 #[derive(Clone, Debug)]
 pub struct ModelWriter<C> {
     metadata: BTreeMap<String, String>,
-    tensors: Vec<Planned<C>>,
+    /// By name.
+    tensors: BTreeMap<String, Planned<C>>,
 }
 
 #[derive(Clone, Debug)]
 struct Planned<C> {
-    name: String,
     dtype: Dtype,
     shape: Vec<usize>,
     bytes: u64,
@@ -34,7 +34,7 @@ struct Planned<C> {
 
 impl<C> Default for ModelWriter<C> {
     fn default() -> Self {
-        Self { metadata: BTreeMap::new(), tensors: Vec::new() }
+        Self { metadata: BTreeMap::new(), tensors: BTreeMap::new() }
     }
 }
 
@@ -59,7 +59,7 @@ impl<C> ModelWriter<C> {
     /// [`Error::Format`] for a name that was added before; [`Error::Overflow`] for a tensor of more than `u64::MAX` bytes.
     pub fn add(&mut self, name: impl Into<String>, dtype: Dtype, shape: &[usize], content: C) -> Result<()> {
         let (operation, name) = ("ModelWriter::add", name.into());
-        if self.tensors.iter().any(|tensor| tensor.name == name) || name == "__metadata__" {
+        if self.tensors.contains_key(&name) || name == "__metadata__" {
             return Err(Error::Format {
                 operation,
                 path: "the model".into(),
@@ -69,13 +69,13 @@ impl<C> ModelWriter<C> {
         }
         let bits = shape.iter().try_fold(dtype.bitsize() as u64, |bits, &axis| bits.checked_mul(axis as u64));
         let bytes = bits.ok_or(Error::Overflow { operation, what: "the length of a tensor" })?.div_ceil(8);
-        self.tensors.push(Planned { name, dtype, shape: shape.into(), bytes, content });
+        self.tensors.insert(name, Planned { dtype, shape: shape.into(), bytes, content });
         Ok(())
     }
 
     /// The length of all tensors' data in bytes.
     pub fn data_bytes(&self) -> u64 {
-        self.tensors.iter().map(|tensor| tensor.bytes).sum()
+        self.tensors.values().map(|tensor| tensor.bytes).sum()
     }
 
     /// Writes the file as [`replace_file`] does. Calls `content` for each tensor in the file's order; it must write exactly the tensor's
@@ -90,17 +90,17 @@ impl<C> ModelWriter<C> {
         mut content: impl FnMut(&C, &mut TensorWriter<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
         let path = path.as_ref();
-        let mut order: Vec<&Planned<C>> = self.tensors.iter().collect();
-        order.sort_by_key(|tensor| (Reverse(tensor.dtype.bitsize()), &tensor.name));
+        let mut order: Vec<(&String, &Planned<C>)> = self.tensors.iter().collect();
+        order.sort_by_key(|(_, tensor)| Reverse(tensor.dtype.bitsize()));
         replace_file(path, |file| {
             file.write_all(&header(&self.metadata, &order)).map_err(|error| io_error(OPERATION, path, &error))?;
-            for tensor in order {
+            for (name, tensor) in order {
                 let dtype = FloatDtype::of(tensor.dtype);
-                let mut target = TensorWriter { file: &mut *file, path, name: &tensor.name, dtype, written: 0 };
+                let mut target = TensorWriter { file: &mut *file, path, name, dtype, written: 0 };
                 content(&tensor.content, &mut target)?;
                 let written = target.written;
                 if written != tensor.bytes {
-                    let expected = format!("{} bytes of `{}`", tensor.bytes, tensor.name);
+                    let expected = format!("{} bytes of `{name}`", tensor.bytes);
                     return Err(format_error(OPERATION, path, expected, written.to_string()).into());
                 }
             }
@@ -142,11 +142,10 @@ impl TensorWriter<'_> {
         let mut bytes = Vec::new();
         for number in numbers {
             let number = number.to_f64();
-            if number.is_finite() && !dtype.encode(number, &mut bytes).is_finite() {
+            let rounded = dtype.encode(number, &mut bytes);
+            if number.is_finite() && !rounded.is_finite() {
                 let expected = format!("numbers of `{}` within the range of {dtype:?}", self.name);
                 return Err(format_error(OPERATION, self.path, expected, format!("{number:e}")));
-            } else if !number.is_finite() {
-                dtype.encode(number, &mut bytes);
             }
             if bytes.len() >= super::PIECE {
                 self.bytes(&bytes)?;
@@ -167,16 +166,19 @@ impl TensorWriter<'_> {
 }
 
 /// The length and the text of the header for these tensors, in this order.
-fn header<C>(metadata: &BTreeMap<String, String>, tensors: &[&Planned<C>]) -> Vec<u8> {
+fn header<C>(metadata: &BTreeMap<String, String>, tensors: &[(&String, &Planned<C>)]) -> Vec<u8> {
     let mut map = Map::new();
     if !metadata.is_empty() {
         map.insert("__metadata__".into(), json!(metadata));
     }
     let mut end = 0;
-    for Planned { name, dtype, shape, bytes, .. } in tensors {
+    for (name, Planned { dtype, shape, bytes, .. }) in tensors {
         let start = end;
         end += bytes;
-        map.insert(name.clone(), json!({"dtype": format!("{dtype:?}"), "shape": shape, "data_offsets": [start, end]}));
+        map.insert(
+            (*name).clone(),
+            json!({"dtype": format!("{dtype:?}"), "shape": shape, "data_offsets": [start, end]}),
+        );
     }
     let mut text = Value::Object(map).to_string().into_bytes();
     text.resize(text.len().next_multiple_of(8), b' ');

@@ -5,12 +5,12 @@ mod spectrum;
 
 use dalr::interop::safetensors::ModelFile;
 use dalr::network::{DenseReason, LayerProfile, LayerReport, Plan};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::args::CompressArgs;
 use crate::error::{Error, Result};
 use crate::output::rank;
-use crate::selection::{Passed, Selection};
+use crate::selection::{Layer, Passed, Selection};
 
 /// Everything that is reported.
 pub struct Outcome<'a> {
@@ -27,10 +27,8 @@ impl Outcome<'_> {
         page::page(self)
     }
 
-    /// The library's report on the network, the options, and all other tensors with the reasons.
+    /// Every layer, the totals, and all other tensors with the reasons.
     pub fn json(&self) -> Result<String> {
-        let inputs: Map<_, _> =
-            self.selection.layers.iter().map(|layer| (layer.name.clone(), json!(layer.input))).collect();
         let network = self.plan.report();
         pretty(&json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -40,8 +38,12 @@ impl Outcome<'_> {
             "parameters": {"before": network.parameters_before(), "after": network.parameters_after()},
             "multiply_adds": {"before": network.multiply_adds_before(), "after": network.multiply_adds_after()},
             "total_error": network.total_error(),
-            "network": network,
-            "inputs": inputs,
+            "budget": network.budget(),
+            "allocation": network.strategy(),
+            "objective": network.objective(),
+            "lower_bound": network.lower_bound(),
+            "warnings": network.warnings().iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "layers": network.layers().iter().zip(&self.selection.layers).map(layer_json).collect::<Vec<_>>(),
             "passed_through": passed(&self.selection.passed),
             "notes": self.selection.notes,
         }))
@@ -65,6 +67,23 @@ impl Outcome<'_> {
         let fraction = kept(report.parameters_after(), report.parameters_before());
         text + &format!("kept {fraction} of the parameters; predicted output error {error}\n")
     }
+}
+
+fn layer_json((report, layer): (&LayerReport, &Layer)) -> Value {
+    let rank = rank(report.choice());
+    json!({
+        "name": layer.name,
+        "input": layer.input,
+        "out_features": layer.out_features,
+        "in_features": layer.in_features,
+        "rank": (rank > 0).then_some(rank),
+        "reason": report.reason().map(reason),
+        "parameters": {"before": report.parameters_before(), "after": report.parameters_after()},
+        "multiply_adds": {"before": report.multiply_adds_before(), "after": report.multiply_adds_after()},
+        "relative_error": report.relative_error(),
+        "warnings": report.warnings().iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "report": report.report(),
+    })
 }
 
 fn row(layer: &LayerReport) -> [String; 6] {

@@ -16,7 +16,7 @@ fn the_report_says_what_was_done() {
     let report: Value = serde_json::from_slice(&std::fs::read(folder.path("report.json")).unwrap()).unwrap();
     assert_eq!(report["method"], "dalr");
     assert_eq!(report["version"], env!("CARGO_PKG_VERSION"));
-    assert_eq!(report["inputs"]["head"], "layer.0.input");
+    assert_eq!(report["layers"][0]["input"], "layer.0.input");
     let count = |tensors: &Tensors| {
         tensors.tensors.values().map(|tensor| tensor.shape.iter().product::<usize>()).sum::<usize>()
     };
@@ -26,17 +26,18 @@ fn the_report_says_what_was_done() {
         "{}",
         report["total_error"]
     );
-    let layers = report["network"]["layers"].as_array().unwrap();
+    let layers = report["layers"].as_array().unwrap();
     assert_eq!(
         layers.iter().map(|layer| layer["name"].as_str().unwrap()).collect::<Vec<_>>(),
         ["head", "layer.0", "layer.1", "layer.2"]
     );
     for layer in &layers[1..] {
         let down = &out.tensors[&format!("{}.0.weight", layer["name"].as_str().unwrap())];
-        assert_eq!(layer["report"]["rank"], down.shape[0]);
+        assert_eq!((&layer["rank"], &layer["report"]["rank"]), (&down.shape[0].into(), &down.shape[0].into()));
     }
     assert!(out.tensors.contains_key("head.weight"));
-    assert_eq!((&layers[0]["choice"], &layers[0]["reason"]), (&"Dense".into(), &"DoesNotPay".into()));
+    let reason = "no allowed rank saves parameters".into();
+    assert_eq!((&layers[0]["rank"], &layers[0]["reason"]), (&Value::Null, &reason));
 }
 
 /// What the outputs lose, whatever the method minimises.
@@ -48,7 +49,7 @@ fn the_total_error_is_that_of_the_outputs() {
     for method in ["dalr", "svd+bc", "svd", "dalr-paper"] {
         folder.compress(&["--rank", "5", "--method", method, "--json", "report.json", "--force"]);
         let report: Value = serde_json::from_slice(&std::fs::read(folder.path("report.json")).unwrap()).unwrap();
-        let layers = report["network"]["layers"].as_array().unwrap();
+        let layers = report["layers"].as_array().unwrap();
         let squares: f64 = layers.iter().map(|layer| layer["relative_error"].as_f64().unwrap().powi(2)).sum();
         let (total, expected) = (report["total_error"].as_f64().unwrap(), (squares / layers.len() as f64).sqrt());
         // Shrinkage alone is between the two for dalr.
