@@ -82,7 +82,7 @@ pub fn run(args: &InspectArgs, verbosity: Verbosity) -> Result<()> {
     text += &format!("at P %: {error} when a layer keeps P % of its weight's parameters (–: no rank is that small)\n");
     text += &copied(&selection.passed, verbosity == Verbosity::Verbose);
     let parameters: usize = layers.iter().map(Layer::parameters).sum();
-    text += &format!("{} layers, {parameters} parameters\n", layers.len());
+    text += &format!("layers: {}, with {parameters} parameters\n", layers.len());
     crate::print(text.as_bytes())
 }
 

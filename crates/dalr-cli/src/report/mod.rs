@@ -37,6 +37,7 @@ impl Outcome<'_> {
             "method": self.args.method.name(),
             "parameters": {"before": network.parameters_before(), "after": network.parameters_after()},
             "multiply_adds": {"before": network.multiply_adds_before(), "after": network.multiply_adds_after()},
+            "predicted_output_error": self.output_error(),
             "total_error": network.total_error(),
             "budget": network.budget(),
             "allocation": network.strategy(),
@@ -47,6 +48,14 @@ impl Outcome<'_> {
             "passed_through": passed(&self.selection.passed),
             "notes": self.selection.notes,
         }))
+    }
+
+    /// The root mean square of the layers' predicted output errors. The library's `total_error` may include regularization, as the
+    /// allocator's objective does.
+    fn output_error(&self) -> Option<f64> {
+        let layers = self.plan.report().layers();
+        let squares: Option<f64> = layers.iter().map(|layer| Some(layer.relative_error()?.powi(2))).sum();
+        Some((squares? / layers.len() as f64).sqrt())
     }
 
     /// A table of the layers, the number of copied tensors, warnings, and the result in one line. With `verbose`, also every copied
@@ -63,7 +72,7 @@ impl Outcome<'_> {
         if verbose {
             text += &format!("objective {:.4e}, lower bound {:.4e}\n", report.objective(), report.lower_bound());
         }
-        let error = report.total_error().map_or("unknown without samples".into(), percent);
+        let error = self.output_error().map_or("unknown without samples".into(), percent);
         let fraction = kept(report.parameters_after(), report.parameters_before());
         text + &format!("kept {fraction} of the parameters; predicted output error {error}\n")
     }
@@ -117,7 +126,7 @@ fn reason(reason: DenseReason) -> String {
 
 /// The number of copied tensors by reason, or with `verbose` each of them.
 pub fn copied(tensors: &[Passed], verbose: bool) -> String {
-    let mut text = format!("{} other tensors are copied", tensors.len());
+    let mut text = format!("other tensors, copied: {}", tensors.len());
     if verbose {
         text += if tensors.is_empty() { "\n" } else { ":\n" };
         for Passed { name, dtype, shape, reason } in tensors {

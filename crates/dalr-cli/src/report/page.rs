@@ -40,8 +40,8 @@ fn summary(outcome: &Outcome<'_>) -> String {
         }),
         ("layers compressed", compressed.to_string(), format!("of {}", report.layers().len())),
     ];
-    if let Some(error) = report.total_error() {
-        tiles.push(("predicted output error", percent(error), "relative, root mean square over the layers".into()));
+    if let Some(error) = outcome.output_error() {
+        tiles.push(("predicted output error", percent(error), "root mean square over the layers".into()));
     }
     tiles.push((
         "objective",
