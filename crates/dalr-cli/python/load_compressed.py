@@ -3,8 +3,8 @@
     from load_compressed import load_compressed
     model = load_compressed(build_model(), "compressed.safetensors")
 
-Every `nn.Linear` that the file holds as `NAME.0.weight` and `NAME.1.weight` is replaced by two thin ones, of the file's own type and on the
-device of the one replaced; the rest of the file is loaded as it is.
+Replaces every `nn.Linear` that the file holds as `NAME.0.weight` and `NAME.1.weight` by two smaller ones, with the file's dtype and on the
+device of the original layer. Loads the rest of the file as it is.
 """
 
 import json
@@ -21,13 +21,13 @@ def load_compressed(module, path, prefix="", strict=True):
     for name, rank in ranks.items():
         parent, _, child = (prefix + name).rpartition(".")
         parent = module.get_submodule(parent)
-        dense = getattr(parent, child)
-        if not isinstance(dense, nn.Linear):
-            raise TypeError(f"{name}: expected nn.Linear, got {type(dense).__name__}")
+        original = getattr(parent, child)
+        if not isinstance(original, nn.Linear):
+            raise TypeError(f"{name}: expected nn.Linear, got {type(original).__name__}")
         weight = tensors[f"{prefix}{name}.0.weight"]
-        options = {"device": dense.weight.device, "dtype": weight.dtype}
-        thin = nn.Linear(dense.in_features, rank, bias=False, **options)
-        wide = nn.Linear(rank, dense.out_features, bias=f"{prefix}{name}.1.bias" in tensors, **options)
-        setattr(parent, child, nn.Sequential(thin, wide).train(dense.training))
+        options = {"device": original.weight.device, "dtype": weight.dtype}
+        thin = nn.Linear(original.in_features, rank, bias=False, **options)
+        wide = nn.Linear(rank, original.out_features, bias=f"{prefix}{name}.1.bias" in tensors, **options)
+        setattr(parent, child, nn.Sequential(thin, wide).train(original.training))
     module.load_state_dict(tensors, strict=strict)
     return module

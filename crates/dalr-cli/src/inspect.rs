@@ -11,14 +11,22 @@ use crate::error::{Error, Result};
 use crate::interrupt;
 use crate::progress::{Progress, Verbosity};
 use crate::report::{copied, passed, percent, pretty, table};
-use crate::selection::{Layer, select};
+use crate::selection::{Layer, Selection, select};
 use crate::solve::{groups, read};
 
 /// The fractions of a layer's parameters at which its error is listed.
 const FRACTIONS: [f64; 4] = [0.75, 0.5, 0.25, 0.1];
 
-/// A rank and the relative error that it leaves; `None` for a fraction that allows no rank.
+/// A rank and its relative error; `None` for a fraction that allows no rank.
 type Point = Option<(usize, f64)>;
+
+/// Everything that is reported.
+struct Inspection<'a> {
+    selection: &'a Selection,
+    points: Vec<[Point; FRACTIONS.len()]>,
+    /// The meaning of the errors.
+    error: &'static str,
+}
 
 pub fn run(args: &InspectArgs, verbosity: Verbosity) -> Result<()> {
     args.validate()?;
@@ -26,64 +34,72 @@ pub fn run(args: &InspectArgs, verbosity: Verbosity) -> Result<()> {
     let model = ModelFile::open(&args.source.model)?;
     let calibration = Calibration::open(&args.source.calibration)?;
     let selection = select(&args.source, &model, &calibration)?;
-    let layers = &selection.layers;
-    let mut progress = Progress::new(layers, verbosity);
+    let mut progress = Progress::new(&selection.layers, verbosity);
     selection.notes.iter().for_each(|note| progress.note(note));
-    let measured = measure(&model, &calibration, layers, &mut progress);
+    let points = measure(&model, &calibration, &selection.layers, &mut progress);
     progress.end();
-    let measured = measured?;
-
-    let by_outputs = !args.source.calibration.is_empty();
-    let error = if by_outputs { "predicted output error" } else { "weight error" };
+    let error = if args.source.calibration.is_empty() { "weight error" } else { "predicted output error" };
+    let inspection = Inspection { selection: &selection, points: points?, error };
     if let Some(path) = &args.json {
-        let layers: Vec<_> = layers.iter().zip(&measured).map(|(layer, points)| {
-            let points: Vec<_> = FRACTIONS.iter().zip(points).map(|(fraction, point)| {
-                json!({"fraction": fraction, "rank": point.map(|(rank, _)| rank), "relative_error": point.map(|(_, error)| error)})
-            }).collect();
-            json!({
-                "name": layer.name, "out_features": layer.out_features, "in_features": layer.in_features,
-                "dtype": format!("{:?}", layer.dtype), "parameters": layer.parameters(),
-                "break_even_rank": layer.break_even(), "points": points,
-            })
-        }).collect();
-        let report = json!({
-            "version": env!("CARGO_PKG_VERSION"),
-            "error": error,
-            "layers": layers,
-            "passed_through": passed(&selection.passed),
-            "notes": selection.notes,
-        });
-        save(path, &pretty(&report)?)?;
+        save(path, &inspection.json()?)?;
     }
     if verbosity == Verbosity::Quiet {
         return Ok(());
     }
+    crate::print(inspection.text(verbosity == Verbosity::Verbose).as_bytes())
+}
 
-    let headings = ["layer", "out × in", "dtype", "parameters", "break-even rank"].map(String::from);
-    let [a, b, c, d, e] = headings;
-    let [f, g, h, i] = FRACTIONS.map(|fraction| format!("at {:.0} %", 100.0 * fraction));
-    let mut rows = vec![[a, b, c, d, e, f, g, h, i, String::new()]];
-    for (layer, points) in layers.iter().zip(&measured) {
-        let [f, g, h, i] = points.map(|point| point.map_or("–".into(), |(_, error)| percent(error)));
-        rows.push([
-            layer.name.clone(),
-            format!("{} × {}", layer.out_features, layer.in_features),
-            format!("{:?}", layer.dtype),
-            layer.parameters().to_string(),
-            format!("{:.1}", layer.break_even()),
-            f,
-            g,
-            h,
-            i,
-            String::new(),
-        ]);
+impl Inspection<'_> {
+    fn json(&self) -> Result<String> {
+        let point = |(fraction, point): (&f64, &Point)| {
+            let (rank, error) = (point.map(|(rank, _)| rank), point.map(|(_, error)| error));
+            json!({"fraction": fraction, "rank": rank, "relative_error": error})
+        };
+        let layer = |(layer, points): (&Layer, &[Point; FRACTIONS.len()])| {
+            json!({
+                "name": layer.name,
+                "out_features": layer.out_features,
+                "in_features": layer.in_features,
+                "dtype": format!("{:?}", layer.dtype),
+                "parameters": layer.parameters(),
+                "break_even_rank": layer.break_even(),
+                "points": FRACTIONS.iter().zip(points).map(point).collect::<Vec<_>>(),
+            })
+        };
+        pretty(&json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "error": self.error,
+            "layers": self.selection.layers.iter().zip(&self.points).map(layer).collect::<Vec<_>>(),
+            "passed_through": passed(&self.selection.passed),
+            "notes": self.selection.notes,
+        }))
     }
-    let mut text = table(&rows);
-    text += &format!("at P %: {error} when a layer keeps P % of its weight's parameters (–: no rank is that small)\n");
-    text += &copied(&selection.passed, verbosity == Verbosity::Verbose);
-    let parameters: usize = layers.iter().map(Layer::parameters).sum();
-    text += &format!("layers: {}, with {parameters} parameters\n", layers.len());
-    crate::print(text.as_bytes())
+
+    fn text(&self, verbose: bool) -> String {
+        let Self { selection: Selection { layers, passed, .. }, points, error } = self;
+        let mut headings: Vec<String> =
+            ["layer", "out × in", "dtype", "parameters", "break-even rank"].map(Into::into).into();
+        headings.extend(FRACTIONS.map(|fraction| format!("at {:.0} %", 100.0 * fraction)));
+        let mut rows = vec![headings];
+        for (layer, points) in layers.iter().zip(points) {
+            let mut row = vec![
+                layer.name.clone(),
+                format!("{} × {}", layer.out_features, layer.in_features),
+                format!("{:?}", layer.dtype),
+                layer.parameters().to_string(),
+                format!("{:.1}", layer.break_even()),
+            ];
+            row.extend(points.map(|point| point.map_or("–".into(), |(_, error)| percent(error))));
+            rows.push(row);
+        }
+        let parameters: usize = layers.iter().map(Layer::parameters).sum();
+        table(&rows).join("\n")
+            + &format!(
+                "\nat P %: {error} when a layer keeps P % of its weight's parameters (–: no rank is that small)\n"
+            )
+            + &copied(passed, verbose)
+            + &format!("layers: {}, with {parameters} parameters\n", layers.len())
+    }
 }
 
 /// The points of every layer. Layers with the same input follow each other, so that its statistics are gathered once.
@@ -101,15 +117,10 @@ fn measure(
             interrupt::check()?;
             let layer = &layers[index];
             progress.begin(layer);
-            let samples = match &statistics {
-                Statistics::Single(stats) => {
-                    measured[index] = points(model, layer, stats)?;
-                    stats.samples()
-                }
-                Statistics::Double(stats) => {
-                    measured[index] = points(model, layer, stats)?;
-                    stats.samples()
-                }
+            let samples;
+            (measured[index], samples) = match &statistics {
+                Statistics::Single(stats) => (points(model, layer, stats)?, stats.samples()),
+                Statistics::Double(stats) => (points(model, layer, stats)?, stats.samples()),
             };
             progress.solved(layer, samples);
         }

@@ -62,10 +62,16 @@ impl Outcome<'_> {
     /// tensor, the objective and its bound.
     pub fn summary(&self, verbose: bool) -> String {
         let report = self.plan.report();
-        let mut rows =
-            vec![["layer", "out × in", "rank", "parameters kept", "predicted error", "remarks"].map(String::from)];
+        let headings = ["layer", "out × in", "rank", "parameters kept", "predicted error"];
+        let mut rows = vec![headings.map(String::from).to_vec()];
         rows.extend(report.layers().iter().map(row));
-        let mut text = table(&rows) + &copied(&self.selection.passed, verbose);
+        let remarks = std::iter::once(String::from("remarks")).chain(report.layers().iter().map(remarks));
+        let mut text = String::new();
+        for (line, remarks) in table(&rows).iter().zip(remarks) {
+            text += format!("{line}  {remarks}").trim_end();
+            text.push('\n');
+        }
+        text += &copied(&self.selection.passed, verbose);
         for warning in report.warnings() {
             text += &format!("warning: {warning}\n");
         }
@@ -95,26 +101,29 @@ fn layer_json((report, layer): (&LayerReport, &Layer)) -> Value {
     })
 }
 
-fn row(layer: &LayerReport) -> [String; 6] {
+fn row(layer: &LayerReport) -> Vec<String> {
     let rank = match rank(layer.choice()) {
         0 => "–".into(),
         rank => rank.to_string(),
     };
-    let remarks = match layer.reason() {
-        Some(why) => format!("original layer: {}", reason(why)),
-        None => layer.warnings().iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
-    };
-    [
+    vec![
         layer.name().into(),
         format!("{} × {}", layer.out_features(), layer.in_features()),
         rank,
         kept(layer.parameters_after(), layer.parameters_before()),
         layer.relative_error().map_or("unknown".into(), percent),
-        remarks,
     ]
 }
 
-/// The reason why a layer stays as it is.
+/// The reason why a layer stays as it is, or the warnings about its factors.
+fn remarks(layer: &LayerReport) -> String {
+    match layer.reason() {
+        Some(why) => format!("original layer: {}", reason(why)),
+        None => layer.warnings().iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+    }
+}
+
+/// The words for a reason.
 fn reason(reason: DenseReason) -> String {
     match reason {
         DenseReason::DoesNotPay => "no allowed rank saves parameters".into(),
@@ -160,21 +169,21 @@ pub fn pretty(value: &Value) -> Result<String> {
     text.map(|text| text + "\n").map_err(|error| Error::Refused(format!("cannot write the report: {error}")))
 }
 
-/// Aligned columns: the first and the last to the left, the others to the right.
-pub fn table<const N: usize>(rows: &[[String; N]]) -> String {
+/// One line for each row, with the first column aligned to the left and the others to the right.
+pub fn table(rows: &[Vec<String>]) -> Vec<String> {
+    let columns = rows.first().map_or(0, Vec::len);
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..N).map(width).collect();
-    let mut text = String::new();
-    for row in rows {
-        let mut line = String::new();
-        for (column, (cell, width)) in row.iter().zip(&widths).enumerate() {
-            line +=
-                &if column == 0 || column + 1 == N { format!("{cell:<width$}  ") } else { format!("{cell:>width$}  ") };
-        }
-        text += line.trim_end();
-        text.push('\n');
-    }
-    text
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).enumerate();
+        let cells = cells.map(
+            |(column, (cell, width))| {
+                if column == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+            },
+        );
+        cells.collect::<Vec<_>>().join("  ")
+    };
+    rows.iter().map(line).collect()
 }
 
 pub fn percent(fraction: f64) -> String {

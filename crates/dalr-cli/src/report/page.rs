@@ -72,10 +72,6 @@ fn layers(outcome: &Outcome<'_>) -> String {
         let fraction = layer.parameters_after() as f64 / layer.parameters_before() as f64;
         let rank = rank(layer.choice());
         let error = layer.relative_error();
-        let remarks: Vec<String> = match layer.reason() {
-            Some(reason) => vec![format!("original layer: {}", super::reason(reason))],
-            None => layer.warnings().iter().map(|warning| escape(&warning.to_string())).collect(),
-        };
         text += &format!(
             "<tr><td>{}</td><td>{} × {}</td><td class=\"number\">{}</td><td>{}</td><td>{}</td><td class=\"remark\">{}</td></tr>\n",
             escape(layer.name()),
@@ -84,7 +80,7 @@ fn layers(outcome: &Outcome<'_>) -> String {
             if rank == 0 { "–".into() } else { rank.to_string() },
             bar(fraction, &percent(fraction), "fraction"),
             error.map_or("unknown: no samples".into(), |error| bar(error, &percent(error), "error")),
-            remarks.join("<br>"),
+            escape(&super::remarks(layer)),
         );
     }
     text + "</tbody></table></div>\n"
