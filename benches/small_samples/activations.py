@@ -15,7 +15,7 @@ import sys
 import torch
 from safetensors.torch import load_file, save_file
 
-sys.path.append(str(pathlib.Path(__file__).parents[2] / "examples" / "compress_model"))
+sys.path.append(str(pathlib.Path(__file__).parents[2] / "crates" / "dalr-cli" / "python"))
 from collect_minilm import READERS, Model
 
 

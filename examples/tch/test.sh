@@ -18,9 +18,9 @@ export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 
 cargo fmt --check
 cargo clippy --quiet --all-targets -- -D warnings
-if [ -z "${DALR_COMPRESS_MODEL:-}" ]; then
-  (cd ../.. && CARGO_TARGET_DIR=target cargo build --quiet --release --features safetensors --example compress_model)
-  export DALR_COMPRESS_MODEL=$PWD/../../target/release/examples/compress_model
+if [ -z "${DALR_PROGRAM:-}" ]; then
+  (cd ../.. && CARGO_TARGET_DIR=target cargo build --quiet --release -p dalr-cli)
+  export DALR_PROGRAM=$PWD/../../target/release/dalr
 fi
 cargo test --quiet
 echo "tch: all tests passed"

@@ -12,7 +12,6 @@ use super::shared::SharedInput;
 use super::uniform;
 use crate::{Error, Result};
 
-
 /// Allocates a budget to the layers of a network: chooses a rank for each layer, or the original layer.
 ///
 /// The default strategy is [`Strategy::Uniform`]. The other strategies solve a knapsack problem: every candidate of a layer has

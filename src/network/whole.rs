@@ -15,7 +15,6 @@ use super::progress::Progress;
 use super::shared::SharedInput;
 use crate::{ActivationStats, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Result, Scalar};
 
-
 /// The layers of a network, with their names and the statistics of their inputs.
 ///
 /// [`compress`](Self::compress) decomposes all layers, allocates a budget and returns the compressed layers with the plan. For

@@ -40,7 +40,7 @@ fn statistics_files() {
     });
 }
 
-/// Loaded statistics can be used like any others.
+/// Loaded statistics can be used: every result is finite, or an error.
 #[cfg(feature = "safetensors")]
 fn is_sound(mut stats: ActivationStats<f32>) {
     let features = stats.features();
@@ -52,7 +52,7 @@ fn is_sound(mut stats: ActivationStats<f32>) {
         let layer = Linear::new(Mat::from_fn(3, features, |i, j| ((i * 5 + j) % 7) as f32), None).unwrap();
         if let Ok(compressed) = Dalr::new().compress(&layer, &stats, Rank::Fixed(1)) {
             let error = compressed.report().relative_error().unwrap();
-            assert!((0.0..=1.0 + 1e-6).contains(&error), "{error}");
+            assert!(error >= 0.0 && error.is_finite(), "{error}");
         }
     }
     let copy = stats.clone();

@@ -1,9 +1,10 @@
-//! Statistics on disk: what comes back, how it is laid out, and that nothing else is let in.
+//! Files: statistics that come back, their layout, damaged files, model files.
 #![cfg(feature = "safetensors")]
 
 #[path = "../common/mod.rs"]
 mod common;
 mod forged;
+mod models;
 
 use std::fs;
 use std::path::PathBuf;

@@ -25,7 +25,7 @@ struct Entry<'a> {
     content: Content<'a>,
 }
 
-/// Writes `NAME.0.weight`, `NAME.1.weight` and `NAME.1.bias` for every layer, as the example `compress_model` does (factors are `F32` here), and everything else
+/// Writes `NAME.0.weight`, `NAME.1.weight` and `NAME.1.bias` for every layer, as `dalr compress` does (factors are `F32` here), and everything else
 /// of the model that they are to replace. The file is in its place when it is whole, and not before.
 pub fn write(path: &Path, model: Option<&Tensors>, layers: &[(&str, &LowRankLinear<f32>)]) -> Result<()> {
     let mut entries = Vec::new();

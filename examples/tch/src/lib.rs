@@ -1,4 +1,4 @@
-//! Model files that `compress_model` wrote, in tch.
+//! Model files that `dalr compress` wrote, in tch.
 //!
 //! ```no_run
 //! use tch::nn::{self, Module};
@@ -56,7 +56,7 @@ const LARGEST_HEADER: u64 = 100_000_000;
 ///
 /// # Errors
 ///
-/// [`Error::Io`], [`Error::Header`] for something other than a safetensors file, [`Error::Ranks`] for one that `compress_model` did not write.
+/// [`Error::Io`], [`Error::Header`] for something other than a safetensors file, [`Error::Ranks`] for one that `dalr compress` did not write.
 pub fn ranks(path: impl AsRef<Path>) -> Result<BTreeMap<String, i64>> {
     let mut file = std::fs::File::open(path)?;
     let mut length = Vec::new();

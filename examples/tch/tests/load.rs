@@ -85,9 +85,9 @@ fn load(path: &Path) -> Network {
 }
 
 #[test]
-fn what_compress_model_wrote() {
-    let Some(program) = std::env::var_os("DALR_COMPRESS_MODEL") else {
-        eprintln!("skipped: DALR_COMPRESS_MODEL does not name the program");
+fn a_file_of_the_program() {
+    let Some(program) = std::env::var_os("DALR_PROGRAM") else {
+        eprintln!("skipped: DALR_PROGRAM does not name the program");
         return;
     };
     let folder = Folder::new("program");
@@ -97,7 +97,7 @@ fn what_compress_model_wrote() {
     Tensor::write_safetensors(&read, folder.path("activations.safetensors")).unwrap();
     let out = folder.path("out.safetensors");
     let mut command = Command::new(program);
-    command.arg(folder.path("model.safetensors")).arg("--calibration").arg(folder.path("activations.safetensors"));
+    command.arg("compress").arg(folder.path("model.safetensors")).arg("--calibration").arg(folder.path("activations.safetensors"));
     let output = command.arg("--out").arg(&out).args(["--keep", "0.5"]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let compressed = load(&out);

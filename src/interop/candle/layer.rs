@@ -108,7 +108,7 @@ impl LowRankLinear {
     }
 
     /// Factors from a [`VarBuilder`](https://docs.rs/candle-nn/0.11/candle_nn/type.VarBuilder.html), under the names of `nn.Sequential(nn.Linear(in, rank, bias=False), nn.Linear(rank, out))` in PyTorch: `0.weight`, `1.weight` and
-    /// `1.bias`. So the example `compress_model` writes them, and [`tensors`](Self::tensors) names them.
+    /// `1.bias`. So the command `dalr compress` writes them, and [`tensors`](Self::tensors) names them.
     ///
     /// From a [`VarMap`](https://docs.rs/candle-nn/0.11/candle_nn/struct.VarMap.html) they are that map's variables, which it lists and saves.
     ///

@@ -1,35 +1,72 @@
-//! Writing a file so that a crash at any point leaves the old one or the new one, whole.
+//! Atomic replacement of files.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind};
+use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use super::io_error;
+use crate::{Error, Result};
+
 const SUFFIX: &str = ".partial";
 
-/// Writes a file under a temporary name in the same folder, makes sure that it is on the disk, and puts it in the place of `path`.
+/// Bytes that are collected before the system is called.
+const BUFFER: usize = 1 << 16;
+
+/// Writes a file atomically: a crash at any point leaves the old file or the new one, whole.
 ///
-/// What earlier crashes left behind for this path is removed. Saving to one path from several threads or processes is
-/// fine: the last one to finish wins.
-pub(super) fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
-    // What a symbolic link points to is replaced, not the link.
-    let path = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
-    let name = path.file_name().ok_or_else(|| io::Error::new(ErrorKind::InvalidInput, "the path names no file"))?;
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+/// Writes to a temporary file in the same folder (`.NAME.<numbers>.partial`), syncs it to the disk and renames it. If `write` fails, the
+/// old file stays as it was and the temporary file is removed. A killed process leaves its temporary file behind; the next call for
+/// the same path removes it. Several threads or processes may replace one file at the same time: the last one to finish wins. If `path` is
+/// a symbolic link, the file that it points to is replaced.
+///
+/// # Errors
+///
+/// [`Error::Io`] with the path; the errors of `write`.
+///
+/// ```
+/// use dalr::interop::safetensors::replace_file;
+/// # let path = std::env::temp_dir().join(format!("dalr-{}-notes.txt", std::process::id()));
+/// replace_file::<Box<dyn std::error::Error>>(&path, |file| Ok(file.write_all(b"all or nothing")?))?;
+/// assert_eq!(std::fs::read(&path)?, b"all or nothing");
+/// # std::fs::remove_file(&path)?;
+/// # Ok::<_, Box<dyn std::error::Error>>(())
+/// ```
+pub fn replace_file<E: From<Error>>(
+    path: impl AsRef<Path>,
+    write: impl FnOnce(&mut dyn Write) -> Result<(), E>,
+) -> Result<(), E> {
+    let path = path.as_ref();
+    replace(path, write)
+}
+
+/// [`replace_file`] with the name of the operation for its errors.
+pub(super) fn replace<E: From<Error>>(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> Result<(), E>,
+) -> Result<(), E> {
+    let io = |error: io::Error| io_error(path, error);
+    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
+    let no_name = || io(io::Error::new(ErrorKind::InvalidInput, "the path names no file"));
+    let name = target.file_name().ok_or_else(no_name)?;
+    let folder = target.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut prefix = OsString::from(".");
     prefix.push(name);
     prefix.push(".");
     remove_abandoned(folder, &prefix);
-    let mut partial = Partial::create(folder, &prefix)?;
-    write(&mut partial.file)?;
-    partial.file.sync_all()?;
-    fs::rename(&partial.path, &path)?;
+    let mut partial = Partial::create(folder, &prefix).map_err(io)?;
+    let mut writer = BufWriter::with_capacity(BUFFER, &mut partial.file);
+    write(&mut writer)?;
+    writer.flush().map_err(io)?;
+    drop(writer);
+    partial.file.sync_all().map_err(io)?;
+    fs::rename(&partial.path, &target).map_err(io)?;
     partial.in_place = true;
-    sync_folder(folder)
+    sync_folder(folder).map_err(|error| io(error).into())
 }
 
-/// A file on its way: locked as long as somebody is at work on it, and removed unless it made it to its place.
+/// A temporary file, locked while its writer works on it, and removed unless it was renamed.
 struct Partial {
     file: File,
     path: PathBuf,
@@ -40,7 +77,7 @@ impl Partial {
     fn create(folder: &Path, prefix: &OsStr) -> io::Result<Self> {
         let process = std::process::id();
         for _ in 0..1000 {
-            // The lock, not the name, tells whether a file is in use; the name need only be new.
+            // The lock tells whether a file is in use; the name only has to be new.
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
             let mut name = prefix.to_os_string();
             name.push(format!("{process:x}-{now:x}{SUFFIX}"));
@@ -49,9 +86,9 @@ impl Partial {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
                 result => result?,
             };
-            // Where locks are not supported nothing is ever taken for abandoned.
+            // A file system without locks makes `try_lock` fail below, so that no file counts as abandoned there.
             let _ = file.lock();
-            // Between its creation and its lock somebody may have taken the file for abandoned.
+            // Another process may have removed the file as abandoned before it was locked.
             if fs::symlink_metadata(&path).is_ok() {
                 return Ok(Self { file, path, in_place: false });
             }
@@ -68,7 +105,7 @@ impl Drop for Partial {
     }
 }
 
-/// Removes temporary files of this path on which nobody is at work. Failing to is no reason not to save.
+/// Removes temporary files of this path that no process has locked. Ignores failures: they do not prevent the replacement.
 fn remove_abandoned(folder: &Path, prefix: &OsStr) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {
@@ -88,7 +125,7 @@ fn remove_abandoned(folder: &Path, prefix: &OsStr) {
     }
 }
 
-/// Makes sure that the new name is on the disk, where folders can be asked to.
+/// Syncs the folder, and with it the new name, to the disk.
 #[cfg(unix)]
 fn sync_folder(folder: &Path) -> io::Result<()> {
     match File::open(folder)?.sync_all() {

@@ -1,0 +1,101 @@
+#!/usr/bin/env python3
+"""Compresses real PyTorch modules with the program given and loads what comes out: test_load_compressed.py PROGRAM"""
+
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+import torch
+from torch import nn
+from safetensors.torch import save_file
+
+from load_compressed import load_compressed
+
+
+class Model(nn.Module):
+    """A transformer block with layers in containers and attributes, with and without bias, and something that is not linear."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(50, 32)
+        self.block = nn.ModuleDict({"mlp": nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 32, bias=False))})
+        self.norm = nn.LayerNorm(32)
+        self.register_buffer("positions", torch.arange(5))
+        self.head = nn.Linear(32, 48)
+
+    def forward(self, tokens):
+        hidden = self.embedding(tokens)
+        return self.head(self.norm(hidden + self.block["mlp"](hidden)))
+
+
+def decaying(model):
+    """Gives the weights spectra that fall off, as those of trained networks do."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            left, values, right = torch.linalg.svd(module.weight, full_matrices=False)
+            module.weight.copy_(left * values[0] * 0.75 ** torch.arange(len(values)) @ right)
+    return model
+
+
+def activations(model, tokens):
+    """What every linear layer reads, by hooks: the way that the README shows."""
+    inputs, hooks = {}, []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            hooks.append(module.register_forward_pre_hook(lambda _, args, name=name: inputs.update({f"{name}.input": args[0].detach().clone()})))
+    model(tokens)
+    for hook in hooks:
+        hook.remove()
+    return inputs
+
+
+@torch.no_grad()
+def check(program, folder, dtype, options, most):
+    torch.manual_seed(1)
+    model = decaying(Model().eval())
+    tokens = torch.randint(0, 50, (20, 40))
+    save_file(activations(model, tokens), folder / "activations.safetensors")
+    expected = model(tokens)
+    model.to(dtype)
+    save_file(model.state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+    command = [program, "compress", folder / "model.safetensors", "--calibration", folder / "activations.safetensors", "--out", folder / "out.safetensors"]
+    subprocess.run([*command, "--force", *options], check=True, capture_output=True)
+    loaded = load_compressed(Model().to(dtype).eval(), folder / "out.safetensors")
+    assert isinstance(loaded.head, nn.Sequential) and loaded.head[0].bias is None and not loaded.training
+    assert loaded.head[0].weight.dtype == dtype
+    assert loaded.block["mlp"][2][1].bias is None
+    assert torch.equal(loaded.embedding.weight, model.embedding.weight)
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, loaded))
+    assert after < before
+    error = float((loaded(tokens).float() - expected).norm() / (expected - expected.mean((0, 1))).norm())
+    print(f"{dtype} {' '.join(options)}: {before} -> {after} parameters, relative error {error:.4f}")
+    assert error < most, error
+    return folder / "out.safetensors"
+
+
+def main():
+    program = pathlib.Path(sys.argv[1]).resolve()
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        # Rounding of the type is added to what the rank loses.
+        for keep, most in (("0.8", 0.1), ("0.5", 0.3)):
+            check(program, folder, torch.float32, ["--keep", keep], most)
+        check(program, folder, torch.float16, ["--keep", "0.8"], 0.1)
+        path = check(program, folder, torch.bfloat16, ["--keep", "0.8"], 0.1)
+        check(program, folder, torch.float64, ["--keep", "0.8", "--rank-multiple", "4"], 0.1)
+        # Under a prefix, as a part of something larger; and refused where there is no linear layer of that name.
+        check(program, folder, torch.float32, ["--keep", "0.8"], 0.1)
+        outer = nn.ModuleDict({"encoder": Model()})
+        load_compressed(outer, path, prefix="encoder.")
+        try:
+            load_compressed(nn.ModuleDict({"head": nn.Embedding(3, 3)}), path)
+        except (TypeError, AttributeError) as error:
+            assert "head" in str(error) or "block" in str(error), error
+        else:
+            raise AssertionError("loaded into another module")
+    print("all modules loaded")
+
+
+if __name__ == "__main__":
+    main()

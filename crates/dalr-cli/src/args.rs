@@ -1,0 +1,277 @@
+//! The command line.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, Result};
+
+/// Compresses neural networks by activation-aware low-rank factors.
+#[derive(Parser, Debug)]
+#[command(name = "dalr", version, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+
+    /// Prints errors only.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+
+    /// Prints more: one line for each solved layer, the tensors that were copied, the objective and its bound.
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+}
+
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    Compress(CompressArgs),
+    Inspect(InspectArgs),
+    /// Prints a completion script for a shell.
+    Completions {
+        shell: Shell,
+    },
+}
+
+/// Compresses the linear layers of a model to one budget.
+///
+/// A layer is a tensor NAME.weight with two axes for which the calibration data hold NAME.input (any leading axes; the last axis is the
+/// layer's inputs). NAME.weight becomes NAME.0.weight and NAME.1.weight, its bias NAME.1.bias. All other tensors are copied.
+#[derive(Args, Debug)]
+pub struct CompressArgs {
+    #[command(flatten)]
+    pub source: SourceArgs,
+
+    /// The compressed model. The file appears complete or not at all.
+    #[arg(short, long, value_name = "FILE")]
+    pub out: PathBuf,
+
+    #[command(flatten)]
+    pub budget: BudgetArgs,
+
+    /// The compression method of every layer.
+    #[arg(long, value_enum, default_value = "dalr")]
+    pub method: Method,
+
+    /// The absolute ridge of dalr-paper. [default: 1000, as in the authors' code]
+    #[arg(long)]
+    pub lambda: Option<f64>,
+
+    /// How the budget is allocated to the layers. [default: sensitivity with --sensitivity, else uniform]
+    #[arg(long, value_enum)]
+    pub allocation: Option<Allocation>,
+
+    /// How much the network suffers from an error of each layer: {"layer": weight, …}, for every layer.
+    #[arg(long, value_name = "FILE.json")]
+    pub sensitivity: Option<PathBuf>,
+
+    /// Makes every rank a multiple of this number.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub rank_multiple: usize,
+
+    /// Writes ranks, errors, parameters and warnings for programs.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+
+    /// Writes a self-contained page for people: rank, error and spectrum of every layer.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+
+    /// Continues an interrupted run of the same command.
+    #[arg(long)]
+    pub resume: bool,
+
+    /// Replaces files that exist, and discards the work of an interrupted run.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Lists a model's layers, their sizes, and the error at some fractions of their parameters.
+///
+/// With calibration data the errors are predicted errors of the layers' outputs. Without, they are errors of the weights.
+#[derive(Args, Debug)]
+pub struct InspectArgs {
+    #[command(flatten)]
+    pub source: SourceArgs,
+
+    /// Writes the list for programs.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+
+    /// Replaces a --json file that exists.
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// The model, its calibration data and the choice of layers.
+#[derive(Args, Debug)]
+pub struct SourceArgs {
+    /// The model: a safetensors file, or the index (.json) of several.
+    pub model: PathBuf,
+
+    /// The layers' inputs on the target domain: a safetensors file of tensors NAME.input, saved statistics in a file
+    /// NAME.input.safetensors, or a folder of both. May be given several times; the samples are merged.
+    #[arg(long, value_name = "FILE")]
+    pub calibration: Vec<PathBuf>,
+
+    /// Names the input tensor of layers whose input is not NAME.input: {"layer": "tensor", …}.
+    #[arg(long, value_name = "FILE.json")]
+    pub inputs: Option<PathBuf>,
+
+    /// Takes only layers whose name matches one of these globs.
+    #[arg(long, value_name = "GLOB")]
+    pub include: Vec<String>,
+
+    /// Leaves out layers whose name matches one of these globs.
+    #[arg(long, value_name = "GLOB")]
+    pub exclude: Vec<String>,
+
+    /// Threads; 0 for one on each core.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+}
+
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+pub struct BudgetArgs {
+    /// The fraction of the layers' parameters to keep.
+    #[arg(long, value_name = "FRACTION")]
+    pub keep: Option<f64>,
+
+    /// The same rank for every layer that it makes smaller.
+    #[arg(long, value_name = "N")]
+    pub rank: Option<usize>,
+
+    /// The largest relative error: of every layer with uniform allocation, else of all layers together.
+    #[arg(long, value_name = "E")]
+    pub max_error: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+pub enum Method {
+    /// Least change of the outputs on the calibration data, with shrinkage for few samples. Recommended.
+    Dalr,
+    /// Eq. 11 of the paper.
+    DalrPaper,
+    /// Truncated SVD of the weight.
+    Svd,
+    /// Truncated SVD with a bias that corrects the mean output.
+    #[value(name = "svd+bc")]
+    SvdBc,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+pub enum Allocation {
+    /// The same fraction, or the same error, for every layer.
+    Uniform,
+    /// Least energy lost in total.
+    Energy,
+    /// Least error in total, weighted by sensitivity.
+    Sensitivity,
+}
+
+impl Method {
+    pub fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().into())
+    }
+}
+
+impl SourceArgs {
+    /// The map of `--inputs`, by layer.
+    pub fn inputs(&self) -> Result<BTreeMap<String, String>> {
+        self.inputs
+            .as_deref()
+            .map_or(Ok(BTreeMap::new()), |path| json_map(path, "a JSON object {\"layer\": \"tensor\", …}"))
+    }
+
+    /// Whether a file is one that is read.
+    fn reads(&self, path: &Path) -> bool {
+        let same =
+            |input: &Path| path.canonicalize().is_ok_and(|path| input.canonicalize().is_ok_and(|input| input == path));
+        same(&self.model) || self.calibration.iter().any(|input| same(input))
+    }
+}
+
+impl CompressArgs {
+    pub fn allocation(&self) -> Allocation {
+        let default = if self.sensitivity.is_some() { Allocation::Sensitivity } else { Allocation::Uniform };
+        self.allocation.unwrap_or(default)
+    }
+
+    /// Refuses wrong options before anything is read.
+    pub fn validate(&self) -> Result<()> {
+        let refuse = |message: String| Err(Error::Usage(message));
+        if self.sensitivity.is_some() && self.allocation() != Allocation::Sensitivity {
+            return refuse("--sensitivity goes with --allocation sensitivity".into());
+        }
+        if self.sensitivity.is_none() && self.allocation() == Allocation::Sensitivity {
+            return refuse("--allocation sensitivity needs --sensitivity FILE.json".into());
+        }
+        if self.lambda.is_some() && self.method != Method::DalrPaper {
+            return refuse("--lambda goes with --method dalr-paper".into());
+        }
+        if let Some(fraction) = self.budget.keep.filter(|fraction| !(*fraction > 0.0 && *fraction <= 1.0)) {
+            return refuse(format!("--keep: expected a fraction in (0, 1], got {fraction}"));
+        }
+        if let Some(error) = self.budget.max_error.filter(|error| !(*error > 0.0 && *error < 1.0)) {
+            return refuse(format!("--max-error: expected a relative error in (0, 1), got {error}"));
+        }
+        if self.budget.rank == Some(0) {
+            return refuse("--rank: expected at least 1, got 0".into());
+        }
+        if self.rank_multiple == 0 {
+            return refuse("--rank-multiple: expected at least 1, got 0".into());
+        }
+        if self.source.calibration.is_empty() {
+            if self.method != Method::Svd {
+                return refuse(format!("--method {} needs --calibration", self.method.name()));
+            }
+            if self.source.include.is_empty() {
+                return refuse("without --calibration, --include must say which tensors are layers".into());
+            }
+        }
+        let outputs: Vec<&Path> =
+            [Some(&self.out), self.json.as_ref(), self.html.as_ref()].into_iter().flatten().map(|p| &**p).collect();
+        for (index, path) in outputs.iter().enumerate() {
+            if outputs[..index].contains(path) {
+                return refuse(format!("{}: two outputs cannot be one file", path.display()));
+            }
+            require_free(path, self.force)?;
+            // Even with --force: --resume would have no model to read.
+            if self.source.reads(path) {
+                return refuse(format!("{}: an output cannot replace an input", path.display()));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl InspectArgs {
+    pub fn validate(&self) -> Result<()> {
+        let Some(path) = &self.json else { return Ok(()) };
+        require_free(path, self.force)?;
+        if self.source.reads(path) {
+            return Err(Error::Usage(format!("{}: an output cannot replace an input", path.display())));
+        }
+        Ok(())
+    }
+}
+
+/// Refuses to replace a file without `--force`.
+pub fn require_free(path: &Path, force: bool) -> Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::io(path)(error)),
+        Ok(metadata) if metadata.is_dir() => Err(Error::format(path, "the name of a file", "a folder")),
+        Ok(_) if force => Ok(()),
+        Ok(_) => Err(Error::Refused(format!("{} exists: pass --force to replace it", path.display()))),
+    }
+}
+
+/// Reads a JSON file of names and values.
+pub fn json_map<V: DeserializeOwned>(path: &Path, expected: &str) -> Result<BTreeMap<String, V>> {
+    let text = std::fs::read(path).map_err(Error::io(path))?;
+    serde_json::from_slice(&text).map_err(|error| Error::format(path, expected, error.to_string()))
+}

@@ -1,0 +1,134 @@
+//! `dalr compress`: decomposes every layer, allocates the budget, writes the smaller model.
+
+use std::path::Path;
+
+use dalr::interop::safetensors::{ModelFile, replace_file};
+use dalr::network::{Allocator, Budget, LayerProfile, Sensitivities, Strategy};
+
+use crate::args::{self, Allocation, CompressArgs, Method};
+use crate::calibration::Calibration;
+use crate::error::{Error, Result};
+use crate::output::Output;
+use crate::progress::{Progress, Verbosity};
+use crate::report::Outcome;
+use crate::selection::{Layer, Selection, select};
+use crate::solve::Pass;
+use crate::work::{Settings, Work};
+
+pub fn run(args: &CompressArgs, verbosity: Verbosity) -> Result<()> {
+    args.validate()?;
+    crate::prepare(args.source.threads)?;
+    let model = ModelFile::open(&args.source.model)?;
+    let calibration = Calibration::open(&args.source.calibration)?;
+    let selection = select(&args.source, &model, &calibration)?;
+    let allocator = allocator(args, &selection.layers)?;
+
+    let mut progress = Progress::new(&selection.layers, verbosity);
+    selection.notes.iter().for_each(|note| progress.note(note));
+    let work = Work::open(&args.out, &settings(args, &model, &selection.layers), args.resume, args.force)?;
+    let pass = Pass { args, model: &model, calibration: &calibration, work: &work, layers: &selection.layers };
+    let result = both_passes(&pass, &selection, &allocator, &mut progress, verbosity);
+    progress.end();
+    if matches!(result, Err(Error::Interrupted)) && !work.is_empty()? {
+        eprintln!("dalr: finished layers are kept; the same command with --resume continues with them");
+    }
+    // Without a finished layer there is nothing to resume.
+    if result.is_ok() || work.is_empty()? {
+        work.finish()?;
+    }
+    let summary = result?;
+    if verbosity == Verbosity::Quiet { Ok(()) } else { crate::print(summary.as_bytes()) }
+}
+
+/// Runs both passes, writes the reports, and returns the summary.
+fn both_passes(
+    pass: &Pass<'_>,
+    selection: &Selection,
+    allocator: &Allocator,
+    progress: &mut Progress,
+    verbosity: Verbosity,
+) -> Result<String> {
+    let Pass { args, model, work, layers, .. } = *pass;
+    let profiles: Vec<LayerProfile> =
+        pass.run(progress)?.into_iter().map(|profile| by_outputs(args, profile)).collect();
+    let plan = allocator.allocate(&profiles).map_err(|error| Error::Refused(error.to_string()))?;
+
+    let outcome = Outcome { args, model, selection, profiles: &profiles, plan: &plan };
+    if let Some(path) = &args.json {
+        save(path, &outcome.json()?)?;
+    }
+    if let Some(path) = &args.html {
+        save(path, &outcome.page())?;
+    }
+    let choices = plan.choices();
+    let output = Output { model, layers, choices: &choices, work, method: &args.method.name() };
+    // Another program may have written the file since the start.
+    args::require_free(&args.out, args.force)?;
+    output.write(&args.out, progress)?;
+    Ok(outcome.summary(verbosity == Verbosity::Verbose))
+}
+
+/// Writes a text file atomically.
+pub fn save(path: &Path, text: &str) -> Result<()> {
+    replace_file(path, |file| file.write_all(text.as_bytes()).map_err(Error::io(path)))
+}
+
+/// How the budget is allocated.
+fn allocator(args: &CompressArgs, layers: &[Layer]) -> Result<Allocator> {
+    let budget = match (args.budget.keep, args.budget.rank, args.budget.max_error) {
+        (Some(fraction), ..) => Budget::ParameterShare(fraction),
+        (_, Some(rank), _) => Budget::Rank(rank),
+        (.., Some(error)) if args.allocation() == Allocation::Uniform => Budget::LayerError(error),
+        (.., error) => Budget::TotalError(error.unwrap_or(f64::NAN)),
+    };
+    let strategy = match (args.allocation(), args.sensitivity.as_deref()) {
+        (Allocation::Sensitivity, Some(path)) => Strategy::Sensitivity(sensitivities(path, layers)?),
+        (Allocation::Energy, _) => Strategy::Energy,
+        _ => Strategy::Uniform,
+    };
+    Ok(Allocator::new(budget).with_strategy(strategy).with_rank_multiple(args.rank_multiple))
+}
+
+fn sensitivities(path: &Path, layers: &[Layer]) -> Result<Sensitivities> {
+    let mut weights = args::json_map::<f64>(path, "a JSON object {\"layer\": weight, …}")?;
+    let mut named = Vec::new();
+    for Layer { name, .. } in layers {
+        let weight = weights.remove(name);
+        named.push((
+            name.as_str(),
+            weight.ok_or_else(|| Error::format(path, format!("a weight for `{name}`"), "none"))?,
+        ));
+    }
+    if let Some(name) = weights.keys().next() {
+        return Err(Error::format(path, "layers that are to be compressed", format!("`{name}`")));
+    }
+    Sensitivities::new(named).map_err(|error| Error::format(path, "sensitivities", error.to_string()))
+}
+
+/// Makes the error of the outputs the loss of a layer whose method minimises something else. Does not change profiles for the
+/// allocation by energy.
+fn by_outputs(args: &CompressArgs, profile: LayerProfile) -> LayerProfile {
+    let known =
+        (1..=profile.max_rank()).all(|rank| profile.relative_error(rank).is_some_and(|error| error.is_finite()));
+    if args.method == Method::Dalr || args.allocation() == Allocation::Energy || !known {
+        return profile;
+    }
+    profile.clone().with_data_errors().unwrap_or(profile)
+}
+
+/// The settings on which a solved layer depends, besides its own weight, bias and input.
+fn settings(args: &CompressArgs, model: &ModelFile, layers: &[Layer]) -> Settings {
+    let mut settings = Settings::from([
+        ("version".into(), env!("CARGO_PKG_VERSION").into()),
+        ("model".into(), format!("header {:08x}", model.header_checksum())),
+        ("--method".into(), args.method.name()),
+        ("--rank".into(), args.budget.rank.map_or("none".into(), |rank| rank.to_string())),
+    ]);
+    if args.method == Method::DalrPaper {
+        settings.insert("--lambda".into(), args.lambda.unwrap_or(crate::solve::PAPER_LAMBDA).to_string());
+    }
+    for layer in layers {
+        settings.insert(format!("layer {}", layer.name), format!("reads {}", layer.input));
+    }
+    settings
+}

@@ -1,0 +1,195 @@
+//! The result of `dalr compress`: a summary on the terminal, JSON for programs, a page for people.
+
+mod page;
+mod spectrum;
+
+use dalr::interop::safetensors::ModelFile;
+use dalr::network::{DenseReason, LayerProfile, LayerReport, Plan};
+use serde_json::{Value, json};
+
+use crate::args::CompressArgs;
+use crate::error::{Error, Result};
+use crate::output::rank;
+use crate::selection::{Layer, Passed, Selection};
+
+/// Everything that is reported.
+pub struct Outcome<'a> {
+    pub args: &'a CompressArgs,
+    pub model: &'a ModelFile,
+    pub selection: &'a Selection,
+    pub profiles: &'a [LayerProfile],
+    pub plan: &'a Plan,
+}
+
+impl Outcome<'_> {
+    /// The self-contained page.
+    pub fn page(&self) -> String {
+        page::page(self)
+    }
+
+    /// Every layer, the totals, and all other tensors with the reasons.
+    pub fn json(&self) -> Result<String> {
+        let network = self.plan.report();
+        pretty(&json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "model": self.model.files().map(|path| path.display().to_string()).collect::<Vec<_>>(),
+            "output": self.args.out.display().to_string(),
+            "method": self.args.method.name(),
+            "parameters": {"before": network.parameters_before(), "after": network.parameters_after()},
+            "multiply_adds": {"before": network.multiply_adds_before(), "after": network.multiply_adds_after()},
+            "predicted_output_error": self.output_error(),
+            "total_error": network.total_error(),
+            "budget": network.budget(),
+            "allocation": network.strategy(),
+            "objective": network.objective(),
+            "lower_bound": network.lower_bound(),
+            "warnings": network.warnings().iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "layers": network.layers().iter().zip(&self.selection.layers).map(layer_json).collect::<Vec<_>>(),
+            "passed_through": passed(&self.selection.passed),
+            "notes": self.selection.notes,
+        }))
+    }
+
+    /// The root mean square of the layers' predicted output errors. The library's `total_error` may include regularization, as the
+    /// allocator's objective does.
+    fn output_error(&self) -> Option<f64> {
+        let layers = self.plan.report().layers();
+        let squares: Option<f64> = layers.iter().map(|layer| Some(layer.relative_error()?.powi(2))).sum();
+        Some((squares? / layers.len() as f64).sqrt())
+    }
+
+    /// A table of the layers, the number of copied tensors, warnings, and the result in one line. With `verbose`, also every copied
+    /// tensor, the objective and its bound.
+    pub fn summary(&self, verbose: bool) -> String {
+        let report = self.plan.report();
+        let headings = ["layer", "out × in", "rank", "parameters kept", "predicted error"];
+        let mut rows = vec![headings.map(String::from).to_vec()];
+        rows.extend(report.layers().iter().map(row));
+        let remarks = std::iter::once(String::from("remarks")).chain(report.layers().iter().map(remarks));
+        let mut text = String::new();
+        for (line, remarks) in table(&rows).iter().zip(remarks) {
+            text += format!("{line}  {remarks}").trim_end();
+            text.push('\n');
+        }
+        text += &copied(&self.selection.passed, verbose);
+        for warning in report.warnings() {
+            text += &format!("warning: {warning}\n");
+        }
+        if verbose {
+            text += &format!("objective {:.4e}, lower bound {:.4e}\n", report.objective(), report.lower_bound());
+        }
+        let error = self.output_error().map_or("unknown without samples".into(), percent);
+        let fraction = kept(report.parameters_after(), report.parameters_before());
+        text + &format!("kept {fraction} of the parameters; predicted output error {error}\n")
+    }
+}
+
+fn layer_json((report, layer): (&LayerReport, &Layer)) -> Value {
+    let rank = rank(report.choice());
+    json!({
+        "name": layer.name,
+        "input": layer.input,
+        "out_features": layer.out_features,
+        "in_features": layer.in_features,
+        "rank": (rank > 0).then_some(rank),
+        "reason": report.reason().map(reason),
+        "parameters": {"before": report.parameters_before(), "after": report.parameters_after()},
+        "multiply_adds": {"before": report.multiply_adds_before(), "after": report.multiply_adds_after()},
+        "relative_error": report.relative_error(),
+        "warnings": report.warnings().iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "report": report.report(),
+    })
+}
+
+fn row(layer: &LayerReport) -> Vec<String> {
+    let rank = match rank(layer.choice()) {
+        0 => "–".into(),
+        rank => rank.to_string(),
+    };
+    vec![
+        layer.name().into(),
+        format!("{} × {}", layer.out_features(), layer.in_features()),
+        rank,
+        kept(layer.parameters_after(), layer.parameters_before()),
+        layer.relative_error().map_or("unknown".into(), percent),
+    ]
+}
+
+/// The reason why a layer stays as it is, or the warnings about its factors.
+fn remarks(layer: &LayerReport) -> String {
+    match layer.reason() {
+        Some(why) => format!("original layer: {}", reason(why)),
+        None => layer.warnings().iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+    }
+}
+
+/// The words for a reason.
+fn reason(reason: DenseReason) -> String {
+    match reason {
+        DenseReason::DoesNotPay => "no allowed rank saves parameters".into(),
+        DenseReason::TooMuchError => "no smaller form is within the error".into(),
+        DenseReason::Affordable => "the budget allows it".into(),
+        other => other.to_string(),
+    }
+}
+
+/// The number of copied tensors by reason, or with `verbose` each of them.
+pub fn copied(tensors: &[Passed], verbose: bool) -> String {
+    let mut text = format!("other tensors, copied: {}", tensors.len());
+    if verbose {
+        text += if tensors.is_empty() { "\n" } else { ":\n" };
+        for Passed { name, dtype, shape, reason } in tensors {
+            text += &format!("  {name} {dtype} {shape:?}: {reason}\n");
+        }
+        return text;
+    }
+    let mut reasons: Vec<(&str, usize)> = Vec::new();
+    for Passed { name, reason, .. } in tensors {
+        // The name of the missing input would make every reason another.
+        let reason = if reason.starts_with("no `") { "no calibration data" } else { reason };
+        let reason =
+            if reason == "not a weight" && name.ends_with(".bias") { "a bias without a layer" } else { reason };
+        match reasons.iter_mut().find(|(known, _)| *known == reason) {
+            Some((_, count)) => *count += 1,
+            None => reasons.push((reason, 1)),
+        }
+    }
+    let reasons: Vec<String> = reasons.iter().map(|(reason, count)| format!("{count} × {reason}")).collect();
+    if reasons.is_empty() { text + "\n" } else { text + &format!(" ({})\n", reasons.join("; ")) }
+}
+
+/// The copied tensors for programs.
+pub fn passed(tensors: &[Passed]) -> Value {
+    let tensor = |Passed { name, dtype, shape, reason }: &Passed| json!({"name": name, "dtype": dtype, "shape": shape, "reason": reason});
+    tensors.iter().map(tensor).collect()
+}
+
+pub fn pretty(value: &Value) -> Result<String> {
+    let text = serde_json::to_string_pretty(value);
+    text.map(|text| text + "\n").map_err(|error| Error::Refused(format!("cannot write the report: {error}")))
+}
+
+/// One line for each row, with the first column aligned to the left and the others to the right.
+pub fn table(rows: &[Vec<String>]) -> Vec<String> {
+    let columns = rows.first().map_or(0, Vec::len);
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).enumerate();
+        let cells = cells.map(
+            |(column, (cell, width))| {
+                if column == 0 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+            },
+        );
+        cells.collect::<Vec<_>>().join("  ")
+    };
+    rows.iter().map(line).collect()
+}
+
+pub fn percent(fraction: f64) -> String {
+    format!("{:.1} %", 100.0 * fraction)
+}
+
+fn kept(after: u64, before: u64) -> String {
+    percent(after as f64 / before as f64)
+}

@@ -1,0 +1,166 @@
+//! A self-contained page about a compression: no script, nothing to load, light or dark like the reader's system.
+
+use super::spectrum;
+use super::{Outcome, kept, percent};
+use crate::output::rank;
+
+/// The whole page.
+pub fn page(outcome: &Outcome<'_>) -> String {
+    let report = outcome.plan.report();
+    let title = outcome.args.source.model.file_name().map_or("model".into(), |name| escape(&name.to_string_lossy()));
+    let mut page = format!(
+        "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+         <title>{title}, compressed</title>\n<style>{}</style></head><body>\n<h1>{title}, compressed</h1>\n",
+        include_str!("page.css")
+    );
+    let method = escape(&outcome.args.method.name());
+    page += &format!(
+        "<p class=\"about\">Method {method}, {} ({} allocation), dalr {}.</p>\n",
+        escape(report.budget()),
+        escape(report.strategy()),
+        env!("CARGO_PKG_VERSION")
+    );
+    page += &summary(outcome);
+    page += &layers(outcome);
+    page += &spectra(outcome);
+    page += &passed(outcome);
+    page + "</body></html>\n"
+}
+
+fn summary(outcome: &Outcome<'_>) -> String {
+    let report = outcome.plan.report();
+    let compressed = outcome.plan.choices().iter().filter(|choice| rank(**choice) > 0).count();
+    let mut tiles = vec![
+        ("parameters of the layers", kept(report.parameters_after(), report.parameters_before()), {
+            format!("{} of {}", grouped(report.parameters_after()), grouped(report.parameters_before()))
+        }),
+        ("multiply–adds", kept(report.multiply_adds_after(), report.multiply_adds_before()), {
+            format!("{} of {}", grouped(report.multiply_adds_after()), grouped(report.multiply_adds_before()))
+        }),
+        ("layers compressed", compressed.to_string(), format!("of {}", report.layers().len())),
+    ];
+    if let Some(error) = outcome.output_error() {
+        tiles.push(("predicted output error", percent(error), "root mean square over the layers".into()));
+    }
+    tiles.push((
+        "objective",
+        significant(report.objective()),
+        format!("lower bound {}", significant(report.lower_bound())),
+    ));
+    let mut text = String::from("<div class=\"tiles\">");
+    for (name, value, detail) in tiles {
+        text += &format!("<div><span>{name}</span><b>{value}</b><span>{detail}</span></div>");
+    }
+    text += "</div>\n";
+    for warning in report.warnings() {
+        text += &format!("<p class=\"warning\">{}</p>\n", escape(&warning.to_string()));
+    }
+    for note in &outcome.selection.notes {
+        text += &format!("<p class=\"warning\">{}</p>\n", escape(note));
+    }
+    text
+}
+
+/// Rank and error by layer.
+fn layers(outcome: &Outcome<'_>) -> String {
+    let mut text = String::from(
+        "<h2>Rank and error by layer</h2>\n<div class=\"wide\"><table><thead><tr><th>layer</th><th>out × in</th>\
+         <th class=\"number\">rank</th><th>parameters kept</th><th>predicted output error</th><th>remarks</th></tr></thead><tbody>\n",
+    );
+    for layer in outcome.plan.report().layers() {
+        let fraction = layer.parameters_after() as f64 / layer.parameters_before() as f64;
+        let rank = rank(layer.choice());
+        let error = layer.relative_error();
+        text += &format!(
+            "<tr><td>{}</td><td>{} × {}</td><td class=\"number\">{}</td><td>{}</td><td>{}</td><td class=\"remark\">{}</td></tr>\n",
+            escape(layer.name()),
+            layer.out_features(),
+            layer.in_features(),
+            if rank == 0 { "–".into() } else { rank.to_string() },
+            bar(fraction, &percent(fraction), "fraction"),
+            error.map_or("unknown: no samples".into(), |error| bar(error, &percent(error), "error")),
+            escape(&super::remarks(layer)),
+        );
+    }
+    text + "</tbody></table></div>\n"
+}
+
+/// A horizontal bar, full at 1, and its label.
+fn bar(value: f64, label: &str, class: &str) -> String {
+    let width = 100.0 * value.clamp(0.0, 1.0);
+    format!(
+        "<svg class=\"bar\" viewBox=\"0 0 100 10\" preserveAspectRatio=\"none\" aria-hidden=\"true\"><rect class=\"rail\" width=\"100\" \
+         height=\"10\"/><rect class=\"{class}\" width=\"{width:.1}\" height=\"10\"/></svg> {label}"
+    )
+}
+
+fn spectra(outcome: &Outcome<'_>) -> String {
+    let mut text = String::from(
+        "<h2>Spectra</h2>\n<p>Energy of each dimension of a layer's outputs, relative to the largest. \
+         <i class=\"key kept\"></i> kept, <i class=\"key cut\"></i> rank, <i class=\"key even\"></i> break-even: from this rank on \
+         two factors have as many parameters as the weight. Dimensions past it were not computed.</p>\n<div class=\"spectra\">\n",
+    );
+    for (profile, choice) in outcome.profiles.iter().zip(outcome.plan.choices()) {
+        let rank = rank(choice);
+        let cut = if rank == 0 { "original".into() } else { format!("rank {rank}") };
+        text += &format!(
+            "<figure><figcaption>{}<span>{cut}</span></figcaption>{}</figure>\n",
+            breakable(profile.name()),
+            spectrum::svg(profile, rank)
+        );
+    }
+    text + "</div>\n"
+}
+
+/// The tensors that are no layers, each with the reason.
+fn passed(outcome: &Outcome<'_>) -> String {
+    let mut text = String::from("<h2>Tensors copied as they are</h2>\n");
+    if outcome.selection.passed.is_empty() {
+        return text + "<p>None.</p>\n";
+    }
+    text += "<div class=\"wide\"><table><thead><tr><th>tensor</th><th>dtype</th><th>shape</th><th>reason</th></tr></thead><tbody>\n";
+    for passed in &outcome.selection.passed {
+        let shape: Vec<String> = passed.shape.iter().map(usize::to_string).collect();
+        text += &format!(
+            "<tr><td>{}</td><td>{}</td><td>{}</td><td class=\"remark\">{}</td></tr>\n",
+            escape(&passed.name),
+            passed.dtype,
+            shape.join(" × "),
+            escape(&passed.reason)
+        );
+    }
+    text + "</tbody></table></div>\n"
+}
+
+/// Escapes a text from a file, which may contain markup.
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+/// A name that may be broken after its dots.
+fn breakable(name: &str) -> String {
+    escape(name).replace('.', ".<wbr>")
+}
+
+/// Four digits, without an exponent if that is short.
+fn significant(number: f64) -> String {
+    if number == 0.0 || (1e-3..1e6).contains(&number.abs()) {
+        let text = format!("{number:.4}");
+        return text.trim_end_matches('0').trim_end_matches('.').into();
+    }
+    format!("{number:.3e}")
+}
+
+/// An integer with groups of thousands.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push('\u{202f}');
+        }
+        text.push(digit);
+    }
+    text
+}

@@ -1,0 +1,13 @@
+//! The command `dalr`, run as users run it: files in, files out, signals and little memory.
+#![cfg(unix)]
+
+mod errors;
+mod harness;
+mod inspect;
+mod layers;
+#[cfg(target_os = "linux")]
+mod memory;
+mod python;
+mod report;
+mod resume;
+mod rules;

@@ -1,0 +1,301 @@
+//! Activation statistics in files and streams. The format is described in [`interop::safetensors`](super).
+
+mod header;
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use self::header::Layout;
+use super::{format_error, io_error, replace::replace};
+use crate::covariance::{Piece, PieceMut, zeros};
+use crate::error::during;
+use crate::linalg;
+use crate::{ActivationStats, Error, Result, Scalar};
+
+/// Numbers that are converted at a time.
+const CHUNK: usize = 4096;
+
+/// The operation and the source or target of the bytes, for error messages.
+struct Origin<'a> {
+    path: &'a Path,
+}
+
+impl Origin<'_> {
+    fn refuse(&self, expected: &str, found: String) -> Error {
+        format_error(self.path, expected, found)
+    }
+
+    fn io(&self, error: io::Error) -> Error {
+        io_error(self.path, error)
+    }
+}
+
+impl<T: Scalar> ActivationStats<T> {
+    /// Saves these statistics to a file, [atomically](super::replace_file): a crash leaves the old file or the new one, whole. When this
+    /// returns, the new file is on the disk.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`]; the old file stays as it was.
+    ///
+    /// # Cost
+    ///
+    /// The bytes of the samples or of the scatter pass once through a checksum and to the disk; no copy in memory.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        during("ActivationStats::save", || {
+            let path = path.as_ref();
+            let layout = self.layout()?;
+            let origin = Origin { path };
+            replace(path, |mut file| self.write(&layout, &mut file).map_err(|error| origin.io(error)))
+        })
+    }
+
+    /// Loads statistics that [`save`](Self::save) wrote.
+    ///
+    /// Checks the header against the file's length before it allocates anything. Then checks the checksum, and that all numbers are
+    /// finite, variances not negative and weights positive.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`]; [`Error::Format`] for a file that is damaged, of a later version, of another precision than `T`, or not of
+    /// statistics; [`Error::Memory`]. Takes no more memory than the file is long, and some kilobytes.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self> {
+        during("ActivationStats::load", || {
+            let path = path.as_ref();
+            let origin = Origin { path };
+            let io = |error: io::Error| origin.io(error);
+            // Checked before the file is opened, because opening a pipe blocks.
+            if !fs::metadata(path).map_err(io)?.is_file() {
+                return Err(origin.refuse("statistics in a regular file", "something else".into()));
+            }
+            let file = File::open(path).map_err(io)?;
+            let length = file.metadata().map_err(io)?.len();
+            Self::read(&origin, length, file)
+        })
+    }
+
+    /// Returns the bytes that [`save`](Self::save) would write.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Memory`].
+    ///
+    /// ```
+    /// # fn main() -> dalr::Result<()> {
+    /// let mut stats = dalr::ActivationStats::<f64>::new(2);
+    /// stats.update(faer::mat![[1.0, 2.0], [3.0, 4.0]].as_ref())?;
+    /// let bytes = stats.to_safetensors()?;
+    /// let copy = dalr::ActivationStats::<f64>::from_safetensors(&bytes)?;
+    /// assert_eq!(copy.mean()?, stats.mean()?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn to_safetensors(&self) -> Result<Vec<u8>> {
+        during("ActivationStats::to_safetensors", || {
+            let layout = self.layout()?;
+            let needed = usize::try_from(layout.length).unwrap_or(usize::MAX);
+            let mut bytes = Vec::new();
+            bytes.try_reserve_exact(needed).map_err(|_| linalg::out_of_memory(needed))?;
+            self.write(&layout, &mut bytes).map_err(|error| Origin { path: Path::new("memory") }.io(error))?;
+            Ok(bytes)
+        })
+    }
+
+    /// Reads statistics from the bytes that [`to_safetensors`](Self::to_safetensors) returned, or from the bytes of a file.
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load).
+    pub fn from_safetensors(bytes: &[u8]) -> Result<Self> {
+        during("ActivationStats::from_safetensors", || {
+            let origin = Origin { path: Path::new("the bytes") };
+            Self::read(&origin, bytes.len() as u64, bytes)
+        })
+    }
+
+    /// Returns the number of bytes that [`write_safetensors`](Self::write_safetensors) writes. The reader needs it beforehand.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Overflow`] for more than can be addressed.
+    pub fn safetensors_length(&self) -> Result<u64> {
+        during("ActivationStats::safetensors_length", || Ok(self.layout()?.length))
+    }
+
+    /// Writes the bytes that [`save`](Self::save) would write to a stream, a few kilobytes at a time and without a copy in memory. Buffer
+    /// the stream if small writes are slow. For files use [`save`](Self::save), which is atomic.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] with the stream's message; part of the bytes may have been written.
+    ///
+    /// ```
+    /// # fn main() -> dalr::Result<()> {
+    /// use dalr::ActivationStats;
+    /// let (mut first, mut second) = (ActivationStats::<f32>::new(2), ActivationStats::<f32>::new(2));
+    /// first.update(faer::mat![[1.0, 2.0], [3.0, 4.0]].as_ref())?;
+    /// second.update(faer::mat![[5.0, 6.0]].as_ref())?;
+    ///
+    /// let mut stream = Vec::new(); // a socket, say
+    /// first.write_safetensors(&mut stream)?;
+    /// second.write_safetensors(&mut stream)?;
+    ///
+    /// let mut source = stream.as_slice();
+    /// let mut received = ActivationStats::<f32>::read_safetensors(first.safetensors_length()?, &mut source)?;
+    /// received.merge(&ActivationStats::read_safetensors(second.safetensors_length()?, &mut source)?)?;
+    /// assert_eq!((received.samples(), received.mean()?[0]), (3, 3.0));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn write_safetensors(&self, mut target: impl Write) -> Result<()> {
+        during("ActivationStats::write_safetensors", || {
+            let layout = self.layout()?;
+            self.write(&layout, &mut target).map_err(|error| Origin { path: Path::new("the stream") }.io(error))
+        })
+    }
+
+    /// Reads statistics from the next `length` bytes of a stream, which [`write_safetensors`](Self::write_safetensors) wrote, and leaves
+    /// the rest of the stream. Applies the checks of [`load`](Self::load).
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load); some of the bytes may then be unread. Takes no more memory than `length`, and some kilobytes.
+    pub fn read_safetensors(length: u64, source: impl Read) -> Result<Self> {
+        during("ActivationStats::read_safetensors", || {
+            let origin = Origin { path: Path::new("the stream") };
+            Self::read(&origin, length, source.take(length))
+        })
+    }
+
+    fn layout(&self) -> Result<Layout> {
+        let overflow = Error::overflow("the length of the file");
+        Layout::of::<T>(&self.head()).ok_or(overflow)
+    }
+
+    #[allow(clippy::indexing_slicing, reason = "as many numbers as were put there")]
+    fn write(&self, layout: &Layout, target: &mut impl Write) -> io::Result<()> {
+        let mut target = Summed { stream: target, sum: crc32fast::Hasher::new() };
+        target.stream_all(&(layout.text.len() as u64).to_le_bytes())?;
+        target.stream_all(layout.text.as_bytes())?;
+        let mut mean = self.means();
+        let mut chunk = [0.0; CHUNK];
+        loop {
+            let mut count = 0;
+            chunk.iter_mut().zip(&mut mean).for_each(|(to, from)| {
+                *to = from;
+                count += 1;
+            });
+            if count == 0 {
+                break;
+            }
+            target.numbers(&chunk[..count])?;
+        }
+        self.for_each_array(|piece| match piece {
+            Piece::Double(numbers) => target.numbers(numbers),
+            Piece::Native(numbers) => target.numbers(numbers),
+        })?;
+        let sum = target.sum.clone().finalize();
+        target.stream_all(&sum.to_le_bytes())
+    }
+
+    fn read(origin: &Origin<'_>, length: u64, mut source: impl Read) -> Result<Self> {
+        let io = |error: io::Error| origin.io(error);
+        let mut source = Summed { stream: &mut source, sum: crc32fast::Hasher::new() };
+        let mut header = [0_u8; 8];
+        if length < header.len() as u64 {
+            return Err(origin.refuse("at least 8 bytes", length.to_string()));
+        }
+        source.fill_all(&mut header).map_err(io)?;
+        let header = u64::from_le_bytes(header);
+        header::require_length(origin, header, length)?;
+        let mut text = vec![0_u8; header as usize];
+        source.fill_all(&mut text).map_err(io)?;
+        let head = Layout::parse::<T>(origin, &text, length)?;
+        drop(text);
+
+        let mut mean = Vec::new();
+        let stats = Self::from_parts(&head, |piece| {
+            // `mean` comes before all other arrays.
+            if mean.is_empty() && head.channels() > 0 {
+                mean = zeros(head.channels())?;
+                source.read_numbers::<f64>(&mut mean).map_err(io)?;
+            }
+            match piece {
+                PieceMut::Double(numbers) => source.read_numbers(numbers).map_err(io),
+                PieceMut::Native(numbers) => source.read_numbers(numbers).map_err(io),
+            }
+        })?;
+        let sum = source.sum.clone().finalize();
+        let mut stored = [0_u8; 4];
+        source.fill_all(&mut stored).map_err(io)?;
+        if stored != sum.to_le_bytes() {
+            let stored = u32::from_le_bytes(stored);
+            return Err(origin.refuse(&format!("the checksum {sum:08x} of what was read"), format!("{stored:08x}")));
+        }
+        if source.stream.read(&mut [0]).map_err(io)? != 0 {
+            return Err(origin.refuse(&format!("{length} bytes"), "more".into()));
+        }
+        if !mean.iter().map(|m| m.to_bits()).eq(stats.means().map(f64::to_bits)) {
+            return Err(origin.refuse("a mean that is origin plus offset", "another".into()));
+        }
+        drop(mean);
+        stats.validate_parts(&origin.path.display().to_string())?;
+        Ok(stats)
+    }
+}
+
+/// A stream and the checksum of the bytes that went through it.
+struct Summed<'a, S> {
+    stream: &'a mut S,
+    sum: crc32fast::Hasher,
+}
+
+impl<S: Write> Summed<'_, S> {
+    fn stream_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.sum.update(bytes);
+        self.stream.write_all(bytes)
+    }
+
+    #[allow(clippy::indexing_slicing, reason = "no chunk is longer than the room for one")]
+    fn numbers<N: Scalar>(&mut self, numbers: &[N]) -> io::Result<()> {
+        let mut bytes = [0; CHUNK * size_of::<f64>()];
+        for numbers in numbers.chunks(CHUNK) {
+            let bytes = &mut bytes[..size_of_val(numbers)];
+            for (to, from) in bytes.chunks_exact_mut(size_of::<N>()).zip(numbers) {
+                // Widening and narrowing back are exact.
+                match to.len() {
+                    4 => to.copy_from_slice(&(from.to_f64() as f32).to_le_bytes()),
+                    _ => to.copy_from_slice(&from.to_f64().to_le_bytes()),
+                }
+            }
+            self.stream_all(bytes)?;
+        }
+        Ok(())
+    }
+}
+
+impl<S: Read> Summed<'_, S> {
+    fn fill_all(&mut self, bytes: &mut [u8]) -> io::Result<()> {
+        self.stream.read_exact(bytes)?;
+        self.sum.update(bytes);
+        Ok(())
+    }
+
+    #[allow(clippy::indexing_slicing, reason = "no chunk is longer than the room for one")]
+    fn read_numbers<N: Scalar>(&mut self, numbers: &mut [N]) -> io::Result<()> {
+        let mut bytes = [0; CHUNK * size_of::<f64>()];
+        for numbers in numbers.chunks_mut(CHUNK) {
+            let bytes = &mut bytes[..size_of_val(numbers)];
+            self.fill_all(bytes)?;
+            for (to, from) in numbers.iter_mut().zip(bytes.chunks_exact(size_of::<N>())) {
+                *to = N::from_f64(match *from {
+                    [a, b, c, d] => f64::from(f32::from_le_bytes([a, b, c, d])),
+                    [a, b, c, d, e, f, g, h] => f64::from_le_bytes([a, b, c, d, e, f, g, h]),
+                    _ => f64::NAN,
+                });
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,182 @@
+//! Writes model files as a stream: the header first, then one tensor after the other.
+
+use core::cmp::Reverse;
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+
+use faer::MatRef;
+use serde_json::{Map, Value, json};
+
+use super::{Dtype, FloatDtype, format_error, io_error, replace_file};
+use crate::{Error, Result, Scalar};
+
+
+/// A plan of a safetensors file, written as a stream in atomic replacement of a file.
+///
+/// Every tensor carries a `content` of the caller's type `C`, which tells the caller later which data to write: a matrix, the name of a
+/// tensor to copy, an index.
+#[derive(Clone, Debug)]
+pub struct ModelWriter<C> {
+    metadata: BTreeMap<String, String>,
+    /// By name.
+    tensors: BTreeMap<String, Planned<C>>,
+}
+
+#[derive(Clone, Debug)]
+struct Planned<C> {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: u64,
+    content: C,
+}
+
+impl<C> Default for ModelWriter<C> {
+    fn default() -> Self {
+        Self { metadata: BTreeMap::new(), tensors: BTreeMap::new() }
+    }
+}
+
+impl<C> ModelWriter<C> {
+    /// A file without tensors and without metadata.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the `__metadata__` of the file.
+    #[must_use]
+    pub fn with_metadata(mut self, metadata: BTreeMap<String, String>) -> Self {
+        self.metadata = metadata;
+        self
+    }
+
+    /// Adds a tensor. The order of the calls does not matter: the file has larger dtypes first, so that data are aligned, and
+    /// sorts by name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Format`] for a name that was added before; [`Error::Overflow`] for a tensor of more than `u64::MAX` bytes.
+    pub fn add(&mut self, name: impl Into<String>, dtype: Dtype, shape: &[usize], content: C) -> Result<()> {
+        let name = name.into();
+        if self.tensors.contains_key(&name) || name == "__metadata__" {
+            return Err(Error::format("the model".into(), "every name once".into(), format!("`{name}` a second time")));
+        }
+        let bits = shape.iter().try_fold(dtype.bitsize() as u64, |bits, &axis| bits.checked_mul(axis as u64));
+        let bytes = bits.ok_or(Error::overflow("the length of a tensor"))?.div_ceil(8);
+        self.tensors.insert(name, Planned { dtype, shape: shape.into(), bytes, content });
+        Ok(())
+    }
+
+    /// The length of all tensors' data in bytes.
+    pub fn data_bytes(&self) -> u64 {
+        self.tensors.values().map(|tensor| tensor.bytes).sum()
+    }
+
+    /// Writes the file as [`replace_file`] does. Calls `content` for each tensor in the file's order; it must write exactly the tensor's
+    /// bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`]; [`Error::Format`] if `content` wrote another number of bytes than the tensor has; the errors of `content`.
+    pub fn write<E: From<Error>>(
+        &self,
+        path: impl AsRef<Path>,
+        mut content: impl FnMut(&C, &mut TensorWriter<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let path = path.as_ref();
+        let mut order: Vec<(&String, &Planned<C>)> = self.tensors.iter().collect();
+        order.sort_by_key(|(_, tensor)| Reverse(tensor.dtype.bitsize()));
+        replace_file(path, |file| {
+            file.write_all(&header(&self.metadata, &order)).map_err(|error| io_error(path, error))?;
+            for (name, tensor) in order {
+                let dtype = FloatDtype::of(tensor.dtype);
+                let mut target = TensorWriter { file: &mut *file, path, name, dtype, written: 0 };
+                content(&tensor.content, &mut target)?;
+                let written = target.written;
+                if written != tensor.bytes {
+                    let expected = format!("{} bytes of `{name}`", tensor.bytes);
+                    return Err(format_error(path, expected, written.to_string()).into());
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// The place of one tensor in a file that is being written.
+pub struct TensorWriter<'a> {
+    file: &'a mut dyn Write,
+    path: &'a Path,
+    name: &'a str,
+    dtype: Option<FloatDtype>,
+    written: u64,
+}
+
+impl TensorWriter<'_> {
+    /// Appends bytes to the tensor's data.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`].
+    pub fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        self.written += bytes.len() as u64;
+        self.file.write_all(bytes).map_err(|error| io_error(self.path, error))
+    }
+
+    /// Appends numbers, rounded to the tensor's dtype.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`]; [`Error::Format`] if a finite number is out of the dtype's range; [`Error::NumberType`] if the dtype is not a
+    /// [`FloatDtype`].
+    pub fn numbers<T: Scalar>(&mut self, numbers: impl IntoIterator<Item = T>) -> Result<()> {
+        let (what, expected) = ("the tensor", "F64, F32, F16 or BF16");
+        let other = || Error::number_type(what, expected, "another dtype".into());
+        let dtype = self.dtype.ok_or_else(other)?;
+        let mut bytes = Vec::new();
+        for number in numbers {
+            let number = number.to_f64();
+            let rounded = dtype.encode(number, &mut bytes);
+            if number.is_finite() && !rounded.is_finite() {
+                let expected = format!("numbers of `{}` within the range of {dtype:?}", self.name);
+                return Err(format_error(self.path, expected, format!("{number:e}")));
+            }
+            if bytes.len() >= super::PIECE {
+                self.bytes(&bytes)?;
+                bytes.clear();
+            }
+        }
+        self.bytes(&bytes)
+    }
+
+    /// Appends a matrix row by row, rounded to the tensor's dtype.
+    ///
+    /// # Errors
+    ///
+    /// As [`numbers`](Self::numbers).
+    pub fn matrix<T: Scalar>(&mut self, matrix: MatRef<'_, T>) -> Result<()> {
+        self.numbers(matrix.row_iter().flat_map(|row| row.iter().copied()))
+    }
+}
+
+/// The length and the text of the header for these tensors, in this order.
+fn header<C>(metadata: &BTreeMap<String, String>, tensors: &[(&String, &Planned<C>)]) -> Vec<u8> {
+    let mut map = Map::new();
+    if !metadata.is_empty() {
+        map.insert("__metadata__".into(), json!(metadata));
+    }
+    let mut end = 0;
+    for (name, Planned { dtype, shape, bytes, .. }) in tensors {
+        let start = end;
+        end += bytes;
+        map.insert(
+            (*name).clone(),
+            json!({"dtype": format!("{dtype:?}"), "shape": shape, "data_offsets": [start, end]}),
+        );
+    }
+    let mut text = Value::Object(map).to_string().into_bytes();
+    text.resize(text.len().next_multiple_of(8), b' ');
+    let mut header = (text.len() as u64).to_le_bytes().to_vec();
+    header.append(&mut text);
+    header
+}
