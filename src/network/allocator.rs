@@ -10,6 +10,7 @@ use super::plan::{LayerPlan, OriginalReason, Plan, PlanWarning};
 use super::profile::{self, LayerProfile};
 use super::shared::SharedInput;
 use super::uniform;
+use crate::error::during;
 use crate::{Error, Result};
 
 /// Allocates a budget to the layers of a network: chooses a rank for each layer, or the original layer.
@@ -134,44 +135,46 @@ impl Allocator {
     ///
     /// As [`allocate`](Self::allocate); groups that name no layer, or overlap, or do not fit the profiles.
     pub fn allocate_shared(&self, layers: &[LayerProfile], groups: &[SharedInput]) -> Result<Plan> {
-        let blocks = self.blocks(layers, groups)?;
-        let goal = self.goal(&blocks);
-        let uniform = self.strategy == Strategy::Uniform;
-        let (selected, bound) = match self.budget {
-            Budget::Rank(rank) => (self.at_rank(&blocks, rank)?, None),
-            Budget::LayerError(error) => (blocks.iter().map(|block| within_error(block, error)).collect(), None),
-            _ => {
-                let classes: Vec<_> = blocks.iter().map(|block| alternatives(block, goal)).collect();
-                let (selected, bound) = if uniform {
-                    (uniform::allocate(&blocks, goal), knapsack::lower_bound(&classes, goal.limit()))
-                } else {
-                    match knapsack::solve(&classes, goal.limit()) {
-                        Ok((chosen, bound)) => (Ok(chosen.into_iter().map(selection).collect()), Some(bound)),
-                        Err(least) => (Err(least), None),
-                    }
-                };
-                (selected.map_err(|least| self.infeasible(&blocks, least))?, bound)
+        during("Allocator::allocate", || {
+            let blocks = self.blocks(layers, groups)?;
+            let goal = self.goal(&blocks);
+            let uniform = self.strategy == Strategy::Uniform;
+            let (selected, bound) = match self.budget {
+                Budget::Rank(rank) => (self.at_rank(&blocks, rank)?, None),
+                Budget::LayerError(error) => (blocks.iter().map(|block| within_error(block, error)).collect(), None),
+                _ => {
+                    let classes: Vec<_> = blocks.iter().map(|block| alternatives(block, goal)).collect();
+                    let (selected, bound) = if uniform {
+                        (uniform::allocate(&blocks, goal), knapsack::lower_bound(&classes, goal.limit()))
+                    } else {
+                        match knapsack::solve(&classes, goal.limit()) {
+                            Ok((chosen, bound)) => (Ok(chosen.into_iter().map(selection).collect()), Some(bound)),
+                            Err(least) => (Err(least), None),
+                        }
+                    };
+                    (selected.map_err(|least| self.infeasible(&blocks, least))?, bound)
+                }
+            };
+            let (minimizes_parameters, reason) = match goal {
+                Goal::Loss { .. } => (false, OriginalReason::Affordable),
+                Goal::Parameters { .. } => (true, OriginalReason::ErrorTooLarge),
+            };
+            let mut plans: Vec<(usize, LayerPlan)> = Vec::with_capacity(layers.len());
+            for (block, selected) in blocks.iter().zip(&selected) {
+                plans.extend(block.plans(selected, reason)?);
             }
-        };
-        let (minimizes_parameters, reason) = match goal {
-            Goal::Loss { .. } => (false, OriginalReason::Affordable),
-            Goal::Parameters { .. } => (true, OriginalReason::ErrorTooLarge),
-        };
-        let mut plans: Vec<(usize, LayerPlan)> = Vec::with_capacity(layers.len());
-        for (block, selected) in blocks.iter().zip(&selected) {
-            plans.extend(block.plans(selected, reason)?);
-        }
-        plans.sort_by_key(|(position, _)| *position);
-        let layers = plans.into_iter().map(|(_, plan)| plan).collect();
-        let words = (self.budget.to_string(), self.strategy.to_string());
-        let mut plan = Plan::new(words, minimizes_parameters, layers, bound);
-        if self.strategy == Strategy::Energy && !matches!(self.budget, Budget::Rank(_) | Budget::LayerError(_)) {
-            plan.warnings.push(PlanWarning::EnergyAlone);
-        }
-        if !uniform {
-            plan.warn_of_gap();
-        }
-        Ok(plan)
+            plans.sort_by_key(|(position, _)| *position);
+            let layers = plans.into_iter().map(|(_, plan)| plan).collect();
+            let words = (self.budget.to_string(), self.strategy.to_string());
+            let mut plan = Plan::new(words, minimizes_parameters, layers, bound);
+            if self.strategy == Strategy::Energy && !matches!(self.budget, Budget::Rank(_) | Budget::LayerError(_)) {
+                plan.warnings.push(PlanWarning::EnergyAlone);
+            }
+            if !uniform {
+                plan.warn_of_gap();
+            }
+            Ok(plan)
+        })
     }
 
     /// The layers with their candidates, in blocks.

@@ -150,10 +150,12 @@ impl LayerProfile {
     /// # }
     /// ```
     pub fn original(name: impl Into<String>, shape: (usize, usize), bias: bool) -> Result<Self> {
-        if shape.0 == 0 || shape.1 == 0 {
-            return Err(Error::empty("the weight"));
-        }
-        Ok(Self { name: name.into(), shape, biases: (bias, bias), calls: 1, spectrum: None })
+        during("LayerProfile::original", || {
+            if shape.0 == 0 || shape.1 == 0 {
+                return Err(Error::empty("the weight"));
+            }
+            Ok(Self { name: name.into(), shape, biases: (bias, bias), calls: 1, spectrum: None })
+        })
     }
 
     /// Sets how often the network runs this layer for one sample; 1 by default. The multiply–adds count that often, the
@@ -172,11 +174,13 @@ impl LayerProfile {
     ///
     /// [`Error::NoSamples`] if the layer was decomposed without samples.
     pub fn with_data_errors(mut self) -> Result<Self> {
-        match &mut self.spectrum {
-            Some(spectrum) if spectrum.relative_errors.is_some() => spectrum.by_data_errors = true,
-            _ => return Err(Error::no_samples()),
-        }
-        Ok(self)
+        during("LayerProfile::with_data_errors", || {
+            match &mut self.spectrum {
+                Some(spectrum) if spectrum.relative_errors.is_some() => spectrum.by_data_errors = true,
+                _ => return Err(Error::no_samples()),
+            }
+            Ok(self)
+        })
     }
 
     /// Name of the layer.

@@ -7,6 +7,7 @@ use super::candidates::{Candidate, Limits, candidates};
 use super::evaluation::{Evaluation, Evaluator};
 use super::profile::{self, LayerProfile};
 use super::progress::Progress;
+use crate::error::during;
 use crate::{Error, Result};
 
 /// Compresses layers step by step while the network stays accurate enough: the paper's search.
@@ -116,35 +117,37 @@ impl JointSearch {
     where
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        self.validate(layers)?;
-        let all: Vec<(&str, Vec<Candidate>)> =
-            layers.iter().map(|layer| (layer.name(), candidates(layer, self.limits))).collect();
-        let (total, done, cancelled) = (None, 0, false);
-        let mut evaluator = Evaluator { layers, evaluations, evaluate, progress, total, done, cancelled };
-        let Some(original) = evaluator.evaluate(None, &BTreeMap::new())? else { return Ok(Vec::new()) };
-        // Rounding must not exclude a drop that is just allowed.
-        let rounding = 4.0 * f64::EPSILON * (original.value.abs() + self.max_drop);
-        let least = original.value - self.max_drop - rounding;
-        let mut ranks = BTreeMap::new();
-        let mut path = vec![original];
-        loop {
-            let mut best: Option<Evaluation> = None;
-            for (name, candidates) in &all {
-                let Some(next) = self.next(candidates, ranks.get(*name).copied()) else { continue };
-                let mut further = ranks.clone();
-                further.insert((*name).to_owned(), next);
-                let Some(found) = evaluator.evaluate(Some(name), &further)? else { return Ok(path) };
-                let better = |best: &Evaluation| {
-                    found.value > best.value || (found.value == best.value && found.parameters < best.parameters)
-                };
-                if found.value >= least && best.as_ref().is_none_or(better) {
-                    best = Some(found);
+        during("JointSearch::run", || {
+            self.validate(layers)?;
+            let all: Vec<(&str, Vec<Candidate>)> =
+                layers.iter().map(|layer| (layer.name(), candidates(layer, self.limits))).collect();
+            let (total, done, cancelled) = (None, 0, false);
+            let mut evaluator = Evaluator { layers, evaluations, evaluate, progress, total, done, cancelled };
+            let Some(original) = evaluator.evaluate(None, &BTreeMap::new())? else { return Ok(Vec::new()) };
+            // Rounding must not exclude a drop that is just allowed.
+            let rounding = 4.0 * f64::EPSILON * (original.value.abs() + self.max_drop);
+            let least = original.value - self.max_drop - rounding;
+            let mut ranks = BTreeMap::new();
+            let mut path = vec![original];
+            loop {
+                let mut best: Option<Evaluation> = None;
+                for (name, candidates) in &all {
+                    let Some(next) = self.next(candidates, ranks.get(*name).copied()) else { continue };
+                    let mut further = ranks.clone();
+                    further.insert((*name).to_owned(), next);
+                    let Some(found) = evaluator.evaluate(Some(name), &further)? else { return Ok(path) };
+                    let better = |best: &Evaluation| {
+                        found.value > best.value || (found.value == best.value && found.parameters < best.parameters)
+                    };
+                    if found.value >= least && best.as_ref().is_none_or(better) {
+                        best = Some(found);
+                    }
                 }
+                let Some(best) = best else { return Ok(path) };
+                ranks.clone_from(&best.ranks);
+                path.push(best);
             }
-            let Some(best) = best else { return Ok(path) };
-            ranks.clone_from(&best.ranks);
-            path.push(best);
-        }
+        })
     }
 
     fn validate(&self, layers: &[LayerProfile]) -> Result<()> {

@@ -156,15 +156,17 @@ impl Sensitivities {
     /// # }
     /// ```
     pub fn with_floor(mut self, fraction_of_mean: f64) -> Result<Self> {
-        if !(0.0..=1.0).contains(&fraction_of_mean) {
-            let parameter = "the fraction of the mean";
-            let (expected, found) = ("in [0, 1]".into(), fraction_of_mean);
-            return Err(Error::out_of_range(parameter, expected, found));
-        }
-        let count = self.0.len().max(1) as f64;
-        let floor = self.0.values().map(|sensitivity| sensitivity / count).sum::<f64>() * fraction_of_mean;
-        self.0.values_mut().for_each(|sensitivity| *sensitivity = sensitivity.max(floor));
-        Ok(self)
+        during("Sensitivities::with_floor", || {
+            if !(0.0..=1.0).contains(&fraction_of_mean) {
+                let parameter = "the fraction of the mean";
+                let (expected, found) = ("in [0, 1]".into(), fraction_of_mean);
+                return Err(Error::out_of_range(parameter, expected, found));
+            }
+            let count = self.0.len().max(1) as f64;
+            let floor = self.0.values().map(|sensitivity| sensitivity / count).sum::<f64>() * fraction_of_mean;
+            self.0.values_mut().for_each(|sensitivity| *sensitivity = sensitivity.max(floor));
+            Ok(self)
+        })
     }
 }
 

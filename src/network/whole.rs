@@ -13,6 +13,7 @@ use super::plan::{Choice, Plan};
 use super::profile::{self, LayerProfile};
 use super::progress::Progress;
 use super::shared::SharedInput;
+use crate::error::during;
 use crate::{ActivationStats, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Result, Scalar};
 
 /// The layers of a network, with their names and the statistics of their inputs.
@@ -250,7 +251,9 @@ impl<'a, T: Scalar> Network<'a, T> {
     where
         C: LowRankCompressor<T> + Sync + ?Sized,
     {
-        self.decompose_some(&self.layers.iter().collect::<Vec<_>>(), method, deliver, progress)
+        during("Network::decompose", || {
+            self.decompose_some(&self.layers.iter().collect::<Vec<_>>(), method, deliver, progress)
+        })
     }
 
     fn decompose_some<C>(
@@ -306,47 +309,50 @@ impl<'a, T: Scalar> Network<'a, T> {
     where
         C: LowRankCompressor<T> + Sync + ?Sized,
     {
-        let allocator: Allocator = allocator.into();
-        let layers: Vec<&Layer<'a, T>> = self.layers.iter().filter(|layer| !allocator.leaves(&layer.name)).collect();
-        let mut decompositions = BTreeMap::new();
-        let keep = |name: &str, decomposition| {
-            decompositions.insert(name.to_owned(), decomposition);
-            Ok(())
-        };
-        self.decompose_some(&layers, method, keep, &mut Progress::ignore)?;
-        let profile = |layer: &Layer<'a, T>| match decompositions.get(&layer.name) {
-            Some(decomposition) => Ok(LayerProfile::new(&layer.name, decomposition)),
-            None => LayerProfile::original(&layer.name, layer.shape, layer.load()?.linear().bias().is_some()),
-        };
-        let profiles = self.layers.iter().map(profile).collect::<Result<Vec<_>>>()?;
-        let (mut groups, mut stacked) = (Vec::new(), Vec::new());
-        // A group with a layer that stays original cannot share its `down`.
-        for names in self.shared.iter().filter(|names| !names.iter().any(|name| allocator.leaves(name))) {
-            let (shared, decomposition) = self.decompose_shared(names, &profiles, allocator.strategy(), method)?;
-            groups.push(shared);
-            stacked.push(decomposition);
-        }
-        let plan = allocator.allocate_shared(&profiles, &groups)?;
-        let mut compressed = BTreeMap::new();
-        let mut ranks = BTreeMap::new();
-        for layer in &plan.layers {
-            match (layer.choice, decompositions.get(&layer.name)) {
-                (Choice::Rank(rank), Some(decomposition)) => {
-                    compressed.insert(layer.name.clone(), decomposition.truncate(rank)?.into_layer());
+        during("Network::compress", || {
+            let allocator: Allocator = allocator.into();
+            let layers: Vec<&Layer<'a, T>> =
+                self.layers.iter().filter(|layer| !allocator.leaves(&layer.name)).collect();
+            let mut decompositions = BTreeMap::new();
+            let keep = |name: &str, decomposition| {
+                decompositions.insert(name.to_owned(), decomposition);
+                Ok(())
+            };
+            self.decompose_some(&layers, method, keep, &mut Progress::ignore)?;
+            let profile = |layer: &Layer<'a, T>| match decompositions.get(&layer.name) {
+                Some(decomposition) => Ok(LayerProfile::new(&layer.name, decomposition)),
+                None => LayerProfile::original(&layer.name, layer.shape, layer.load()?.linear().bias().is_some()),
+            };
+            let profiles = self.layers.iter().map(profile).collect::<Result<Vec<_>>>()?;
+            let (mut groups, mut stacked) = (Vec::new(), Vec::new());
+            // A group with a layer that stays original cannot share its `down`.
+            for names in self.shared.iter().filter(|names| !names.iter().any(|name| allocator.leaves(name))) {
+                let (shared, decomposition) = self.decompose_shared(names, &profiles, allocator.strategy(), method)?;
+                groups.push(shared);
+                stacked.push(decomposition);
+            }
+            let plan = allocator.allocate_shared(&profiles, &groups)?;
+            let mut compressed = BTreeMap::new();
+            let mut ranks = BTreeMap::new();
+            for layer in &plan.layers {
+                match (layer.choice, decompositions.get(&layer.name)) {
+                    (Choice::Rank(rank), Some(decomposition)) => {
+                        compressed.insert(layer.name.clone(), decomposition.truncate(rank)?.into_layer());
+                    }
+                    (Choice::Shared { group, rank }, _) => drop(ranks.insert(group, rank)),
+                    _ => {}
                 }
-                (Choice::Shared { group, rank }, _) => drop(ranks.insert(group, rank)),
-                _ => {}
             }
-        }
-        for (group, (shared, decomposition)) in groups.iter().zip(&stacked).enumerate() {
-            if let Some(&rank) = ranks.get(&group) {
-                let loaded = self.load(shared.names())?;
-                let originals: Vec<&Linear<T>> = loaded.iter().map(Loaded::linear).collect();
-                let layers = shared.split(decomposition.truncate(rank)?.layer(), &originals)?;
-                compressed.extend(shared.names().map(str::to_owned).zip(layers));
+            for (group, (shared, decomposition)) in groups.iter().zip(&stacked).enumerate() {
+                if let Some(&rank) = ranks.get(&group) {
+                    let loaded = self.load(shared.names())?;
+                    let originals: Vec<&Linear<T>> = loaded.iter().map(Loaded::linear).collect();
+                    let layers = shared.split(decomposition.truncate(rank)?.layer(), &originals)?;
+                    compressed.extend(shared.names().map(str::to_owned).zip(layers));
+                }
             }
-        }
-        Ok((plan, compressed))
+            Ok((plan, compressed))
+        })
     }
 
     /// Decomposes the layers of a shared input together, up to the largest rank that saves parameters.

@@ -11,7 +11,6 @@ use serde_json::{Map, Value, json};
 use super::{Dtype, FloatDtype, format_error, io_error, replace_file};
 use crate::{Error, Result, Scalar};
 
-
 /// A plan of a safetensors file, written as a stream in atomic replacement of a file.
 ///
 /// Every tensor carries a `content` of the caller's type `C`, which tells the caller later which data to write: a matrix, the name of a
@@ -87,7 +86,8 @@ impl<C> ModelWriter<C> {
         let mut order: Vec<(&String, &Planned<C>)> = self.tensors.iter().collect();
         order.sort_by_key(|(_, tensor)| Reverse(tensor.dtype.bitsize()));
         replace_file(path, |file| {
-            file.write_all(&header(&self.metadata, &order)).map_err(|error| io_error(path, error))?;
+            file.write_all(&header(&self.metadata, &order))
+                .map_err(|error| io_error(path, error).during("ModelWriter::write"))?;
             for (name, tensor) in order {
                 let dtype = FloatDtype::of(tensor.dtype);
                 let mut target = TensorWriter { file: &mut *file, path, name, dtype, written: 0 };
@@ -95,7 +95,7 @@ impl<C> ModelWriter<C> {
                 let written = target.written;
                 if written != tensor.bytes {
                     let expected = format!("{} bytes of `{name}`", tensor.bytes);
-                    return Err(format_error(path, expected, written.to_string()).into());
+                    return Err(format_error(path, expected, written.to_string()).during("ModelWriter::write").into());
                 }
             }
             Ok(())
