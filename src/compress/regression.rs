@@ -69,6 +69,7 @@ fn solve_shifted(matrix: Mat<f64>, lambda: f64, right: Mat<f64>, (rounding, par)
 mod tests {
     use super::*;
     use crate::ActivationStats;
+    use crate::covariance::second_moment;
     use crate::linalg::SplitMix64;
 
     /// `(A + λI) X = B` for ridges below, among and above the eigenvalues, and the pseudo-inverse without one.
@@ -79,7 +80,7 @@ mod tests {
         let matrix = &root * root.transpose();
         let right = Mat::from_fn(n, 2, |i, j| (i + 2 * j) as f64 - 2.5);
         for lambda in [1e-3, 0.02, 1.0, 1e3] {
-            let solution = solve_shifted(matrix.clone(), lambda, right.clone(), (0.0, 1))?;
+            let solution = solve_shifted(matrix.clone(), lambda, right.clone(), (0.0, Par::Seq))?;
             let left = &matrix * &solution + &solution * faer::Scale(lambda);
             assert!((left - &right).norm_max() < 1e-11, "{lambda}");
         }
@@ -87,9 +88,9 @@ mod tests {
         let root = root.subcols(0, 2).to_owned();
         let (matrix, right) = (&root * root.transpose(), &root * Mat::from_fn(2, 1, |i, _| 1.0 - 3.0 * i as f64));
         for (lambda, rounding) in [(0.0, 0.0), (1e-9, 1e-8)] {
-            let solution = solve_shifted(matrix.clone(), lambda, right.clone(), (rounding, 1))?;
+            let solution = solve_shifted(matrix.clone(), lambda, right.clone(), (rounding, Par::Seq))?;
             assert!((&matrix * &solution - &right).norm_max() < 1e-7, "{lambda}");
-            let within = linalg::orthonormalized(root.clone(), 1)?;
+            let within = linalg::orthonormalized(root.clone(), Par::Seq)?;
             let outside = &solution - &within * (within.transpose() * &solution);
             assert!(outside.norm_max() < 1e-9 * solution.norm_max(), "{lambda}");
         }
@@ -104,7 +105,7 @@ mod tests {
         let other = Mat::from_fn(20, 1, |i, _| ((i * 5 + 1) % 7) as f64 - 3.0);
         let inside = v.as_ref() * faer::Scale((v.transpose() * &other)[(0, 0)] / v.squared_norm_l2());
         let expected = inside * faer::Scale(1e-8 / v.squared_norm_l2());
-        let solution = solve_shifted(matrix, 0.0, other, (0.0, 1))?;
+        let solution = solve_shifted(matrix, 0.0, other, (0.0, Par::Seq))?;
         assert!((solution - &expected).norm_max() < 1e-9 * expected.norm_max());
         Ok(())
     }
@@ -114,7 +115,7 @@ mod tests {
     fn a_ridge_beside_rounding_is_added_to_what_stands_out() -> Result<()> {
         let solve = |small: f64, lambda: f64| -> Result<[f64; 2]> {
             let matrix = faer::mat![[1.0, 0.0], [0.0, small]];
-            let solution = solve_shifted(matrix, lambda, Mat::ones(2, 1), (0.045 / (1.0 + small), 1))?;
+            let solution = solve_shifted(matrix, lambda, Mat::ones(2, 1), (0.045 / (1.0 + small), Par::Seq))?;
             Ok([solution[(0, 0)], solution[(1, 0)]])
         };
         for (small, lambda, expected) in [
@@ -146,7 +147,7 @@ mod tests {
         let moment = second_moment(&stats, false)?;
         assert!(moment.rounding() > 0.0);
         let weight = Mat::from_fn(3, inputs, |_, _| random.next());
-        let regressed = ridge_regression(weight.as_ref(), &moment, 0.0, 0)?;
+        let regressed = ridge_regression(weight.as_ref(), &*moment, 0.0, Par::Seq)?;
         let lost = (regressed.col(small) - weight.col(small)).norm_l2();
         assert!(lost < 0.02 * weight.col(small).norm_l2(), "{lost}");
         Ok(())
