@@ -275,14 +275,14 @@ fn an_operators_own_error_is_passed_on() {
             4
         }
         fn apply(&self, _: MatRef<'_, f32>, _: MatMut<'_, f32>) -> Result<()> {
-            Err(Error::no_samples())
+            Err(Error::NoSamples { operation: "Broken::apply" })
         }
         fn trace(&self) -> Result<f64> {
             Ok(0.0)
         }
     }
     let error = top_eigenpairs(&Broken, 1, Solver::Auto, 1).unwrap_err();
-    assert_eq!(error, Error::no_samples());
+    assert_eq!(error, Error::NoSamples { operation: "Broken::apply" });
 }
 
 #[test]
