@@ -23,7 +23,7 @@ const ROUNDING_RATIO: f64 = 100.0;
 /// The algorithms in double precision, in the order in which they are tried.
 ///
 /// faer's eigendecomposition was reported to give up on an 11 × 11 matrix. The singular value
-/// decomposition shares neither the tridiagonal form nor the iteration with it.
+/// decomposition shares neither the tridiagonal form nor the iteration with it, and takes `O(d³)`.
 pub(super) const ALGORITHMS: [Algorithm<f64>; 2] = [
     Algorithm { name: "dense eigendecomposition (divide and conquer)", solve: linalg::symmetric_eigen },
     Algorithm { name: "dense singular value decomposition", solve: by_singular_values },
@@ -178,14 +178,16 @@ fn residual<P: Scalar>(matrix: MatRef<'_, P>, vectors: MatRef<'_, f64>, values: 
     Ok(norms.fold(0.0, |most, norm| if norm > most || norm.is_nan() { norm } else { most }))
 }
 
-/// Singular pairs of a positive semidefinite matrix are its eigenpairs. The shift by the Frobenius norm
-/// makes any symmetric matrix semidefinite, so that negative eigenvalues are found as such.
+/// Singular pairs of a positive semidefinite matrix are its eigenpairs. The sign of `uᵀHu` shows
+/// eigenvalues that are negative.
 fn by_singular_values(matrix: MatRef<'_, f64>, par: Par) -> Result<Option<Pairs<f64>>> {
-    let shift = linalg::squared_norm(matrix).sqrt();
-    let mut shifted = linalg::widened(matrix, 1.0)?;
-    shifted.as_mut().diagonal_mut().column_vector_mut().iter_mut().for_each(|entry| *entry += shift);
-    let pairs = linalg::left_singular(shifted.as_ref(), par)?;
-    Ok(pairs.map(|(values, vectors)| (values.into_iter().map(|value| value - shift).collect(), vectors)))
+    let Some((mut values, vectors)) = linalg::left_singular(matrix, par)? else { return Ok(None) };
+    let applied = linalg::product(matrix, vectors.as_ref(), par)?;
+    for (value, (applied, vector)) in values.iter_mut().zip(applied.col_iter().zip(vectors.col_iter())) {
+        let form: f64 = applied.iter().zip(vector.iter()).map(|(h, v)| h * v).sum();
+        *value = value.copysign(form);
+    }
+    Ok(Some((values, vectors)))
 }
 
 fn require_symmetric<P: Scalar>(matrix: MatRef<'_, P>, tolerance: f64, noise: f64) -> Result<()> {
