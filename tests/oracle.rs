@@ -1,5 +1,5 @@
-//! Energies, projectors and errors against two oracles that share nothing with the library's solvers: a one-sided Jacobi singular value
-//! decomposition of our own, and nalgebra's symmetric eigendecomposition.
+//! Energies, projectors and errors against two oracles that share no code with the library's solvers: a
+//! one-sided Jacobi singular value decomposition, and nalgebra's symmetric eigendecomposition.
 
 mod common;
 
@@ -63,7 +63,7 @@ fn the_oracle_is_one() {
     }
 }
 
-/// Grading that defeats any method that starts by making the matrix bidiagonal: what is said of the oracle's accuracy.
+/// The oracle is accurate on a graded matrix, on which every method that starts with a bidiagonal form fails.
 #[test]
 fn the_oracle_is_accurate_relative_to_small_values() {
     let (n, mut rng) = (20, StdRng::seed_from_u64(8));
@@ -75,10 +75,10 @@ fn the_oracle_is_accurate_relative_to_small_values() {
     }
 }
 
-/// Compares a solve of `min ‖(W − C) L‖` with what an oracle says of `W L`.
+/// Compares a solution of `min ‖(W − C) L‖` with an oracle's decomposition of `W L`.
 ///
-/// Energies are squared singular values, off by rounding in `|W| |S| |W|ᵀ`. A projector on the leading `k` turns by that rounding over the
-/// gap behind it; it is compared where that leaves it at least three digits.
+/// Energies are squared singular values, off by rounding in `|W| |S| |W|ᵀ`. The projector on the leading `k`
+/// is off by that rounding over the gap behind it. It is compared if that leaves at least three digits.
 fn compare(
     (name, oracle): (&str, Oracle),
     (layer, stats): (&Linear<f64>, &ActivationStats<f64>),
@@ -94,7 +94,7 @@ fn compare(
     let at = format!("{at}, {name}: {}", decomposition.truncate(1).unwrap().report().solver);
     let total: f64 = values.iter().map(|value| value * value).sum();
     worst.take((decomposition.total_energy() - total).abs() / rounding, &at);
-    // Block Lanczos may miss 4e-12 of what is left out.
+    // Block Lanczos may miss 4e-12 of the energy left out.
     let rest: f64 = (decomposition.max_rank()..values.len()).map(energy).sum();
     let rounding = rounding + 4e-12 * rest;
     for (index, ours) in decomposition.energies().iter().enumerate() {
@@ -151,7 +151,7 @@ fn both_agree_on_random_weighted_problems() {
     let mut rng = StdRng::seed_from_u64(11);
     for round in 0..60 {
         let (m, n) = (rng.random_range(1..40), rng.random_range(1..40));
-        // Few samples are kept; many collapse to the scatter.
+        // The statistics keep few samples as rows, and many as a covariance.
         let collapsed = round % 2 == 1;
         let samples = if collapsed { 4 * n + 50 } else { rng.random_range(1..=n + 1) };
         let [weights, data] = [0, 1].map(|_| FAMILIES[rng.random_range(1..FAMILIES.len())]);
@@ -168,7 +168,7 @@ fn both_agree_on_random_weighted_problems() {
         for centred in [false, true] {
             for ridge in [Ridge::None, Ridge::Relative(0.3), Ridge::Shrinkage] {
                 let (root, moment_trace) = root_of(&inputs, &counts, centred);
-                // One sample less its mean is rounding, and to the library zero.
+                // One sample minus its mean is rounding. The library treats it as zero.
                 if moment_trace <= 1e-26 * inputs.squared_norm_l2() {
                     continue;
                 }
@@ -180,7 +180,7 @@ fn both_agree_on_random_weighted_problems() {
                 let shrinkage = decomposition.truncate(1).unwrap().report().shrinkage;
                 let (keep, anchor) = match (ridge, shrinkage) {
                     (Ridge::Relative(ratio), _) => (1.0, ratio),
-                    // What is kept even then lets the data decide ties.
+                    // Even then the library keeps a little of the data, to decide ties.
                     (_, Some(rho)) => ((1.0 - rho).max(2_f64.powi(-36)), 1.0 - (1.0 - rho).max(2_f64.powi(-36))),
                     _ => (1.0, 0.0),
                 };
@@ -194,7 +194,7 @@ fn both_agree_on_random_weighted_problems() {
                 for oracle in ORACLES {
                     let at =
                         format!("{m} × {n}, {weights:?} × {data:?}, {samples} samples, {ridge:?}, centred {centred}");
-                    // The certificate speaks of the plain data: comparable without a ridge.
+                    // The predicted error is that of the plain data: comparable without a ridge.
                     let plain = if ridge == Ridge::None { statistics.clone() } else { ActivationStats::new(n) };
                     let worst = &mut worst[usize::from(collapsed)];
                     compare(oracle, (&layer, &plain), &root, &decomposition, (worst, &at));
@@ -205,7 +205,7 @@ fn both_agree_on_random_weighted_problems() {
     worst.into_iter().for_each(Worst::check);
 }
 
-/// Inputs × samples, of which the second moment is the product with its transpose; and the trace of that.
+/// A matrix, inputs × samples, whose product with its transpose is the second moment, and the trace of that.
 fn root_of(inputs: &Mat<f64>, counts: &[f64], centred: bool) -> (Mat<f64>, f64) {
     let (samples, n) = inputs.shape();
     let weight: f64 = counts.iter().sum();
@@ -216,7 +216,7 @@ fn root_of(inputs: &Mat<f64>, counts: &[f64], centred: bool) -> (Mat<f64>, f64) 
     (root, trace)
 }
 
-/// The oracle itself must be able to fail: a decomposition that is off by one part in a million is far beyond 35.
+/// The comparison can fail: a decomposition that is off by one part in a million exceeds 35 by far.
 #[test]
 fn a_slightly_wrong_answer_is_seen() {
     let matrix = with_values(&mut StdRng::seed_from_u64(5), 12, 9, &Family::Arithmetic.values(9));
@@ -227,7 +227,7 @@ fn a_slightly_wrong_answer_is_seen() {
     let mut worst = Worst::of("slightly wrong");
     compare(ORACLES[0], (&layer, &unfed), &Mat::identity(9, 9), &decomposition, (&mut worst, ""));
     assert!(std::panic::catch_unwind(|| worst.check()).is_err());
-    // Likewise samples of which one was lost.
+    // So does the loss of one sample.
     let inputs = gaussian(&mut StdRng::seed_from_u64(6), 30, 9);
     let (root, _) = root_of(&inputs, &[1.0; 30], false);
     let fewer = stats(inputs.as_ref().subrows(0, 29));

@@ -1,7 +1,7 @@
 //! Residuals in units of rounding, as LAPACK tests its drivers: every solver, both scalars, all below 35.
 //!
-//! `cargo test --test ratios -- --nocapture` prints the worst of each family. The rungs of the dense ladder and the completion of
-//! a basis have the same tests beside the code.
+//! `cargo test --test ratios -- --nocapture` prints the worst of each family. The unit tests of the solver
+//! test each dense algorithm and the completion of a basis in the same way.
 
 mod common;
 
@@ -30,13 +30,13 @@ impl<T: Scalar> PsdOperator<T> for Given<T> {
     }
 }
 
-fn is_narrow<T: Scalar>() -> bool {
+fn is_single<T: Scalar>() -> bool {
     T::EPSILON > f64::EPSILON
 }
 
 /// Powers of two at which `ε` times the largest eigenvalue is just a normal number, and at which the trace is just finite.
 fn ends_of_range<T: Scalar>() -> [(f64, &'static str); 3] {
-    let (low, high) = if is_narrow::<T>() { (-103, 117) } else { (-970, 1013) };
+    let (low, high) = if is_single::<T>() { (-103, 117) } else { (-970, 1013) };
     [(1.0, "1"), (2_f64.powi(low), "near underflow"), (2_f64.powi(high), "near overflow")]
 }
 
@@ -49,11 +49,12 @@ fn symmetric(rotation: &Mat<f64>, values: &[f64]) -> Mat<f64> {
 
 /// The worst of `‖A V − V Λ‖ / (‖A‖ n ε)`, `‖I − VᵀV‖ / (n ε)`, the eigenvalues' errors and the captured energy's.
 ///
-/// `ε` is that of the path: a dense solve widens to `f64` whatever the operator's scalar is, and block Lanczos
-/// multiplies in that scalar. Where the latter stopped before its basis filled the space, it may do so once the energy that it
-/// can still miss, `Σ min(r, r²/gap)`, is below its documented share of the energy left out: `1e-12`, or `5e-5` for `f32`, and four times that after
-/// random directions were tried, or `8 ε` of the trace. So an energy may be off by that bound `δ`, and a residual by
-/// `max(δ, √(δ ‖A‖))`, which these numbers are divided by as well.
+/// `ε` is that of the algorithm: the dense one works in `f64`, block Lanczos in the operator's scalar.
+///
+/// Block Lanczos may stop before its basis fills the space. The energy that it can still miss,
+/// `Σ min(r, r²/gap)`, is then below a fraction of the energy left out: `1e-12`, or `5e-5` for `f32`, four
+/// times that after a verification, or `8 ε` of the trace. An energy may be off by that bound `δ`, and a
+/// residual by `max(δ, √(δ ‖A‖))`. The ratios are relative to these bounds as well.
 fn ratio<T: Scalar>(matrix: &Mat<f64>, exact: &[f64], pairs: &Eigenpairs, scale: f64) -> f64 {
     let (n, count) = (exact.len(), pairs.values.len());
     let norm = exact[0].max(f64::MIN_POSITIVE);
@@ -61,8 +62,8 @@ fn ratio<T: Scalar>(matrix: &Mat<f64>, exact: &[f64], pairs: &Eigenpairs, scale:
     let epsilon = if dense { f64::EPSILON } else { T::EPSILON };
     let (trace, optimum) = (exact.iter().sum::<f64>(), exact[..count].iter().sum::<f64>());
     let partial = !dense && pairs.basis_size < n;
-    let share = if is_narrow::<T>() { 5e-5 } else { 1e-12 };
-    let delta = if partial { 4.0 * (share * (trace - optimum) + 8.0 * epsilon * trace) } else { 0.0 };
+    let fraction = if is_single::<T>() { 5e-5 } else { 1e-12 };
+    let delta = if partial { 4.0 * (fraction * (trace - optimum) + 8.0 * epsilon * trace) } else { 0.0 };
     let rounding = norm * n as f64 * epsilon;
     // The entries were rounded to the operator's own type, and its eigenvalues with them.
     let entries = norm * n as f64 * T::EPSILON;
@@ -131,7 +132,7 @@ fn block_lanczos_eigenpairs_in_a_part_of_the_space() {
 
 #[test]
 fn automatically_solved_eigenpairs() {
-    // From 512 on, few pairs are iterated for.
+    // Block Lanczos finds few pairs of dimension 520.
     let sizes = [&SIZES[..], &[520]].concat();
     let counts = |n: usize| vec![if n > 512 { 6 } else { n.div_ceil(3) }];
     eigenpairs_of_every_family::<f64>(Solver::Auto, &sizes, counts, "auto");
@@ -268,7 +269,7 @@ impl Objective {
 /// scalar, to which the factors are rounded. Block Lanczos may miss `4 · 1e-12` of the energy left out in `f64`, and in single
 /// precision `2e-4` of it, as documented where that path is chosen.
 fn compressors_on_every_family<T: Scalar>(solver: Solver, sizes: &[usize], name: &str) {
-    let ends = if is_narrow::<T>() { (2_f64.powi(-100), 2_f64.powi(100)) } else { (2_f64.powi(-450), 2_f64.powi(450)) };
+    let ends = if is_single::<T>() { (2_f64.powi(-100), 2_f64.powi(100)) } else { (2_f64.powi(-450), 2_f64.powi(450)) };
     for (at, family) in FAMILIES.into_iter().enumerate() {
         // Every spectrum meets two others.
         let data = FAMILIES[(at * 3 + 4) % FAMILIES.len()];
@@ -320,7 +321,7 @@ fn check_compressors<T: Scalar>(problem: &Aligned, solver: Solver, scales: (f64,
             let left_by_all: f64 = energies[max_rank..].iter().sum();
             let missed = match solver {
                 Solver::DenseEigen => 0.0,
-                _ if is_narrow::<T>() => 2e-4 * left_by_all,
+                _ if is_single::<T>() => 2e-4 * left_by_all,
                 _ => 4e-12 * left_by_all,
             };
             let excess = objective.value(problem, &low) - (constant + left);

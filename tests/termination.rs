@@ -1,5 +1,5 @@
-//! Operators that break their contract, in every way we could think of: an error, or a result whose residual is what it says, after a
-//! number of products that is bounded by the size.
+//! Operators that break their contract. Each gives an error, or a result with the residual that it states,
+//! after a number of products that is bounded by the size.
 
 mod common;
 
@@ -16,8 +16,8 @@ const SOLVERS: [Solver; 3] = [Solver::Auto, Solver::DenseEigen, Solver::BlockLan
 
 type Entry = fn(usize, usize, usize) -> f64;
 
-/// A matrix that is `early` for the first products and `late` from the call number `turns` on, with a trace and a noise of its own
-/// account; counts calls and vectors.
+/// A matrix that is `early` for the first products and `late` from call number `turns` on, with any trace
+/// and noise. Counts calls and vectors.
 #[derive(Clone)]
 struct Hostile {
     dimension: usize,
@@ -34,7 +34,7 @@ fn identity(i: usize, j: usize, _: usize) -> f64 {
     f64::from(i == j)
 }
 
-/// Diagonal, with eigenvalues that fall off slowly enough to keep an iteration going.
+/// Diagonal, with eigenvalues that decay slowly enough for a long iteration.
 fn decaying(i: usize, j: usize, _: usize) -> f64 {
     if i == j { 1.0 / (1.0 + i as f64) } else { 0.0 }
 }
@@ -46,7 +46,7 @@ impl Hostile {
         Self { dimension, early: entry, late: entry, turns: 0, trace, noise: 0.0, calls, vectors }
     }
 
-    /// The products of `decaying`, until this call.
+    /// The products of `decaying` until this call.
     fn turning(dimension: usize, turns: usize, late: Entry) -> Self {
         Self { late, turns, ..Self::new(dimension, decaying) }
     }
@@ -59,8 +59,8 @@ impl Hostile {
         Self { noise, ..self }
     }
 
-    /// Products after which block Lanczos must have ended, those of a dense solve that follows included: 40 for each pair and each
-    /// vector of a block, a block of directions put aside and taken back beside, and the columns of the identity.
+    /// A bound on the vectors that the solver may multiply, a fallback to the dense algorithm included: 40 for
+    /// each pair and each vector of a block, two blocks for a verification, and the identity.
     fn bound(&self, count: usize) -> usize {
         40 * (count + 64) + 128 + self.dimension
     }
@@ -98,13 +98,13 @@ impl<T: Scalar> PsdOperator<T> for Hostile {
 
 const COUNT: usize = 3;
 
-/// What comes out for an operator, within its bound on products.
+/// The solver's outcome for an operator, within its bound on products.
 fn outcome<T: Scalar>(operator: &Hostile, solver: Solver) -> Result<Eigenpairs> {
     let operator = operator.clone();
     let outcome = top_eigenpairs::<T>(&operator, COUNT, solver, 1);
     let (calls, vectors) = (operator.calls.get(), operator.vectors.get());
     let bound = operator.bound(COUNT);
-    // Every call brings a vector at least.
+    // Every call multiplies at least one vector.
     assert!(calls <= vectors && vectors <= bound, "{calls} calls, {vectors} vectors, where {bound} are allowed");
     outcome
 }
@@ -125,7 +125,7 @@ fn refused_in_both_precisions(name: &str, operator: &Hostile, solvers: &[Solver]
 }
 
 #[test]
-fn numbers_that_are_none_are_refused_at_once() {
+fn products_that_are_not_finite_are_refused_at_once() {
     let nan: Entry = |_, _, _| f64::NAN;
     let infinite: Entry = |i, j, _| if i == j { f64::INFINITY } else { 0.0 };
     let in_one_place: Entry = |i, j, _| if (i, j) == (2, 1) { f64::NAN } else { f64::from(i == j) };
@@ -138,13 +138,13 @@ fn numbers_that_are_none_are_refused_at_once() {
 }
 
 #[test]
-fn numbers_that_are_none_are_refused_when_they_come_later() {
-    // An operator that turns after the dense path's only products is never asked again.
+fn products_that_are_not_finite_are_refused_later_too() {
+    // The dense algorithm applies small operators once, so it cannot see a later change.
     for (turns, solvers) in [(1, &SOLVERS[2..]), (2, &SOLVERS[2..]), (5, &SOLVERS[2..])] {
         for late in [|_, _, _| f64::NAN, |_, _, _| f64::INFINITY, |_, _, _| f64::NEG_INFINITY] as [Entry; 3] {
             refused_in_both_precisions("not finite later", &Hostile::turning(400, turns, late), solvers);
         }
-        // Finite, but its squares, and then the sums of its products, are not.
+        // Finite, but squares, and then sums of products, overflow.
         for late in [|_, _, _| 1e30, |i, j, _| if i == j { 1e38 } else { 0.0 }] as [Entry; 2] {
             refused_in_both_precisions("huge later", &Hostile::turning(400, turns, late), solvers);
         }
@@ -202,13 +202,13 @@ fn traces_that_cannot_be_are_refused_where_they_are_used() {
         for trace in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1.0, 0.0, 1e-300, 1e300, f64::MAX] {
             let operator = Hostile::new(dimension, decaying).with_trace(trace);
             refused_in_both_precisions(&format!("a trace of {trace}"), &operator, iterating);
-            // The dense path, which small operators take, sees the trace itself.
+            // The dense algorithm, which small operators take, computes the trace itself.
             check_residual::<f64>(&operator, Solver::DenseEigen);
             if dimension < 256 {
                 check_residual::<f32>(&operator, Solver::Auto);
             }
         }
-        // Smaller errors cost accuracy in proportion, or time, but do no harm.
+        // Smaller errors cost accuracy in proportion, or time.
         for factor in [0.6, 3.0] {
             let truth = Hostile::new(dimension, decaying);
             let trace = truth.trace;
@@ -220,13 +220,13 @@ fn traces_that_cannot_be_are_refused_where_they_are_used() {
 #[test]
 fn noises_that_cannot_be_are_refused() {
     for noise in [f64::NAN, f64::INFINITY, -1.0] {
-        // Such a comparison would let anything pass, this for one.
+        // A comparison with such a noise would accept any operator, for example this one.
         let triangular: Entry = |i, j, _| f64::from(u8::from(j >= i));
         for operator in [Hostile::new(20, triangular), Hostile::new(20, decaying)] {
             refused_in_both_precisions(&format!("a noise of {noise}"), &operator.with_noise(noise), &SOLVERS);
         }
     }
-    // More noise than anything else is a statement, if a sad one: nothing is determined.
+    // More noise than eigenvalues is valid: the numerical rank is zero.
     for solver in SOLVERS {
         let pairs = outcome::<f64>(&Hostile::new(20, decaying).with_noise(1e300), solver).unwrap();
         assert_eq!(pairs.numerical_rank(), 0);
@@ -234,15 +234,15 @@ fn noises_that_cannot_be_are_refused() {
 }
 
 #[test]
-fn products_out_of_thin_air_end_in_time() {
-    // Every call another matrix: nothing settles, or nothing fits.
+fn operators_that_change_with_every_product_end_in_time() {
+    // Every call multiplies by another matrix.
     let fickle: Entry = |i, j, call| ((i * 31 + j * 17 + call * 7919) % 101) as f64 / 101.0;
     let doubling: Entry = |i, j, call| if i == j { 2_f64.powi(call as i32) } else { 0.0 };
     let fading: Entry = |i, j, call| if i == j { 0.5_f64.powi(call as i32 * 40) } else { 0.0 };
     for dimension in [3, 40, 300] {
         for entry in [fickle, doubling, fading] {
             for solver in SOLVERS {
-                // An error, or what it was at the time; that it comes to an end is checked within.
+                // Either an error or a result; `outcome` checks the number of products.
                 let _ = outcome::<f64>(&Hostile::new(dimension, entry), solver);
                 let _ = outcome::<f32>(&Hostile::new(dimension, entry), solver);
             }
@@ -251,7 +251,7 @@ fn products_out_of_thin_air_end_in_time() {
     refused_in_both_precisions("another matrix every time", &Hostile::new(300, fickle), &SOLVERS);
 }
 
-/// The result of an operator that means well: its residual is what it says, whatever else is amiss.
+/// Checks that the result has the residual that it states, and the leading eigenvalues.
 #[track_caller]
 fn check_residual<T: Scalar>(operator: &Hostile, solver: Solver) {
     let pairs = outcome::<T>(operator, solver).unwrap();
@@ -296,7 +296,7 @@ fn matrices_of_another_shape_are_refused() {
 
 #[test]
 fn a_dimension_that_changes_breaks_nothing() {
-    /// The identity, whose dimension is another one every time it is asked for.
+    /// The identity, with another dimension at every call.
     struct Changing(Cell<usize>, [usize; 2]);
     impl PsdOperator<f64> for Changing {
         fn dimension(&self) -> usize {
@@ -352,7 +352,7 @@ fn dimensions_beyond_all_memory_are_refused() {
     }
 }
 
-/// Costs are the operator's own account as well.
+/// Costs are stated by the operator, so they may be invalid as well.
 #[test]
 fn costs_that_cannot_be_choose_some_solver() {
     struct Costly(f64);
@@ -371,14 +371,13 @@ fn costs_that_cannot_be_choose_some_solver() {
             self.0
         }
     }
-    for work in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1.0] {
-        let pairs = top_eigenpairs(&Costly(work), 2, Solver::Auto, 1).unwrap();
+    for macs in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1.0] {
+        let pairs = top_eigenpairs(&Costly(macs), 2, Solver::Auto, 1).unwrap();
         assert!((pairs.values[1] - 1.0).abs() < 1e-12);
     }
 }
 
-/// An operator of our own that looks hostile: nothing of the data passes the weight, and the sum that is its trace is rounding of
-/// either sign.
+/// The data lie in the null space of the weight, so the trace of the operator is rounding of either sign.
 #[test]
 fn a_weight_that_is_blind_to_the_data_is_no_broken_contract() {
     let (n, rank) = (30, 10);
@@ -390,7 +389,7 @@ fn a_weight_that_is_blind_to_the_data_is_no_broken_contract() {
         let weight = &weight - (&weight * &seen) * seen.transpose();
         let layer = Linear::new(weight, None).unwrap();
         for solver in SOLVERS {
-            // Many samples are collapsed to their scatter; the first few are kept as they are.
+            // The statistics keep few samples as rows, and many as a covariance.
             for samples in [200, 12] {
                 let stats = common::stats(inputs.as_ref().subrows(0, samples));
                 let dalr = Dalr::new().with_ridge(Ridge::None).with_solver(solver);

@@ -1,7 +1,8 @@
-//! Comparisons of layers up to a tolerance, for tests: `AbsDiffEq`, `RelativeEq` and `UlpsEq` of the crate `approx`.
+//! Comparisons of layers up to a tolerance, for tests: `AbsDiffEq`, `RelativeEq` and `UlpsEq` of the
+//! crate `approx`.
 //!
-//! [`Linear`] and [`LowRankLinear`] compare as the matrices of nalgebra and ndarray do: entry by entry, and layers of different shapes, or of
-//! which one has a bias and the other has none, are not equal.
+//! [`Linear`] and [`LowRankLinear`] compare entry by entry, as matrices of nalgebra and ndarray do. Layers
+//! of different shapes are not equal, nor is a layer with a bias equal to one without.
 //!
 //! ```
 //! use approx::{assert_abs_diff_eq, assert_relative_eq};
@@ -14,7 +15,7 @@
 //! assert_relative_eq!(layer, other, max_relative = 1e-8);
 //! approx::assert_relative_ne!(layer, Linear::new(mat![[1.0, 2.0]], None)?);
 //!
-//! // The same function by other factors: compare what they make.
+//! // Different factors of the same layer: compare their products.
 //! let here = LowRankLinear::new(mat![[1.0, 2.0]], mat![[3.0], [4.0]], None)?;
 //! let there = LowRankLinear::new(mat![[-1.0, -2.0]], mat![[-3.0], [-4.0]], None)?;
 //! approx::assert_abs_diff_ne!(here, there, epsilon = 1e-12);
@@ -23,14 +24,15 @@
 //! # }
 //! ```
 //!
-//! A tolerance that suits is relative to the size of the weight: rounding in a factor is `ε` times its norm, not times each entry.
+//! Choose a tolerance relative to the size of the weight: rounding in a factor is `ε` times its norm, not
+//! `ε` times each entry.
 
 use ::approx::{AbsDiffEq, RelativeEq, UlpsEq};
 use faer::{ColRef, MatRef};
 
 use crate::{Linear, LowRankLinear, Scalar};
 
-/// Whether two lists of matrices have the same shapes and their entries are close.
+/// Whether two lists of matrices have the same shapes and close entries.
 fn close<T, const N: usize>(
     matrices: [(MatRef<'_, T>, MatRef<'_, T>); N],
     biases: (Option<ColRef<'_, T>>, Option<ColRef<'_, T>>),

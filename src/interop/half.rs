@@ -1,7 +1,7 @@
-//! `f16` and `bf16` of the crate `half`: batches and weights read exactly, factors rounded once.
+//! `f16` and `bf16` of the crate `half`: batches and weights are read exactly, factors are rounded once.
 //!
-//! Layers and statistics are in `f32` or `f64`; numbers of 16 bits are converted where they come in and where they go out. Every one of them is a
-//! number of `f32`, so that nothing is lost on the way in.
+//! Layers and statistics are in `f32` or `f64`. These functions convert numbers of 16 bits from and to
+//! them. `f32` represents every `f16` and `bf16` exactly.
 //!
 //! ```
 //! use dalr::interop::half::{round, widen, widen_column};
@@ -10,7 +10,7 @@
 //! use half::{bf16, f16};
 //!
 //! # fn main() -> dalr::Result<()> {
-//! // Buffers as they come: the weight out × in, the batch samples × in, both row by row.
+//! // Buffers in row-major order: the weight is out × in, the batch samples × in.
 //! let weight: Vec<bf16> = (0..48).map(|i| bf16::from_f32((i * 5 % 7) as f32)).collect();
 //! let bias: Vec<bf16> = vec![bf16::ONE; 8];
 //! let batch: Vec<f16> = (0..300).map(|i| f16::from_f32((i * 11 % 13) as f32)).collect();
@@ -26,9 +26,12 @@
 //! # }
 //! ```
 //!
-//! Arrays of `ndarray` and nalgebra matrices of these types come through their own modules' `view`.
-//! Factors in 16 bits have a rounding of `2⁻¹¹` (`f16`) or `2⁻⁸` (`bf16`) of each entry: what that does to the outputs is told by
-//! [`Compressed::evaluate`](crate::Compressed::evaluate) for the factors before, and by running the layer for those after.
+//! For arrays of ndarray and nalgebra matrices of these types, use `view` of `interop::ndarray` and
+//! `interop::nalgebra` first.
+//!
+//! Factors in 16 bits have a relative rounding error of `2⁻¹¹` (`f16`) or `2⁻⁸` (`bf16`) in each entry.
+//! [`Compressed::evaluate`](crate::Compressed::evaluate) measures the error before this rounding; run the
+//! converted layer to measure it afterwards.
 
 use core::fmt::{Debug, Display};
 
@@ -45,7 +48,7 @@ mod sealed {
     impl Sealed for half::bf16 {}
 }
 
-/// A type of 16 bits that numbers are stored in: [`struct@f16`] or [`bf16`].
+/// A 16-bit storage type: [`struct@f16`] or [`bf16`].
 ///
 /// ```
 /// use dalr::interop::half::Half;
@@ -55,12 +58,10 @@ mod sealed {
 /// assert_eq!((read::<half::f16>([0x00, 0x3c]), read::<half::bf16>([0x80, 0x3f])), (1.0, 1.0));
 /// ```
 pub trait Half: sealed::Sealed + Copy + Debug + Display + Default + PartialEq + Send + Sync + 'static {
-    /// From two bytes in the order of files, the lower one first.
-    ///
-    /// For an example see [`Half`].
+    /// Reads a number from two bytes, the lower one first.
     fn from_le_bytes(bytes: [u8; 2]) -> Self;
 
-    /// To two bytes in the order of files, the lower one first.
+    /// Returns the two bytes of a number, the lower one first.
     ///
     /// ```
     /// use dalr::interop::half::Half;
@@ -69,17 +70,17 @@ pub trait Half: sealed::Sealed + Copy + Debug + Display + Default + PartialEq + 
     /// ```
     fn to_le_bytes(self) -> [u8; 2];
 
-    /// The same number in `f32` or `f64`.
-    ///
-    /// For an example see [`Half`].
+    /// Returns the same number in `f32` or `f64`.
     fn widen<T: Scalar>(self) -> T;
 
-    /// The nearest number of this type, the even one of two; infinite beyond its range. Rounded once, even from `f64`.
+    /// Rounds to the nearest number of this type, ties to even; infinite beyond its range.
+    ///
+    /// Rounds once, even from `f64`.
     ///
     /// ```
     /// use dalr::interop::half::Half;
     /// use half::f16;
-    /// // Between 1 and the next number, 1 + 2⁻¹⁰: a little more than half-way, which `f32` cannot tell.
+    /// // A little more than half-way between 1 and the next number, 1 + 2⁻¹⁰. `f32` cannot tell.
     /// let number = 1.0 + 2_f64.powi(-11) + 2_f64.powi(-40);
     /// assert_eq!(f16::round(number).widen::<f64>(), 1.0 + 2_f64.powi(-10));
     /// assert_eq!(f16::round(number as f32), f16::ONE);
@@ -112,22 +113,22 @@ macro_rules! stored_in_16_bits {
 
 stored_in_16_bits!(f16, bf16);
 
-/// To `f32`, an inexact number to the neighbour with an odd significand: rounding that again, to at least two digits less, gives
-/// what rounding once gives (Boldo and Melquiond 2008). `half` itself rounds `f64` twice, or looks at the upper half of it alone.
+/// Rounds to `f32`, an inexact number to the neighbour with an odd significand.
+///
+/// Rounding the result to at least two digits less is the same as rounding once (Boldo and Melquiond
+/// 2008). The crate `half` rounds `f64` twice, or drops its lower half.
 fn to_odd(number: f64) -> f32 {
     let nearest = number as f32;
     let error = number - f64::from(nearest);
     if error == 0.0 || !error.is_finite() || !nearest.to_bits().is_multiple_of(2) {
         return nearest;
     }
-    // Away from zero and towards it are up and down in the bits, whatever the sign.
+    // The bits of the next number away from zero are larger by one, for either sign.
     let outwards = (error > 0.0) == number.is_sign_positive();
     f32::from_bits(if outwards { nearest.to_bits() + 1 } else { nearest.to_bits() - 1 })
 }
 
-/// A batch or a weight in `f32` or `f64`, exactly.
-///
-/// For an example see the [module](self).
+/// Converts a batch or a weight to `f32` or `f64`, exactly.
 ///
 /// # Errors
 ///
@@ -140,18 +141,17 @@ pub fn widen<T: Scalar, H: Half>(matrix: MatRef<'_, H>) -> Result<Mat<T>> {
     Ok(copy)
 }
 
-/// A bias in `f32` or `f64`, exactly.
-///
-/// For an example see the [module](self).
+/// Converts a bias to `f32` or `f64`, exactly.
 pub fn widen_column<T: Scalar, H: Half>(column: ColRef<'_, H>) -> Col<T> {
     column.iter().map(|number| number.widen()).collect()
 }
 
-/// A factor in 16 bits, each entry rounded to the nearest.
+/// Converts a factor to 16 bits, each entry rounded to the nearest.
 ///
 /// # Errors
 ///
-/// [`Error::Overflow`] if an entry is beyond the type's range, 65504 for `f16`; [`Error::Memory`] if the copy does not fit.
+/// [`Error::Overflow`] if an entry is beyond the type's range, 65504 for `f16`; [`Error::Memory`] if the
+/// copy does not fit.
 ///
 /// ```
 /// use dalr::{Error, interop::half::round};
@@ -175,7 +175,7 @@ pub fn round<H: Half, T: Scalar>(matrix: MatRef<'_, T>) -> Result<Mat<H>> {
     })
 }
 
-/// A bias in 16 bits, each entry rounded to the nearest.
+/// Converts a bias to 16 bits, each entry rounded to the nearest.
 ///
 /// # Errors
 ///

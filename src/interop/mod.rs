@@ -32,7 +32,7 @@ pub mod safetensors;
 #[cfg(feature = "serde")]
 mod serde;
 
-/// Samples and inputs of a batch of any number of axes, the last of which are the inputs.
+/// The numbers of samples and inputs of a batch whose last axis is the inputs.
 #[cfg(any(feature = "candle", feature = "ndarray"))]
 fn samples_and_inputs(axes: &[usize]) -> crate::Result<(usize, usize)> {
     let Some((&inputs, leading)) = axes.split_last() else {

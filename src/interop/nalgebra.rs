@@ -1,4 +1,4 @@
-//! nalgebra matrices and vectors: views without a copy one way, copies the other. For `f32` and `f64` alike.
+//! nalgebra matrices and vectors: views of them without a copy, and copies back, for `f32` and `f64`.
 //!
 //! ```
 //! use dalr::interop::nalgebra::{to_column, to_faer, to_nalgebra, view};
@@ -27,19 +27,20 @@
 //! | a matrix that owns its numbers, a column, whole columns of a matrix of static height | [`MatRef`] | [`view`], no copy |
 //! | some rows or columns of a matrix | [`MatRef`] | [`view`] of the matrix, then faer's `submatrix`, no copy |
 //! | its transpose | [`MatRef`] | [`view`], then faer's `transpose`, no copy |
-//! | any other nalgebra view: nalgebra hands out its numbers one by one | [`Mat`] | [`to_faer`], a copy |
+//! | any other nalgebra view (nalgebra gives access to single numbers only) | [`Mat`] | [`to_faer`], a copy |
 //! | factors, outputs | `DMatrix` | [`to_nalgebra`], a copy |
 //!
-//! A batch of sequences is a list of matrices, tokens × in: update with each in turn. To feed it in one piece put the sequences one below
-//! the other.
+//! A batch of sequences is a list of matrices, tokens × in. Update the statistics with each of them, or
+//! stack them into one matrix.
 
 use faer::{Col, ColRef, Mat, MatRef};
 use nalgebra::storage::{IsContiguous, RawStorage};
 use nalgebra::{DMatrix, DVector, Dim, Matrix, Vector};
 
-/// A nalgebra matrix as a faer view of the same shape, without a copy.
+/// Returns a faer view of a nalgebra matrix, without a copy.
 ///
-/// Takes everything that nalgebra can show as a slice: `DMatrix`, `SMatrix`, vectors, a column of a matrix.
+/// Accepts every matrix that nalgebra can show as a slice: `DMatrix`, `SMatrix`, vectors, a column of a
+/// matrix.
 ///
 /// ```
 /// use dalr::interop::nalgebra::view;
@@ -53,7 +54,7 @@ pub fn view<T, R: Dim, C: Dim, S: RawStorage<T, R, C> + IsContiguous>(matrix: &M
     MatRef::from_column_major_slice(matrix.as_slice(), matrix.nrows(), matrix.ncols())
 }
 
-/// A copy of any nalgebra matrix or view, whatever its strides; for a weight, or for a batch that [`view`] does not take.
+/// Copies a nalgebra matrix or view with any strides: a weight, or a batch that [`view`] does not accept.
 ///
 /// ```
 /// use dalr::interop::nalgebra::to_faer;
@@ -64,7 +65,7 @@ pub fn to_faer<T: Clone, R: Dim, C: Dim, S: RawStorage<T, R, C>>(matrix: &Matrix
     Mat::from_fn(matrix.nrows(), matrix.ncols(), |row, column| matrix[(row, column)].clone())
 }
 
-/// A copy of a nalgebra vector or view, for the bias of a layer.
+/// Copies a nalgebra vector or view, for the bias of a layer.
 ///
 /// ```
 /// use dalr::{Linear, interop::nalgebra::{to_column, to_faer}};
@@ -81,7 +82,7 @@ pub fn to_column<T: Clone, D: Dim, S: RawStorage<T, D>>(vector: &Vector<T, D, S>
     vector.iter().cloned().collect()
 }
 
-/// A copy of a faer matrix, in any memory layout, as a nalgebra matrix of the same shape.
+/// Copies a faer matrix with any strides into a nalgebra matrix.
 ///
 /// ```
 /// use dalr::interop::nalgebra::to_nalgebra;
@@ -91,7 +92,7 @@ pub fn to_nalgebra<T: nalgebra::Scalar>(matrix: MatRef<'_, T>) -> DMatrix<T> {
     DMatrix::from_fn(matrix.nrows(), matrix.ncols(), |row, column| matrix[(row, column)].clone())
 }
 
-/// A copy of a faer column as a nalgebra vector.
+/// Copies a faer column into a nalgebra vector.
 ///
 /// ```
 /// use dalr::interop::nalgebra::to_vector;

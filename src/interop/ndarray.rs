@@ -1,4 +1,4 @@
-//! ndarray arrays and views: without a copy both ways, whatever their strides. For `f32` and `f64` alike.
+//! ndarray arrays: views both ways without a copy, with any strides, for `f32` and `f64`.
 //!
 //! ```
 //! use dalr::interop::ndarray::{as_ndarray, samples, to_column, view};
@@ -27,11 +27,12 @@
 //! | from | to | |
 //! |---|---|---|
 //! | any array of two axes: sliced, stepped, transposed, reversed, broadcast | [`MatRef`] | [`view`], no copy |
-//! | any array of another number of axes | samples × in | [`samples`], no copy where NumPy's `reshape` makes none either |
+//! | any array of another number of axes | samples × in | [`samples`], no copy if NumPy's `reshape` makes none |
 //! | factors, outputs, and parts of them | [`ArrayView2`] | [`as_ndarray`], no copy |
 //! | the same | [`Array2`] | [`to_ndarray`], a copy in rows |
 //!
-//! A [`Linear`](crate::Linear) owns its weight, so that this one is copied once. The views are made by the crate `faer-ext`, of faer's own author.
+//! A [`Linear`](crate::Linear) owns its weight, so that is copied once. The crate `faer-ext`, by faer's
+//! author, makes the views.
 
 use faer::{Col, ColRef, MatRef};
 use faer_ext::{IntoFaer, IntoNdarray};
@@ -41,7 +42,7 @@ use super::samples_and_inputs;
 use crate::error::during;
 use crate::{Error, Result};
 
-/// An array of two axes as a faer view of the same shape, without a copy, whatever its strides.
+/// Returns a faer view of an array of two axes with any strides, without a copy.
 ///
 /// ```
 /// use dalr::interop::ndarray::view;
@@ -54,14 +55,15 @@ pub fn view<T>(array: &ArrayRef2<T>) -> MatRef<'_, T> {
     array.view().into_faer()
 }
 
-/// A batch with any number of axes, the last of them the inputs, as samples × in: batch × sequence × in gives batch · sequence samples, one
-/// axis a single one.
+/// Reshapes a batch whose last axis is the inputs to samples × in.
 ///
-/// Not copied if the leading axes follow each other in memory at one distance, as those of a contiguous array do; copied otherwise.
+/// A batch × sequence × in array gives batch · sequence samples; an array of one axis is a single sample.
+/// The batch is copied only if its leading axes do not lie at one distance in memory, as those of a
+/// contiguous array do.
 ///
 /// # Errors
 ///
-/// [`Error::Shape`] for an array without axes. Whether the last axis fits a layer is seen where the samples are used.
+/// [`Error::Shape`] for an array without axes. The functions that use the samples check the last axis.
 ///
 /// ```
 /// use dalr::interop::ndarray::{samples, view};
@@ -83,7 +85,7 @@ pub fn samples<T: Clone, D: Dimension>(batch: &ArrayRef<T, D>) -> Result<CowArra
     })
 }
 
-/// A copy of an array of one axis, for the bias of a layer.
+/// Copies an array of one axis, for the bias of a layer.
 ///
 /// ```
 /// use dalr::interop::ndarray::to_column;
@@ -94,24 +96,22 @@ pub fn to_column<T: Clone>(array: &ArrayRef1<T>) -> Col<T> {
     array.iter().cloned().collect()
 }
 
-/// A faer matrix as an ndarray view of the same shape, without a copy, whatever its strides.
-///
-/// For an example see the [module](self).
+/// Returns an ndarray view of a faer matrix with any strides, without a copy.
 pub fn as_ndarray<T>(matrix: MatRef<'_, T>) -> ArrayView2<'_, T> {
-    // Strides that ndarray's constructors take are not negative: turn before and back after.
+    // ndarray's constructors do not accept negative strides: reverse before and after.
     let (rows, columns) = (matrix.row_stride() < 0, matrix.col_stride() < 0);
     let matrix = if rows { matrix.reverse_rows() } else { matrix };
     let matrix = if columns { matrix.reverse_cols() } else { matrix };
     let mut view = matrix.into_ndarray();
-    for (axis, turned) in [rows, columns].into_iter().enumerate() {
-        if turned {
+    for (axis, reversed) in [rows, columns].into_iter().enumerate() {
+        if reversed {
             view.invert_axis(Axis(axis));
         }
     }
     view
 }
 
-/// A copy of a faer matrix, in any memory layout, as an array of the same shape in standard layout, row by row.
+/// Copies a faer matrix with any strides into an array in standard layout, row by row.
 ///
 /// ```
 /// use dalr::interop::ndarray::to_ndarray;
@@ -121,7 +121,7 @@ pub fn to_ndarray<T: Clone>(matrix: MatRef<'_, T>) -> Array2<T> {
     as_ndarray(matrix).as_standard_layout().into_owned()
 }
 
-/// A copy of a faer column as an array of one axis.
+/// Copies a faer column into an array of one axis.
 ///
 /// ```
 /// use dalr::interop::ndarray::to_vector;

@@ -2,9 +2,9 @@
 
 use faer::dyn_stack::MemStack;
 use faer::linalg::cholesky::llt;
-use faer::linalg::svd::{self, ComputeSvdVectors, SvdParams};
+use faer::linalg::svd::{self, ComputeSvdVectors};
 use faer::linalg::{triangular_inverse, triangular_solve};
-use faer::{Auto, Mat, MatRef, Spec};
+use faer::{Mat, MatRef, Spec};
 
 use super::kernels::workspace;
 use super::memory::{rounded, widened, zeros};
@@ -37,11 +37,7 @@ pub(crate) fn symmetric_eigen<T: Scalar>(matrix: MatRef<'_, T>, par: Par) -> Res
     Ok(pairs.map(|(values, vectors)| (values.into_iter().map(T::to_f64).collect(), vectors)))
 }
 
-/// Singular values, descending, and left singular vectors of a square matrix, by implicit QR on the
-/// bidiagonal form.
-///
-/// faer's divide and conquer for this form shares its root finder with the one behind
-/// [`symmetric_eigen`]. A fallback for that function must not fail with it.
+/// Singular values, descending, and left singular vectors of a square matrix.
 ///
 /// `None` if the iteration does not converge or the matrix is not finite.
 pub(crate) fn left_singular(matrix: MatRef<'_, f64>, par: Par) -> Result<Option<Pairs<f64>>> {
@@ -50,9 +46,7 @@ pub(crate) fn left_singular(matrix: MatRef<'_, f64>, par: Par) -> Result<Option<
     }
     let size = matrix.nrows();
     let par = threads_for(par, macs(size, size, size));
-    let mut params = <SvdParams as Auto<f64>>::auto();
-    params.recursion_threshold = usize::MAX;
-    let params = params.into();
+    let params = Spec::default();
     let (left, right) = (ComputeSvdVectors::Thin, ComputeSvdVectors::No);
     let mut buffer = workspace(svd::svd_scratch::<f64>(size, size, left, right, par, params))?;
     let mut values = faer::diag::Diag::<f64>::zeros(size);

@@ -23,7 +23,7 @@ const ROUNDING_RATIO: f64 = 100.0;
 /// The algorithms in double precision, in the order in which they are tried.
 ///
 /// faer's eigendecomposition was reported to give up on an 11 × 11 matrix. The singular value
-/// decomposition shares neither the tridiagonal form nor the iteration with it.
+/// decomposition shares neither the tridiagonal form nor the iteration with it, and takes `O(d³)`.
 pub(super) const ALGORITHMS: [Algorithm<f64>; 2] = [
     Algorithm { name: "dense eigendecomposition (divide and conquer)", solve: linalg::symmetric_eigen },
     Algorithm { name: "dense singular value decomposition", solve: by_singular_values },
@@ -178,8 +178,8 @@ fn residual<P: Scalar>(matrix: MatRef<'_, P>, vectors: MatRef<'_, f64>, values: 
     Ok(norms.fold(0.0, |most, norm| if norm > most || norm.is_nan() { norm } else { most }))
 }
 
-/// Singular pairs of a positive semidefinite matrix are its eigenpairs. For a negative eigenvalue
-/// `uᵀHu` has the sign.
+/// Singular pairs of a positive semidefinite matrix are its eigenpairs. The sign of `uᵀHu` shows
+/// eigenvalues that are negative.
 fn by_singular_values(matrix: MatRef<'_, f64>, par: Par) -> Result<Option<Pairs<f64>>> {
     let Some((mut values, vectors)) = linalg::left_singular(matrix, par)? else { return Ok(None) };
     let applied = linalg::product(matrix, vectors.as_ref(), par)?;

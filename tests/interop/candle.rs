@@ -10,7 +10,7 @@ use faer::{Col, Mat, MatRef};
 
 const CPU: Device = Device::Cpu;
 
-/// Small whole numbers, which every type holds.
+/// Small whole numbers, which every dtype represents.
 fn entry(i: usize, j: usize) -> f64 {
     ((i * 11 + j * j * 7 + i * j) % 13) as f64 - 4.0
 }
@@ -161,7 +161,7 @@ fn layers_go_to_candle_and_back() {
 
 #[test]
 fn numbers_are_rounded_once_and_never_to_infinity() {
-    // A little more than half-way between 1 and the next number of 16 bits: rounding to `f32` first would lose the little.
+    // A little more than half-way between 1 and the next 16-bit number. Rounding to `f32` first would lose it.
     let number = 1.0 + 2_f64.powi(-11) + 2_f64.powi(-40);
     let rounded = to_tensor(faer::mat![[number]].as_ref(), DType::F16, &CPU).unwrap();
     assert_eq!(samples::<f64>(&rounded).unwrap()[(0, 0)], 1.0 + 2_f64.powi(-10));
@@ -221,7 +221,7 @@ fn factors_train_when_asked() {
     assert_ne!(trained.down(), layer.down());
     assert_ne!(trained.up(), layer.up());
     assert_ne!(trained.bias(), layer.bias());
-    // What it was made from is as it was, and so is a copy of the trained one when that goes on.
+    // Training changes neither the original module nor a copy of the trained one.
     assert_eq!(dalr::LowRankLinear::try_from(&constant), Ok(layer));
     let copy = module.trainable().unwrap();
     optimizer.backward_step(&loss(&module)).unwrap();
@@ -251,7 +251,7 @@ fn modules_are_saved_and_loaded_under_the_names_of_files() {
     let bare = LowRankLinear::load(6, 3, 5, false, builder).unwrap();
     assert_eq!(dalr::LowRankLinear::<f32>::try_from(&bare).unwrap().bias(), None);
 
-    // In a model that trains, its own map holds the variables.
+    // In a model under training, the model's own map holds the variables.
     let variables = VarMap::new();
     let builder = VarBuilder::from_varmap(&variables, DType::F32, &CPU);
     let training = LowRankLinear::load(6, 3, 5, true, builder.pp("dense")).unwrap();
@@ -264,7 +264,7 @@ fn modules_are_saved_and_loaded_under_the_names_of_files() {
     assert!(variables.all_vars().iter().all(|variable| gradients.get(variable).is_some()));
 }
 
-/// Two layers and what is between them.
+/// Two layers and the activation between them.
 fn perceptron() -> (candle_nn::Linear, candle_nn::Linear) {
     let first = candle_nn::Linear::new(tensor((8, 6), DType::F32), Some(tensor(8, DType::F32)));
     (first, candle_nn::Linear::new(tensor((5, 8), DType::F32), None))
@@ -305,7 +305,7 @@ fn a_recorder_sees_what_layers_read() {
     assert!(same(&seen["first"], &stats_of(samples(&batch).unwrap().as_ref())));
     assert!(same(&seen["second"], &stats_of(samples(&hidden).unwrap().as_ref())));
 
-    // Two batches are one after the other; and taking starts anew.
+    // Batches accumulate; `take` resets the recorder.
     model.forward(&batch).unwrap();
     model.forward(&batch).unwrap();
     assert_eq!(recorder.take()["second"].samples(), 20);
@@ -332,7 +332,7 @@ fn a_batch_that_cannot_be_recorded_stops_the_forward_pass() {
     let broken = Tensor::full(f32::NAN, (1, 6), &CPU).unwrap();
     let error = model.forward(&broken).unwrap_err().to_string();
     assert!(error.contains("layer `dense`: ActivationStats::update"), "{error}");
-    // That batch was refused whole: the width is still open.
+    // The rejected batch did not fix the width.
     model.forward(&tensor((2, 4), DType::F32)).unwrap();
     assert!(model.forward(&tensor((2, 6), DType::F32)).is_err());
     assert!(model.forward(&tensor((2, 4), DType::F64)).is_err());
@@ -345,7 +345,7 @@ fn a_batch_that_cannot_be_recorded_stops_the_forward_pass() {
     let model = small.watch("dense", Activation::Relu).unwrap();
     let error = model.forward(&tensor((20, 4), DType::F32)).unwrap_err().to_string();
     assert!(error.contains("bytes"), "{error}");
-    // In double precision for models that are.
+    // Models in double precision.
     let double = Recorder::<f64>::new();
     double.watch("dense", Activation::Relu).unwrap().forward(&tensor((2, 4), DType::F64)).unwrap();
     assert_eq!(double.take()["dense"].samples(), 2);

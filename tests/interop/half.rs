@@ -57,11 +57,11 @@ fn rounding_is_to_the_nearest_once() {
         numbers.sort_by(|a, b| a.widen::<f64>().total_cmp(&b.widen()));
         for pair in numbers.windows(2) {
             let [low, high] = [pair[0], pair[1]].map(Half::widen::<f64>);
-            // Exact: 64 bits hold the sum of two neighbours of 16.
+            // Exact: an `f64` holds the sum of two neighbouring 16-bit numbers.
             let middle = low / 2.0 + high / 2.0;
             let tie = if pair[0].to_le_bytes()[0].is_multiple_of(2) { low } else { high };
             assert_eq!(H::round(middle).widen::<f64>(), tie, "{middle:e}");
-            // By less than `f32` can tell: half way is taken for the middle by whoever rounds twice.
+            // Off the middle by less than `f32` can tell. Rounding twice would take this for a tie.
             if middle != 0.0 {
                 assert_eq!(H::round(middle.next_up()).widen::<f64>(), high, "{middle:e}");
                 assert_eq!(H::round(middle.next_down()).widen::<f64>(), low, "{middle:e}");

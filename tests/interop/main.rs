@@ -1,4 +1,4 @@
-//! What comes from other libraries is what they hold, in whatever layout, and what does not fit is an error.
+//! Conversions keep the numbers of other libraries' types, in any layout. Types that do not fit are errors.
 #[cfg(feature = "approx")]
 mod approx;
 #[cfg(feature = "candle")]

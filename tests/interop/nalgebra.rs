@@ -9,7 +9,7 @@ fn matrix<T: Scalar + nalgebra::Scalar>(rows: usize, columns: usize) -> DMatrix<
     DMatrix::from_fn(rows, columns, |i, j| T::from_f64(((i * 11 + j * j * 7 + i * j) % 13) as f64 - 4.0))
 }
 
-/// Entry by entry, by indices alone.
+/// Compares entry by entry, by index.
 #[track_caller]
 fn assert_same<T: Scalar>(found: faer::MatRef<'_, T>, rows: usize, columns: usize, entry: impl Fn(usize, usize) -> T) {
     assert_eq!(found.shape(), (rows, columns));
@@ -25,7 +25,7 @@ fn views_are_the_matrix_itself() {
         assert_same(view(&matrix), 7, 5, |i, j| matrix[(i, j)]);
         assert_eq!(view(&matrix).as_ptr(), matrix.as_ptr());
         assert_same(view(&matrix).transpose(), 5, 7, |i, j| matrix[(j, i)]);
-        // A part of it: of the view, nothing copied.
+        // A part of the view, not copied.
         let part = view(&matrix).submatrix(2, 1, 4, 3);
         assert_same(part, 4, 3, |i, j| matrix[(i + 2, j + 1)]);
         assert_eq!(part.as_ptr(), &raw const matrix[(2, 1)]);

@@ -12,17 +12,17 @@ fn array<T: Scalar>(rows: usize, columns: usize) -> Array2<T> {
     Array2::from_shape_fn((rows, columns), |(i, j)| T::from_f64((i * 100 + j) as f64))
 }
 
-/// `array.slice(s![…])` without the macro, which brings `unsafe` along.
+/// `array.slice(s![…])` without the macro, which contains `unsafe`.
 fn cut<'a, T, D: Dimension>(array: &'a ArrayRef<T, D>, slices: &[Slice]) -> ArrayView<'a, T, D> {
     array.slice_each_axis(|axis| slices[axis.axis.index()])
 }
 
-/// All of an axis, by steps; backwards if negative.
+/// A whole axis by steps, backwards if negative.
 fn every(step: isize) -> Slice {
     Slice::new(0, None, step)
 }
 
-/// That a view shows what the array holds, entry by entry, and where it holds it.
+/// Checks that a view shows the array's entries, at the same addresses.
 #[track_caller]
 fn assert_viewed<T: Scalar>(array: &ArrayRef2<T>) {
     let view = view(array);
@@ -90,7 +90,7 @@ fn faer_matrices_are_shown_without_a_copy() {
     assert_eq!(to_column(&cut(&to_vector(matrix.col(2)), &[every(-2)])), faer::col![52.0, 32.0, 12.0]);
 }
 
-/// The samples in the order of the leading axes, whatever the memory layout, and whether that took a copy.
+/// Checks the samples in the order of the leading axes, for any memory layout, and whether they were copied.
 #[track_caller]
 fn assert_samples(batch: ndarray::ArrayView3<'_, f32>, copied: bool) {
     let flat = samples(&batch).unwrap();
@@ -106,7 +106,7 @@ fn assert_samples(batch: ndarray::ArrayView3<'_, f32>, copied: bool) {
 fn leading_axes_are_samples() {
     let batch = Array3::from_shape_fn((3, 4, 5), |(b, s, n)| (b * 100 + s * 10 + n) as f32);
     assert_samples(batch.view(), false);
-    // Every other token of an even number lies at one distance, and so do the parts of an input.
+    // Every other token of an even number lies at one distance; so do parts of an input.
     assert_samples(cut(&batch, &[every(1), every(2), every(1)]), false);
     assert_samples(cut(&batch, &[every(1), every(1), Slice::from(1..4)]), false);
     assert_samples(cut(&batch, &[every(-1), every(-1), every(1)]), false);

@@ -1,4 +1,4 @@
-//! Layers from and to candle's, and the compressed one as a module.
+//! Conversion of layers from and to candle's, and the compressed layer as a module.
 
 use candle_core::{DType, Device, Tensor, Var, WithDType};
 use candle_nn::{Module, VarBuilder};
@@ -8,13 +8,11 @@ use super::tensor::{to_column, to_matrix, write};
 use crate::error::during;
 use crate::{Error, Linear, Result, Scalar};
 
-/// A copy of a layer of candle's.
+/// Copies a layer of candle.
 ///
 /// # Errors
 ///
-/// Those of [`Linear::new`]; [`Error::NumberType`] for numbers that `T` cannot hold.
-///
-/// For an example see the [module](super).
+/// Those of [`Linear::new`]; [`Error::NumberType`] for a dtype that `T` cannot hold.
 impl<T: Scalar + WithDType> TryFrom<&candle_nn::Linear> for Linear<T> {
     type Error = Error;
 
@@ -26,11 +24,12 @@ impl<T: Scalar + WithDType> TryFrom<&candle_nn::Linear> for Linear<T> {
     }
 }
 
-/// A layer of candle's with the weight and the bias of this one, rounded once to `dtype`.
+/// Returns a layer of candle with the same weight and bias, rounded once to `dtype`.
 ///
 /// # Errors
 ///
-/// [`Error::NumberType`], [`Error::Overflow`], [`Error::Memory`] and [`Error::Library`], as [`to_tensor`](super::to_tensor).
+/// [`Error::NumberType`], [`Error::Overflow`], [`Error::Memory`] and [`Error::Library`], as
+/// [`to_tensor`](super::to_tensor).
 ///
 /// ```
 /// use candle_core::{DType, Device};
@@ -55,10 +54,12 @@ fn linear<T: Scalar>(
     Ok(candle_nn::Linear::new(write(weight, weight.shape().into(), dtype, device)?, bias))
 }
 
-/// A compressed layer as candle runs it: `down`, rank × in, without a bias, then `up`, out × rank, with one.
+/// A compressed layer as a module of candle: `down`, rank × in, without a bias, then `up`, out × rank,
+/// with the bias.
 ///
-/// Takes inputs of the shapes and types that a [`candle_nn::Linear`](https://docs.rs/candle-nn/0.11/candle_nn/struct.Linear.html) of the same size takes. Its factors are constants; those of [`trainable`](Self::trainable)
-/// are variables.
+/// It accepts the same inputs as a
+/// [`candle_nn::Linear`](https://docs.rs/candle-nn/0.11/candle_nn/struct.Linear.html) of the same size. Its
+/// factors are constants; those of [`trainable`](Self::trainable) are variables.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -92,13 +93,12 @@ pub struct LowRankLinear {
 }
 
 impl LowRankLinear {
-    /// The factors of a compressed layer as constant tensors, each entry rounded once to `dtype`.
+    /// Copies the factors of a compressed layer to constant tensors, each entry rounded once to `dtype`.
     ///
     /// # Errors
     ///
-    /// [`Error::NumberType`], [`Error::Overflow`], [`Error::Memory`] and [`Error::Library`], as [`to_tensor`](super::to_tensor).
-    ///
-    /// For an example see [`LowRankLinear`].
+    /// [`Error::NumberType`], [`Error::Overflow`], [`Error::Memory`] and [`Error::Library`], as
+    /// [`to_tensor`](super::to_tensor).
     pub fn new<T: Scalar>(layer: &crate::LowRankLinear<T>, dtype: DType, device: &Device) -> Result<Self> {
         during("interop::candle::LowRankLinear::new", || {
             let down = linear(layer.down(), None, dtype, device)?;
@@ -107,10 +107,13 @@ impl LowRankLinear {
         })
     }
 
-    /// Factors from a [`VarBuilder`](https://docs.rs/candle-nn/0.11/candle_nn/type.VarBuilder.html), under the names of `nn.Sequential(nn.Linear(in, rank, bias=False), nn.Linear(rank, out))` in PyTorch: `0.weight`, `1.weight` and
-    /// `1.bias`. So the command `dalr compress` writes them, and [`tensors`](Self::tensors) names them.
+    /// Reads factors from a [`VarBuilder`](https://docs.rs/candle-nn/0.11/candle_nn/type.VarBuilder.html).
     ///
-    /// From a [`VarMap`](https://docs.rs/candle-nn/0.11/candle_nn/struct.VarMap.html) they are that map's variables, which it lists and saves.
+    /// Their names are `0.weight`, `1.weight` and `1.bias`, those of PyTorch's
+    /// `nn.Sequential(nn.Linear(in, rank, bias=False), nn.Linear(rank, out))`. The program `dalr` and
+    /// [`tensors`](Self::tensors) use the same names. The builder of a
+    /// [`VarMap`](https://docs.rs/candle-nn/0.11/candle_nn/struct.VarMap.html) makes them variables of that
+    /// map.
     ///
     /// # Errors
     ///
@@ -140,13 +143,11 @@ impl LowRankLinear {
         Ok(Self { down, up, variables: Vec::new() })
     }
 
-    /// The same layer with copies of its factors and its bias as variables, for an optimizer.
+    /// Returns the same layer with copies of its factors and bias as variables, for an optimizer.
     ///
     /// # Errors
     ///
     /// [`Error::Library`] if candle cannot copy them.
-    ///
-    /// For an example see [`LowRankLinear`].
     pub fn trainable(&self) -> Result<Self> {
         during("interop::candle::LowRankLinear::trainable", || {
             let variable = |tensor: &Tensor| tensor.detach().copy().and_then(|copy| Var::from_tensor(&copy));
@@ -162,9 +163,7 @@ impl LowRankLinear {
         })
     }
 
-    /// What an optimizer trains: `down`, `up` and the bias, if there is one. Empty unless the layer came from [`trainable`](Self::trainable).
-    ///
-    /// For an example see [`LowRankLinear`].
+    /// The variables `down`, `up` and bias; empty unless the layer came from [`trainable`](Self::trainable).
     pub fn variables(&self) -> &[Var] {
         &self.variables
     }
@@ -185,19 +184,17 @@ impl LowRankLinear {
         &self.down
     }
 
-    /// The second factor, out × rank, with the bias. For an example see [`down`](Self::down).
+    /// The second factor, out × rank, with the bias.
     pub fn up(&self) -> &candle_nn::Linear {
         &self.up
     }
 
-    /// Width of the waist between the factors.
-    ///
-    /// For an example see [`load`](Self::load).
+    /// The inner dimension of the factors.
     pub fn rank(&self) -> usize {
         self.down.weight().dims().first().copied().unwrap_or(0)
     }
 
-    /// Factors and bias with the names that [`load`](Self::load) and PyTorch expect, for a file.
+    /// Returns factors and bias with the names that [`load`](Self::load) and PyTorch expect, for a file.
     ///
     /// ```
     /// use std::collections::HashMap;
@@ -228,11 +225,12 @@ impl Module for LowRankLinear {
     }
 }
 
-/// A copy of the factors, after training for instance.
+/// Copies the factors, for example after training.
 ///
 /// # Errors
 ///
-/// Those of [`LowRankLinear::new`](crate::LowRankLinear::new): training can leave a NaN behind. [`Error::NumberType`] for numbers that `T` cannot hold.
+/// Those of [`LowRankLinear::new`](crate::LowRankLinear::new), since training can produce NaN;
+/// [`Error::NumberType`] for a dtype that `T` cannot hold.
 impl<T: Scalar + WithDType> TryFrom<&LowRankLinear> for crate::LowRankLinear<T> {
     type Error = Error;
 

@@ -1,4 +1,5 @@
-//! candle tensors and layers: statistics while a model runs, and compressed layers as modules that run and train where the dense ones did.
+//! candle tensors and layers: statistics while a model runs, and compressed layers as modules that replace
+//! the original ones, for inference and training.
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor};
@@ -13,11 +14,11 @@
 //! };
 //! let (first, second) = (Linear::new(wave(16, 8, 0.7)?, None), Linear::new(wave(12, 16, 1.3)?, Some(wave(1, 12, 0.4)?.squeeze(0)?)));
 //!
-//! // 1. Calibrate: wrap what is to be watched, and run the model on the data that matter.
+//! // 1. Calibrate: wrap the layers to watch, and run the model on data of the target domain.
 //! let recorder = Recorder::<f32>::new();
 //! let model = seq().add(first.clone()).add(Activation::Relu).add(recorder.watch("second", second.clone())?);
 //! let batch = wave(10 * 20, 8, 0.3)?.reshape((10, 20, 8))?; // batch × sequence × in: any axes before the last
-//! let dense = model.forward(&batch)?;
+//! let original = model.forward(&batch)?;
 //! let statistics = recorder.take();
 //!
 //! // 2. Compress.
@@ -25,31 +26,32 @@
 //! let compressed = Dalr::new().compress(&layer, &statistics["second"], Rank::Fixed(6))?;
 //! println!("{}", compressed.report());
 //!
-//! // 3. Use it in the place of the dense layer.
+//! // 3. Replace the original layer.
 //! let replacement = LowRankLinear::new(compressed.layer(), DType::F32, &device)?;
 //! let model = seq().add(first).add(Activation::Relu).add(replacement);
-//! let off = (model.forward(&batch)? - dense)?.sqr()?.mean_all()?.to_scalar::<f32>()?;
+//! let off = (model.forward(&batch)? - original)?.sqr()?.mean_all()?.to_scalar::<f32>()?;
 //! assert!(off < 0.1, "{off}");
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! # What goes in and out
+//! # Conversions
 //!
 //! | from | to | |
 //! |---|---|---|
-//! | a batch with any axes before the last | [`ActivationStats`](crate::ActivationStats) | [`update`]; no copy of contiguous numbers of the statistics' own type |
+//! | a batch with any axes before the last | [`ActivationStats`](crate::ActivationStats) | [`update`]; no copy of contiguous numbers of the statistics' type |
 //! | the same and a mask of its padding | the same | [`update_weighted`] |
-//! | what a layer reads while a model runs | the same | [`Recorder`] |
+//! | the inputs of a layer while a model runs | the same | [`Recorder`] |
 //! | a batch | samples × in | [`samples`], a copy |
 //! | a [`candle_nn::Linear`](https://docs.rs/candle-nn/0.11/candle_nn/struct.Linear.html) | [`Linear`](crate::Linear) | `Linear::try_from(&layer)`, and [`to_candle_linear`] back |
 //! | a compressed layer | a [`Module`](https://docs.rs/candle-core/0.11/candle_core/trait.Module.html) | [`LowRankLinear`], and `dalr::LowRankLinear::try_from(&module)` back |
 //! | a factor | a tensor | [`to_tensor`], a copy |
 //!
-//! Tensors of `F32`, `F16` and `BF16` are read as `f32` or `f64`, exactly, and `F64` as `f64`; contiguous or not, and from any device, by way of the
-//! processor's memory. Anything else is an [`Error::NumberType`]: an `F64` tensor has digits that statistics in `f32` would lose without a word.
+//! Tensors of `F32`, `F16` and `BF16` are read as `f32` or `f64`, exactly, and `F64` as `f64`. They may have
+//! strides, and are copied from other devices to the processor's memory. Other dtypes are an
+//! [`Error::NumberType`]; so is `F64` for statistics in `f32`, which would lose digits.
 //!
-//! Errors of this crate turn into candle's with `?`, so that it can be called in a model's `forward`.
+//! `?` converts errors of this crate to candle's, so a model's `forward` can call it.
 
 mod layer;
 mod recorder;
@@ -66,7 +68,8 @@ fn refused(error: candle_core::Error) -> Error {
     Error::library("candle", error)
 }
 
-/// For functions of candle's that call this crate's, such as a module's `forward`. The message stays; `candle_core::Error::Wrapped` holds it.
+/// For functions of candle that call this crate, such as a module's `forward`. `candle_core::Error::Wrapped`
+/// keeps the error and its message.
 impl From<Error> for candle_core::Error {
     fn from(error: Error) -> Self {
         Self::wrap(error)

@@ -1,4 +1,4 @@
-//! What chosen layers read while a model runs.
+//! Statistics of the inputs of chosen layers, collected while a model runs.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,14 +12,13 @@ use crate::error::during;
 use crate::interop::samples_and_inputs;
 use crate::{ActivationStats, Error, Result, Scalar};
 
-/// Collects statistics of what chosen layers read, under names, while a model runs.
+/// Collects statistics of the inputs of chosen layers, by name, while a model runs.
 ///
-/// Candle's modules have no hooks; so build the model with [`watch`](Self::watch) around the layers that are to be compressed. Where several layers read the
-/// same input (query, key and value), watch one of them and use its statistics for all. Clones of a recorder are the same recorder.
+/// candle's modules have no hooks, so build the model with [`watch`](Self::watch) around the layers to
+/// compress. If several layers have a shared input (query, key and value), watch one of them and use its
+/// statistics for all. Clones of a recorder are the same recorder.
 ///
-/// Statistics of type `T` take what [`update`] takes: `Recorder<f32>` for models in `F32`, `F16` or `BF16`.
-///
-/// For an example see the [module](super).
+/// Use `Recorder<f32>` for models in `F32`, `F16` or `BF16`, as for [`update`].
 #[derive(Clone, Debug)]
 pub struct Recorder<T> {
     shared: Arc<Shared<T>>,
@@ -28,7 +27,7 @@ pub struct Recorder<T> {
 
 #[derive(Debug)]
 struct Shared<T> {
-    /// Of each name, what was seen; nothing before its layer ran.
+    /// The statistics of each name; `None` before its layer ran.
     layers: Mutex<BTreeMap<String, Option<ActivationStats<T>>>>,
     weights: Mutex<Option<Tensor>>,
     paused: AtomicBool,
@@ -42,7 +41,7 @@ impl<T> Default for Recorder<T> {
 }
 
 impl<T: Scalar + WithDType> Recorder<T> {
-    /// A recorder that watches nothing yet.
+    /// Creates a recorder that watches no layer yet.
     ///
     /// ```
     /// let recorder = dalr::interop::candle::Recorder::<f32>::new();
@@ -52,8 +51,9 @@ impl<T: Scalar + WithDType> Recorder<T> {
         Self::default()
     }
 
-    /// Makes a forward pass fail when the statistics of one of the layers watched from here on would take more than this many bytes, as
-    /// [`ActivationStats::with_memory_limit`].
+    /// Limits the bytes of each layer's statistics, for layers watched from now on.
+    ///
+    /// A forward pass that exceeds the limit fails, as with [`ActivationStats::with_memory_limit`].
     ///
     /// ```
     /// use candle_core::{DType, Device, Tensor};
@@ -71,13 +71,14 @@ impl<T: Scalar + WithDType> Recorder<T> {
         self
     }
 
-    /// A layer, or any other module, that does what it did and lets the recorder see its inputs first.
+    /// Wraps a layer, or any other module, so that the recorder sees its inputs.
     ///
-    /// A forward pass fails where the inputs cannot be recorded (not finite, another width than before): statistics that lack a batch would be wrong without a word.
+    /// A forward pass fails if the inputs cannot be recorded (not finite, or another width than before),
+    /// since statistics without a batch would be wrong.
     ///
     /// # Errors
     ///
-    /// [`Error::Layers`] for a name that is watched already.
+    /// [`Error::Layers`] for a name that is already watched.
     ///
     /// ```
     /// use candle_nn::Activation;
@@ -99,10 +100,11 @@ impl<T: Scalar + WithDType> Recorder<T> {
         Ok(Recorded { module, name, recorder: self.clone() })
     }
 
-    /// Runs a model on a batch with padding: `weights`, batch × sequence, says what each sample counts, 0 for padding.
+    /// Runs a model on a batch with padding. `weights`, batch × sequence, is the weight of each sample, 0 for
+    /// padding.
     ///
-    /// They hold for every layer that is watched, and for the forward passes within `run`, one at a time: threads of their own need recorders of their own, whose
-    /// statistics [`ActivationStats::merge`] combines.
+    /// The weights apply to every watched layer and to all forward passes within `run`. Threads that run at
+    /// the same time need a recorder each; [`ActivationStats::merge`] combines their statistics.
     ///
     /// ```
     /// use candle_core::{DType, Device, Tensor};
@@ -118,7 +120,7 @@ impl<T: Scalar + WithDType> Recorder<T> {
     /// # }
     /// ```
     pub fn weighted<R>(&self, weights: &Tensor, run: impl FnOnce() -> R) -> R {
-        /// Puts back what was there, however `run` ends.
+        /// Restores the weights from before, even if `run` panics.
         struct Restored<'a>(&'a Mutex<Option<Tensor>>, Option<Tensor>);
         impl Drop for Restored<'_> {
             fn drop(&mut self) {
@@ -130,7 +132,7 @@ impl<T: Scalar + WithDType> Recorder<T> {
         run()
     }
 
-    /// Stops recording, or goes on with it: layers that are watched only do what they did while it is stopped.
+    /// Stops recording, or continues it. Watched layers run as usual while it is stopped.
     ///
     /// ```
     /// use candle_core::{DType, Device, Tensor};
@@ -148,15 +150,13 @@ impl<T: Scalar + WithDType> Recorder<T> {
         self.shared.paused.store(paused, Ordering::Relaxed);
     }
 
-    /// The statistics of every layer that ran, by name; the recorder starts anew.
-    ///
-    /// For an example see [`weighted`](Self::weighted).
+    /// Returns the statistics of every layer that ran, by name, and resets the recorder.
     pub fn take(&self) -> BTreeMap<String, ActivationStats<T>> {
         let mut layers = lock(&self.shared.layers);
         layers.iter_mut().filter_map(|(name, seen)| Some((name.clone(), seen.take()?))).collect()
     }
 
-    /// Adds what the layer of this name reads.
+    /// Adds the inputs of the layer of this name.
     fn record(&self, name: &str, inputs: &Tensor) -> Result<()> {
         if self.shared.paused.load(Ordering::Relaxed) {
             return Ok(());
@@ -176,19 +176,19 @@ impl<T: Scalar + WithDType> Recorder<T> {
         if let Some(bytes) = self.memory_limit {
             stats = stats.with_memory_limit(bytes);
         }
-        // A first batch that fails leaves no statistics of its width behind.
+        // A first batch that fails must not fix the width.
         add(&mut stats)?;
         *seen = Some(stats);
         Ok(())
     }
 }
 
-/// Statistics change all at once or not at all: what a panic elsewhere left behind is whole.
+/// Updates of statistics are all-or-nothing, so they are valid even after a panic of another thread.
 fn lock<V>(mutex: &Mutex<V>) -> MutexGuard<'_, V> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A module whose inputs a [`Recorder`] sees.
+/// A module whose inputs a [`Recorder`] records.
 ///
 /// ```
 /// use candle_nn::Activation;
@@ -208,12 +208,12 @@ pub struct Recorded<M, T> {
 }
 
 impl<M, T> Recorded<M, T> {
-    /// The name that it is watched under. For an example see [`Recorded`].
+    /// The name under which it is watched.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The module that does the work.
+    /// The wrapped module.
     ///
     /// ```
     /// # fn main() -> dalr::Result<()> {
@@ -226,7 +226,7 @@ impl<M, T> Recorded<M, T> {
         &self.module
     }
 
-    /// The module alone. For an example see [`Recorded`].
+    /// Returns the wrapped module.
     pub fn into_inner(self) -> M {
         self.module
     }

@@ -1,4 +1,4 @@
-//! Tensors read as samples, weights and factors, and written.
+//! Reading samples and weights from tensors, and writing tensors.
 
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor, WithDType};
 use faer::{Col, Mat, MatRef};
@@ -10,14 +10,14 @@ use crate::interop::samples_and_inputs;
 use crate::linalg;
 use crate::{ActivationStats, Error, Result, Scalar};
 
-/// Adds a batch with any number of axes, the last of them the inputs: of batch × sequence × in each token is a sample.
+/// Adds a batch whose last axis is the inputs: each token of a batch × sequence × in tensor is a sample.
 ///
-/// Tensors of other types than the statistics', strided ones and those of other devices are copied first.
+/// Tensors with another type than the statistics, with strides or on other devices are copied first.
 ///
 /// # Errors
 ///
-/// Those of [`ActivationStats::update`]; [`Error::Shape`] for a tensor without axes, [`Error::NumberType`] for numbers that `T` cannot hold,
-/// [`Error::Library`] if candle cannot copy from the tensor's device.
+/// Those of [`ActivationStats::update`]; [`Error::Shape`] for a tensor without axes, [`Error::NumberType`]
+/// for a dtype that `T` cannot hold, [`Error::Library`] if candle cannot copy from the tensor's device.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -39,8 +39,8 @@ pub fn update<T: Scalar + WithDType>(stats: &mut ActivationStats<T>, batch: &Ten
 
 /// Adds a batch as [`update`] does, with a weight for each sample: 0 for padding.
 ///
-/// The weights have the batch's axes but the last, as an attention mask has: batch × sequence for a batch of batch × sequence × in. They are
-/// numbers of any type that floats are read from, or of `U8`, `U32` or `I64`.
+/// The weights have the batch's axes except the last, like an attention mask: batch × sequence for a
+/// batch × sequence × in tensor. Their dtype is a float that `T` can hold, `U8`, `U32` or `I64`.
 ///
 /// # Errors
 ///
@@ -76,7 +76,7 @@ pub fn update_weighted<T: Scalar + WithDType>(
             }
         }
         let weights = match weights.dtype() {
-            // Counts and masks: small whole numbers, which `f64` holds.
+            // Counts and masks are small whole numbers, which `f64` represents.
             DType::U8 | DType::U32 | DType::I64 => &weights.to_dtype(DType::F64).map_err(refused)?,
             _ => weights,
         };
@@ -87,14 +87,16 @@ pub fn update_weighted<T: Scalar + WithDType>(
     })
 }
 
-/// A copy of a batch with any number of axes, the last of them the inputs, as samples × in.
+/// Copies a batch whose last axis is the inputs as samples × in.
 ///
-/// What [`LowRankLinear::forward`](crate::LowRankLinear::forward) and [`relative_output_error`](crate::relative_output_error) take. For statistics [`update`] makes no copy
-/// where it can.
+/// [`LowRankLinear::forward`](crate::LowRankLinear::forward) and
+/// [`relative_output_error`](crate::relative_output_error) accept the result. For statistics, [`update`]
+/// avoids the copy if it can.
 ///
 /// # Errors
 ///
-/// [`Error::Shape`], [`Error::NumberType`] and [`Error::Library`], as [`update`]; [`Error::Memory`] if the copy does not fit.
+/// [`Error::Shape`], [`Error::NumberType`] and [`Error::Library`], as [`update`]; [`Error::Memory`] if the
+/// copy does not fit.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -112,12 +114,13 @@ pub fn samples<T: Scalar + WithDType>(batch: &Tensor) -> Result<Mat<T>> {
     })
 }
 
-/// A copy of a matrix, a factor or outputs, as a tensor of the same shape in rows.
+/// Copies a matrix into a tensor of the same shape, each entry rounded once to `dtype`.
 ///
 /// # Errors
 ///
-/// [`Error::NumberType`] for a type that is none of `F64`, `F32`, `F16` and `BF16`, [`Error::Overflow`] if an entry is beyond its range, [`Error::Memory`] if the
-/// copy does not fit, [`Error::Library`] if candle cannot copy to the device.
+/// [`Error::NumberType`] for a dtype other than `F64`, `F32`, `F16` and `BF16`, [`Error::Overflow`] if an
+/// entry is beyond its range, [`Error::Memory`] if the copy does not fit, [`Error::Library`] if candle
+/// cannot copy to the device.
 ///
 /// ```
 /// use candle_core::{DType, Device};
@@ -159,7 +162,8 @@ fn matrix<T: Scalar + WithDType>(tensor: &Tensor, rows: usize, columns: usize) -
     })
 }
 
-/// Calls `use_numbers` with a tensor's numbers as rows × columns in the tensor's own order, without a copy if they lie like that in memory.
+/// Calls `use_numbers` with a tensor's numbers as rows × columns in row-major order, without a copy if the
+/// tensor is contiguous and of type `T`.
 fn read<T: Scalar + WithDType, R>(
     tensor: &Tensor,
     rows: usize,
@@ -207,7 +211,7 @@ fn widened<T: Scalar, H: Half>(
     widen(rows_of(numbers, window, rows, columns)?)
 }
 
-/// A window of a tensor's memory as a matrix. The layout is candle's, and its own operations keep it within the memory.
+/// A window of a tensor's memory as a matrix. candle's operations keep the window within the memory.
 fn rows_of<'a, E>(
     numbers: &'a [E],
     window: core::ops::Range<usize>,
@@ -218,12 +222,12 @@ fn rows_of<'a, E>(
     Ok(MatRef::from_row_major_slice(numbers.ok_or_else(misplaced)?, rows, columns))
 }
 
-/// For a tensor that is not where candle says it is.
+/// The error for a tensor whose layout does not fit its memory.
 fn misplaced() -> Error {
     refused(candle_core::Error::msg("the tensor's numbers are not where its layout says"))
 }
 
-/// A copy of a matrix as a tensor of as many numbers.
+/// Copies a matrix into a tensor of as many numbers.
 pub(super) fn write<T: Scalar>(
     matrix: MatRef<'_, T>,
     shape: candle_core::Shape,
