@@ -1,20 +1,20 @@
-//! Bias correction: what a compressed weight loses on the mean input goes into the bias.
+//! Bias correction: the new bias makes up for the error of the compressed weight on the mean input.
 
 use faer::{Col, ColRef, MatRef};
 
 use crate::{Error, Result, Scalar};
 
-/// What `b̂ = b + (W − C) μ` (eq. 4 of the paper) needs beside the factors of `C`, for every rank at once.
+/// The part of `b̂ = b + (W − C) μ` (eq. 4 of the paper) that does not depend on the rank.
 #[derive(Clone)]
 pub(crate) struct BiasCorrection {
     /// `b + W μ`, one entry per output.
     output_mean: Vec<f64>,
-    /// `down · μ`, one entry per dimension kept.
-    waist_mean: Vec<f64>,
+    /// `down · μ`, one entry per latent dimension.
+    latent_mean: Vec<f64>,
 }
 
 impl BiasCorrection {
-    /// `down` is the factor as stored: its rounding is corrected for as well.
+    /// Corrects for the rounding of `down` too, which is the factor as stored.
     pub(crate) fn new<T: Scalar>(
         weight: MatRef<'_, T>,
         bias: Option<ColRef<'_, T>>,
@@ -25,14 +25,14 @@ impl BiasCorrection {
         if let Some(bias) = bias {
             output_mean.iter_mut().zip(bias.iter()).for_each(|(sum, b)| *sum += b.to_f64());
         }
-        Self { output_mean, waist_mean: times(down, mean) }
+        Self { output_mean, latent_mean: times(down, mean) }
     }
 
-    /// The corrected bias that belongs to the first columns of `up`.
+    /// Returns the corrected bias for the first columns of `up`.
     pub(crate) fn apply<T: Scalar>(&self, up: MatRef<'_, T>) -> Result<Col<T>> {
-        let compressed = times(up, &self.waist_mean);
-        let corrected = self.output_mean.iter().zip(&compressed).map(|(dense, low)| T::from_f64(dense - low));
-        let corrected: Col<T> = corrected.collect();
+        let compressed = times(up, &self.latent_mean);
+        let means = self.output_mean.iter().zip(&compressed);
+        let corrected: Col<T> = means.map(|(original, compressed)| T::from_f64(original - compressed)).collect();
         if corrected.iter().all(|x| x.to_f64().is_finite()) {
             return Ok(corrected);
         }
@@ -40,7 +40,7 @@ impl BiasCorrection {
     }
 }
 
-/// `matrix · vector`, accumulated in `f64`; entries of the vector past the matrix's columns do not count.
+/// `matrix · vector`, summed in `f64`, over the columns of the matrix.
 pub(crate) fn times<T: Scalar>(matrix: MatRef<'_, T>, vector: &[f64]) -> Vec<f64> {
     let mut product = vec![0.0; matrix.nrows()];
     for (column, x) in matrix.col_iter().zip(vector) {

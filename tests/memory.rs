@@ -1,5 +1,5 @@
-//! What is allocated, as the allocator sees it: 90 GB of host memory (SVD-LLM #3, #29) and 89 TB for the shape of a full SVD (tensorly-torch #32)
-//! are reported of other implementations.
+//! The memory that is allocated, measured at the allocator. Users of other implementations report 90 GB
+//! of host memory (SVD-LLM #3, #29) and 89 TB for the shape of a full SVD (tensorly-torch #32).
 
 mod common;
 
@@ -18,8 +18,10 @@ use rand::rngs::StdRng;
 #[global_allocator]
 static ALLOCATOR: PeakAlloc = PeakAlloc;
 
-/// Runs a test while no other one allocates, on one thread: the matrix library reserves, for every thread that multiplies, twice the processor's
-/// last cache, once and for good. That is done before anything is measured.
+/// Runs a test on one thread while no other one allocates.
+///
+/// The matrix library reserves twice the processor's last cache for every thread that multiplies, once
+/// and for good. That is done before anything is measured.
 fn alone(run: impl FnOnce() + Send) {
     static ALONE: Mutex<()> = Mutex::new(());
     let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -82,7 +84,7 @@ fn check_shape<T: Scalar>(m: usize, n: usize, samples: usize, most: f64) {
 }
 
 #[test]
-fn the_short_side_of_a_weight_says_what_it_takes() {
+fn memory_depends_on_the_short_side_of_a_weight() {
     // 3.2 · 10⁹ numbers in a square of the long side: 26 GB.
     alone(|| {
         for (m, n) in [(8, 57_000), (57_000, 8)] {
@@ -92,7 +94,7 @@ fn the_short_side_of_a_weight_says_what_it_takes() {
     });
 }
 
-/// Statistics take what is documented, however many samples come, and no more on the way there.
+/// Statistics take the documented memory, however many samples come, and no more on the way there.
 fn check_growth<T: Scalar>(features: usize, batch: usize) {
     let mut rng = StdRng::seed_from_u64(2);
     let inputs: Mat<T> = cast(gaussian(&mut rng, batch, features).as_ref());
@@ -101,21 +103,22 @@ fn check_growth<T: Scalar>(features: usize, batch: usize) {
     let before = ALLOCATOR.current_usage();
     let mut stats = ActivationStats::<T>::new(features);
     let held = || ALLOCATOR.current_usage() - before;
-    let mut collapsed = None;
+    let mut bounded = None;
     ALLOCATOR.reset_peak_usage();
     for _ in 0..8 * features / batch {
         stats.update(inputs.as_ref()).unwrap();
-        if format!("{stats:?}").contains("scatter") {
-            // The scatter, and a quarter more for what is gathered; some vectors beside.
+        if format!("{stats:?}").contains("covariance") {
+            // The scatter, a quarter more for the waiting samples, and some vectors.
             let bound = 5 * scatter / 4 + 100 * features;
             assert!(held() <= bound, "{} > {bound}", held());
-            assert!(held() <= *collapsed.get_or_insert(held()) + 4 * features * batch);
+            assert!(held() <= *bounded.get_or_insert(held()) + 4 * features * batch);
         }
     }
     let (peak, held) = (ALLOCATOR.peak_usage() - before, held());
     println!("{features} inputs of {} bytes: {held} held, {peak} at the peak, {scatter} for a scatter", size_of::<T>());
-    assert!(collapsed.is_some());
-    // Samples worth two scatters in a buffer that doubles, once more while it is moved, and the scatter that they give way to.
+    assert!(bounded.is_some());
+    // Samples worth two scatters in a buffer that doubles, once more while it moves, and the scatter
+    // that replaces them.
     assert!(peak <= 8 * scatter, "{peak} > 8 · {scatter}");
 }
 
@@ -128,7 +131,7 @@ fn statistics_stop_growing() {
     });
 }
 
-/// A limit is kept by what is allocated, not only by what is counted.
+/// The limit holds for the memory allocated, not only for the memory counted.
 #[test]
 fn memory_limits_hold() {
     alone(|| {

@@ -1,4 +1,5 @@
-//! Solving in single precision: large layers in `f32`, in sample form and collapsed, against the same problem in `f64`.
+//! Solving in native precision: large `f32` layers, in sample form and covariance form, against the
+//! same problem in `f64`.
 
 mod common;
 
@@ -36,7 +37,8 @@ fn wide(matrix: MatRef<'_, f32>) -> Mat<f64> {
     Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| f64::from(matrix[(i, j)]))
 }
 
-/// Squared error of the replacement over that of zero on the centred inputs, in `f64`, from the factors.
+/// Squared error of the replacement relative to the outputs, on the centred inputs, in `f64`, from the
+/// factors.
 fn squared_error(weight: &Mat<f32>, low: &dalr::LowRankLinear<f32>, inputs: MatRef<'_, f32>) -> f64 {
     let inputs = wide(inputs);
     let mean = Mat::<f64>::ones(1, inputs.nrows()) * &inputs * faer::Scale(1.0 / inputs.nrows() as f64);
@@ -46,12 +48,13 @@ fn squared_error(weight: &Mat<f32>, low: &dalr::LowRankLinear<f32>, inputs: MatR
     (&centred * difference.transpose()).squared_norm_l2() / (&centred * weight.transpose()).squared_norm_l2()
 }
 
-/// Share of the energy that the eigenvalues leave out.
+/// Fraction of the energy that the eigenvalues leave out.
 fn left(energies: &[f64], total: f64) -> f64 {
     1.0 - energies.iter().sum::<f64>() / total
 }
 
-/// Shapes of which every way of solving in single precision is the cheapest for one, and what it calls itself.
+/// Shapes for which the algorithms in native precision are the cheapest, one after the other, and the
+/// name of the solver in the report.
 const SHAPES: [(usize, usize, usize, usize, &str); 6] = [
     (700, 520, 400, 20, "block Lanczos"),
     (700, 520, 1800, 20, "block Lanczos"),
@@ -62,7 +65,7 @@ const SHAPES: [(usize, usize, usize, usize, &str); 6] = [
 ];
 
 #[test]
-fn single_precision_reaches_the_optimum_and_certifies_it() {
+fn native_precision_reaches_the_optimum_and_predicts_its_error() {
     for (m, n, p, rank, solver) in SHAPES {
         let (weight, inputs) = problem(m, n, p);
         let layer = Linear::new(weight.clone(), Some(Col::zeros(m))).unwrap();
@@ -83,7 +86,7 @@ fn single_precision_reaches_the_optimum_and_certifies_it() {
             exact.update(wide(inputs.as_ref()).as_ref()).unwrap();
             let exact_layer = Linear::new(wide(weight.as_ref()), Some(Col::zeros(m))).unwrap();
             let optimum = method.with_solver(Solver::DenseEigen).decompose(&exact_layer, &exact, rank).unwrap();
-            // What is minimised, which with a ridge is not the error alone.
+            // The objective, which with a ridge is not the error alone.
             let (own, least) =
                 (left(solved.energies(), solved.total_energy()), left(optimum.energies(), optimum.total_energy()));
             assert!((own - least).abs() <= 1e-4 * least + rounding, "{name}: {own} {least}");

@@ -26,6 +26,11 @@ impl<T: Scalar> Batch<'_, T> {
         self.weights.map_or(1.0, |weights| weights[row])
     }
 
+    /// The rows of positive weight.
+    pub(super) fn counted_rows(&self) -> impl Iterator<Item = usize> {
+        (0..self.len()).filter(|&row| self.weight(row) > 0.0)
+    }
+
     /// The sum of `of(weight)` over the samples.
     pub(super) fn sum_weights(&self, of: impl Fn(f64) -> f64) -> f64 {
         self.weights.map_or(self.len() as f64 * of(1.0), |weights| weights.iter().copied().map(of).sum())

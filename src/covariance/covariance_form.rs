@@ -44,7 +44,7 @@ impl<T: Scalar> CovarianceForm<T> {
         let features = self.waiting.features();
         let most = most_waiting::<T>(features);
         self.waiting.reserve(most - self.waiting.len())?;
-        let multiplies = self.waiting.len().saturating_add(count) >= most;
+        let multiplies = self.waiting.len() + count >= most;
         Accumulator::new(features, if multiplies { count.clamp(most, segment_rows(features)) } else { 0 })
     }
 

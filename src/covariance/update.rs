@@ -100,8 +100,8 @@ impl<T: Scalar> ActivationStats<T> {
 
     fn add_batch(&mut self, batch: Batch<'_, T>) -> Result<()> {
         self.validate(batch)?;
-        let Some(first) = (0..batch.len()).find(|&row| batch.weight(row) > 0.0) else { return Ok(()) };
-        let samples = (0..batch.len()).filter(|&row| batch.weight(row) > 0.0).count();
+        let Some(first) = batch.counted_rows().next() else { return Ok(()) };
+        let samples = batch.counted_rows().count();
         let sums = [batch.sum_weights(|weight| weight), batch.sum_weights(|weight| weight * weight)];
         let totals = self.totals(samples as u64, sums)?;
         self.require_representable(linalg::max_abs(batch.rows), totals.weight)?;
@@ -157,18 +157,18 @@ impl<T: Scalar> ActivationStats<T> {
         channels: &Channels,
     ) -> Result<()> {
         let par = linalg::threads(self.threads);
-        let count = batches.iter().map(Batch::len).sum();
         let mut new = None;
         let (form, samples) = match &mut self.form {
             Form::Samples(samples) if keep_samples => {
-                samples.reserve(count)?;
+                samples.reserve(batches.iter().map(|batch| batch.counted_rows().count()).sum())?;
                 batches.iter().for_each(|batch| samples.append(*batch));
                 return Ok(());
             }
             Form::Samples(samples) => (new.insert(CovarianceForm::new(self.features)?), Some(&*samples)),
             Form::Covariance(form) => (form, None),
         };
-        let mut accumulator = form.prepare(samples.map_or(0, Samples::len).saturating_add(count))?;
+        let count = samples.map_or(0, Samples::len) + batches.iter().map(Batch::len).sum::<usize>();
+        let mut accumulator = form.prepare(count)?;
         for batch in samples.into_iter().flat_map(Samples::batches) {
             form.add(batch, channels, &mut accumulator, par);
         }

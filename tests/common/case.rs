@@ -164,7 +164,7 @@ impl Form {
         let attempt = |stats: ActivationStats<T>| {
             let mut stats = stats;
             let updated = stats.update(batch.as_ref());
-            let collapsed = format!("{stats:?}").contains("scatter");
+            let collapsed = format!("{stats:?}").contains("covariance");
             updated.ok().map(|()| stats).filter(|_| collapsed == (self == Self::Collapsed))
         };
         let empty = || ActivationStats::new(inputs.ncols());

@@ -238,7 +238,7 @@ fn check<T: Scalar>(stats: &ActivationStats<T>, seen: &Seen) {
     // Collapsed statistics of wide layers in `f32` are multiplied in `f32`, and squares of what is small against the span underflow there.
     // Where products repeat, as those of constant batches do, rounding errors all go to one side: they grow with the number of samples,
     // not with its root.
-    let narrow = size_of::<T>() == 4 && features >= 512 && format!("{stats:?}").contains("scatter");
+    let narrow = size_of::<T>() == 4 && features >= 512 && format!("{stats:?}").contains("covariance");
     let single = if narrow { (16.0 + count as f64 / 2.0) * f64::from(f32::EPSILON) } else { 0.0 };
     let underflow = if narrow { count as f64 * 2_f64.powi(-118) } else { 0.0 };
     let deviations: Vec<f64> = (0..features)

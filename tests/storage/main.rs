@@ -61,7 +61,7 @@ fn states<T: Scalar>() -> Vec<(&'static str, ActivationStats<T>)> {
     let gathering = |mut stats: ActivationStats<T>, rows| {
         let weights: Vec<f64> = (0..rows).map(|row| [1.0, 0.25, 3.0, 0.0][row % 4]).collect();
         stats.update_weighted(inputs(6, rows, stats.features()).as_ref(), &weights).unwrap();
-        assert!(format!("{stats:?}").contains("scatter"));
+        assert!(format!("{stats:?}").contains("covariance"));
         stats
     };
     // There is room for the scatter and what is gathered, and for little more.
