@@ -175,7 +175,8 @@ fn a_full_disk_is_an_error_that_leaves_nothing_half_done() {
     let large = Tensor::of(Dtype::F64, &[40_000], &random(1, 1, 40_000, 1.0));
     model.with("large", large).write(&folder.path("model.safetensors"));
     let limited = |kilobytes: usize| {
-        // The signal that goes with the limit is ignored: what remains is an error, as on a full disk.
+        // The signal that goes with the limit is ignored: what remains is an error, as on a full
+        // disk.
         let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$0\" \"$@\"", kilobytes * 2);
         let mut command = std::process::Command::new("sh");
         let inner = folder.command(&OK);

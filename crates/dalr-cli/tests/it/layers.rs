@@ -10,7 +10,8 @@ use crate::harness::{Folder, Tensor, Tensors, layer, random};
 
 const TYPES: [Dtype; 4] = [Dtype::F64, Dtype::F32, Dtype::F16, Dtype::BF16];
 
-/// Layers of every dtype, with and without bias, samples of every type with several leading axes, and all kinds of other tensors.
+/// Layers of every dtype, with and without bias, samples of every type with several leading axes,
+/// and all kinds of other tensors.
 fn everything(folder: &Folder) -> (Tensors, Tensors) {
     let (mut model, mut calibration) = (Tensors::default(), Tensors::default());
     for (index, dtype) in TYPES.into_iter().enumerate() {
@@ -59,7 +60,8 @@ fn solve<T: Scalar>(
     method.decompose(&dense, &stats, useful).unwrap()
 }
 
-/// Compares the factors of a layer with the library's, rounded to the weight's type, and its bias within a rounding of those.
+/// Compares the factors of a layer with the library's, rounded to the weight's type, and its bias
+/// within a rounding of those.
 fn check<T: Scalar>(
     model: &Tensors,
     calibration: &Tensors,
@@ -86,7 +88,8 @@ fn check<T: Scalar>(
     assert_eq!(part("1.bias").is_some(), low.bias().is_some(), "{name}");
     let (Some(found), Some(expected)) = (part("1.bias"), low.bias()) else { return };
     assert_eq!((found.dtype, &found.shape), (dense.dtype, &vec![dense.shape[0]]), "{name}");
-    // Rounding of factors and bias to the weight's type: its epsilon times the size of what is summed up.
+    // Rounding of factors and bias to the weight's type: its epsilon times the size of what is
+    // summed up.
     let epsilon = match dense.dtype {
         Dtype::F16 => f64::from(half::f16::EPSILON),
         Dtype::BF16 => f64::from(half::bf16::EPSILON),
