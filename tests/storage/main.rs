@@ -361,8 +361,8 @@ fn a_link_is_followed() {
     assert_eq!(ActivationStats::<f32>::load(&real).unwrap().features(), 4);
 }
 
-/// What goes through a stream is what a file holds, several follow each other, and a stream that
-/// ends early is an error.
+/// A stream holds the bytes of a file. Several statistics follow each other in one stream. A stream
+/// that ends early is an error.
 #[test]
 fn streams_hold_what_files_do_one_after_the_other() {
     let states = states::<f32>();

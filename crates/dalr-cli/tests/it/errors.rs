@@ -24,8 +24,8 @@ fn wrong_options_are_refused_with_code_2() {
     usage(&["--rank", "3", "--rank-multiple", "0"], "--rank-multiple: expected at least 1");
     usage(&["--rank", "3", "--lambda", "3"], "--lambda goes with --method dalr-paper");
     usage(&["--rank", "0"], "--rank: expected at least 1");
-    for share in ["1.5", "0", "NaN"] {
-        usage(&["--keep", share], &format!("--keep: expected a fraction in (0, 1], got {share}"));
+    for fraction in ["1.5", "0", "NaN"] {
+        usage(&["--keep", fraction], &format!("--keep: expected a fraction in (0, 1], got {fraction}"));
     }
     usage(&["--max-error=-1"], "--max-error: expected a relative error in (0, 1), got -1");
     usage(&["--rank", "3", "--json", "out.safetensors"], "two outputs cannot be one file");

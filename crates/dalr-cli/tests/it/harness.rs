@@ -80,7 +80,7 @@ impl Drop for Folder {
     }
 }
 
-/// What the program wrote to its standard error.
+/// The standard error of the program.
 pub fn said(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
