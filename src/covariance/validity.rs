@@ -1,7 +1,8 @@
-//! Checks of statistics that come from a file: every number is finite, weights are positive, variances are not negative.
+//! Checks of statistics that come from a file: every number is finite, weights are positive,
+//! variances are not negative.
 //!
-//! The checksum detects damage. These checks keep statistics from a faulty writer from spreading NaN, or counts that do not fit the
-//! arrays, into later results.
+//! The checksum detects damage. These checks keep statistics from a faulty writer from spreading
+//! NaN, or counts that do not fit the arrays, into later results.
 
 use super::covariance_form::{CovarianceForm, most_waiting};
 use super::samples::Samples;

@@ -5,7 +5,8 @@ use dalr::{ActivationStats, Error};
 use crate::common::file::{numbers, put_together, range, set, take_apart};
 use crate::{bytes, inputs};
 
-/// The sample form; the covariance form; the covariance form with two samples that wait for a product.
+/// The sample form; the covariance form; the covariance form with two samples that wait for a
+/// product.
 const FORMS: [&str; 3] = ["samples", "scatter", "gathering"];
 
 fn small(form: &str) -> Vec<u8> {
@@ -154,7 +155,8 @@ fn invalid_numbers() {
         let lie = |name: &str, index: usize, value: f64, message: &str| {
             let mut data = good.clone();
             set(&header, &mut data, name, index, value);
-            // The mean agrees with a false origin or offset, which would be refused as another mean otherwise.
+            // The mean agrees with a false origin or offset, which would be refused as another mean
+            // otherwise.
             if name == "origin" || name == "offset" {
                 let sum = numbers(&header, &data, "origin")[index] + numbers(&header, &data, "offset")[index];
                 set(&header, &mut data, "mean", index, sum);

@@ -45,8 +45,9 @@ fn inputs<T: Scalar>(seed: u64, rows: usize, features: usize) -> Mat<T> {
     Mat::from_fn(rows, features, |i, j| T::from_f64(if j == 1 { 0.0 } else { (values[(i, j)] + 0.3).max(0.0) }))
 }
 
-/// Statistics in every state that there is: empty, samples, several segments of them, scatter, several block columns of it, products in
-/// `f32`, samples gathered for the next one, all of them gathered, mixed.
+/// Statistics in every state that there is: empty, samples, several segments of them, scatter,
+/// several block columns of it, products in `f32`, samples gathered for the next one, all of them
+/// gathered, mixed.
 fn states<T: Scalar>() -> Vec<(&'static str, ActivationStats<T>)> {
     let fed = |features, rows| {
         let mut stats = ActivationStats::new(features);
@@ -360,7 +361,8 @@ fn a_link_is_followed() {
     assert_eq!(ActivationStats::<f32>::load(&real).unwrap().features(), 4);
 }
 
-/// What goes through a stream is what a file holds, several follow each other, and a stream that ends early is an error.
+/// A stream holds the bytes of a file. Several statistics follow each other in one stream. A stream
+/// that ends early is an error.
 #[test]
 fn streams_hold_what_files_do_one_after_the_other() {
     let states = states::<f32>();

@@ -152,7 +152,8 @@ fn a_failure_leaves_the_old_file() {
     assert!(read[0].is_nan() && read[1] == f32::NEG_INFINITY);
 }
 
-/// Whatever is done to a file, opening and reading it gives an error or numbers, and takes no memory beyond the file's length.
+/// Whatever is done to a file, opening and reading it gives an error or numbers, and takes no
+/// memory beyond the file's length.
 #[test]
 fn damaged_files_are_errors() {
     let folder = Folder::new("model-damage");

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 HEADS = 12
 EPSILON = 1e-12
 TOKENS = 128
-# What each of the four inputs of a block is read by.
+# The layers that read each of the four inputs of a block.
 READERS = {
     "attention": ["attention.self.query", "attention.self.key", "attention.self.value"],
     "context": ["attention.output.dense"],
@@ -30,7 +30,7 @@ READERS = {
 
 
 class Model:
-    """The network on top of a dictionary of tensors, dense or as `dalr compress` writes them."""
+    """The network on top of a dictionary of tensors, original or as `dalr compress` writes them."""
 
     def __init__(self, tensors, tokenizer):
         self.tensors = tensors

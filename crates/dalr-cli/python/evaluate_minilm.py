@@ -112,7 +112,7 @@ class Bench:
 
 
 def picture(rows):
-    """The cosine by the share of parameters kept, a line for each method."""
+    """The cosine by the fraction of parameters kept, a line for each method."""
     left, right, top, bottom = 60, 420, 20, 300
     keeps = sorted({row["keep"] for row in rows})
     least, most = keeps[0], max(1.0, keeps[-1])
@@ -142,7 +142,7 @@ def picture(rows):
         "text{font:13px sans-serif;fill:#222}.grid{stroke:#8884;fill:none}.own{stroke:#c2410c;fill:none;stroke-width:2}"
         ".peer{stroke:#64748b;fill:none;stroke-width:2}@media(prefers-color-scheme:dark){text{fill:#ddd}.peer{stroke:#94a3b8}}"
     )
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 {bottom + 48}" role="img" aria-label="Cosine by share of parameters kept">'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 {bottom + 48}" role="img" aria-label="Cosine by fraction of parameters kept">'
     return f"{head}\n<style>{style}</style>\n" + "\n".join(parts) + "\n</svg>\n"
 
 

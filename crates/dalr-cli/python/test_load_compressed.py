@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compresses real PyTorch modules with the program given and loads what comes out: test_load_compressed.py PROGRAM"""
+"""Compresses real PyTorch modules with a program and loads the results: test_load_compressed.py PROGRAM"""
 
 import pathlib
 import subprocess
@@ -39,7 +39,7 @@ def decaying(model):
 
 
 def activations(model, tokens):
-    """What every linear layer reads, by hooks: the way that the README shows."""
+    """The inputs of every linear layer, collected by hooks as in the README."""
     inputs, hooks = {}, []
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):

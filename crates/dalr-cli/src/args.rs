@@ -20,7 +20,8 @@ pub struct Cli {
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
 
-    /// Prints more: one line for each solved layer, the tensors that were copied, the objective and its bound.
+    /// Prints more: one line for each solved layer, the tensors that were copied, the objective and
+    /// its bound.
     #[arg(short, long, global = true)]
     pub verbose: bool,
 }
@@ -37,8 +38,9 @@ pub enum Command {
 
 /// Compresses the linear layers of a model to one budget.
 ///
-/// A layer is a tensor NAME.weight with two axes for which the calibration data hold NAME.input (any leading axes; the last axis is the
-/// layer's inputs). NAME.weight becomes NAME.0.weight and NAME.1.weight, its bias NAME.1.bias. All other tensors are copied.
+/// A layer is a tensor NAME.weight with two axes for which the calibration data hold NAME.input
+/// (any leading axes; the last axis is the layer's inputs). NAME.weight becomes NAME.0.weight and
+/// NAME.1.weight, its bias NAME.1.bias. All other tensors are copied.
 #[derive(Args, Debug)]
 pub struct CompressArgs {
     #[command(flatten)]
@@ -59,11 +61,13 @@ pub struct CompressArgs {
     #[arg(long)]
     pub lambda: Option<f64>,
 
-    /// How the budget is allocated to the layers. [default: sensitivity with --sensitivity, else uniform]
+    /// How the budget is allocated to the layers. [default: sensitivity with --sensitivity, else
+    /// uniform]
     #[arg(long, value_enum)]
     pub allocation: Option<Allocation>,
 
-    /// How much the network suffers from an error of each layer: {"layer": weight, …}, for every layer.
+    /// How much the network suffers from an error of each layer: {"layer": weight, …}, for every
+    /// layer.
     #[arg(long, value_name = "FILE.json")]
     pub sensitivity: Option<PathBuf>,
 
@@ -90,7 +94,8 @@ pub struct CompressArgs {
 
 /// Lists a model's layers, their sizes, and the error at some fractions of their parameters.
 ///
-/// With calibration data the errors are predicted errors of the layers' outputs. Without, they are errors of the weights.
+/// With calibration data the errors are predicted errors of the layers' outputs. Without, they are
+/// errors of the weights.
 #[derive(Args, Debug)]
 pub struct InspectArgs {
     #[command(flatten)]
@@ -111,8 +116,9 @@ pub struct SourceArgs {
     /// The model: a safetensors file, or the index (.json) of several.
     pub model: PathBuf,
 
-    /// The layers' inputs on the target domain: a safetensors file of tensors NAME.input, saved statistics in a file
-    /// NAME.input.safetensors, or a folder of both. May be given several times; the samples are merged.
+    /// The layers' inputs on the target domain: a safetensors file of tensors NAME.input, saved
+    /// statistics in a file NAME.input.safetensors, or a folder of both. May be given several
+    /// times; the samples are merged.
     #[arg(long, value_name = "FILE")]
     pub calibration: Vec<PathBuf>,
 
@@ -144,14 +150,16 @@ pub struct BudgetArgs {
     #[arg(long, value_name = "N")]
     pub rank: Option<usize>,
 
-    /// The largest relative error: of every layer with uniform allocation, else of all layers together.
+    /// The largest relative error: of every layer with uniform allocation, else of all layers
+    /// together.
     #[arg(long, value_name = "E")]
     pub max_error: Option<f64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 pub enum Method {
-    /// Least change of the outputs on the calibration data, with shrinkage for few samples. Recommended.
+    /// Least change of the outputs on the calibration data, with shrinkage for few samples.
+    /// Recommended.
     Dalr,
     /// Eq. 11 of the paper.
     DalrPaper,

@@ -1,4 +1,5 @@
-//! Calibration data: the layers' inputs, as tensors of samples and as saved statistics, from one or several files.
+//! Calibration data: the layers' inputs, as tensors of samples and as saved statistics, from one or
+//! several files.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -84,14 +85,16 @@ impl Calibration {
         self.parts.keys().map(String::as_str)
     }
 
-    /// The data of a name. Those of `NAME.input` include saved statistics in a file `NAME.safetensors`.
+    /// The data of a name. Those of `NAME.input` include saved statistics in a file
+    /// `NAME.safetensors`.
     fn parts(&self, name: &str) -> impl Iterator<Item = &Part> {
         let short = name.strip_suffix(".input").and_then(|short| self.parts.get(short));
         let statistics = short.into_iter().flatten().filter(|part| matches!(part, Part::Statistics { .. }));
         self.parts.get(name).into_iter().flatten().chain(statistics)
     }
 
-    /// Refuses data whose headers do not fit a layer with this many inputs, before anything is solved.
+    /// Refuses data whose headers do not fit a layer with this many inputs, before anything is
+    /// solved.
     pub fn check(&self, name: &str, inputs: usize) -> Result<()> {
         for part in self.parts(name) {
             match part {
@@ -151,8 +154,8 @@ impl Calibration {
         })
     }
 
-    /// Reads in batches, so that no tensor has to fit into memory. Statistics without samples, for methods that look at the weight alone,
-    /// if there are no calibration data at all.
+    /// Reads in batches, so that no tensor has to fit into memory. Statistics without samples, for
+    /// methods that look at the weight alone, if there are no calibration data at all.
     fn gather<T: Scalar>(&self, name: &str, inputs: usize) -> Result<(ActivationStats<T>, u32)> {
         let mut stats = ActivationStats::new(inputs);
         let mut sum = Hasher::new();

@@ -105,8 +105,8 @@ fn sensitivities(path: &Path, layers: &[Layer]) -> Result<Sensitivities> {
     Sensitivities::new(named).map_err(|error| Error::format(path, "sensitivities", error.to_string()))
 }
 
-/// Makes the error of the outputs the loss of a layer whose method minimises something else. Does not change profiles for the
-/// allocation by energy.
+/// Makes the error of the outputs the loss of a layer whose method minimises something else. Does
+/// not change profiles for the allocation by energy.
 fn by_outputs(args: &CompressArgs, profile: LayerProfile) -> LayerProfile {
     let known =
         (1..=profile.max_rank()).all(|rank| profile.relative_error(rank).is_some_and(|error| error.is_finite()));

@@ -52,7 +52,8 @@ impl Error {
         move |message| Self::Layer { layer: layer.into(), message: message.to_string() }
     }
 
-    /// 130 after an interrupt as in shells, 2 for wrong usage as clap does, 1 for every other failure.
+    /// 130 after an interrupt as in shells, 2 for wrong usage as clap does, 1 for every other
+    /// failure.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Interrupted => 130,

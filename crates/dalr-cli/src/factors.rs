@@ -1,8 +1,10 @@
-//! A solved layer on disk: its factors at the largest useful rank, from which every smaller rank is cut.
+//! A solved layer on disk: its factors at the largest useful rank, from which every smaller rank is
+//! cut.
 //!
-//! The first `k` rows of `down` and the first `k` columns of `up` are the factors of rank `k`. The corrected bias of rank `k` is
-//! `output_mean − up · latent_mean`. This gives the result of `Decomposition::truncate` without the matrices in memory. The factors have
-//! the weight's dtype, so that no layer takes more disk than its weight.
+//! The first `k` rows of `down` and the first `k` columns of `up` are the factors of rank `k`. The
+//! corrected bias of rank `k` is `output_mean − up · latent_mean`. This gives the result of
+//! `Decomposition::truncate` without the matrices in memory. The factors have the weight's dtype,
+//! so that no layer takes more disk than its weight.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! `dalr inspect`: the layers of a model, their sizes, and the error at some fractions of their parameters.
+//! `dalr inspect`: the layers of a model, their sizes, and the error at some fractions of their
+//! parameters.
 
 use dalr::interop::safetensors::ModelFile;
 use dalr::{ActivationStats, Dalr, LowRankCompressor, Scalar, TruncatedSvd};
@@ -102,7 +103,8 @@ impl Inspection<'_> {
     }
 }
 
-/// The points of every layer. Layers with the same input follow each other, so that its statistics are gathered once.
+/// The points of every layer. Layers with the same input follow each other, so that its statistics
+/// are gathered once.
 fn measure(
     model: &ModelFile,
     calibration: &Calibration,
@@ -136,7 +138,7 @@ fn points<T: Scalar>(model: &ModelFile, layer: &Layer, stats: &ActivationStats<T
     let total = solved.total_energy();
     // The error of the weight, which is known without samples.
     let of_weight = |rank: usize| {
-        let kept: f64 = solved.energies().iter().take(rank).copied().map(f64::from).sum();
+        let kept: f64 = solved.energies().iter().take(rank).sum();
         if total > 0.0 { (1.0 - kept / total).max(0.0).sqrt() } else { 0.0 }
     };
     Ok(FRACTIONS.map(|fraction| {

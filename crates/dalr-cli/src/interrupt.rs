@@ -6,11 +6,13 @@ use crate::error::{Error, Result};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Listens for SIGINT from here on. Other signals end the program like a kill, which loses no finished layer.
+/// Listens for SIGINT from here on. Other signals end the program like a kill, which loses no
+/// finished layer.
 pub fn listen() -> Result<()> {
     ctrlc::set_handler(|| {
         if INTERRUPTED.swap(true, Ordering::Relaxed) {
-            // Files only appear by renaming, so that there is no half-written file under a final name.
+            // Files only appear by renaming, so that there is no half-written file under a final
+            // name.
             std::process::exit(130);
         }
         eprintln!("\ninterrupted: stopping after the current layer (press Ctrl-C again to stop at once)");

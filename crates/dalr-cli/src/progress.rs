@@ -1,4 +1,5 @@
-//! Progress on standard error: a bar with the time left on a terminal, a line for each layer with `--verbose`.
+//! Progress on standard error: a bar with the time left on a terminal, a line for each layer with
+//! `--verbose`.
 
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -157,7 +158,8 @@ impl Progress {
     }
 }
 
-/// The order of a solve: products of the weight with the input's covariance, and an eigendecomposition.
+/// The order of a solve: products of the weight with the input's covariance, and an
+/// eigendecomposition.
 fn cost(layer: &Layer) -> f64 {
     let (m, n) = (layer.out_features as f64, layer.in_features as f64);
     m * n * (m.min(n) + n)

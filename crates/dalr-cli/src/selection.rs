@@ -59,7 +59,8 @@ pub struct Passed {
     pub reason: String,
 }
 
-/// The layers, sorted by name with numbers in numeric order, the other tensors, and notes for the user.
+/// The layers, sorted by name with numbers in numeric order, the other tensors, and notes for the
+/// user.
 pub struct Selection {
     pub layers: Vec<Layer>,
     pub passed: Vec<Passed>,
@@ -85,7 +86,8 @@ pub fn select(args: &SourceArgs, model: &ModelFile, calibration: &Calibration) -
                     continue;
                 }
                 let missing = format!("no `{input}` in the calibration data");
-                // The user wants a layer that an option names. Any other weight may be an embedding.
+                // The user wants a layer that an option names. Any other weight may be an
+                // embedding.
                 if !args.include.is_empty() || inputs.contains_key(layer) {
                     return Err(Error::Layer { layer: layer.into(), message: missing });
                 }
@@ -156,7 +158,8 @@ fn checked(model: &ModelFile, name: &str, dtype: FloatDtype, shape: &[usize], in
     Ok(Layer { name: name.into(), out_features, in_features, dtype, has_bias: bias.is_some(), input })
 }
 
-/// Removes the layers' biases from the copied tensors, and notes calibration data that no layer reads.
+/// Removes the layers' biases from the copied tensors, and notes calibration data that no layer
+/// reads.
 fn settle(selection: &mut Selection, calibration: &Calibration) {
     let biases: BTreeSet<String> = selection.layers.iter().map(Layer::bias).collect();
     selection.passed.retain(|passed| !biases.contains(&passed.name));

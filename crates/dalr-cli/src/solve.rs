@@ -31,8 +31,9 @@ pub struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// Returns the profile of every layer, solved now or by the run that is resumed. Layers with the same input follow each other, so that
-    /// its statistics are gathered once and only one statistics object is in memory.
+    /// Returns the profile of every layer, solved now or by the run that is resumed. Layers with
+    /// the same input follow each other, so that its statistics are gathered once and only one
+    /// statistics object is in memory.
     pub fn run(&self, progress: &mut Progress) -> Result<Vec<LayerProfile>> {
         let mut profiles = BTreeMap::new();
         for group in groups(self.layers) {
@@ -112,7 +113,8 @@ impl Pass<'_> {
         Err(Error::Changed(format!("layer {} was computed from {was}, and the files now hold {is}", layer.name)))
     }
 
-    /// Identifies the data that a layer's factors were computed from. The work folder checks the settings.
+    /// Identifies the data that a layer's factors were computed from. The work folder checks the
+    /// settings.
     fn fingerprint(&self, layer: &Layer, input: u32) -> Result<String> {
         let sum = |sum: u32| format!("{sum:08x}");
         let weight = self.model.checksum(&layer.weight())?;
@@ -157,7 +159,8 @@ fn output_mean<T: Scalar>(weight: MatRef<'_, T>, bias: &[f64], mean: &[f64]) -> 
     sums
 }
 
-/// Indices of layers that read the same input in the same precision, in the order of each group's first layer.
+/// Indices of layers that read the same input in the same precision, in the order of each group's
+/// first layer.
 pub fn groups(layers: &[Layer]) -> Vec<Vec<usize>> {
     let mut groups: Vec<Vec<usize>> = Vec::new();
     let mut places = BTreeMap::new();

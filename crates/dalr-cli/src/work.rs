@@ -1,4 +1,5 @@
-//! The folder of an unfinished run: one file for each solved layer, and the settings that they belong to.
+//! The folder of an unfinished run: one file for each solved layer, and the settings that they
+//! belong to.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
@@ -22,7 +23,8 @@ const SETTINGS: &str = "settings.json";
 const LAYER: &str = "safetensors";
 
 impl Work {
-    /// Continues with the folder if `resume`, else creates it. Discards the work of another run only with `force`.
+    /// Continues with the folder if `resume`, else creates it. Discards the work of another run
+    /// only with `force`.
     pub fn open(out: &Path, settings: &Settings, resume: bool, force: bool) -> Result<Self> {
         let mut name = out.file_name().ok_or_else(|| Error::format(out, "the name of a file", "none"))?.to_os_string();
         name.push(".work");
@@ -87,7 +89,8 @@ impl Work {
         fs::remove_dir(&self.folder).map_err(Error::io(&self.folder))
     }
 
-    /// Removes the files that runs have written, and nothing else. The settings go first: without them no run resumes the rest.
+    /// Removes the files that runs have written, and nothing else. The settings go first: without
+    /// them no run resumes the rest.
     fn clear(&self) -> Result<()> {
         let path = self.folder.join(SETTINGS);
         if path.exists() {

@@ -62,7 +62,8 @@ impl FloatDtype {
         }
     }
 
-    /// Appends `number`, rounded to this dtype, to `bytes`. Returns the rounded number: an infinity if it is out of range.
+    /// Appends `number`, rounded to this dtype, to `bytes`. Returns the rounded number: an infinity
+    /// if it is out of range.
     pub fn encode(self, number: f64, bytes: &mut Vec<u8>) -> f64 {
         fn half<H: Half>(number: f64, bytes: &mut Vec<u8>) -> f64 {
             let rounded = H::round(number);

@@ -1,4 +1,5 @@
-//! [Safetensors](https://github.com/huggingface/safetensors) files: activation statistics and whole models.
+//! [Safetensors](https://github.com/huggingface/safetensors) files: activation statistics and whole
+//! models.
 //!
 //! | item | purpose |
 //! |---|---|
@@ -51,8 +52,8 @@
 //!
 //! # Statistics format, version 1
 //!
-//! A safetensors file, little endian, with these tensors in this order, without gaps, for `n` inputs. As long as there are no samples,
-//! `n` is 0 in the arrays over the inputs.
+//! A safetensors file, little endian, with these tensors in this order, without gaps, for `n`
+//! inputs. As long as there are no samples, `n` is 0 in the arrays over the inputs.
 //!
 //! | tensor | dtype | shape | content |
 //! |---|---|---|---|
@@ -68,15 +69,18 @@
 //! | `samples` | F32 or F64 | `[p, n]` | the samples that are kept as rows |
 //! | `checksum` | U32 | `[1]` | CRC-32 (that of zlib) of all bytes of the file before these four |
 //!
-//! `__metadata__` holds these fields in this order: `kind` (`dalr.ActivationStats`), `version`, `precision` (`f32` or `f64`), `form`
-//! (`samples` for the sample form, `scatter` for the covariance form), `features` (`n`), `sample_count`, `total_weight` (`Σ wᵢ`),
-//! `weight_squares` (`Σ wᵢ²`), `memory_limit` (bytes, or `none`), `threads`, `block_width` (256). The form `scatter` adds
-//! `scatter_weight` (`Σ wᵢ` of the samples in the scatter), `scatter_precision` and `gathered` (`p`). `scatter_precision` is 0 for an
-//! empty scatter. Otherwise it is the epsilon, `2⁻²³` or `2⁻⁵²`, of the least precise products in the scatter. The form `samples` keeps
-//! all samples, so `p` is `sample_count`. The form `scatter` keeps only those that wait for the next product.
+//! `__metadata__` holds these fields in this order: `kind` (`dalr.ActivationStats`), `version`,
+//! `precision` (`f32` or `f64`), `form` (`samples` for the sample form, `scatter` for the
+//! covariance form), `features` (`n`), `sample_count`, `total_weight` (`Σ wᵢ`), `weight_squares`
+//! (`Σ wᵢ²`), `memory_limit` (bytes, or `none`), `threads`, `block_width` (256). The form `scatter`
+//! adds `scatter_weight` (`Σ wᵢ` of the samples in the scatter), `scatter_precision` and `gathered`
+//! (`p`). `scatter_precision` is 0 for an empty scatter. Otherwise it is the epsilon, `2⁻²³` or
+//! `2⁻⁵²`, of the least precise products in the scatter. The form `samples` keeps all samples, so
+//! `p` is `sample_count`. The form `scatter` keeps only those that wait for the next product.
 //!
-//! The scatter is stored in blocks of 256 columns; the last one is narrower. The block that starts at column `s` and is `w` wide holds
-//! the rows from `s` on: `w · (n − s)` numbers, one column after the other. In Python:
+//! The scatter is stored in blocks of 256 columns; the last one is narrower. The block that starts
+//! at column `s` and is `w` wide holds the rows from `s` on: `w · (n − s)` numbers, one column
+//! after the other. In Python:
 //!
 //! ```python
 //! import zlib, numpy as np
@@ -103,7 +107,8 @@
 //! covariance = scatter / total
 //! ```
 //!
-//! A new version only ever adds fields: a release reads all versions up to its own and refuses later ones by number.
+//! A new version only ever adds fields: a release reads all versions up to its own and refuses
+//! later ones by number.
 
 mod dtype;
 mod model;

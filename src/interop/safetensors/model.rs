@@ -16,7 +16,8 @@ use crate::{Error, Result, Scalar, linalg};
 /// The longest header that the format's own implementation accepts.
 const LONGEST_HEADER: u64 = 100_000_000;
 
-/// The fewest rows that [`ModelFile::matrix`] converts together: it fills columns, and shorter runs would waste cache lines.
+/// The fewest rows that [`ModelFile::matrix`] converts together: it fills columns, and shorter runs
+/// would waste cache lines.
 const ROWS: usize = 16;
 
 /// The dtype and the shape of a tensor in a file.
@@ -41,8 +42,8 @@ struct Place {
 
 /// A model: one safetensors file, or all shards of an index. Only headers are in memory.
 ///
-/// Nothing in the files is trusted: lengths, shapes and offsets are checked before anything is allocated for them. Several threads may
-/// read from one `ModelFile`.
+/// Nothing in the files is trusted: lengths, shapes and offsets are checked before anything is
+/// allocated for them. Several threads may read from one `ModelFile`.
 #[derive(Debug)]
 pub struct ModelFile {
     path: PathBuf,
@@ -57,8 +58,9 @@ impl ModelFile {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`]; [`Error::Format`] for a damaged header, for a file of another length than its header calls for, for a tensor in two
-    /// shards, and for an index that names files outside of its own folder.
+    /// [`Error::Io`]; [`Error::Format`] for a damaged header, for a file of another length than its
+    /// header calls for, for a tensor in two shards, and for an index that names files outside of
+    /// its own folder.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let (tensors, metadata, headers) = (BTreeMap::new(), BTreeMap::new(), Hasher::new());
@@ -148,8 +150,9 @@ impl ModelFile {
         Ok(sum.finalize())
     }
 
-    /// Passes a tensor's data, or the bytes of it in `range`, to `visit`, in pieces of `piece` bytes except the last. Stops at the first
-    /// error of `visit`. The range is cut to the data; one piece is in memory at a time.
+    /// Passes a tensor's data, or the bytes of it in `range`, to `visit`, in pieces of `piece`
+    /// bytes except the last. Stops at the first error of `visit`. The range is cut to the data;
+    /// one piece is in memory at a time.
     ///
     /// # Errors
     ///
@@ -189,7 +192,8 @@ impl ModelFile {
     ///
     /// # Errors
     ///
-    /// As [`visit`](Self::visit); [`Error::NumberType`] for a dtype that is not a [`FloatDtype`]; [`Error::Memory`].
+    /// As [`visit`](Self::visit); [`Error::NumberType`] for a dtype that is not a [`FloatDtype`];
+    /// [`Error::Memory`].
     pub fn matrix<T: Scalar>(&self, name: &str) -> Result<Mat<T>> {
         during("ModelFile::matrix", || {
             let (_, place) = self.place(name)?;

@@ -16,10 +16,11 @@ const BUFFER: usize = 1 << 16;
 
 /// Writes a file atomically: a crash at any point leaves the old file or the new one, whole.
 ///
-/// Writes to a temporary file in the same folder (`.NAME.<numbers>.partial`), syncs it to the disk and renames it. If `write` fails, the
-/// old file stays as it was and the temporary file is removed. A killed process leaves its temporary file behind; the next call for
-/// the same path removes it. Several threads or processes may replace one file at the same time: the last one to finish wins. If `path` is
-/// a symbolic link, the file that it points to is replaced.
+/// Writes to a temporary file in the same folder (`.NAME.<numbers>.partial`), syncs it to the disk
+/// and renames it. If `write` fails, the old file stays as it was and the temporary file is
+/// removed. A killed process leaves its temporary file behind; the next call for the same path
+/// removes it. Several threads or processes may replace one file at the same time: the last one to
+/// finish wins. If `path` is a symbolic link, the file that it points to is replaced.
 ///
 /// # Errors
 ///
@@ -86,7 +87,8 @@ impl Partial {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
                 result => result?,
             };
-            // A file system without locks makes `try_lock` fail below, so that no file counts as abandoned there.
+            // A file system without locks makes `try_lock` fail below, so that no file counts as
+            // abandoned there.
             let _ = file.lock();
             // Another process may have removed the file as abandoned before it was locked.
             if fs::symlink_metadata(&path).is_ok() {
@@ -105,7 +107,8 @@ impl Drop for Partial {
     }
 }
 
-/// Removes temporary files of this path that no process has locked. Ignores failures: they do not prevent the replacement.
+/// Removes temporary files of this path that no process has locked. Ignores failures: they do not
+/// prevent the replacement.
 fn remove_abandoned(folder: &Path, prefix: &OsStr) {
     let Ok(entries) = fs::read_dir(folder) else { return };
     for entry in entries.flatten() {

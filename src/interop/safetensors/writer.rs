@@ -13,8 +13,8 @@ use crate::{Error, Result, Scalar};
 
 /// A plan of a safetensors file, written as a stream in atomic replacement of a file.
 ///
-/// Every tensor carries a `content` of the caller's type `C`, which tells the caller later which data to write: a matrix, the name of a
-/// tensor to copy, an index.
+/// Every tensor carries a `content` of the caller's type `C`, which tells the caller later which
+/// data to write: a matrix, the name of a tensor to copy, an index.
 #[derive(Clone, Debug)]
 pub struct ModelWriter<C> {
     metadata: BTreeMap<String, String>,
@@ -49,12 +49,13 @@ impl<C> ModelWriter<C> {
         self
     }
 
-    /// Adds a tensor. The order of the calls does not matter: the file has larger dtypes first, so that data are aligned, and
-    /// sorts by name.
+    /// Adds a tensor. The order of the calls does not matter: the file has larger dtypes first, so
+    /// that data are aligned, and sorts by name.
     ///
     /// # Errors
     ///
-    /// [`Error::Format`] for a name that was added before; [`Error::Overflow`] for a tensor of more than `u64::MAX` bytes.
+    /// [`Error::Format`] for a name that was added before; [`Error::Overflow`] for a tensor of more
+    /// than `u64::MAX` bytes.
     pub fn add(&mut self, name: impl Into<String>, dtype: Dtype, shape: &[usize], content: C) -> Result<()> {
         let name = name.into();
         if self.tensors.contains_key(&name) || name == "__metadata__" {
@@ -71,12 +72,13 @@ impl<C> ModelWriter<C> {
         self.tensors.values().map(|tensor| tensor.bytes).sum()
     }
 
-    /// Writes the file as [`replace_file`] does. Calls `content` for each tensor in the file's order; it must write exactly the tensor's
-    /// bytes.
+    /// Writes the file as [`replace_file`] does. Calls `content` for each tensor in the file's
+    /// order; it must write exactly the tensor's bytes.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`]; [`Error::Format`] if `content` wrote another number of bytes than the tensor has; the errors of `content`.
+    /// [`Error::Io`]; [`Error::Format`] if `content` wrote another number of bytes than the tensor
+    /// has; the errors of `content`.
     pub fn write<E: From<Error>>(
         &self,
         path: impl AsRef<Path>,
@@ -127,8 +129,8 @@ impl TensorWriter<'_> {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`]; [`Error::Format`] if a finite number is out of the dtype's range; [`Error::NumberType`] if the dtype is not a
-    /// [`FloatDtype`].
+    /// [`Error::Io`]; [`Error::Format`] if a finite number is out of the dtype's range;
+    /// [`Error::NumberType`] if the dtype is not a [`FloatDtype`].
     pub fn numbers<T: Scalar>(&mut self, numbers: impl IntoIterator<Item = T>) -> Result<()> {
         let (what, expected) = ("the tensor", "F64, F32, F16 or BF16");
         let other = || Error::number_type(what, expected, "another dtype".into());

@@ -50,16 +50,16 @@ impl Outcome<'_> {
         }))
     }
 
-    /// The root mean square of the layers' predicted output errors. The library's `total_error` may include regularization, as the
-    /// allocator's objective does.
+    /// The root mean square of the layers' predicted output errors. The library's `total_error` may
+    /// include regularization, as the allocator's objective does.
     fn output_error(&self) -> Option<f64> {
         let layers = self.plan.report().layers();
         let squares: Option<f64> = layers.iter().map(|layer| Some(layer.relative_error()?.powi(2))).sum();
         Some((squares? / layers.len() as f64).sqrt())
     }
 
-    /// A table of the layers, the number of copied tensors, warnings, and the result in one line. With `verbose`, also every copied
-    /// tensor, the objective and its bound.
+    /// A table of the layers, the number of copied tensors, warnings, and the result in one line.
+    /// With `verbose`, also every copied tensor, the objective and its bound.
     pub fn summary(&self, verbose: bool) -> String {
         let report = self.plan.report();
         let headings = ["layer", "out × in", "rank", "parameters kept", "predicted error"];

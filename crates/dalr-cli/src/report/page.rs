@@ -1,4 +1,5 @@
-//! A self-contained page about a compression: no script, nothing to load, light or dark like the reader's system.
+//! A self-contained page about a compression: no script, nothing to load, light or dark like the
+//! reader's system.
 
 use super::spectrum;
 use super::{Outcome, kept, percent};

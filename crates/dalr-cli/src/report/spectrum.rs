@@ -17,7 +17,8 @@ const POINTS: usize = 150;
 /// Energies this far below the largest are drawn at the bottom.
 const DECADES: f64 = 6.0;
 
-/// An SVG of the explained energies of a layer on a logarithmic scale, with its rank (0 for the original layer) and its break-even rank.
+/// An SVG of the explained energies of a layer on a logarithmic scale, with its rank (0 for the
+/// original layer) and its break-even rank.
 pub fn svg(profile: &LayerProfile, rank: usize) -> String {
     let energies = profile.energy_shares();
     let full = profile.out_features().min(profile.in_features());

@@ -24,8 +24,8 @@ fn wrong_options_are_refused_with_code_2() {
     usage(&["--rank", "3", "--rank-multiple", "0"], "--rank-multiple: expected at least 1");
     usage(&["--rank", "3", "--lambda", "3"], "--lambda goes with --method dalr-paper");
     usage(&["--rank", "0"], "--rank: expected at least 1");
-    for share in ["1.5", "0", "NaN"] {
-        usage(&["--keep", share], &format!("--keep: expected a fraction in (0, 1], got {share}"));
+    for fraction in ["1.5", "0", "NaN"] {
+        usage(&["--keep", fraction], &format!("--keep: expected a fraction in (0, 1], got {fraction}"));
     }
     usage(&["--max-error=-1"], "--max-error: expected a relative error in (0, 1), got -1");
     usage(&["--rank", "3", "--json", "out.safetensors"], "two outputs cannot be one file");
@@ -175,7 +175,8 @@ fn a_full_disk_is_an_error_that_leaves_nothing_half_done() {
     let large = Tensor::of(Dtype::F64, &[40_000], &random(1, 1, 40_000, 1.0));
     model.with("large", large).write(&folder.path("model.safetensors"));
     let limited = |kilobytes: usize| {
-        // The signal that goes with the limit is ignored: what remains is an error, as on a full disk.
+        // The signal that goes with the limit is ignored: what remains is an error, as on a full
+        // disk.
         let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$0\" \"$@\"", kilobytes * 2);
         let mut command = std::process::Command::new("sh");
         let inner = folder.command(&OK);

@@ -39,7 +39,8 @@ impl Folder {
         names
     }
 
-    /// The command on `model`, `calibration` and `out`.safetensors, with one thread and all messages, in this folder.
+    /// The command on `model`, `calibration` and `out`.safetensors, with one thread and all
+    /// messages, in this folder.
     pub fn command(&self, options: &[&str]) -> Command {
         let mut command = Command::new(program());
         command.current_dir(&self.0).args([
@@ -79,7 +80,7 @@ impl Drop for Folder {
     }
 }
 
-/// What the program wrote to its standard error.
+/// The standard error of the program.
 pub fn said(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
@@ -154,7 +155,8 @@ impl Tensors {
     }
 }
 
-/// Gaussian numbers; those of column `j` of `columns` times `decay` to the power of `j`, about a mean of 1.
+/// Gaussian numbers; those of column `j` of `columns` times `decay` to the power of `j`, about a
+/// mean of 1.
 pub fn random(seed: u64, rows: usize, columns: usize, decay: f64) -> Vec<f64> {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut number = |j: usize| -> f64 {

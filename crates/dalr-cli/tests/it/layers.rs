@@ -1,4 +1,4 @@
-//! What comes out for each layer is what the library gives, in every dtype.
+//! The output for each layer is the result of the library, in every dtype.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,8 @@ use crate::harness::{Folder, Tensor, Tensors, layer, random};
 
 const TYPES: [Dtype; 4] = [Dtype::F64, Dtype::F32, Dtype::F16, Dtype::BF16];
 
-/// Layers of every dtype, with and without bias, samples of every type with several leading axes, and all kinds of other tensors.
+/// Layers of every dtype, with and without bias, samples of every type with several leading axes,
+/// and all kinds of other tensors.
 fn everything(folder: &Folder) -> (Tensors, Tensors) {
     let (mut model, mut calibration) = (Tensors::default(), Tensors::default());
     for (index, dtype) in TYPES.into_iter().enumerate() {
@@ -51,15 +52,16 @@ fn solve<T: Scalar>(
     let weight = &model.tensors[&format!("{name}.weight")];
     let (out, inputs) = (weight.shape[0], weight.shape[1]);
     let bias = model.tensors.get(&format!("{name}.bias")).map(|bias| numbers(bias).into_iter().collect::<Col<T>>());
-    let dense = Linear::new(MatRef::from_row_major_slice(&numbers(weight), out, inputs).to_owned(), bias).unwrap();
+    let original = Linear::new(MatRef::from_row_major_slice(&numbers(weight), out, inputs).to_owned(), bias).unwrap();
     let samples = numbers(&calibration.tensors[&format!("{name}.input")]);
     let mut stats = ActivationStats::new(inputs);
     stats.update(MatRef::from_row_major_slice(&samples, samples.len() / inputs, inputs)).unwrap();
     let useful = (out * inputs).div_ceil(out + inputs) - 1;
-    method.decompose(&dense, &stats, useful).unwrap()
+    method.decompose(&original, &stats, useful).unwrap()
 }
 
-/// Compares the factors of a layer with the library's, rounded to the weight's type, and its bias within a rounding of those.
+/// Compares the factors of a layer with the library's, rounded to the weight's type, and its bias
+/// within a rounding of those.
 fn check<T: Scalar>(
     model: &Tensors,
     calibration: &Tensors,
@@ -67,33 +69,34 @@ fn check<T: Scalar>(
     name: &str,
     method: &dyn LowRankCompressor<T>,
 ) {
-    let dense = &model.tensors[&format!("{name}.weight")];
+    let original = &model.tensors[&format!("{name}.weight")];
     let part = |part: &str| out.tensors.get(&format!("{name}.{part}"));
     let (down, up) = (part("0.weight").unwrap(), part("1.weight").unwrap());
     let rank = down.shape[0];
-    assert_eq!((down.shape[1], up.shape.clone()), (dense.shape[1], vec![dense.shape[0], rank]), "{name}");
+    assert_eq!((down.shape[1], up.shape.clone()), (original.shape[1], vec![original.shape[0], rank]), "{name}");
     let compressed = solve(model, calibration, name, method).truncate(rank).unwrap();
     let rows = |matrix: MatRef<'_, T>| -> Vec<f64> {
         matrix.row_iter().flat_map(|row| row.iter().map(|x| x.to_f64()).collect::<Vec<f64>>()).collect()
     };
     let low = compressed.layer();
     // Bit for bit, but not printed number by number.
-    assert!(down == &Tensor::of(dense.dtype, &down.shape, &rows(low.down())), "{name}.0.weight");
-    assert!(up == &Tensor::of(dense.dtype, &up.shape, &rows(low.up())), "{name}.1.weight");
+    assert!(down == &Tensor::of(original.dtype, &down.shape, &rows(low.down())), "{name}.0.weight");
+    assert!(up == &Tensor::of(original.dtype, &up.shape, &rows(low.up())), "{name}.1.weight");
     for gone in ["weight", "bias"] {
         assert_eq!(part(gone), None, "{name}.{gone}");
     }
     assert_eq!(part("1.bias").is_some(), low.bias().is_some(), "{name}");
     let (Some(found), Some(expected)) = (part("1.bias"), low.bias()) else { return };
-    assert_eq!((found.dtype, &found.shape), (dense.dtype, &vec![dense.shape[0]]), "{name}");
-    // Rounding of factors and bias to the weight's type: its epsilon times the size of what is summed up.
-    let epsilon = match dense.dtype {
+    assert_eq!((found.dtype, &found.shape), (original.dtype, &vec![original.shape[0]]), "{name}");
+    // Rounding of factors and bias to the weight's type: its epsilon times the size of what is
+    // summed up.
+    let epsilon = match original.dtype {
         Dtype::F16 => f64::from(half::f16::EPSILON),
         Dtype::BF16 => f64::from(half::bf16::EPSILON),
         Dtype::F32 => f64::from(f32::EPSILON),
         _ => f64::EPSILON,
     };
-    let size = low.down().norm_l2().to_f64() * (dense.shape[1] as f64).sqrt() + expected.norm_l2().to_f64();
+    let size = low.down().norm_l2().to_f64() * (original.shape[1] as f64).sqrt() + expected.norm_l2().to_f64();
     for (found, expected) in found.numbers().iter().zip(expected.iter()) {
         assert!((found - expected.to_f64()).abs() <= 2.0 * epsilon * size, "{name}: {found} {}", expected.to_f64());
     }
@@ -128,8 +131,8 @@ fn layers_of_every_type_are_what_the_library_gives() {
         let layers = tensors.tensors.iter().filter(|(name, _)| name.starts_with("block."));
         layers.map(|(_, tensor)| tensor.shape.iter().product::<usize>()).sum()
     };
-    let share = count(&out) as f64 / count(&model) as f64;
-    assert!((0.42..=0.5).contains(&share), "{share}");
+    let fraction = count(&out) as f64 / count(&model) as f64;
+    assert!((0.42..=0.5).contains(&fraction), "{fraction}");
 }
 
 #[test]
@@ -172,8 +175,8 @@ fn every_method_is_the_library_s() {
     }
 }
 
-fn product<T: Scalar>(dense: &Linear<T>) -> Vec<f64> {
-    dense.weight().row_iter().flat_map(|row| row.iter().map(|x| x.to_f64()).collect::<Vec<f64>>()).collect()
+fn product<T: Scalar>(original: &Linear<T>) -> Vec<f64> {
+    original.weight().row_iter().flat_map(|row| row.iter().map(|x| x.to_f64()).collect::<Vec<f64>>()).collect()
 }
 
 fn multiply(up: &Tensor, down: &Tensor) -> Vec<f64> {

@@ -12,9 +12,10 @@ const LAYERS: usize = 3;
 /// Of the table that is passed through, and of the samples of each layer.
 const TABLE: usize = 256 << 20;
 const SAMPLES: usize = 20_000;
-/// Kilobytes of data that the process may have beyond what it takes for a tiny model, nearly all of which is address space that matrix
-/// products reserve whatever their size: twice the cache of the machine, 64 MB here and a gigabyte there. (Code and what the kernel
-/// caches of files do not count.)
+/// Kilobytes of data that the process may have beyond what it takes for a tiny model, nearly all of
+/// which is address space that matrix products reserve whatever their size: twice the cache of the
+/// machine, 64 MB here and a gigabyte there. (Code and what the kernel caches of files do not
+/// count.)
 const ROOM: usize = 32 << 10;
 
 /// Files are written piece by piece here as well: the test runs on small machines, too.

@@ -40,7 +40,7 @@ fn the_report_says_what_was_done() {
     assert_eq!((&layers[0]["rank"], &layers[0]["reason"]), (&Value::Null, &reason));
 }
 
-/// What the outputs lose, whatever the method minimises.
+/// The error is that of the outputs, whatever the method minimises.
 #[test]
 fn the_total_error_is_that_of_the_outputs() {
     let folder = Folder::new();

@@ -127,7 +127,7 @@ fn another_model_or_other_samples_are_noticed() {
     model.write(&folder.path("model.safetensors"));
     changed(&calibration, "layer.0.input").write(&folder.path("calibration.safetensors"));
     folder.refuses(&resume, "cannot resume, layer layer.0 was computed from");
-    // As it was, it goes on; begun anew, it does not care.
+    // With the original files the run continues.
     calibration.write(&folder.path("calibration.safetensors"));
     assert!(folder.run(&resume).status.success());
 }

@@ -174,7 +174,7 @@ fn budgets_and_allocations() {
         (0..4).map(|index| rank(&out, &format!("layer.{index}")).unwrap_or(0)).collect()
     };
     assert_eq!(ranks(&["--rank", "5"]), [5; 4]);
-    // From break-even on the layers stay dense.
+    // From break-even on the layers stay as they are.
     assert_eq!(ranks(&["--rank", "12"]), [0; 4]);
     assert_eq!(ranks(&["--keep", "0.5", "--rank-multiple", "4"]), [4; 4]);
     let uniform = ranks(&["--keep", "0.5"]);
@@ -182,7 +182,7 @@ fn budgets_and_allocations() {
     let loose = ranks(&["--max-error", "0.6"]);
     let tight = ranks(&["--max-error", "0.5"]);
     assert!(loose.iter().zip(&tight).all(|(loose, tight)| loose < tight || *tight == 0), "{loose:?} {tight:?}");
-    // What hurts most gets most.
+    // The most sensitive layer gets the largest rank.
     std::fs::write(folder.path("s.json"), r#"{"layer.0": 1, "layer.1": 1, "layer.2": 1, "layer.3": 50}"#).unwrap();
     let skewed = ranks(&["--keep", "0.5", "--sensitivity", "s.json"]);
     assert!(skewed[3] == 0 || skewed[3] > uniform[3], "{skewed:?}");

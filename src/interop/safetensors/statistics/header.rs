@@ -1,8 +1,8 @@
 //! The header of a file of statistics: its arrays, their places, and the length of the file.
 //!
-//! Given statistics have exactly one header, down to the byte. A header from a file is parsed, checked by the `safetensors` crate, and
-//! then compared with the header that its own numbers call for. This refuses unknown, repeated and misplaced entries without a rule for
-//! each.
+//! Given statistics have exactly one header, down to the byte. A header from a file is parsed,
+//! checked by the `safetensors` crate, and then compared with the header that its own numbers call
+//! for. This refuses unknown, repeated and misplaced entries without a rule for each.
 
 use core::fmt::Write;
 
@@ -15,8 +15,8 @@ use crate::{ActivationStats, Result, Scalar};
 /// Marks a safetensors file as one of statistics.
 const KIND: &str = "dalr.ActivationStats";
 
-/// Written into every file. A change of the content or of its meaning takes the next number. Older versions are still read, with
-/// defaults for the fields that they lack.
+/// Written into every file. A change of the content or of its meaning takes the next number. Older
+/// versions are still read, with defaults for the fields that they lack.
 const VERSION: u32 = 1;
 
 /// Bytes that the longest header of any version stays below.
@@ -84,7 +84,8 @@ impl Layout {
         Some(Self { text, arrays, length })
     }
 
-    /// Returns the head that a header describes, after it has checked the header against itself and the file's length.
+    /// Returns the head that a header describes, after it has checked the header against itself and
+    /// the file's length.
     pub(super) fn parse<T: Scalar>(origin: &Origin<'_>, text: &[u8], length: u64) -> Result<Head> {
         let metadata: Metadata = serde_json::from_slice(text)
             .map_err(|error| origin.refuse("a header in the safetensors format", error.to_string()))?;

@@ -1,4 +1,5 @@
-//! Activation statistics in files and streams. The format is described in [`interop::safetensors`](super).
+//! Activation statistics in files and streams. The format is described in
+//! [`interop::safetensors`](super).
 
 mod header;
 
@@ -32,8 +33,8 @@ impl Origin<'_> {
 }
 
 impl<T: Scalar> ActivationStats<T> {
-    /// Saves these statistics to a file, [atomically](super::replace_file): a crash leaves the old file or the new one, whole. When this
-    /// returns, the new file is on the disk.
+    /// Saves these statistics to a file, [atomically](super::replace_file): a crash leaves the old
+    /// file or the new one, whole. When this returns, the new file is on the disk.
     ///
     /// # Errors
     ///
@@ -41,7 +42,8 @@ impl<T: Scalar> ActivationStats<T> {
     ///
     /// # Cost
     ///
-    /// The bytes of the samples or of the scatter pass once through a checksum and to the disk; no copy in memory.
+    /// The bytes of the samples or of the scatter pass once through a checksum and to the disk; no
+    /// copy in memory.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         during("ActivationStats::save", || {
             let path = path.as_ref();
@@ -53,13 +55,14 @@ impl<T: Scalar> ActivationStats<T> {
 
     /// Loads statistics that [`save`](Self::save) wrote.
     ///
-    /// Checks the header against the file's length before it allocates anything. Then checks the checksum, and that all numbers are
-    /// finite, variances not negative and weights positive.
+    /// Checks the header against the file's length before it allocates anything. Then checks the
+    /// checksum, and that all numbers are finite, variances not negative and weights positive.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`]; [`Error::Format`] for a file that is damaged, of a later version, of another precision than `T`, or not of
-    /// statistics; [`Error::Memory`]. Takes no more memory than the file is long, and some kilobytes.
+    /// [`Error::Io`]; [`Error::Format`] for a file that is damaged, of a later version, of another
+    /// precision than `T`, or not of statistics; [`Error::Memory`]. Takes no more memory than the
+    /// file is long, and some kilobytes.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         during("ActivationStats::load", || {
             let path = path.as_ref();
@@ -102,7 +105,8 @@ impl<T: Scalar> ActivationStats<T> {
         })
     }
 
-    /// Reads statistics from the bytes that [`to_safetensors`](Self::to_safetensors) returned, or from the bytes of a file.
+    /// Reads statistics from the bytes that [`to_safetensors`](Self::to_safetensors) returned, or
+    /// from the bytes of a file.
     ///
     /// # Errors
     ///
@@ -114,7 +118,8 @@ impl<T: Scalar> ActivationStats<T> {
         })
     }
 
-    /// Returns the number of bytes that [`write_safetensors`](Self::write_safetensors) writes. The reader needs it beforehand.
+    /// Returns the number of bytes that [`write_safetensors`](Self::write_safetensors) writes. The
+    /// reader needs it beforehand.
     ///
     /// # Errors
     ///
@@ -123,8 +128,9 @@ impl<T: Scalar> ActivationStats<T> {
         during("ActivationStats::safetensors_length", || Ok(self.layout()?.length))
     }
 
-    /// Writes the bytes that [`save`](Self::save) would write to a stream, a few kilobytes at a time and without a copy in memory. Buffer
-    /// the stream if small writes are slow. For files use [`save`](Self::save), which is atomic.
+    /// Writes the bytes that [`save`](Self::save) would write to a stream, a few kilobytes at a
+    /// time and without a copy in memory. Buffer the stream if small writes are slow. For files use
+    /// [`save`](Self::save), which is atomic.
     ///
     /// # Errors
     ///
@@ -155,12 +161,14 @@ impl<T: Scalar> ActivationStats<T> {
         })
     }
 
-    /// Reads statistics from the next `length` bytes of a stream, which [`write_safetensors`](Self::write_safetensors) wrote, and leaves
-    /// the rest of the stream. Applies the checks of [`load`](Self::load).
+    /// Reads statistics from the next `length` bytes of a stream, which
+    /// [`write_safetensors`](Self::write_safetensors) wrote, and leaves the rest of the stream.
+    /// Applies the checks of [`load`](Self::load).
     ///
     /// # Errors
     ///
-    /// As [`load`](Self::load); some of the bytes may then be unread. Takes no more memory than `length`, and some kilobytes.
+    /// As [`load`](Self::load); some of the bytes may then be unread. Takes no more memory than
+    /// `length`, and some kilobytes.
     pub fn read_safetensors(length: u64, source: impl Read) -> Result<Self> {
         during("ActivationStats::read_safetensors", || {
             let origin = Origin { path: Path::new("the stream") };
