@@ -340,3 +340,119 @@ pub(super) fn solve<T: Copy>(blocks: &[Block<T>], limit: f64) -> Result<(Vec<(us
     };
     Ok((blocks.iter().zip(&picks).map(tags).collect(), relaxation.bound))
 }
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+
+    use super::*;
+
+    type Options = Vec<((f64, f64), usize)>;
+
+    fn blocks(options: &[Vec<Vec<Options>>]) -> Vec<Block<usize>> {
+        let classes = |classes: &Vec<Options>| classes.iter().map(|options| Class::new(options.clone())).collect();
+        options.iter().map(|block| block.iter().map(classes).collect()).collect()
+    }
+
+    /// Cost and value of all choices, one by one.
+    fn all(options: &[Vec<Vec<Options>>]) -> Vec<(f64, f64)> {
+        let product = |sums: Vec<(f64, f64)>, options: &Options| {
+            let more = |sum: &(f64, f64)| {
+                let sum = *sum;
+                options.iter().map(move |((cost, value), _)| (sum.0 + cost, sum.1 + value))
+            };
+            sums.iter().flat_map(more).collect::<Vec<_>>()
+        };
+        options.iter().fold(vec![(0.0, 0.0)], |sums, block| {
+            block.iter().flat_map(|classes| classes.iter().fold(sums.clone(), product)).collect()
+        })
+    }
+
+    #[track_caller]
+    fn check(options: &[Vec<Vec<Options>>], limit: f64) {
+        let best = all(options).into_iter().filter(|(cost, _)| *cost <= limit).map(|(_, value)| value);
+        let best = best.fold(f64::INFINITY, f64::min);
+        match solve(&blocks(options), limit) {
+            Ok((chosen, bound)) => {
+                let (mut cost, mut value) = (0.0, 0.0);
+                for (block, (alternative, tags)) in options.iter().zip(chosen) {
+                    for (options, tag) in block[alternative].iter().zip(tags) {
+                        let item = options.iter().find(|(_, other)| *other == tag).unwrap().0;
+                        (cost, value) = (cost + item.0, value + item.1);
+                    }
+                }
+                assert!(
+                    cost <= limit * (1.0 + 1e-12) && value <= best * (1.0 + 1e-12),
+                    "{value} where there is {best}"
+                );
+                assert!(bound <= best * (1.0 + 1e-12), "a bound of {bound} where there is {best}");
+            }
+            Err(least) => {
+                let cheapest = all(options).into_iter().map(|(cost, _)| cost).fold(f64::INFINITY, f64::min);
+                assert!(best.is_infinite() && (least - cheapest).abs() <= 1e-12 * cheapest, "{least} {cheapest}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_choice_is_better_and_none_is_below_the_bound() {
+        let mut rng = StdRng::seed_from_u64(31);
+        for round in 0..600 {
+            let mut class = |round: i32| -> Options {
+                let size = rng.random_range(2..6);
+                let (mut cost, mut value) = (rng.random_range(0.0..5.0_f64), rng.random_range(1.0..9.0));
+                let options = (0..size).map(|tag| {
+                    let option = ((cost, value), tag);
+                    // Whole numbers make ties.
+                    let step: f64 = if round % 2 == 0 { 1.0 } else { 0.01 };
+                    cost += (rng.random_range(0.0..4.0_f64) / step).round() * step;
+                    value *= rng.random_range(0.3..1.0);
+                    option
+                });
+                options.collect()
+            };
+            let mut options = Vec::new();
+            for block in 0..4 {
+                let each: Vec<Options> = (0..if block == 0 { 2 } else { 1 }).map(|_| class(round)).collect();
+                let joint = (block == 0 || (block == 1 && round % 3 == 0)).then(|| vec![class(round)]);
+                options.push(std::iter::once(each).chain(joint).collect());
+            }
+            check(&options, f64::from(round % 40));
+        }
+    }
+
+    #[test]
+    fn costs_may_be_concave() {
+        // Pivoted factors of rank k have k (m + n − k) parameters: the hull skips most ranks.
+        let mut rng = StdRng::seed_from_u64(32);
+        for round in 0..100 {
+            let mut class = |size: usize| {
+                let power = rng.random_range(0.3..2.0);
+                let energies: Vec<f64> = (1..=size).map(|i| (i as f64).powf(-power)).collect();
+                let option = |rank: usize| {
+                    let cost = (rank * (2 * size - rank)) as f64;
+                    ((cost, energies[rank..].iter().sum::<f64>() / energies.iter().sum::<f64>()), rank)
+                };
+                (1..=size).map(option).collect::<Options>()
+            };
+            let options = [20, 24, 32].map(|size| vec![vec![class(size)]]);
+            check(&options, 2000.0 * (f64::from(round) + 5.0) / 110.0);
+        }
+    }
+
+    #[test]
+    fn extreme_magnitudes_neither_fail_nor_exceed_the_limit() {
+        for scale in [1e-150, 1e-20, 1.0, 1e20, 1e150] {
+            for unit in [1e-150, 1.0, 1e150] {
+                let class = |offset: f64| -> Options {
+                    vec![((scale, 3.0 * unit), 0), ((2.0 * scale, unit * offset), 1), ((3.0 * scale, 0.0), 2)]
+                };
+                let options = [vec![vec![class(1.0)]], vec![vec![class(2.0)]]];
+                for limit in [2.0, 3.0, 4.5, 6.0] {
+                    check(&options, limit * scale);
+                }
+            }
+        }
+    }
+}
