@@ -8,6 +8,9 @@ use super::bisect::neighbours;
 /// The largest number of partial choices that the beam search keeps for all classes together.
 const BEAM: usize = 200_000;
 
+/// The largest number of searches, each within the gap that the last one left.
+const SEARCHES: usize = 6;
+
 /// The search ends at this gap relative to the value: rounding hides anything smaller.
 const ROUNDING: f64 = 1e-13;
 
@@ -65,9 +68,11 @@ impl<T: Copy> Class<T> {
         self.hull[self.slopes.partition_point(|&slope| slope > multiplier)]
     }
 
-    /// The best item up to this cost, which must be at least that of the cheapest.
-    fn affordable(&self, cost: f64) -> usize {
-        self.items.partition_point(|item| item.cost <= cost).saturating_sub(1)
+    /// Better items up to this cost: the next one, the next on the hull, and the best.
+    fn upgrades(&self, item: usize, cost: f64) -> impl Iterator<Item = usize> {
+        let best = self.items.partition_point(|item| item.cost <= cost).saturating_sub(1);
+        let on_hull = self.hull.get(self.hull.partition_point(|&vertex| vertex <= item)).copied();
+        [Some(item + 1), on_hull, Some(best)].into_iter().flatten().filter(move |&other| item < other && other <= best)
     }
 }
 
@@ -147,8 +152,8 @@ fn relax<T: Copy>(blocks: &[&[Vec<Class<T>>]], limit: f64) -> Result<Relaxation,
     Ok(Relaxation { within, above, multiplier, bound })
 }
 
-/// Spends the rest of the limit: first on the steps to the minimizer above it, then on the upgrade that saves most.
-fn fill<T: Copy>(blocks: &[&[Vec<Class<T>>]], relaxation: &Relaxation, limit: f64) -> Vec<Pick> {
+/// Takes the steps to the minimizer above the limit that do not exceed it.
+fn approach<T: Copy>(blocks: &[&[Vec<Class<T>>]], relaxation: &Relaxation, limit: f64) -> Vec<Pick> {
     let mut picks = relaxation.within.clone();
     let mut cost = sums(blocks, &picks).0;
     let above = blocks.iter().zip(&mut picks).zip(&relaxation.above);
@@ -160,17 +165,27 @@ fn fill<T: Copy>(blocks: &[&[Vec<Class<T>>]], relaxation: &Relaxation, limit: f6
             }
         }
     }
+    picks
+}
+
+/// Spends the rest of the limit on the upgrades that save most for their cost.
+fn fill<T: Copy>(blocks: &[&[Vec<Class<T>>]], mut picks: Vec<Pick>, limit: f64) -> Vec<Pick> {
+    let mut cost = sums(blocks, &picks).0;
     loop {
         let slack = limit - cost;
         let mut best: Option<(f64, &mut usize, usize, f64)> = None;
         for (block, pick) in blocks.iter().zip(&mut picks) {
             for (class, item) in block[pick.alternative].iter().zip(&mut pick.items) {
                 let now = &class.items[*item];
-                let upgrade = class.affordable(now.cost + slack);
-                let saved = now.value - class.items[upgrade].value;
-                let more = cost - now.cost + class.items[upgrade].cost;
-                if saved > best.as_ref().map_or(0.0, |best| best.0) && more <= limit {
-                    best = Some((saved, item, upgrade, more));
+                let found = class.upgrades(*item, now.cost + slack).map(|upgrade| {
+                    let other = &class.items[upgrade];
+                    ((now.value - other.value) / (other.cost - now.cost), upgrade, cost - now.cost + other.cost)
+                });
+                let found = found.filter(|(.., more)| *more <= limit).max_by(|a, b| a.0.total_cmp(&b.0));
+                if let Some((ratio, upgrade, more)) = found
+                    && best.as_ref().is_none_or(|best| ratio > best.0)
+                {
+                    best = Some((ratio, item, upgrade, more));
                 }
             }
         }
@@ -318,9 +333,13 @@ pub(super) fn solve<T: Copy>(blocks: &[Block<T>], limit: f64) -> Result<(Vec<(us
     let relaxation = relax(&all, limit)?;
     let mut best: Option<(f64, Vec<Pick>)> = None;
     let mut improve = |blocks: &[&[Vec<Class<T>>]], relaxation: &Relaxation| {
-        let filled = fill(blocks, relaxation, limit);
-        let value = sums(blocks, &filled).1;
-        let picks = search(blocks, relaxation.multiplier, limit, value).unwrap_or(filled);
+        let mut picks = fill(blocks, approach(blocks, relaxation, limit), limit);
+        // A better choice narrows the next search.
+        for _ in 0..SEARCHES {
+            let value = sums(blocks, &picks).1;
+            let Some(better) = search(blocks, relaxation.multiplier, limit, value) else { break };
+            picks = fill(blocks, better, limit);
+        }
         let value = sums(blocks, &picks).1;
         if best.as_ref().is_none_or(|(least, _)| value < *least) {
             best = Some((value, picks));

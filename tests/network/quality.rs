@@ -85,6 +85,7 @@ fn networks_of_many_layers_come_close_to_the_bound() {
         }
         let error = Budget::TotalError(rng.random_range(0.1..0.6));
         let fewest = plan(error, &sensitivities, &layers);
-        assert!(fewest.gap() <= 1e-3 * fewest.objective, "round {round}: {:e}", fewest.gap() / fewest.objective);
+        // Less than a rank of the widest layers.
+        assert!(fewest.gap() <= 1920.0, "round {round}: {} of {}", fewest.gap(), fewest.objective);
     }
 }

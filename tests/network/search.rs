@@ -75,7 +75,8 @@ fn a_network_that_is_linear_in_its_layers_losses_is_measured_exactly() {
     measure(&changed, &mut evaluations, elsewhere).unwrap().unwrap();
     assert_eq!(asked.take(), [r#"{"fc7": 5}"#]);
     // Nothing to measure at all.
-    let none = measure(&layers[2..], &mut evaluations, evaluate);
+    let plan = Plan::of_ranks(&layers, &Ranks::new()).unwrap();
+    let none = Sensitivities::measure(&layers[2..], &plan, &mut evaluations, evaluate, &mut Progress::ignore);
     assert!(matches!(none, Err(Error::Empty { .. })), "{none:?}");
 }
 
@@ -99,7 +100,7 @@ fn errors_of_the_callback_keep_the_evaluations_and_are_passed_on() {
     let mut evaluations = Vec::new();
     let failing = |ranks: &Ranks| if ranks.contains_key("fc7") { Err(NoDevice("fc7".into())) } else { Ok(0.5) };
     let error = measure(&layers, &mut evaluations, failing).unwrap_err();
-    let message = "Sensitivities::measure: expected a value for `fc7` at rank 6, got an error: no device for fc7";
+    let message = "Sensitivities::measure: expected a value for `fc7` at rank 5, got an error: no device for fc7";
     assert_eq!(error.to_string(), message);
     assert_eq!(error.source().and_then(|source| source.downcast_ref()), Some(&NoDevice("fc7".into())));
     assert_eq!(error.clone(), error);
