@@ -68,24 +68,48 @@ fn small_networks_get_the_best_plan() {
     }
 }
 
+/// The least loss within the budget, if all costs are multiples of `unit`: the best for every cost, layer by layer.
+fn optimum_in_units(layers: &[LayerProfile], sensitivities: &Sensitivities, budget: u64, unit: u64) -> f64 {
+    let mut best = vec![0.0_f64; (budget / unit) as usize + 1];
+    for layer in layers {
+        let (m, n) = (layer.out_features() as u64, layer.in_features() as u64);
+        let weight = sensitivities.get(layer.name()).unwrap();
+        let mut options = vec![((m * n / unit) as usize, 0.0)];
+        for rank in (1..=layer.max_rank()).take_while(|&rank| rank as u64 * (m + n) < m * n) {
+            options.push(((rank as u64 * (m + n) / unit) as usize, weight * layer.loss(rank).unwrap()));
+        }
+        let least = |cost: usize| {
+            let losses =
+                options.iter().filter(|option| option.0 <= cost).map(|option| best[cost - option.0] + option.1);
+            losses.fold(f64::INFINITY, f64::min)
+        };
+        best = (0..best.len()).map(least).collect();
+    }
+    *best.last().unwrap()
+}
+
+/// As large as a sentence transformer. The bound itself may be loose: between a rank and the original, a layer has nothing.
 #[test]
-fn networks_of_many_layers_come_close_to_the_bound() {
+fn networks_of_many_layers_lose_hardly_more_than_the_best_plan() {
     let mut rng = StdRng::seed_from_u64(22);
+    let mut close = 0;
     for round in 0..4 {
         let shapes = [(384, 384), (384, 384), (384, 384), (384, 384), (1536, 384), (384, 1536)];
         let layers: Vec<LayerProfile> =
             (0..36).map(|index| profile(&mut rng, format!("layer{index}"), shapes[index % 6], 384)).collect();
         let sensitivities = sensitivities(&mut rng, &layers);
+        let original: u64 = layers.iter().map(LayerProfile::parameters).sum();
         for fraction in [0.2, 0.4, 0.6, 0.8] {
-            let start = std::time::Instant::now();
             let plan = plan(Budget::ParameterFraction(fraction), &sensitivities, &layers);
-            let relative = plan.gap() / plan.objective;
-            println!("round {round}, {fraction}: gap {relative:.1e} in {:.2?}", start.elapsed());
-            assert!(relative <= 1e-3, "round {round}, {fraction}: {relative:e}");
+            let best = optimum_in_units(&layers, &sensitivities, (fraction * original as f64) as u64, 384);
+            let (lost, gap) = (plan.objective / best - 1.0, plan.gap() / plan.objective);
+            println!("round {round}, {fraction}: {lost:.1e} above the optimum, gap {gap:.1e}");
+            assert!(lost <= 1e-3 && plan.lower_bound <= best * (1.0 + 1e-12), "round {round}, {fraction}: {lost:e}");
+            close += usize::from(gap <= 1e-3);
         }
         let error = Budget::TotalError(rng.random_range(0.1..0.6));
         let fewest = plan(error, &sensitivities, &layers);
-        // Less than a rank of the widest layers.
-        assert!(fewest.gap() <= 1920.0, "round {round}: {} of {}", fewest.gap(), fewest.objective);
+        assert!(fewest.gap() <= 0.01 * fewest.objective, "round {round}: {} of {}", fewest.gap(), fewest.objective);
     }
+    assert!(close >= 12, "only {close} of 16 plans are within 0.1 % of the bound");
 }
