@@ -38,6 +38,9 @@ pub(super) struct Class<T> {
 /// Alternatives of which one must be chosen, with one option from each of its classes.
 pub(super) type Block<T> = Vec<Vec<Class<T>>>;
 
+/// The chosen alternative of each block, and the option chosen from each of its classes.
+type Chosen<T> = Vec<(usize, Vec<T>)>;
+
 impl<T: Copy> Class<T> {
     /// Keeps the options, pairs of cost and value, that no other option dominates. There must be one at least.
     pub(super) fn new(options: Vec<((f64, f64), T)>) -> Self {
@@ -327,7 +330,7 @@ pub(super) fn lower_bound<T: Copy>(blocks: &[Block<T>], limit: f64) -> Option<f6
 
 /// Returns the chosen options of each block, with the chosen alternative, and a lower bound on the value; or else the least
 /// cost there is, which exceeds the limit.
-pub(super) fn solve<T: Copy>(blocks: &[Block<T>], limit: f64) -> Result<(Vec<(usize, Vec<T>)>, f64), f64> {
+pub(super) fn solve<T: Copy>(blocks: &[Block<T>], limit: f64) -> Result<(Chosen<T>, f64), f64> {
     let all: Vec<&[Vec<Class<T>>]> = blocks.iter().map(Vec::as_slice).collect();
     let first: Vec<&[Vec<Class<T>>]> = blocks.iter().map(|block| &block[..1]).collect();
     let relaxation = relax(&all, limit)?;
