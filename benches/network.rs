@@ -1,4 +1,4 @@
-//! How long it takes to share a budget: `cargo bench --bench network`.
+//! The time to allocate a budget: `cargo bench --bench network`.
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use dalr::network::{Allocator, Budget, LayerProfile, Sensitivities, Strategy};
@@ -21,7 +21,7 @@ fn allocation(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("a thousand layers of 4096 energies");
     group.sample_size(10);
     for strategy in [Strategy::Uniform, Strategy::Energy, Strategy::Sensitivity(sensitivities)] {
-        for budget in [Budget::ParameterShare(0.4), Budget::TotalError(0.1)] {
+        for budget in [Budget::ParameterFraction(0.4), Budget::TotalError(0.1)] {
             let allocator = Allocator::new(budget).with_strategy(strategy.clone());
             group.bench_function(format!("{strategy}, {budget}"), |bencher| {
                 bencher.iter(|| allocator.allocate(&layers))

@@ -1,9 +1,8 @@
 //! What the types promise beside what they compute: checked by the compiler, so that a change cannot break it unseen.
 
 use dalr::network::{
-    Allocator, Budget, Choice, Completion, Decomposer, DenseReason, Event, Job, JointSearch, LayerProfile, LayerReport,
-    NetworkReport, NetworkWarning, Observer, Plan, Probe, Probes, SearchPath, SearchState, SearchStep, Sensitivities,
-    SharedDecomposition, SharedInput, SharedLowRank, SharedMember, SharedProfile, Stage, Step, Stop, Strategy,
+    Allocator, Budget, Choice, Evaluation, JointSearch, LayerPlan, LayerProfile, Network, OriginalReason, Plan,
+    PlanWarning, Progress, Sensitivities, SharedInput, Strategy,
 };
 use dalr::solver::{Eigenpairs, PsdOperator};
 use dalr::{
@@ -33,15 +32,7 @@ const fn data<T: Scalar>() {
     plain::<PrunedLinear<T>>();
     plain::<Decomposition<T>>();
     plain::<Compressed<T>>();
-    shareable::<Job<'static, T>>();
-    shareable::<SharedInput<'static, T>>();
-    shareable::<SharedDecomposition<T>>();
-    shareable::<SharedLowRank<T>>();
-    shareable::<SharedMember<T>>();
-    plain::<SharedInput<'static, T>>();
-    plain::<SharedDecomposition<T>>();
-    plain::<SharedLowRank<T>>();
-    plain::<SharedMember<T>>();
+    shareable::<Network<'static, T>>();
 }
 
 const _: () = {
@@ -79,12 +70,19 @@ macro_rules! checked {
     };
 }
 
-checked!(Allocator, Budget, Choice, Completion, Decomposer, DenseReason, Event<'static>, JointSearch, LayerProfile);
-checked!(LayerReport, NetworkReport, NetworkWarning, Plan, Probe<'static>, Probes, SearchPath, SearchState, SearchStep);
-checked!(Sensitivities, SharedProfile, Stage, Step, Stop, Strategy);
-
-/// Observers can be chosen at run time.
-const _: fn(Box<dyn Observer>) -> Box<dyn Observer> = |observer| observer;
+checked!(
+    Allocator,
+    Budget,
+    Choice,
+    Evaluation,
+    JointSearch,
+    LayerPlan,
+    LayerProfile,
+    OriginalReason,
+    Plan,
+    PlanWarning
+);
+checked!(Progress, Sensitivities, SharedInput, Strategy);
 
 /// Methods can be chosen at run time, and shared between threads that compress a layer each.
 const _: fn(Dalr) -> Box<dyn LowRankCompressor<f32> + Send + Sync> = |method| Box::new(method);

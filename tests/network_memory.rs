@@ -1,9 +1,9 @@
-//! The estimate that a memory limit goes by is above what decomposing takes. Alone in its process, since all allocations are counted.
+//! The estimate that a memory limit goes by is above what decomposing takes. It has its own process, since all allocations are counted.
 
 mod common;
 
 use common::gaussian;
-use dalr::network::Job;
+use dalr::network::Network;
 use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, Scalar, TruncatedSvd};
 use peak_alloc::PeakAlloc;
 use rand::SeedableRng;
@@ -19,8 +19,9 @@ fn measure<T: Scalar>((m, n): (usize, usize), samples: usize, rank: Option<usize
     stats.update(common::cast(gaussian(&mut rng, samples, n).as_ref()).as_ref()).unwrap();
     let methods: [&dyn LowRankCompressor<T>; 2] = [&Dalr::new(), &TruncatedSvd::new()];
     for (method, name) in methods.into_iter().zip(["dalr", "svd"]) {
-        let job = Job::new("fc", &layer, &stats);
-        let job = rank.map_or(Job::new("fc", &layer, &stats), |rank| job.with_max_rank(rank));
+        let network = || Network::new().with_layer("fc", &layer, &stats);
+        let network = rank.map_or(network(), |rank| network().with_max_rank("fc", rank));
+        let estimate = network.memory("fc").unwrap();
         let rank = rank.unwrap_or((m * n - 1) / (m + n));
         let before = MEMORY.current_usage();
         MEMORY.reset_peak_usage();
@@ -29,13 +30,13 @@ fn measure<T: Scalar>((m, n): (usize, usize), samples: usize, rank: Option<usize
         if !counts {
             continue;
         }
-        let share = taken as f64 / job.memory() as f64;
+        let fraction = taken as f64 / estimate as f64;
         println!(
-            "{m} × {n}, {samples} samples, rank {rank}, {} bytes, {name}: {taken} of {}, {share:.2}",
+            "{m} × {n}, {samples} samples, rank {rank}, {} bytes, {name}: {taken} of {}, {fraction:.2}",
             size_of::<T>(),
-            job.memory()
+            estimate
         );
-        assert!(taken <= job.memory(), "{m} × {n}, {samples} samples, rank {rank}, {name}: {share}");
+        assert!(taken <= estimate, "{m} × {n}, {samples} samples, rank {rank}, {name}: {fraction}");
     }
 }
 

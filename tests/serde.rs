@@ -1,10 +1,9 @@
 //! Configuration and reports survive a round trip through JSON.
 #![cfg(feature = "serde")]
 
-use dalr::network::{
-    Allocator, Budget, Completion, Decomposer, JointSearch, LayerProfile, Probe, Probes, SearchState, Sensitivities,
-    SharedInput, Step, Strategy,
-};
+use std::collections::BTreeMap;
+
+use dalr::network::{Allocator, Budget, JointSearch, LayerProfile, Progress, Sensitivities, SharedInput, Strategy};
 use dalr::{
     ActivationPruning, ActivationStats, Dalr, Linear, LowRankCompressor, LowRankLinear, Rank, Report, Ridge, Scalar,
     Solver, TruncatedSvd,
@@ -83,34 +82,30 @@ fn networks() {
     };
     let profiles: Vec<LayerProfile> = ["query", "key"].into_iter().zip(&layers).map(profile).collect();
     let members: Vec<_> = profiles.iter().zip(&layers).collect();
-    let joint = SharedInput::new(&members).unwrap().decompose(&Dalr::new(), &stats, 12).unwrap().profile().clone();
+    let (joint, _) = SharedInput::decompose(&members, None, &Dalr::new(), &stats, 12).unwrap();
     let sensitivities = Sensitivities::new([("query", 0.5), ("key", 0.1)]).unwrap();
     assert_eq!(serde_json::to_string(&sensitivities).unwrap(), r#"{"key":0.1,"query":0.5}"#);
     assert!(serde_json::from_str::<Sensitivities>(r#"{"key":-0.1}"#).is_err());
 
-    let budgets = [Budget::Parameters(300), Budget::MultiplyAddShare(0.5), Budget::TotalError(0.4), Budget::Rank(3)];
+    let budgets = [Budget::Parameters(300), Budget::MultiplyAddFraction(0.5), Budget::TotalError(0.4), Budget::Rank(3)];
     for budget in budgets {
         let allocator = Allocator::new(budget)
             .with_strategy(Strategy::Sensitivity(sensitivities.clone()))
             .with_limits("key", 2, 9)
             .with_rank_multiple(1);
         let plan = allocator.allocate_shared(&profiles, std::slice::from_ref(&joint)).unwrap();
-        round_trip(plan.clone());
-        round_trip(plan.report().clone());
+        round_trip(plan);
         round_trip(allocator);
     }
-    let mut probes = Probes::new();
-    let plan = Allocator::new(Budget::ParameterShare(0.5)).allocate(&profiles).unwrap();
-    let evaluate = |probe: Probe<'_>| Ok::<f64, String>(if probe == Probe::Original { 0.1 } else { 0.3 });
-    assert_eq!(probes.measure(&profiles, &plan, evaluate, &mut ()), Ok(Completion::Finished));
-    round_trip(probes);
-    let mut state = SearchState::new();
-    let search = JointSearch::new(0.1).with_step(Step::Ranks(4));
-    let path = search.run(&profiles, &mut state, |choices| Ok::<f64, String>(choices.len() as f64), &mut ()).unwrap();
-    round_trip(path);
-    round_trip(state);
+    let plan = Allocator::new(Budget::ParameterFraction(0.5)).allocate(&profiles).unwrap();
+    let mut evaluations = Vec::new();
+    let evaluate = |ranks: &BTreeMap<String, usize>| Ok::<f64, String>(0.1 + 0.2 * ranks.len() as f64);
+    let progress = &mut Progress::ignore;
+    round_trip(Sensitivities::measure(&profiles, &plan, &mut evaluations, evaluate, progress).unwrap());
+    let search = JointSearch::new(0.1).with_step_ranks(4);
+    round_trip(search.run(&profiles, &mut evaluations, evaluate, progress).unwrap());
+    round_trip(evaluations);
     round_trip(search);
-    round_trip(Decomposer::new().with_memory_limit(1 << 30));
     round_trip(joint);
     round_trip(profiles);
 }

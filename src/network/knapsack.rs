@@ -8,6 +8,9 @@ use super::bisect::neighbours;
 /// The largest number of partial choices that the beam search keeps for all classes together.
 const BEAM: usize = 200_000;
 
+/// The largest number of searches, each within the gap that the last one left.
+const SEARCHES: usize = 6;
+
 /// The search ends at this gap relative to the value: rounding hides anything smaller.
 const ROUNDING: f64 = 1e-13;
 
@@ -34,6 +37,9 @@ pub(super) struct Class<T> {
 
 /// Alternatives of which one must be chosen, with one option from each of its classes.
 pub(super) type Block<T> = Vec<Vec<Class<T>>>;
+
+/// The chosen alternative of each block, and the option chosen from each of its classes.
+type Chosen<T> = Vec<(usize, Vec<T>)>;
 
 impl<T: Copy> Class<T> {
     /// Keeps the options, pairs of cost and value, that no other option dominates. There must be one at least.
@@ -65,9 +71,11 @@ impl<T: Copy> Class<T> {
         self.hull[self.slopes.partition_point(|&slope| slope > multiplier)]
     }
 
-    /// The best item up to this cost, which must be at least that of the cheapest.
-    fn affordable(&self, cost: f64) -> usize {
-        self.items.partition_point(|item| item.cost <= cost).saturating_sub(1)
+    /// Better items up to this cost: the next one, the next on the hull, and the best.
+    fn upgrades(&self, item: usize, cost: f64) -> impl Iterator<Item = usize> {
+        let best = self.items.partition_point(|item| item.cost <= cost).saturating_sub(1);
+        let on_hull = self.hull.get(self.hull.partition_point(|&vertex| vertex <= item)).copied();
+        [Some(item + 1), on_hull, Some(best)].into_iter().flatten().filter(move |&other| item < other && other <= best)
     }
 }
 
@@ -147,8 +155,8 @@ fn relax<T: Copy>(blocks: &[&[Vec<Class<T>>]], limit: f64) -> Result<Relaxation,
     Ok(Relaxation { within, above, multiplier, bound })
 }
 
-/// Spends the rest of the limit: first on the steps to the minimizer above it, then on the upgrade that saves most.
-fn fill<T: Copy>(blocks: &[&[Vec<Class<T>>]], relaxation: &Relaxation, limit: f64) -> Vec<Pick> {
+/// Takes the steps to the minimizer above the limit that do not exceed it.
+fn approach<T: Copy>(blocks: &[&[Vec<Class<T>>]], relaxation: &Relaxation, limit: f64) -> Vec<Pick> {
     let mut picks = relaxation.within.clone();
     let mut cost = sums(blocks, &picks).0;
     let above = blocks.iter().zip(&mut picks).zip(&relaxation.above);
@@ -160,17 +168,27 @@ fn fill<T: Copy>(blocks: &[&[Vec<Class<T>>]], relaxation: &Relaxation, limit: f6
             }
         }
     }
+    picks
+}
+
+/// Spends the rest of the limit on the upgrades that save most for their cost.
+fn fill<T: Copy>(blocks: &[&[Vec<Class<T>>]], mut picks: Vec<Pick>, limit: f64) -> Vec<Pick> {
+    let mut cost = sums(blocks, &picks).0;
     loop {
         let slack = limit - cost;
         let mut best: Option<(f64, &mut usize, usize, f64)> = None;
         for (block, pick) in blocks.iter().zip(&mut picks) {
             for (class, item) in block[pick.alternative].iter().zip(&mut pick.items) {
                 let now = &class.items[*item];
-                let upgrade = class.affordable(now.cost + slack);
-                let saved = now.value - class.items[upgrade].value;
-                let more = cost - now.cost + class.items[upgrade].cost;
-                if saved > best.as_ref().map_or(0.0, |best| best.0) && more <= limit {
-                    best = Some((saved, item, upgrade, more));
+                let found = class.upgrades(*item, now.cost + slack).map(|upgrade| {
+                    let other = &class.items[upgrade];
+                    ((now.value - other.value) / (other.cost - now.cost), upgrade, cost - now.cost + other.cost)
+                });
+                let found = found.filter(|(.., more)| *more <= limit).max_by(|a, b| a.0.total_cmp(&b.0));
+                if let Some((ratio, upgrade, more)) = found
+                    && best.as_ref().is_none_or(|best| ratio > best.0)
+                {
+                    best = Some((ratio, item, upgrade, more));
                 }
             }
         }
@@ -312,15 +330,19 @@ pub(super) fn lower_bound<T: Copy>(blocks: &[Block<T>], limit: f64) -> Option<f6
 
 /// Returns the chosen options of each block, with the chosen alternative, and a lower bound on the value; or else the least
 /// cost there is, which exceeds the limit.
-pub(super) fn solve<T: Copy>(blocks: &[Block<T>], limit: f64) -> Result<(Vec<(usize, Vec<T>)>, f64), f64> {
+pub(super) fn solve<T: Copy>(blocks: &[Block<T>], limit: f64) -> Result<(Chosen<T>, f64), f64> {
     let all: Vec<&[Vec<Class<T>>]> = blocks.iter().map(Vec::as_slice).collect();
     let first: Vec<&[Vec<Class<T>>]> = blocks.iter().map(|block| &block[..1]).collect();
     let relaxation = relax(&all, limit)?;
     let mut best: Option<(f64, Vec<Pick>)> = None;
     let mut improve = |blocks: &[&[Vec<Class<T>>]], relaxation: &Relaxation| {
-        let filled = fill(blocks, relaxation, limit);
-        let value = sums(blocks, &filled).1;
-        let picks = search(blocks, relaxation.multiplier, limit, value).unwrap_or(filled);
+        let mut picks = fill(blocks, approach(blocks, relaxation, limit), limit);
+        // A better choice narrows the next search.
+        for _ in 0..SEARCHES {
+            let value = sums(blocks, &picks).1;
+            let Some(better) = search(blocks, relaxation.multiplier, limit, value) else { break };
+            picks = fill(blocks, better, limit);
+        }
         let value = sums(blocks, &picks).1;
         if best.as_ref().is_none_or(|(least, _)| value < *least) {
             best = Some((value, picks));
@@ -339,4 +361,120 @@ pub(super) fn solve<T: Copy>(blocks: &[Block<T>], limit: f64) -> Result<(Vec<(us
         (pick.alternative, items.collect())
     };
     Ok((blocks.iter().zip(&picks).map(tags).collect(), relaxation.bound))
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+
+    use super::*;
+
+    type Options = Vec<((f64, f64), usize)>;
+
+    fn blocks(options: &[Vec<Vec<Options>>]) -> Vec<Block<usize>> {
+        let classes = |classes: &Vec<Options>| classes.iter().map(|options| Class::new(options.clone())).collect();
+        options.iter().map(|block| block.iter().map(classes).collect()).collect()
+    }
+
+    /// Cost and value of all choices, one by one.
+    fn all(options: &[Vec<Vec<Options>>]) -> Vec<(f64, f64)> {
+        let product = |sums: Vec<(f64, f64)>, options: &Options| {
+            let more = |sum: &(f64, f64)| {
+                let sum = *sum;
+                options.iter().map(move |((cost, value), _)| (sum.0 + cost, sum.1 + value))
+            };
+            sums.iter().flat_map(more).collect::<Vec<_>>()
+        };
+        options.iter().fold(vec![(0.0, 0.0)], |sums, block| {
+            block.iter().flat_map(|classes| classes.iter().fold(sums.clone(), product)).collect()
+        })
+    }
+
+    #[track_caller]
+    fn check(options: &[Vec<Vec<Options>>], limit: f64) {
+        let best = all(options).into_iter().filter(|(cost, _)| *cost <= limit).map(|(_, value)| value);
+        let best = best.fold(f64::INFINITY, f64::min);
+        match solve(&blocks(options), limit) {
+            Ok((chosen, bound)) => {
+                let (mut cost, mut value) = (0.0, 0.0);
+                for (block, (alternative, tags)) in options.iter().zip(chosen) {
+                    for (options, tag) in block[alternative].iter().zip(tags) {
+                        let item = options.iter().find(|(_, other)| *other == tag).unwrap().0;
+                        (cost, value) = (cost + item.0, value + item.1);
+                    }
+                }
+                assert!(
+                    cost <= limit * (1.0 + 1e-12) && value <= best * (1.0 + 1e-12),
+                    "{value} where there is {best}"
+                );
+                assert!(bound <= best * (1.0 + 1e-12), "a bound of {bound} where there is {best}");
+            }
+            Err(least) => {
+                let cheapest = all(options).into_iter().map(|(cost, _)| cost).fold(f64::INFINITY, f64::min);
+                assert!(best.is_infinite() && (least - cheapest).abs() <= 1e-12 * cheapest, "{least} {cheapest}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_choice_is_better_and_none_is_below_the_bound() {
+        let mut rng = StdRng::seed_from_u64(31);
+        for round in 0..600 {
+            let mut class = |round: i32| -> Options {
+                let size = rng.random_range(2..6);
+                let (mut cost, mut value) = (rng.random_range(0.0..5.0_f64), rng.random_range(1.0..9.0));
+                let options = (0..size).map(|tag| {
+                    let option = ((cost, value), tag);
+                    // Whole numbers make ties.
+                    let step: f64 = if round % 2 == 0 { 1.0 } else { 0.01 };
+                    cost += (rng.random_range(0.0..4.0_f64) / step).round() * step;
+                    value *= rng.random_range(0.3..1.0);
+                    option
+                });
+                options.collect()
+            };
+            let mut options = Vec::new();
+            for block in 0..4 {
+                let each: Vec<Options> = (0..if block == 0 { 2 } else { 1 }).map(|_| class(round)).collect();
+                let joint = (block == 0 || (block == 1 && round % 3 == 0)).then(|| vec![class(round)]);
+                options.push(std::iter::once(each).chain(joint).collect());
+            }
+            check(&options, f64::from(round % 40));
+        }
+    }
+
+    #[test]
+    fn costs_may_be_concave() {
+        // Pivoted factors of rank k have k (m + n − k) parameters: the hull skips most ranks.
+        let mut rng = StdRng::seed_from_u64(32);
+        for round in 0..100 {
+            let mut class = |size: usize| {
+                let power = rng.random_range(0.3..2.0);
+                let energies: Vec<f64> = (1..=size).map(|i| (i as f64).powf(-power)).collect();
+                let option = |rank: usize| {
+                    let cost = (rank * (2 * size - rank)) as f64;
+                    ((cost, energies[rank..].iter().sum::<f64>() / energies.iter().sum::<f64>()), rank)
+                };
+                (1..=size).map(option).collect::<Options>()
+            };
+            let options = [20, 24, 32].map(|size| vec![vec![class(size)]]);
+            check(&options, 2000.0 * (f64::from(round) + 5.0) / 110.0);
+        }
+    }
+
+    #[test]
+    fn extreme_magnitudes_neither_fail_nor_exceed_the_limit() {
+        for scale in [1e-150, 1e-20, 1.0, 1e20, 1e150] {
+            for unit in [1e-150, 1.0, 1e150] {
+                let class = |offset: f64| -> Options {
+                    vec![((scale, 3.0 * unit), 0), ((2.0 * scale, unit * offset), 1), ((3.0 * scale, 0.0), 2)]
+                };
+                let options = [vec![vec![class(1.0)]], vec![vec![class(2.0)]]];
+                for limit in [2.0, 3.0, 4.5, 6.0] {
+                    check(&options, limit * scale);
+                }
+            }
+        }
+    }
 }

@@ -181,6 +181,6 @@ impl JointSearch {
         let ranks = || candidates.iter().map(|candidate| candidate.rank).filter(|&rank| rank > 0);
         // The last step may be a short one.
         let smallest = || ranks().next().filter(|&rank| present.is_none_or(|present| rank < present));
-        ranks().filter(|&rank| rank <= largest).last().or_else(smallest)
+        ranks().rfind(|&rank| rank <= largest).or_else(smallest)
     }
 }

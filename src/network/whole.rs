@@ -345,7 +345,9 @@ impl<'a, T: Scalar> Network<'a, T> {
             }
             for (group, (shared, decomposition)) in groups.iter().zip(&stacked).enumerate() {
                 if let Some(&rank) = ranks.get(&group) {
-                    let loaded = self.load(shared.names())?;
+                    let layer =
+                        |name| self.layers.iter().find(|layer| layer.name == name).ok_or_else(|| not_shared(name));
+                    let loaded = shared.names().map(|name| layer(name)?.load()).collect::<Result<Vec<_>>>()?;
                     let originals: Vec<&Linear<T>> = loaded.iter().map(Loaded::linear).collect();
                     let layers = shared.split(decomposition.truncate(rank)?.layer(), &originals)?;
                     compressed.extend(shared.names().map(str::to_owned).zip(layers));
@@ -366,10 +368,14 @@ impl<'a, T: Scalar> Network<'a, T> {
     where
         C: LowRankCompressor<T> + ?Sized,
     {
-        let loaded = self.load(names.iter().map(String::as_str))?;
-        let profile = |name: &String| profiles.iter().find(|profile| profile.name() == name);
-        let members: Vec<_> = names.iter().filter_map(profile).zip(loaded.iter().map(Loaded::linear)).collect();
-        let Some(stats) = loaded.first().map(Loaded::stats) else {
+        let mut loaded = Vec::with_capacity(names.len());
+        for name in names {
+            let layer = self.layers.iter().zip(profiles).find(|(layer, _)| layer.name == *name);
+            let (layer, profile) = layer.ok_or_else(|| not_shared(name))?;
+            loaded.push((profile, layer.load()?));
+        }
+        let members: Vec<_> = loaded.iter().map(|(profile, loaded)| (*profile, loaded.linear())).collect();
+        let Some(stats) = loaded.first().map(|(_, loaded)| loaded.stats()) else {
             return Err(Error::empty("a shared input"));
         };
         let sensitivities = match strategy {
@@ -379,17 +385,11 @@ impl<'a, T: Scalar> Network<'a, T> {
         let outputs = members.iter().map(|(profile, _)| profile.out_features()).sum();
         SharedInput::decompose(&members, sensitivities, method, stats, saving_rank((outputs, stats.features())))
     }
+}
 
-    fn load<'n>(&self, names: impl Iterator<Item = &'n str>) -> Result<Vec<Loaded<'a, T>>> {
-        let load = |name: &str| match self.layers.iter().find(|layer| layer.name == name) {
-            Some(layer) => layer.load(),
-            None => {
-                let expected = "shared inputs of layers of the network".into();
-                Err(Error::layers(expected, format!("one of `{name}`")))
-            }
-        };
-        names.map(load).collect()
-    }
+fn not_shared(name: &str) -> Error {
+    let expected = "shared inputs of layers of the network".into();
+    Error::layers(expected, format!("one of `{name}`"))
 }
 
 /// The largest rank that saves parameters, at least 1.

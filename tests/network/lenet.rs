@@ -1,14 +1,14 @@
 //! The paper's joint search (§5.3, Table 10) and measured sensitivities on a real network: LeNet on optical digits, fc1 and fc2.
 
-#[path = "../examples/lenet_digits/network.rs"]
+#[path = "../../examples/lenet_digits/network.rs"]
 #[allow(dead_code)]
 mod network;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use dalr::network::{
-    Allocator, Budget, Choice, Completion, JointSearch, LayerProfile, NetworkReport, Probe, Probes, SearchPath,
-    SearchState, Stop, Strategy,
+    Allocator, Budget, Evaluation, JointSearch, LayerProfile, Plan, Progress, Sensitivities, Strategy,
 };
 use dalr::{ActivationStats, Dalr, Decomposition, LowRankCompressor, TruncatedSvd};
 use faer::{Mat, MatRef};
@@ -43,10 +43,10 @@ impl Lenet {
     }
 
     /// Accuracy on these test images, from one to before another.
-    fn accuracy(&self, choices: &[Choice], images: (usize, usize)) -> dalr::Result<f64> {
+    fn accuracy(&self, ranks: &BTreeMap<String, usize>, images: (usize, usize)) -> dalr::Result<f64> {
         let mut layers = self.data.target.layers();
-        for (index, choice) in choices.iter().enumerate() {
-            if let Choice::Rank(rank) = choice {
+        for (index, name) in NAMES.into_iter().enumerate() {
+            if let Some(rank) = ranks.get(name) {
                 layers[index] = Layer::LowRank(self.decompositions[index].truncate(*rank)?.into_layer());
             }
         }
@@ -55,12 +55,13 @@ impl Lenet {
         Ok(accuracy(outputs.as_ref(), &self.data.test.labels[images.0..images.1]))
     }
 
-    fn search(&self) -> (SearchPath, NetworkReport, usize) {
-        let mut state = SearchState::new();
-        let evaluate = |choices: &[Choice]| self.accuracy(choices, VALIDATION);
-        let path = JointSearch::new(0.01).run(&self.profiles, &mut state, evaluate, &mut ()).unwrap();
-        let report = NetworkReport::of_choices(&self.profiles, path.choices()).unwrap();
-        (path, report, state.len())
+    fn search(&self) -> (Vec<Evaluation>, Plan, usize) {
+        let mut evaluations = Vec::new();
+        let evaluate = |ranks: &BTreeMap<String, usize>| self.accuracy(ranks, VALIDATION);
+        let search = JointSearch::new(0.01);
+        let path = search.run(&self.profiles, &mut evaluations, evaluate, &mut Progress::ignore).unwrap();
+        let plan = Plan::of_ranks(&self.profiles, &path.last().unwrap().ranks).unwrap();
+        (path, plan, evaluations.len())
     }
 }
 
@@ -70,58 +71,51 @@ const TEST: (usize, usize) = (400, 797);
 
 #[test]
 fn the_search_compresses_both_layers_within_one_per_cent_and_further_with_dalr() {
-    let share = |report: &NetworkReport| report.parameters_after as f64 / report.parameters_before as f64;
-    let mut shares = Vec::new();
+    let mut fractions = Vec::new();
     for (name, lenet) in [("dalr", Lenet::new(&Dalr::new())), ("svd", Lenet::new(&TruncatedSvd::new()))] {
-        let (path, report, evaluations) = lenet.search();
-        let test = lenet.accuracy(path.choices(), TEST).unwrap();
+        let (path, plan, evaluations) = lenet.search();
+        let (original, last) = (&path[0], path.last().unwrap());
+        let fraction = plan.parameters_after() as f64 / plan.parameters_before() as f64;
+        let test = lenet.accuracy(&last.ranks, TEST).unwrap();
         println!(
             "{name}: {:?}, {:.1} % of the parameters, accuracy {:.4} → {:.4} (held out {test:.4}), {evaluations} evaluations",
-            path.choices(),
-            100.0 * share(&report),
-            path.original(),
-            path.accuracy()
+            last.ranks,
+            100.0 * fraction,
+            original.value,
+            last.value
         );
-        // It stops because both options lose too much, and not before both layers have been compressed.
-        assert_eq!(path.stop(), Stop::Drop);
-        assert!(path.accuracy() >= path.original() - 0.01 - 1e-12);
-        assert!(path.choices().iter().all(|choice| matches!(choice, Choice::Rank(_))));
-        assert!(path.steps().iter().all(|step| step.accuracy() >= path.original() - 0.01 - 1e-12));
-        assert!(path.steps().is_sorted_by(|a, b| a.parameters() > b.parameters()));
+        // It ends because both options lose too much, and not before both layers have been compressed.
+        assert!(last.ranks.len() == 2 && last.ranks.values().all(|rank| *rank > 1));
+        assert!(path.iter().all(|step| step.value >= original.value - 0.01 - 1e-12));
+        assert!(path.is_sorted_by(|a, b| a.parameters > b.parameters));
+        assert_eq!(last.parameters, plan.parameters_after());
         // At most two for each step, one of them being kept, and the two that were too much.
-        assert!(evaluations <= 1 + 2 * path.steps().len() + 2);
-        // The rule speaks of the images searched with. On others more is lost: dozens of networks were compared on 400 images.
-        assert!(test >= lenet.accuracy(&[Choice::Dense; 2], TEST).unwrap() - 0.05);
-        shares.push(share(&report));
+        assert!(evaluations <= 1 + 2 * (path.len() - 1) + 2);
+        // The limit holds on the images searched with. On others more is lost: dozens of networks were compared on 400 images.
+        assert!(test >= lenet.accuracy(&BTreeMap::new(), TEST).unwrap() - 0.05);
+        fractions.push(fraction);
     }
-    assert!(shares[0] < 0.2 && shares[0] < 0.8 * shares[1], "{shares:?}");
+    assert!(fractions[0] < 0.2 && fractions[0] < 0.8 * fractions[1], "{fractions:?}");
 }
 
 #[test]
-fn sensitivities_of_a_real_network_share_a_budget() {
+fn sensitivities_of_a_real_network_allocate_a_budget() {
     let lenet = Lenet::new(&Dalr::new());
-    let budget = Budget::ParameterShare(0.1);
+    let budget = Budget::ParameterFraction(0.1);
     let uniform = Allocator::new(budget).allocate(&lenet.profiles).unwrap();
-    let mut probes = Probes::new();
-    // The cross-entropy would be smoother; errors in a hundred will do.
-    let evaluate = |probe: Probe<'_>| {
-        let choices = NAMES.map(|name| match probe {
-            Probe::Layer { name: other, rank } if name == other => Choice::Rank(rank),
-            _ => Choice::Dense,
-        });
-        lenet.accuracy(&choices, VALIDATION).map(|accuracy| 1.0 - accuracy)
-    };
-    assert_eq!(probes.measure(&lenet.profiles, &uniform, evaluate, &mut ()), Ok(Completion::Finished));
-    let strategy = Strategy::Sensitivity(probes.sensitivities().unwrap().with_floor(0.1).unwrap());
+    // The cross-entropy would be smoother; errors in a hundred suffice.
+    let evaluate = |ranks: &BTreeMap<String, usize>| lenet.accuracy(ranks, VALIDATION).map(|accuracy| 1.0 - accuracy);
+    let measured = Sensitivities::measure(&lenet.profiles, &uniform, &mut Vec::new(), evaluate, &mut Progress::ignore);
+    let strategy = Strategy::Sensitivity(measured.unwrap().unwrap().with_floor(0.1).unwrap());
     let plan = Allocator::new(budget).with_strategy(strategy).allocate(&lenet.profiles).unwrap();
-    let accuracies = [&uniform, &plan].map(|plan| lenet.accuracy(&plan.choices(), TEST).unwrap());
+    let accuracies = [&uniform, &plan].map(|plan| lenet.accuracy(&plan.ranks(), TEST).unwrap());
     println!(
         "uniform {:?} {:.4}, by sensitivity {:?} {:.4}",
-        uniform.choices(),
+        uniform.ranks(),
         accuracies[0],
-        plan.choices(),
+        plan.ranks(),
         accuracies[1]
     );
-    assert!(plan.report().parameters_after as f64 <= 0.1 * plan.report().parameters_before as f64);
+    assert!(plan.parameters_after() as f64 <= 0.1 * plan.parameters_before() as f64);
     assert!(accuracies[1] >= accuracies[0] - 0.01, "{accuracies:?}");
 }

@@ -1,14 +1,14 @@
 //! One budget for many layers: against all choices there are, in every kind of budget and with every kind of limit.
 
-mod common;
-
-use common::{SPECTRA, Spectrum};
+use crate::common::{SPECTRA, Spectrum};
 use dalr::network::{
-    Allocator, Budget, Choice, DenseReason, LayerProfile, NetworkReport, NetworkWarning, Plan, Sensitivities, Strategy,
+    Allocator, Budget, Choice, LayerProfile, OriginalReason, Plan, PlanWarning, Sensitivities, Strategy,
 };
 use dalr::{ActivationStats, Dalr, Error, LowRankCompressor, TruncatedSvd, Warning};
 use proptest::prelude::*;
 use proptest::strategy::Strategy as _;
+
+use crate::choices;
 
 /// A layer with these squared singular values.
 fn profile(name: &str, shape: (usize, usize), bias: bool, spectrum: Spectrum) -> LayerProfile {
@@ -108,9 +108,9 @@ impl Network {
     #[track_caller]
     fn check(&self, plan: &Plan) -> (u64, u64, f64) {
         let mut sum = (0, 0, 0.0);
-        for ((layer, choice), report) in self.layers.iter().zip(plan.choices()).zip(plan.report().layers()) {
+        for ((layer, choice), report) in self.layers.iter().zip(choices(plan)).zip(&plan.layers) {
             let rank = match choice {
-                Choice::Dense => 0,
+                Choice::Original => 0,
                 Choice::Rank(rank) => rank,
                 _ => panic!("{choice:?}"),
             };
@@ -118,7 +118,7 @@ impl Network {
             assert_eq!((report.parameters_after, report.multiply_adds_after), (way.1, way.2));
             sum = (sum.0 + way.1, sum.1 + way.2, sum.2 + way.3);
         }
-        assert_eq!((plan.report().parameters_after, plan.report().multiply_adds_after), (sum.0, sum.1));
+        assert_eq!((plan.parameters_after(), plan.multiply_adds_after()), (sum.0, sum.1));
         sum
     }
 }
@@ -140,7 +140,7 @@ fn networks() -> impl proptest::strategy::Strategy<Value = Network> {
 }
 
 fn rounding(plan: &Plan, loss: f64) -> f64 {
-    256.0 * f64::EPSILON * (plan.objective() + loss)
+    256.0 * f64::EPSILON * (plan.objective + loss)
 }
 
 /// The least value of all choices within the limit, and the least cost of any.
@@ -164,9 +164,9 @@ proptest! {
             .sum();
         let limit = (share * dense * (1.0 + 8.0 * f64::EPSILON)).floor();
         let budget = match (of_parameters, relative) {
-            (true, true) => Budget::ParameterShare(share),
+            (true, true) => Budget::ParameterFraction(share),
             (true, false) => Budget::Parameters(limit as u64),
-            (false, true) => Budget::MultiplyAddShare(share),
+            (false, true) => Budget::MultiplyAddFraction(share),
             (false, false) => Budget::MultiplyAdds(limit as u64),
         };
         let (least_loss, least_cost) = best(all.iter().map(|way| (cost(way), way.2)), limit);
@@ -185,12 +185,12 @@ proptest! {
             };
             let (parameters, multiply_adds, loss) = network.check(&plan);
             prop_assert!(cost(&(parameters, multiply_adds, loss)) <= limit);
-            prop_assert!(plan.lower_bound() <= plan.objective());
-            prop_assert_eq!(plan.gap(), plan.objective() - plan.lower_bound());
+            prop_assert!(plan.lower_bound <= plan.objective);
+            prop_assert_eq!(plan.gap(), plan.objective - plan.lower_bound);
             if optimal {
                 let least = least_loss.unwrap_or(f64::NAN);
-                prop_assert!((plan.objective() - loss).abs() <= rounding(&plan, loss));
-                prop_assert!(plan.lower_bound() <= least + rounding(&plan, least));
+                prop_assert!((plan.objective - loss).abs() <= rounding(&plan, loss));
+                prop_assert!(plan.lower_bound <= least + rounding(&plan, least));
                 prop_assert!(loss <= least + rounding(&plan, least), "{} where there is {}", loss, least);
             }
         }
@@ -209,39 +209,39 @@ proptest! {
         let plan = network.allocator(Budget::TotalError(error)).allocate(&profiles).unwrap();
         let (parameters, _, loss) = network.check(&plan);
         prop_assert!(loss <= limit * (1.0 + 1e-12), "{loss} lost of {limit}");
-        prop_assert!(plan.report().total_error().is_none_or(|total| total <= error * (1.0 + 1e-12)));
-        prop_assert_eq!(plan.objective(), parameters as f64);
-        prop_assert!(plan.lower_bound() <= least * (1.0 + 1e-12));
-        prop_assert!(plan.objective() <= least, "{} parameters where {} do", plan.objective(), least);
+        prop_assert!(plan.total_error().is_none_or(|total| total <= error * (1.0 + 1e-12)));
+        prop_assert_eq!(plan.objective, parameters as f64);
+        prop_assert!(plan.lower_bound <= least * (1.0 + 1e-12));
+        prop_assert!(plan.objective <= least, "{} parameters where {} do", plan.objective, least);
         // The same for every layer, each on its own.
         let plan = network.allocator(Budget::LayerError(error)).allocate(&profiles).unwrap();
         network.check(&plan);
-        for ((layer, choice), report) in network.layers.iter().zip(plan.choices()).zip(plan.report().layers()) {
+        for ((layer, choice), report) in network.layers.iter().zip(choices(&plan)).zip(&plan.layers) {
             let unweighted = Layer { weight: 1.0, ..layer.clone() };
             let good = network.ways(&unweighted).into_iter().filter(|way| way.3.sqrt() <= error * (1.0 - 1e-12));
             let least = good.map(|way| way.1).min().unwrap_or(u64::MAX);
             prop_assert!(report.parameters_after <= least, "{choice:?} takes more than {least}");
-            prop_assert!(report.loss().sqrt() <= error * (1.0 + 1e-12));
+            prop_assert!(report.loss.sqrt() <= error * (1.0 + 1e-12));
         }
     }
 }
 
 #[test]
-fn uniform_keeps_the_same_share_everywhere() {
+fn uniform_keeps_the_same_fraction_everywhere() {
     let shapes = [(64, 64), (64, 64), (256, 64), (64, 256)];
     let layers: Vec<LayerProfile> = shapes
         .iter()
         .enumerate()
         .map(|(index, &shape)| profile(&format!("fc{index}"), shape, false, SPECTRA[index]))
         .collect();
-    let plan = Allocator::new(Budget::ParameterShare(0.4)).allocate(&layers).unwrap();
-    // Whatever the spectra. The share buys ranks 12.8 and 20.48, so 12 and 20, which leaves 512 of 16384 parameters. The next larger share at which a rank
+    let plan = Allocator::new(Budget::ParameterFraction(0.4)).allocate(&layers).unwrap();
+    // Whatever the spectra. The fraction allows ranks 12.8 and 20.48, so 12 and 20, which leaves 512 of 16384 parameters. The next larger fraction at which a rank
     // changes, 13 · 128 / 4096, takes 256 of them; the one after that, 21 · 320 / 16384, would take another 640.
-    assert_eq!(plan.choices(), [13, 13, 20, 20].map(Choice::Rank));
-    assert_eq!(plan.report().parameters_after, 16384 - 256);
-    let everything = Allocator::new(Budget::ParameterShare(1.0)).allocate(&layers).unwrap();
-    assert_eq!(everything.choices(), [Choice::Dense; 4]);
-    assert_eq!(everything.report().layers()[0].reason(), Some(DenseReason::Affordable));
+    assert_eq!(choices(&plan), [13, 13, 20, 20].map(Choice::Rank));
+    assert_eq!(plan.parameters_after(), 16384 - 256);
+    let everything = Allocator::new(Budget::ParameterFraction(1.0)).allocate(&layers).unwrap();
+    assert_eq!(choices(&everything), [Choice::Original; 4]);
+    assert_eq!(everything.layers[0].reason, Some(OriginalReason::Affordable));
 }
 
 #[test]
@@ -254,7 +254,7 @@ fn one_rank_for_all_that_it_makes_smaller() {
     let at = |rank: usize| Allocator::new(Budget::Rank(rank)).with_rank_multiple(2);
     let plan = at(12).allocate(&layers[..2]).unwrap();
     // 12 (10 + 84) is more than 840.
-    assert_eq!(plan.choices(), [Choice::Rank(12), Choice::Dense]);
+    assert_eq!(choices(&plan), [Choice::Rank(12), Choice::Original]);
     assert_eq!(plan.choice("wide"), Some(Choice::Rank(12)));
     assert_eq!(plan.choice("nobody"), None);
     assert_eq!(plan.gap(), 0.0);
@@ -262,7 +262,7 @@ fn one_rank_for_all_that_it_makes_smaller() {
     let Err(Error::InLayer { layer, source }) = at(12).allocate(&layers) else { panic!() };
     assert_eq!(layer, "partial");
     assert!(matches!(*source, Error::Rank { .. }));
-    assert_eq!(at(2).allocate(&layers).unwrap().choices(), [Choice::Rank(2); 3]);
+    assert_eq!(choices(&at(2).allocate(&layers).unwrap()), [Choice::Rank(2); 3]);
 }
 
 #[test]
@@ -276,22 +276,22 @@ fn measured_sensitivities_move_the_budget() {
             Choice::Rank(rank) => *rank,
             _ => 32,
         };
-        plan.choices().iter().map(rank).collect::<Vec<usize>>()
+        choices(plan).iter().map(rank).collect::<Vec<usize>>()
     };
-    let allocator = Allocator::new(Budget::ParameterShare(0.5));
+    let allocator = Allocator::new(Budget::ParameterFraction(0.5));
     let even = allocator.clone().with_strategy(Strategy::Energy).allocate(&layers).unwrap();
     assert_eq!(ranks(&even), [8, 8]);
-    assert!(even.report().warnings.contains(&NetworkWarning::EnergyAlone));
+    assert!(even.warnings.contains(&PlanWarning::EnergyAlone));
     let sensitivities = Sensitivities::new([("heard", 1.0), ("unheard", 0.1), ("elsewhere", 3.0)]).unwrap();
     let heard = allocator.with_strategy(Strategy::Sensitivity(sensitivities)).allocate(&layers).unwrap();
     let ranks = ranks(&heard);
     assert!(ranks[0] > 11 && ranks[1] < 5 && ranks.iter().sum::<usize>() <= 16, "{ranks:?}");
-    assert!(!heard.report().warnings.contains(&NetworkWarning::EnergyAlone));
+    assert!(!heard.warnings.contains(&PlanWarning::EnergyAlone));
 }
 
 #[test]
-fn reports_say_what_the_compressed_layers_will() {
-    let recipe = common::Recipe {
+fn plans_report_what_the_compressed_layers_do() {
+    let recipe = crate::common::Recipe {
         seed: 3,
         out_features: 24,
         in_features: 18,
@@ -307,23 +307,22 @@ fn reports_say_what_the_compressed_layers_will() {
     let decomposition = Dalr::new().decompose(&layer, &stats, 10).unwrap();
     let profiles = [
         LayerProfile::new("fc1", &decomposition),
-        LayerProfile::dense("head", 4, 24, true).unwrap(),
+        LayerProfile::original("head", (4, 24), true).unwrap(),
         profile("narrow", (2, 2), false, Spectrum::Arithmetic),
     ];
-    let plan = Allocator::new(Budget::ParameterShare(0.8)).allocate(&profiles).unwrap();
-    let report = plan.report();
-    let Choice::Rank(rank) = plan.choices()[0] else { panic!() };
+    let plan = Allocator::new(Budget::ParameterFraction(0.8)).allocate(&profiles).unwrap();
+    let Choice::Rank(rank) = choices(&plan)[0] else { panic!() };
     let truncated = decomposition.truncate(rank).unwrap();
-    let first = &report.layers()[0];
-    assert_eq!(first.report(), Some(truncated.report()));
-    assert_eq!(first.relative_error(), truncated.report().relative_error());
-    assert_eq!(first.parameters_after(), truncated.layer().parameters() as u64);
-    assert_eq!(first.multiply_adds_after(), truncated.layer().multiply_adds() as u64);
-    assert!(matches!(first.warnings()[0], Warning::FewSamples { .. }));
-    assert_eq!(report.layers()[1].reason(), Some(DenseReason::Untouched));
-    assert_eq!(report.layers()[2].reason(), Some(DenseReason::DoesNotPay));
-    assert_eq!(report.parameters_before, 24 * 19 + 4 * 25 + 4);
-    let text = report.to_string();
+    let first = &plan.layers[0];
+    assert_eq!(first.report.as_ref(), Some(truncated.report()));
+    assert_eq!(first.relative_error, truncated.report().relative_error());
+    assert_eq!(first.parameters_after, truncated.layer().parameters() as u64);
+    assert_eq!(first.multiply_adds_after, truncated.layer().multiply_adds() as u64);
+    assert!(matches!(first.warnings[0], Warning::FewSamples { .. }));
+    assert_eq!(plan.layers[1].reason, Some(OriginalReason::Untouched));
+    assert_eq!(plan.layers[2].reason, Some(OriginalReason::NoSavings));
+    assert_eq!(plan.parameters_before(), 24 * 19 + 4 * 25 + 4);
+    let text = plan.to_string();
     for part in ["1 of 3 layers compressed to 80 % of the parameters, uniform", "18 → ", "untouched", "warning: "] {
         assert!(text.contains(part), "no {part:?} in\n{text}");
     }
@@ -332,36 +331,40 @@ fn reports_say_what_the_compressed_layers_will() {
 }
 
 #[test]
-fn choices_made_elsewhere_are_reported_as_those_of_a_plan() {
+fn ranks_chosen_elsewhere_are_reported_as_those_of_a_plan() {
     let layers = [
         profile("fc1", (20, 30), true, Spectrum::Arithmetic),
         profile("fc2", (30, 20), false, Spectrum::Geometric).with_calls(2),
-        LayerProfile::dense("head", 3, 30, true).unwrap(),
+        LayerProfile::original("head", (3, 30), true).unwrap(),
     ];
-    let plan = Allocator::new(Budget::ParameterShare(0.6)).with_strategy(Strategy::Energy).allocate(&layers).unwrap();
-    let report = NetworkReport::of_choices(&layers, &plan.choices()).unwrap();
-    assert_eq!(report.parameters_after, plan.report().parameters_after);
-    assert_eq!(report.multiply_adds_after, plan.report().multiply_adds_after);
-    assert_eq!((report.objective(), report.gap()), (plan.objective(), 0.0));
-    assert_eq!(report.total_error(), plan.report().total_error());
-    for (one, other) in report.layers().iter().zip(plan.report().layers()) {
-        assert_eq!((one.choice(), one.report()), (other.choice(), other.report()));
+    let plan =
+        Allocator::new(Budget::ParameterFraction(0.6)).with_strategy(Strategy::Energy).allocate(&layers).unwrap();
+    let chosen = Plan::of_ranks(&layers, &plan.ranks()).unwrap();
+    assert_eq!(chosen.parameters_after(), plan.parameters_after());
+    assert_eq!(chosen.multiply_adds_after(), plan.multiply_adds_after());
+    assert_eq!((chosen.objective, chosen.gap()), (plan.objective, 0.0));
+    assert_eq!(chosen.total_error(), plan.total_error());
+    for (one, other) in chosen.layers.iter().zip(&plan.layers) {
+        assert_eq!((one.choice, &one.report), (other.choice, &other.report));
     }
-    // Past break-even it is what was chosen, and says so.
-    let large = NetworkReport::of_choices(&layers, &[Choice::Rank(20), Choice::Dense, Choice::Dense]).unwrap();
+    // Past break-even the plan keeps the rank and warns.
+    let ranks = |name: &str, rank: usize| [(name.to_owned(), rank)].into();
+    let large = Plan::of_ranks(&layers, &ranks("fc1", 20)).unwrap();
     assert!(large.parameters_after() > large.parameters_before());
-    assert!(large.layers()[0].warnings().iter().any(|warning| matches!(warning, Warning::PastBreakEven { .. })));
-    assert_eq!(large.layers()[1].reason(), Some(DenseReason::Chosen));
-    let refused = |choices: &[Choice]| NetworkReport::of_choices(&layers, choices).unwrap_err();
-    assert!(matches!(refused(&[Choice::Dense]), Error::Shape { expected: 3, found: 1, .. }));
-    for first in [Choice::Rank(0), Choice::Rank(21), Choice::Shared { group: 0, rank: 3 }] {
-        assert!(matches!(refused(&[first, Choice::Dense, Choice::Dense]), Error::InLayer { .. }));
+    assert!(large.layers[0].warnings.iter().any(|warning| matches!(warning, Warning::PastBreakEven { .. })));
+    let reasons = [None, Some(OriginalReason::Chosen), Some(OriginalReason::Untouched)];
+    assert_eq!(large.layers.iter().map(|layer| layer.reason).collect::<Vec<_>>(), reasons);
+    let refused = |name: &str, rank: usize| Plan::of_ranks(&layers, &ranks(name, rank)).unwrap_err();
+    assert!(matches!(refused("fc3", 2), Error::Layers { .. }));
+    for (name, rank) in [("fc1", 0), ("fc1", 21), ("head", 1)] {
+        assert!(matches!(refused(name, rank), Error::InLayer { .. }));
     }
+    assert!(matches!(Plan::of_ranks(&[], &ranks("fc1", 1)), Err(Error::Empty { .. })));
 }
 
 #[test]
 fn losses_by_energy_and_by_error() {
-    let problem = common::Recipe {
+    let problem = crate::common::Recipe {
         seed: 5,
         out_features: 12,
         in_features: 16,
@@ -392,7 +395,7 @@ fn losses_by_energy_and_by_error() {
 
 #[test]
 fn budgets_go_by_energy_or_by_error_as_asked() {
-    let recipe = common::Recipe {
+    let recipe = crate::common::Recipe {
         seed: 6,
         out_features: 40,
         in_features: 40,
@@ -406,14 +409,14 @@ fn budgets_go_by_energy_or_by_error_as_asked() {
     let shrunk = Dalr::new().decompose(&problem.bare_layer::<f64>(), &problem.stats::<f64>(), 19).unwrap();
     let by_energy = LayerProfile::new("fc1", &shrunk);
     let by_error = by_energy.clone().with_data_errors().unwrap();
-    assert_eq!(by_energy.energy_shares().len(), 19);
-    let total = by_energy.energy_shares().iter().sum::<f64>() + by_energy.loss(19).unwrap();
+    assert_eq!(by_energy.explained_energy().len(), 19);
+    let total = by_energy.explained_energy().iter().sum::<f64>() + by_energy.loss(19).unwrap();
     assert!((total - 1.0).abs() < 1e-12);
     for rank in [1, 2, 5, 9] {
         for profile in [&by_energy, &by_error] {
             let error = profile.loss(rank).unwrap().sqrt() * (1.0 + 1e-9);
             let plan = Allocator::new(Budget::TotalError(error)).allocate(std::slice::from_ref(profile)).unwrap();
-            assert_eq!(plan.choices(), [Choice::Rank(rank)]);
+            assert_eq!(choices(&plan), [Choice::Rank(rank)]);
         }
         // Shrinkage tells the two apart.
         let (energy, error) = (by_energy.loss(rank).unwrap(), by_error.loss(rank).unwrap());
@@ -438,13 +441,13 @@ fn refusals() {
         let message = format!("Allocator::allocate: expected {message}");
         assert_eq!(allocator.allocate(layers).unwrap_err().to_string(), message);
     };
-    let share = |share| Allocator::new(Budget::ParameterShare(share));
+    let share = |share| Allocator::new(Budget::ParameterFraction(share));
     let out_of_range = [
-        (share(0.0), "the share of the parameters in (0, 1], got 0"),
-        (share(1.5), "the share of the parameters in (0, 1], got 1.5"),
-        (share(f64::NAN), "the share of the parameters in (0, 1], got NaN"),
-        (Allocator::new(Budget::MultiplyAddShare(0.0)), "the share of the multiply–adds in (0, 1], got 0"),
-        (Allocator::new(Budget::MultiplyAddShare(-1.0)), "the share of the multiply–adds in (0, 1], got -1"),
+        (share(0.0), "the fraction of the parameters in (0, 1], got 0"),
+        (share(1.5), "the fraction of the parameters in (0, 1], got 1.5"),
+        (share(f64::NAN), "the fraction of the parameters in (0, 1], got NaN"),
+        (Allocator::new(Budget::MultiplyAddFraction(0.0)), "the fraction of the multiply–adds in (0, 1], got 0"),
+        (Allocator::new(Budget::MultiplyAddFraction(-1.0)), "the fraction of the multiply–adds in (0, 1], got -1"),
         (Allocator::new(Budget::TotalError(-0.5)), "the total error finite and at least 0, got -0.5"),
         (Allocator::new(Budget::LayerError(f64::INFINITY)), "the error of each layer finite and at least 0, got inf"),
         (Allocator::new(Budget::Rank(0)), "the rank to be at least 1, got 0"),
@@ -455,16 +458,13 @@ fn refusals() {
         (share(0.5).with_untouched("fc3"), "limits for layers of the network, got some for `fc3`"),
         (
             Allocator::new(Budget::Parameters(31)),
-            "a budget of parameters of at least 32, the smallest that these layers can be brought to, got 31",
+            "a budget of parameters of at least 32, the smallest feasible for these layers, got 31",
         ),
         (
             Allocator::new(Budget::MultiplyAdds(31)),
-            "a budget of multiply–adds of at least 32, the smallest that these layers can be brought to, got 31",
+            "a budget of multiply–adds of at least 32, the smallest feasible for these layers, got 31",
         ),
-        (
-            share(0.2),
-            "a share of the parameters of at least 0.25, the smallest that these layers can be brought to, got 0.2",
-        ),
+        (share(0.2), "a fraction of the parameters of at least 0.25, the smallest feasible for these layers, got 0.2"),
     ];
     for (allocator, message) in out_of_range {
         refused(allocator, &layers, message);
@@ -474,7 +474,7 @@ fn refusals() {
     let missing = Strategy::Sensitivity(Sensitivities::new([("fc1", 1.0)]).unwrap());
     let message = "a sensitivity for each layer that can be compressed, got none for `fc2`";
     refused(share(0.5).with_strategy(missing.clone()), &layers, message);
-    // A layer that stays dense anyway needs none.
+    // A layer that stays original anyway needs none.
     assert!(share(0.9).with_strategy(missing).with_untouched("fc2").allocate(&layers).is_ok());
 
     for bad in [-1.0, f64::NAN, f64::INFINITY] {
@@ -494,7 +494,7 @@ fn refusals() {
     {
         assert!(matches!(spectrum(energies, total), Err(Error::OutOfRange { .. })), "{energies:?}");
     }
-    assert!(matches!(LayerProfile::dense("fc1", 0, 4, false), Err(Error::Empty { .. })));
+    assert!(matches!(LayerProfile::original("fc1", (0, 4), false), Err(Error::Empty { .. })));
 }
 
 /// On demand: `cargo test --release --test network thousand -- --nocapture` prints the time.
@@ -512,10 +512,10 @@ fn a_thousand_layers_with_full_spectra() {
     let strategy = Strategy::Sensitivity(Sensitivities::new(weights).unwrap());
     for (strategy, worst) in [(strategy, 1e-5), (Strategy::Energy, 1e-5), (Strategy::Uniform, 1.0)] {
         let start = std::time::Instant::now();
-        let plan = Allocator::new(Budget::ParameterShare(0.4)).with_strategy(strategy).allocate(&layers).unwrap();
+        let plan = Allocator::new(Budget::ParameterFraction(0.4)).with_strategy(strategy).allocate(&layers).unwrap();
         let seconds = start.elapsed().as_secs_f64();
-        println!("{}: {seconds:.3} s, gap {:.1e} of {:.3}", plan.report().strategy(), plan.gap(), plan.objective());
-        assert!(plan.report().parameters_after as f64 <= 0.4 * 1000.0 * 4096.0 * 4096.0);
-        assert!(plan.gap() <= worst * plan.objective());
+        println!("{}: {seconds:.3} s, gap {:.1e} of {:.3}", plan.strategy, plan.gap(), plan.objective);
+        assert!(plan.parameters_after() as f64 <= 0.4 * 1000.0 * 4096.0 * 4096.0);
+        assert!(plan.gap() <= worst * plan.objective);
     }
 }

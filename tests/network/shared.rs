@@ -1,15 +1,18 @@
 //! Layers that read the same input: one `down` or one each, whichever loses less at the same budget.
 
-mod common;
-
-use common::{Spectrum, gaussian, with_spectrum};
-use dalr::network::{
-    Allocator, Budget, Choice, LayerProfile, Plan, Sensitivities, SharedDecomposition, SharedInput, Strategy,
+use dalr::network::{Allocator, Budget, Choice, LayerProfile, Plan, Sensitivities, SharedInput, Strategy};
+use dalr::{
+    ActivationStats, Dalr, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Ridge, Scalar, TruncatedSvd,
 };
-use dalr::{ActivationStats, Dalr, Error, Linear, LowRankCompressor, Ridge, Scalar, TruncatedSvd};
 use faer::{Col, Mat};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+
+use crate::choices;
+use crate::common::{self, Spectrum, gaussian, with_spectrum};
+
+/// A group with a shared input, and its decomposition.
+type Joint = (SharedInput, Decomposition<f64>);
 
 const NAMES: [&str; 3] = ["query", "key", "value"];
 
@@ -59,9 +62,9 @@ impl Group {
         profiles(method, &self.layers, &self.stats)
     }
 
-    fn joint(&self, method: &dyn LowRankCompressor<f64>, profiles: &[LayerProfile]) -> SharedDecomposition<f64> {
+    fn joint(&self, method: &dyn LowRankCompressor<f64>, profiles: &[LayerProfile]) -> Joint {
         let members: Vec<_> = profiles.iter().zip(&self.layers).collect();
-        SharedInput::new(&members).unwrap().decompose(method, &self.stats, 32).unwrap()
+        SharedInput::decompose(&members, None, method, &self.stats, 32).unwrap()
     }
 
     fn weighted(
@@ -69,15 +72,19 @@ impl Group {
         method: &dyn LowRankCompressor<f64>,
         profiles: &[LayerProfile],
         weights: [(&str, f64); 3],
-    ) -> SharedDecomposition<f64> {
+    ) -> SharedInput {
         let members: Vec<_> = profiles.iter().zip(&self.layers).collect();
-        let shared = SharedInput::new(&members).unwrap();
-        let shared = shared.with_sensitivities(&Sensitivities::new(weights).unwrap()).unwrap();
-        shared.decompose(method, &self.stats, 32).unwrap()
+        let sensitivities = Sensitivities::new(weights).unwrap();
+        SharedInput::decompose(&members, Some(&sensitivities), method, &self.stats, 32).unwrap().0
+    }
+
+    fn split(&self, joint: &Joint, rank: usize) -> Vec<LowRankLinear<f64>> {
+        let layers: Vec<&Linear<f64>> = self.layers.iter().collect();
+        joint.0.split(joint.1.truncate(rank).unwrap().layer(), &layers).unwrap()
     }
 
     /// Squared error of a member over the energy of its outputs, by running it; centred where the layers have a bias.
-    fn measured(&self, index: usize, low: &dalr::LowRankLinear<f64>) -> f64 {
+    fn measured(&self, index: usize, low: &LowRankLinear<f64>) -> f64 {
         let layer = &self.layers[index];
         let (error, total) = common::run_both(layer, low, self.inputs.as_ref(), layer.bias().is_some());
         error / total
@@ -85,7 +92,7 @@ impl Group {
 }
 
 fn shared(plan: &Plan) -> Option<usize> {
-    let ranks = plan.choices().into_iter().map(|choice| match choice {
+    let ranks = choices(plan).into_iter().map(|choice| match choice {
         Choice::Shared { group: 0, rank } => Some(rank),
         Choice::Shared { .. } => panic!("{choice:?}"),
         _ => None,
@@ -102,22 +109,19 @@ fn predicted_losses_are_those_of_the_layers_that_come_out() {
         let method = Dalr::new().with_ridge(Ridge::None);
         let joint = group.joint(&method, &group.profiles(&method));
         for rank in [1, 4, 8, 20, 32] {
-            let layers = joint.truncate(rank).unwrap();
-            let outputs = layers.forward(group.inputs.as_ref()).unwrap();
-            assert_eq!(outputs.len(), NAMES.len());
-            assert_eq!(layers.member(1).map(|member| member.name()), Some(NAMES[1]));
-            assert_eq!(layers.parameters() as u64, joint.profile().parameters(rank));
-            for (index, outputs) in outputs.iter().enumerate() {
-                let alone = layers.layer(index).unwrap();
-                assert_eq!(alone.down(), layers.down());
-                assert_eq!(&alone.forward(group.inputs.as_ref()).unwrap(), outputs);
-                let (predicted, measured) = (joint.profile().loss(index, rank).unwrap(), group.measured(index, &alone));
+            let layers = group.split(&joint, rank);
+            let apart: usize = layers.iter().map(LowRankLinear::parameters).sum();
+            // Each has a copy of `down`, which counts once.
+            assert_eq!((apart - 2 * rank * 32) as u64, joint.0.parameters(rank));
+            for (index, layer) in layers.iter().enumerate() {
+                assert_eq!(layer.down(), layers[0].down());
+                let (predicted, measured) = (joint.0.loss(index, rank).unwrap(), group.measured(index, layer));
                 let rounding = 1e3 * f64::EPSILON;
                 assert!((predicted - measured).abs() <= rounding, "{bias}, rank {rank}: {predicted:e} {measured:e}");
             }
         }
-        assert!(joint.truncate(33).is_err());
-        assert!(matches!(joint.truncate(3).unwrap().layer(3), Err(Error::OutOfRange { .. })));
+        assert_eq!((joint.0.max_rank(), joint.0.loss(0, 33), joint.0.loss(3, 1)), (32, None, None));
+        assert!(joint.0.names().eq(NAMES));
     }
 }
 
@@ -129,40 +133,37 @@ fn one_down_wins_where_layers_look_at_the_same_and_loses_where_they_do_not() {
         let group = group(alike, true);
         let method = Dalr::new();
         let profiles = group.profiles(&method);
-        let joint = group.joint(&method, &profiles);
-        for budget in [Budget::ParameterShare(0.45), Budget::MultiplyAddShare(0.45), Budget::TotalError(0.3)] {
+        let (joint, _) = group.joint(&method, &profiles);
+        for budget in [Budget::ParameterFraction(0.45), Budget::MultiplyAddFraction(0.45), Budget::TotalError(0.3)] {
             let allocator = Allocator::new(budget).with_strategy(strategy.clone());
             let apart = allocator.allocate(&profiles).unwrap();
-            let plan = allocator.allocate_shared(&profiles, std::slice::from_ref(joint.profile())).unwrap();
-            assert_eq!(shared(&plan).is_some(), alike, "{strategy}, {budget}: {}", plan.report());
-            assert!(plan.objective() <= apart.objective() && plan.lower_bound() <= plan.objective());
-            assert_eq!(plan.objective() < apart.objective(), alike);
-            let report = plan.report();
+            let plan = allocator.allocate_shared(&profiles, std::slice::from_ref(&joint)).unwrap();
+            assert_eq!(shared(&plan).is_some(), alike, "{strategy}, {budget}: {plan}");
+            assert!(plan.objective <= apart.objective && plan.lower_bound <= plan.objective);
+            assert_eq!(plan.objective < apart.objective, alike);
             match budget {
-                Budget::TotalError(error) => assert!(report.total_error().unwrap() <= error * (1.0 + 1e-12)),
-                _ => assert!(report.parameters_after as f64 <= 0.48 * report.parameters_before as f64),
+                Budget::TotalError(error) => assert!(plan.total_error().unwrap() <= error * (1.0 + 1e-12)),
+                _ => assert!(plan.parameters_after() as f64 <= 0.48 * plan.parameters_before() as f64),
             }
             if let Some(rank) = shared(&plan) {
-                assert_eq!(report.parameters_after, joint.profile().parameters(rank));
-                let loss = |index| joint.profile().loss(index, rank).unwrap();
-                assert_eq!(report.layers()[1].relative_error(), Some(loss(1).sqrt()));
-                assert!(report.to_string().contains(&format!("{rank} (shared, group 0)")), "{report}");
+                assert_eq!(plan.parameters_after(), joint.parameters(rank));
+                let loss = |index| joint.loss(index, rank).unwrap();
+                assert_eq!(plan.layers[1].relative_error, Some(loss(1).sqrt()));
+                assert!(plan.to_string().contains(&format!("{rank} (shared, group 0)")), "{plan}");
             }
         }
         // The least parameters within an error of each layer: one rank of 8 for all, or three of 8.
-        let plan = Allocator::new(Budget::LayerError(0.35))
-            .allocate_shared(&profiles, std::slice::from_ref(joint.profile()))
-            .unwrap();
-        assert_eq!(shared(&plan).is_some(), alike);
-        assert!(plan.report().layers().iter().all(|layer| layer.relative_error().unwrap() <= 0.35));
-        // One rank for all says how many dimensions each layer has of its own.
         let plan =
-            Allocator::new(Budget::Rank(6)).allocate_shared(&profiles, std::slice::from_ref(joint.profile())).unwrap();
-        assert_eq!(plan.choices(), [Choice::Rank(6); 3]);
+            Allocator::new(Budget::LayerError(0.35)).allocate_shared(&profiles, std::slice::from_ref(&joint)).unwrap();
+        assert_eq!(shared(&plan).is_some(), alike);
+        assert!(plan.layers.iter().all(|layer| layer.relative_error.unwrap() <= 0.35));
+        // One rank for all says how many dimensions each layer has of its own.
+        let plan = Allocator::new(Budget::Rank(6)).allocate_shared(&profiles, std::slice::from_ref(&joint)).unwrap();
+        assert_eq!(choices(&plan), [Choice::Rank(6); 3]);
         // A member that is left alone keeps its group from being one.
-        let allocator = Allocator::new(Budget::ParameterShare(0.7)).with_untouched("key");
-        let plan = allocator.allocate_shared(&profiles, std::slice::from_ref(joint.profile())).unwrap();
-        assert_eq!(plan.choice("key"), Some(Choice::Dense));
+        let allocator = Allocator::new(Budget::ParameterFraction(0.7)).with_untouched("key");
+        let plan = allocator.allocate_shared(&profiles, std::slice::from_ref(&joint)).unwrap();
+        assert_eq!(plan.choice("key"), Some(Choice::Original));
     }
 }
 
@@ -174,9 +175,9 @@ fn the_joint_factors_lose_least_of_the_weighted_sum() {
     let profiles = group.profiles(&method);
     let weights = [("query", 1.0), ("key", 0.05), ("value", 1.0)];
     let weighted = group.weighted(&method, &profiles, weights);
-    let even = group.joint(&method, &profiles);
-    let loss = |joint: &SharedDecomposition<f64>, index| joint.profile().loss(index, 12).unwrap();
-    let sum = |joint: &SharedDecomposition<f64>, weights: [f64; 3]| -> f64 {
+    let (even, _) = group.joint(&method, &profiles);
+    let loss = |joint: &SharedInput, index| joint.loss(index, 12).unwrap();
+    let sum = |joint: &SharedInput, weights: [f64; 3]| -> f64 {
         weights.iter().enumerate().map(|(index, weight)| weight * loss(joint, index)).sum()
     };
     assert!(sum(&weighted, weights.map(|(_, weight)| weight)) < sum(&even, weights.map(|(_, weight)| weight)));
@@ -191,11 +192,10 @@ fn the_joint_factors_lose_least_of_the_weighted_sum() {
 fn biases_that_are_kept_are_kept_exactly() {
     let group = group(true, true);
     let method = TruncatedSvd::new();
-    let layers = group.joint(&method, &group.profiles(&method)).truncate(5).unwrap();
-    for (member, layer) in layers.members().zip(&group.layers) {
-        assert_eq!(member.bias(), layer.bias());
+    let joint = group.joint(&method, &group.profiles(&method));
+    for (compressed, layer) in group.split(&joint, 5).iter().zip(&group.layers) {
+        assert_eq!(compressed.bias(), layer.bias());
     }
-    assert_eq!(layers.members().map(|member| member.name()).collect::<Vec<_>>(), NAMES);
 }
 
 #[test]
@@ -206,7 +206,7 @@ fn weights_count_in_any_unit() {
     let losses = |unit: f64| {
         let weights = [("query", unit), ("key", 0.05 * unit), ("value", 0.5 * unit)];
         let shared = group.weighted(&method, &profiles, weights);
-        [0, 1, 2].map(|index| shared.profile().loss(index, 12).unwrap())
+        [0, 1, 2].map(|index| shared.loss(index, 12).unwrap())
     };
     let expected = losses(1.0);
     for unit in [1e-9, 1e9] {
@@ -233,14 +233,14 @@ fn groups_may_be_of_any_size() {
         let (layers, stats) = single(&group, weight, input);
         let profiles = profiles(&method, &layers, &stats);
         let members: Vec<_> = profiles.iter().zip(&layers).collect();
-        let shared = SharedInput::new(&members).unwrap().decompose(&method, &stats, 24).unwrap();
+        let (shared, _) = SharedInput::decompose(&members, None, &method, &stats, 24).unwrap();
         // Profiles of layers twice as large are of other layers, however large these are.
         let double = |layer: &Linear<f32>| Linear::new(layer.weight() * faer::Scale(2.0_f32), None).unwrap();
         let twice: Vec<Linear<f32>> = layers.iter().map(double).collect();
         let members: Vec<_> = profiles.iter().zip(&twice).collect();
-        let refused = SharedInput::new(&members).unwrap().decompose(&method, &stats, 24);
+        let refused = SharedInput::decompose(&members, None, &method, &stats, 24);
         assert!(matches!(refused, Err(Error::Layers { .. })), "{weight}, {input}");
-        [0, 1, 2].map(|index| shared.profile().loss(index, 12).unwrap())
+        [0, 1, 2].map(|index| shared.loss(index, 12).unwrap())
     };
     let expected = losses(0, 0);
     for (weight, input) in [(-50, -50), (50, 50), (-20, 0), (20, 0)] {
@@ -263,7 +263,7 @@ fn a_member_without_outputs_loses_nothing_and_costs_the_others_nothing() {
         let largest = 32.min(2 * outputs);
         let joint = |order: [usize; 2]| {
             let members = order.map(|index| (&profiles[index], &layers[index]));
-            SharedInput::new(&members).unwrap().decompose(&method, &group.stats, largest).unwrap().profile().clone()
+            SharedInput::decompose(&members, None, &method, &group.stats, largest).unwrap().0
         };
         for (order, some, none) in [([0, 1], 0, 1), ([1, 0], 1, 0)] {
             let joint = joint(order);
@@ -293,9 +293,10 @@ fn factors_and_biases_of_members_that_overflow_are_refused() {
         });
         let profiles = profiles(&method, &layers, &stats);
         let members: Vec<_> = profiles.iter().zip(&layers).collect();
-        let shared = SharedInput::new(&members).unwrap().decompose(&method, &stats, 24).unwrap();
-        let error = shared.truncate(2).unwrap_err();
-        let message = "SharedDecomposition::truncate: expected the factor `up` or the bias of a member within the range of its type, got an overflow";
+        let (shared, decomposition) = SharedInput::decompose(&members, None, &method, &stats, 24).unwrap();
+        let originals: Vec<&Linear<f32>> = layers.iter().collect();
+        let error = shared.split(decomposition.truncate(2).unwrap().layer(), &originals).unwrap_err();
+        let message = "SharedInput::split: expected the factor `up` or the bias of a layer within the range of its type, got an overflow";
         assert_eq!(error.to_string(), message, "{powers:?}");
     }
 }
@@ -306,11 +307,13 @@ fn refusals() {
     let method = Dalr::new();
     let profiles = group.profiles(&method);
     let pair = |index: usize| (&profiles[index], &group.layers[index]);
-    let refused = |members: &[(&LayerProfile, &Linear<f64>)]| SharedInput::new(members).unwrap_err();
+    let refused = |members: &[(&LayerProfile, &Linear<f64>)]| {
+        SharedInput::decompose(members, None, &method, &group.stats, 4).unwrap_err()
+    };
     assert!(matches!(refused(&[]), Error::Layers { .. }));
     assert!(matches!(refused(&[pair(0)]), Error::Layers { .. }));
     assert!(matches!(refused(&[pair(0), (&profiles[1], &group.layers[2])]), Error::Layers { .. }));
-    let dense = LayerProfile::dense("key", 32, 32, true).unwrap();
+    let dense = LayerProfile::original("key", (32, 32), true).unwrap();
     assert!(matches!(refused(&[pair(0), (&dense, &group.layers[1])]), Error::Layers { .. }));
     let bare = Linear::new(group.layers[1].weight().to_owned(), None).unwrap();
     assert!(matches!(refused(&[pair(0), (&profiles[1], &bare)]), Error::Layers { .. }));
@@ -321,14 +324,25 @@ fn refusals() {
     assert!(layer == "narrow" && matches!(*source, Error::Shape { expected: 32, found: 30, .. }));
 
     let members = [pair(0), pair(1), pair(2)];
-    let shared = SharedInput::new(&members).unwrap();
     let partial = Sensitivities::new([("query", 1.0), ("key", 1.0)]).unwrap();
-    assert!(matches!(shared.clone().with_sensitivities(&partial), Err(Error::Layers { .. })));
+    let partial = SharedInput::decompose(&members, Some(&partial), &method, &group.stats, 4);
+    assert!(matches!(partial, Err(Error::Layers { .. })));
     // Profiles of another method: their losses are of something else.
-    assert!(matches!(shared.decompose(&TruncatedSvd::new(), &group.stats, 4), Err(Error::Layers { .. })));
+    assert!(matches!(
+        SharedInput::decompose(&members, None, &TruncatedSvd::new(), &group.stats, 4),
+        Err(Error::Layers { .. })
+    ));
 
-    let joint = group.joint(&method, &profiles).profile().clone();
-    let allocator = Allocator::new(Budget::ParameterShare(0.5));
+    let joint = group.joint(&method, &profiles);
+    let originals: Vec<&Linear<f64>> = group.layers.iter().collect();
+    let stacked = joint.1.truncate(4).unwrap().into_layer();
+    let alone = method.decompose(&group.layers[0], &group.stats, 4).unwrap().truncate(4).unwrap().into_layer();
+    let swapped = [originals[1], originals[0], originals[2]];
+    for (layer, originals) in [(&stacked, &originals[..2]), (&stacked, &swapped[..]), (&alone, &originals[..])] {
+        assert!(matches!(joint.0.split(layer, originals), Err(Error::Shape { .. })));
+    }
+    let (joint, _) = joint;
+    let allocator = Allocator::new(Budget::ParameterFraction(0.5));
     let twice = allocator.allocate_shared(&profiles, &[joint.clone(), joint.clone()]).unwrap_err();
     assert!(matches!(twice, Error::Layers { .. }));
     let absent = allocator.allocate_shared(&profiles[..2], std::slice::from_ref(&joint)).unwrap_err();

@@ -1,14 +1,14 @@
 //! Many layers at once: the same as one after the other, within memory, in any order of failing and stopping.
 
-mod common;
-
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use common::{Problem, Recipe, Spectrum};
-use dalr::network::{Completion, Decomposer, Event, Job, Stage};
+use dalr::network::{Network, Progress};
 use dalr::{ActivationStats, Dalr, Decomposition, Error, Linear, LowRankCompressor, TruncatedSvd};
+
+use crate::common::{Problem, Recipe, Spectrum};
 
 fn problems() -> Vec<Problem> {
     let shapes = [(12, 20), (40, 16), (9, 9), (30, 31), (25, 8), (16, 16), (22, 13), (7, 40)];
@@ -29,39 +29,46 @@ fn at_hand(problems: &[Problem]) -> Vec<(Linear<f64>, ActivationStats<f64>)> {
     problems.iter().map(|problem| (problem.layer(), problem.stats())).collect()
 }
 
-fn jobs(layers: &[(Linear<f64>, ActivationStats<f64>)]) -> Vec<Job<'_, f64>> {
-    layers.iter().enumerate().map(|(index, (layer, stats))| Job::new(format!("layer{index}"), layer, stats)).collect()
+fn network(layers: &[(Linear<f64>, ActivationStats<f64>)]) -> Network<'_, f64> {
+    let names = (0..).map(|index| format!("layer{index}"));
+    let mut network = Network::new();
+    for (name, (layer, stats)) in names.zip(layers) {
+        network = network.with_layer(name, layer, stats);
+    }
+    network
+}
+
+fn most_memory(network: &Network<'_, f64>, count: usize) -> usize {
+    (0..count).map(|index| network.memory(&format!("layer{index}")).unwrap()).max().unwrap()
 }
 
 #[test]
 fn every_layer_comes_out_once_as_it_would_alone() {
     let layers = at_hand(&problems());
-    let most = jobs(&layers).iter().map(Job::memory).max().unwrap();
-    // Room for all, for some, for one at a time.
+    let most = most_memory(&network(&layers), 8);
+    // Memory for all, for some, for one at a time.
     for limit in [usize::MAX, 3 * most, most] {
-        let mut found: Vec<Option<Decomposition<f64>>> = vec![None; layers.len()];
-        let deliver = |index: usize, decomposition| {
-            assert!(found[index].replace(decomposition).is_none(), "{index} twice");
+        let mut found = BTreeMap::new();
+        let deliver = |name: &str, decomposition: Decomposition<f64>| {
+            assert!(found.insert(name.to_owned(), decomposition).is_none(), "{name} twice");
             Ok(())
         };
         let mut begun = 0;
         let mut finished = Vec::new();
-        let mut observer = |event: &Event<'_>| {
-            assert_eq!((event.stage(), event.total()), (Stage::Decomposition, Some(8)));
-            begun += usize::from(!event.is_finished());
-            finished.extend(event.is_finished().then_some(event.done()));
+        let mut progress = |progress: &Progress| {
+            assert!(progress.layer.is_some() && progress.total == Some(8) && progress.value.is_none());
+            begun += usize::from(!progress.finished);
+            finished.extend(progress.finished.then_some(progress.done));
             ControlFlow::Continue(())
         };
-        let decomposer = Decomposer::new().with_memory_limit(limit);
-        let done = decomposer.decompose(&Dalr::new(), &jobs(&layers), deliver, &mut observer);
-        assert_eq!(done, Ok(Completion::Finished));
+        network(&layers).with_memory_limit(limit).decompose(&Dalr::new(), deliver, &mut progress).unwrap();
         assert_eq!((begun, finished), (8, (1..=8).collect()));
-        for ((layer, stats), found) in layers.iter().zip(found) {
+        for (index, (layer, stats)) in layers.iter().enumerate() {
             let (m, n) = (layer.out_features(), layer.in_features());
             // The largest rank that saves anything.
             let rank = (1..).take_while(|rank| rank * (m + n) < m * n).last().unwrap_or(1);
             let alone = Dalr::new().with_threads(1).decompose(layer, stats, rank).unwrap();
-            let found = found.unwrap();
+            let found = &found[&format!("layer{index}")];
             assert_eq!(found.energies(), alone.energies());
             assert_eq!(found.truncate(rank).unwrap().layer(), alone.truncate(rank).unwrap().layer());
         }
@@ -96,13 +103,11 @@ impl LowRankCompressor<f64> for Busy<'_> {
 fn most_at_once(room: usize) -> (usize, usize) {
     let problem = problems().swap_remove(0);
     let layers: Vec<_> = (0..8).map(|_| (problem.layer::<f64>(), problem.stats())).collect();
-    let jobs = jobs(&layers);
+    let network = network(&layers);
     let (now, most, in_workers) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicUsize::new(0));
-    let limit = room * jobs[0].memory();
-    let decomposer = Decomposer::new().with_memory_limit(limit);
+    let limit = room * most_memory(&network, 8);
     let busy = Busy { now: &now, most: &most, in_workers: &in_workers };
-    let done = decomposer.decompose(&busy, &jobs, |_, _| Ok(()), &mut ());
-    assert_eq!(done, Ok(Completion::Finished));
+    network.with_memory_limit(limit).decompose(&busy, |_, _| Ok(()), &mut Progress::ignore).unwrap();
     (most.load(Ordering::SeqCst), in_workers.load(Ordering::SeqCst))
 }
 
@@ -127,96 +132,100 @@ fn lazy_layers_are_loaded_one_by_one_and_may_share_statistics() {
     let problem = problems().swap_remove(3);
     let stats = Arc::new(problem.stats::<f32>());
     let loads = AtomicUsize::new(0);
-    let job = |name: &str| {
-        Job::lazy(name, 30, 31, stats.samples(), || {
-            loads.fetch_add(1, Ordering::SeqCst);
-            Ok((problem.layer::<f32>(), stats.clone()))
-        })
+    let load = || {
+        loads.fetch_add(1, Ordering::SeqCst);
+        Ok((problem.layer::<f32>(), stats.clone()))
     };
-    let jobs = [job("query"), job("key").with_max_rank(3)];
+    let network = Network::new()
+        .with_lazy_layer("query", (30, 31), stats.samples(), load)
+        .with_lazy_layer("key", (30, 31), stats.samples(), load)
+        .with_max_rank("key", 3);
     let layer = problem.layer::<f32>();
-    assert!(jobs[0].memory() > Job::new("query", &layer, &stats).memory() + 30 * 31 * 4);
-    let mut ranks = [0; 2];
-    let deliver = |index: usize, decomposition: Decomposition<f32>| {
-        ranks[index] = decomposition.max_rank();
+    let here = Network::new().with_layer("query", &layer, &stats);
+    assert!(network.memory("query") > here.memory("query").map(|bytes| bytes + 30 * 31 * 4));
+    assert_eq!(network.memory("value"), None);
+    let mut ranks = BTreeMap::new();
+    let deliver = |name: &str, decomposition: Decomposition<f32>| {
+        ranks.insert(name.to_owned(), decomposition.max_rank());
         Ok(())
     };
-    assert_eq!(Decomposer::new().decompose(&Dalr::new(), &jobs, deliver, &mut ()), Ok(Completion::Finished));
-    assert_eq!((ranks, loads.load(Ordering::SeqCst)), ([15, 3], 2));
+    network.decompose(&Dalr::new(), deliver, &mut Progress::ignore).unwrap();
+    assert_eq!((ranks["query"], ranks["key"], loads.load(Ordering::SeqCst)), (15, 3, 2));
 }
 
 #[test]
-fn what_fails_is_named_and_what_is_done_is_handed_over() {
+fn errors_name_the_layer_and_finished_layers_are_handed_over() {
     let problems = problems();
     let layers = at_hand(&problems);
     let empty = ActivationStats::new(20);
-    let mut broken = jobs(&layers);
-    broken[0] = Job::new("broken", &layers[0].0, &empty);
+    let broken = network(&layers[1..]).with_layer("broken", &layers[0].0, &empty);
     let mut done = 0;
-    let deliver = |_, _| {
+    let deliver = |_: &str, _| {
         done += 1;
         Ok(())
     };
-    let error = Decomposer::new().decompose(&Dalr::new(), &broken, deliver, &mut ()).unwrap_err();
+    let error = broken.decompose(&Dalr::new(), deliver, &mut Progress::ignore).unwrap_err();
     let source = Error::NoSamples { operation: "Dalr::decompose" };
     assert_eq!(error, Error::InLayer { layer: "broken".into(), source: Box::new(source) });
     assert!(done < 8);
 
-    // What the caller's function fails with comes back as it is.
+    // An error of the caller's function comes back as it is.
     let full = || Error::Overflow { operation: "mine", what: "the disk" };
-    let error = Decomposer::new().decompose(&Dalr::new(), &jobs(&layers), |_, _| Err(full()), &mut ());
+    let error = network(&layers).decompose(&Dalr::new(), |_, _| Err(full()), &mut Progress::ignore);
     assert_eq!(error, Err(full()));
 
     // Before anything begins:
-    let mut twice = jobs(&layers);
-    twice.push(Job::new("layer3", &layers[3].0, &layers[3].1));
-    let never = |_: usize, _: Decomposition<f64>| -> dalr::Result<()> { unreachable!() };
-    let error = Decomposer::new().decompose(&Dalr::new(), &twice, never, &mut ()).unwrap_err();
-    assert_eq!(error.to_string(), "Decomposer::decompose: expected layers of different names, got `layer3` twice");
-    let small = Decomposer::new().with_memory_limit(1000);
-    let Error::InLayer { source, .. } = small.decompose(&Dalr::new(), &jobs(&layers), never, &mut ()).unwrap_err()
-    else {
-        panic!()
+    let refused = |network: Network<'_, f64>| {
+        let never = |_: &str, _| -> dalr::Result<()> { unreachable!() };
+        network.decompose(&Dalr::new(), never, &mut Progress::ignore).unwrap_err()
     };
+    let twice = refused(network(&layers).with_layer("layer3", &layers[3].0, &layers[3].1));
+    assert_eq!(twice.to_string(), "Network::decompose: expected layers of different names, got `layer3` twice");
+    let error = refused(network(&layers).with_max_rank("layer9", 4));
+    assert!(matches!(error, Error::Layers { .. }), "{error}");
+    let Error::InLayer { source, .. } = refused(network(&layers).with_memory_limit(1000)) else { panic!() };
     assert!(matches!(*source, Error::Memory { .. }));
-    let wrong = [Job::lazy("wrong", 3, 4, 10, || Ok((problems[0].layer::<f64>(), Arc::new(problems[0].stats()))))];
-    let error = Decomposer::new().decompose(&Dalr::new(), &wrong, never, &mut ()).unwrap_err();
+    let wrong = || Ok((problems[0].layer::<f64>(), Arc::new(problems[0].stats())));
+    let error = refused(Network::new().with_lazy_layer("wrong", (3, 4), 10, wrong));
     assert!(error.to_string().ends_with("expected a 3 × 4 weight, got a 12 × 20 weight"), "{error}");
-    assert_eq!(Decomposer::new().decompose(&Dalr::new(), &[], never, &mut ()), Ok(Completion::Finished));
+    let none = Network::<f64>::new();
+    assert_eq!(none.decompose(&Dalr::new(), |_, _| unreachable!(), &mut Progress::ignore), Ok(()));
 }
 
 #[test]
-fn stopping_leaves_what_is_done() {
+fn cancelling_hands_over_the_layers_that_had_begun() {
     let layers = at_hand(&problems());
     for after in 0..8 {
-        let mut done = 0;
-        let mut observer = |event: &Event<'_>| {
-            if event.done() < after { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        let (mut begun, mut done) = (0, 0);
+        let mut progress = |progress: &Progress| {
+            if progress.done < after {
+                begun += usize::from(!progress.finished);
+                return ControlFlow::Continue(());
+            }
+            ControlFlow::Break(())
         };
-        let deliver = |_, _| {
+        let deliver = |_: &str, _| {
             done += 1;
             Ok(())
         };
-        let completion = Decomposer::new().decompose(&Dalr::new(), &jobs(&layers), deliver, &mut observer);
-        // Those that had begun are finished.
-        assert_eq!(completion == Ok(Completion::Finished), done == 8, "after {after}: {completion:?}, {done} done");
-        assert!(done >= after && (after > 0 || done == 0), "{done} after {after}");
+        network(&layers).decompose(&Dalr::new(), deliver, &mut progress).unwrap();
+        assert!(done == begun && done >= after && (after > 0 || done == 0), "{done} of {begun} after {after}");
     }
 }
 
-/// Gives up in the worst way.
+/// A method that panics.
 struct Panics;
 
 impl LowRankCompressor<f64> for Panics {
     fn decompose(&self, _: &Linear<f64>, _: &ActivationStats<f64>, _: usize) -> dalr::Result<Decomposition<f64>> {
-        panic!("a method of the caller's own");
+        panic!("a method of the caller");
     }
 }
 
 #[test]
 fn a_method_that_panics_does_not_leave_others_waiting() {
     let layers = at_hand(&problems());
-    let jobs = jobs(&layers);
-    let run = || Decomposer::new().decompose(&Panics, &jobs, |_, _| Ok(()), &mut ());
+    let network = network(&layers);
+    let run = || network.decompose(&Panics, |_, _| Ok(()), &mut Progress::ignore);
     assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err());
 }

@@ -1,0 +1,20 @@
+//! Whole networks: budgets, decompositions, sensitivities, searches and shared inputs.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod budgets;
+mod compress;
+mod decompose;
+mod edges;
+mod lenet;
+mod quality;
+mod search;
+mod shared;
+
+use dalr::network::{Choice, Plan};
+
+/// The choices of a plan, in the order of its layers.
+fn choices(plan: &Plan) -> Vec<Choice> {
+    plan.layers.iter().map(|layer| layer.choice).collect()
+}
