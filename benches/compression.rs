@@ -53,7 +53,7 @@ fn compression(criterion: &mut Criterion) {
         for (name, method) in methods {
             let shape = format!("{out_features}x{in_features}, {samples} samples");
             group.bench_function(BenchmarkId::new(name, shape), |bencher| {
-                bencher.iter(|| method.compress(black_box(&layer), black_box(&stats), rank));
+                bencher.iter(|| method.compress_with(black_box(&layer), black_box(&stats).into(), rank));
             });
         }
     }

@@ -58,7 +58,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Ok(());
     }
     let since = Instant::now();
-    let compressed = method.compress(&layer, &stats, Rank::Fixed(rank))?;
+    let compressed = method.compress_with(&layer, (&stats).into(), Rank::Fixed(rank))?;
     let solved = since.elapsed().as_secs_f64();
 
     let low = compressed.layer();

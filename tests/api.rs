@@ -1,13 +1,14 @@
 //! What the types promise beside what they compute: checked by the compiler, so that a change cannot break it unseen.
 
+use dalr::factors::PrunedLinear;
 use dalr::network::{
     Allocator, Budget, Choice, Evaluation, JointSearch, LayerPlan, LayerProfile, Network, OriginalReason, Plan,
     PlanWarning, Progress, Sensitivities, SharedInput, Strategy,
 };
 use dalr::solver::{Eigenpairs, PsdOperator};
 use dalr::{
-    ActivationPruning, ActivationStats, Cause, Compressed, Dalr, Decomposition, Error, Linear, LowRankCompressor,
-    LowRankLinear, PrunedLinear, Rank, Report, Ridge, Scalar, Solver, TruncatedSvd, Warning,
+    ActivationPruning, ActivationStats, Calibration, Compressed, Dalr, Decomposition, Error, Linear, LowRankCompressor,
+    LowRankLinear, Rank, Report, Ridge, Scalar, Solver, TruncatedSvd, Warning,
 };
 
 /// Values may move to other threads, be shared between them, and outlive every borrow.
@@ -58,8 +59,6 @@ const _: () = {
     plain::<Eigenpairs>();
     plain::<Error>();
     error::<Error>();
-    shareable::<Cause>();
-    plain::<Cause>();
 };
 
 macro_rules! checked {
@@ -115,7 +114,8 @@ fn compressors_are_objects_that_threads_share() {
     let layer = Linear::new(faer::Mat::from_fn(5, 4, |i, j| ((i * 7 + j * 3) % 11) as f64), None).unwrap();
     let mut stats = ActivationStats::new(4);
     stats.update(faer::Mat::from_fn(20, 4, |i, j| ((i * 5 + j * 9) % 13) as f64).as_ref()).unwrap();
-    let compress = |method: &dyn LowRankCompressor<f64>| method.compress(&layer, &stats, Rank::Fixed(2)).unwrap();
+    let compress =
+        |method: &dyn LowRankCompressor<f64>| method.compress_with(&layer, (&stats).into(), Rank::Fixed(2)).unwrap();
     for method in &methods {
         let here = compress(method.as_ref());
         let there = std::thread::scope(|scope| scope.spawn(|| compress(method.as_ref())).join().unwrap());

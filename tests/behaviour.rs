@@ -140,7 +140,7 @@ fn reports_warn_of_what_does_not_pay_and_what_cannot_be_resolved() {
     let problem = problem();
     let (layer, stats) = (problem.layer::<f64>(), problem.stats());
     let full = Dalr::new().compress(&layer, &stats, Rank::Fixed(10)).unwrap();
-    let warnings = full.report().warnings;
+    let warnings = full.report().warnings.clone();
     assert!(warnings.contains(&Warning::PastBreakEven { rank: 10, break_even: Rank::break_even(10, 14) }));
     assert!(warnings.iter().any(|warning| matches!(warning, Warning::BelowResolution { .. })), "{warnings:?}");
     let small = Dalr::new().compress(&layer, &stats, Rank::Fixed(3)).unwrap();
@@ -268,7 +268,7 @@ fn both_solvers_reach_the_same_error_and_certify_it() {
     ];
     for (name, method) in methods {
         let [dense, iterated] = [Solver::DenseEigen, Solver::BlockLanczos].map(|solver| {
-            let compressed = method(solver).compress(&layer, &stats, Rank::Fixed(20)).unwrap();
+            let compressed = method(solver).compress_with(&layer, (&stats).into(), Rank::Fixed(20)).unwrap();
             let measured = compressed.evaluate(&layer, &stats).unwrap();
             let predicted = compressed.report().relative_error().unwrap();
             // A difference of energies, to within the rounding of single precision relative to the whole.

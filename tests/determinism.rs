@@ -144,7 +144,7 @@ fn check_compressor<T: Scalar>(
     method: Run<'_, T>,
 ) {
     let [one, two] = repeated(what, |threads| {
-        let decomposition = method(threads).decompose(&case.layer, stats, rank).unwrap();
+        let decomposition = method(threads).solve(&case.layer, stats.into(), rank).unwrap();
         let compressed = decomposition.truncate(rank).unwrap();
         let (low, curve) = (compressed.layer(), (1..=rank).filter_map(|rank| decomposition.relative_error(rank)));
         let factors = [entries(low.down()), entries(low.up()), entries(low.bias().unwrap().as_mat())];

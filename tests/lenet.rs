@@ -104,7 +104,7 @@ fn certificates_hold_on_real_activations() {
     ];
     for method in methods {
         for rank in [Rank::Fixed(5), Rank::ParameterRatio(0.3), Rank::Energy(0.95), Rank::RelativeError(0.2)] {
-            let compressed = method.compress(layer, &stats, rank).unwrap();
+            let compressed = method.compress_with(layer, (&stats).into(), rank).unwrap();
             let predicted = compressed.report().relative_error().unwrap();
             let measured = compressed.evaluate(layer, &stats).unwrap();
             assert!((predicted - measured).abs() < 1e-5 * measured, "{predicted} {measured}");
@@ -128,7 +128,7 @@ fn a_handful_of_samples_does_no_harm() {
     let (few, test) = (gather(&data().train.images, 8), gather(&data().test.images, 797));
     let layer = &network.dense[0];
     let held_out = |method: &dyn LowRankCompressor<f32>| {
-        let compressed = method.compress(layer, &few, Rank::Fixed(16)).unwrap();
+        let compressed = method.compress_with(layer, (&few).into(), Rank::Fixed(16)).unwrap();
         let warned = compressed.report().warnings.contains(&Warning::FewSamples { samples: 8.0, inputs: 400 });
         (relative_output_error(layer, &compressed.layer().to_linear().unwrap(), &test).unwrap(), warned)
     };

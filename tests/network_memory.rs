@@ -25,7 +25,7 @@ fn measure<T: Scalar>((m, n): (usize, usize), samples: usize, rank: Option<usize
         let rank = rank.unwrap_or((m * n - 1) / (m + n));
         let before = MEMORY.current_usage();
         MEMORY.reset_peak_usage();
-        drop(method.decompose(&layer, &stats, rank).unwrap());
+        drop(method.solve(&layer, (&stats).into(), rank).unwrap());
         let taken = MEMORY.peak_usage() - before;
         if !counts {
             continue;

@@ -103,7 +103,7 @@ proptest! {
             &TruncatedSvd::new().with_bias_correction(correct),
         ];
         for method in methods {
-            let decomposition = method.decompose(&layer, &stats, recipe.full_rank()).unwrap();
+            let decomposition = method.solve(&layer, (&stats).into(), recipe.full_rank()).unwrap();
             for rank in 1..=recipe.full_rank() {
                 let compressed = decomposition.truncate(rank).unwrap();
                 let (error, total) = run_both(&layer, compressed.layer(), problem.inputs.as_ref(), correct);
@@ -289,8 +289,8 @@ proptest! {
         let layer = problem.bare_layer::<f64>();
         let methods: [&dyn LowRankCompressor<f64>; 2] = [&Dalr::new().with_ridge(ridge), &TruncatedSvd::new()];
         for method in methods {
-            let here = method.decompose(&layer, &problem.stats(), recipe.full_rank()).unwrap();
-            let there = method.decompose(&rotated_layer, &rotated_stats, recipe.full_rank()).unwrap();
+            let here = method.solve(&layer, (&problem.stats()).into(), recipe.full_rank()).unwrap();
+            let there = method.solve(&rotated_layer, (&rotated_stats).into(), recipe.full_rank()).unwrap();
             let energies = here.energies();
             let next = energies.get(rank).copied().unwrap_or(0.0);
             if energies[rank - 1] - next <= 1e-3 * energies[0] {
@@ -311,7 +311,7 @@ fn the_absolute_ridges_can_be_worse_than_svd() {
     let inputs = gaussian(&mut rng, 60, 10);
     let stats = stats(inputs.as_ref());
     let error = |method: &dyn LowRankCompressor<f64>| {
-        let compressed = method.compress(&layer, &stats, Rank::Fixed(6)).unwrap();
+        let compressed = method.compress_with(&layer, (&stats).into(), Rank::Fixed(6)).unwrap();
         run_both(&layer, compressed.layer(), inputs.as_ref(), false).0
     };
     let svd = error(&TruncatedSvd::new());

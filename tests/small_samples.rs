@@ -148,7 +148,7 @@ fn without_a_ridge_the_bound_does_not_hold() {
     let (_, layer) = &site.layers[0];
     let (drawn, _) = site.draw(Draw::Random, 32, 0).unwrap();
     let error = |method: &dyn LowRankCompressor<f32>| {
-        let low = method.compress(layer, &drawn, Rank::Fixed(ranks(layer)[0])).unwrap();
+        let low = method.compress_with(layer, (&drawn).into(), Rank::Fixed(ranks(layer)[0])).unwrap();
         relative_output_error(layer, &low.layer().to_linear().unwrap(), &site.held_out).unwrap()
     };
     let bare = error(&Dalr::new().with_ridge(Ridge::None));

@@ -66,7 +66,7 @@ impl Solutions {
             _ => return Ok(Self::Pruning(ActivationPruning::max())),
         };
         let full = layer.out_features().min(layer.in_features());
-        compressor.decompose(layer, stats, full).map(Box::new).map(Self::LowRank)
+        compressor.solve(layer, stats.into(), full).map(Box::new).map(Self::LowRank)
     }
 
     fn at(&self, rank: usize, layer: &Linear<f32>, stats: &ActivationStats<f32>) -> Result<(Layer, Vec<String>)> {

@@ -191,14 +191,14 @@ fn case<T: Scalar>(rng: &mut StdRng) {
     let rank = rank(rng, m.min(n));
     let compressed = match rank {
         Rank::Fixed(rank) if rng.random() => {
-            let solved = method.compressor().decompose(&layer, &stats, rank);
+            let solved = method.compressor().solve(&layer, (&stats).into(), rank);
             solved.and_then(|solved| {
                 assert!(solved.energies().iter().all(|energy| energy.is_finite()));
                 assert!(solved.energies().is_sorted_by(|a, b| a >= b), "{:?}", solved.energies());
                 solved.truncate(rng.random_range(1..=rank))
             })
         }
-        _ => method.compressor().compress(&layer, &stats, rank),
+        _ => method.compressor().compress_with(&layer, (&stats).into(), rank),
     };
     prune(rng, &layer, &stats, rank);
     let Ok(compressed) = compressed else { return };

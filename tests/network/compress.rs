@@ -61,7 +61,7 @@ fn layers_are_those_of_the_parts_done_one_by_one() {
                 profiles.push(LayerProfile::original("head", (m, n), false).unwrap());
                 continue;
             }
-            let decomposition = method.decompose(layer, stats_of(index, &stats), (m * n - 1) / (m + n)).unwrap();
+            let decomposition = method.solve(layer, stats_of(index, &stats).into(), (m * n - 1) / (m + n)).unwrap();
             profiles.push(LayerProfile::new(NAMES[index], &decomposition));
             match plan.layers[index].choice {
                 Choice::Rank(rank) => {

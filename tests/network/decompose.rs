@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dalr::network::{Network, Progress};
-use dalr::{ActivationStats, Dalr, Decomposition, Error, Linear, LowRankCompressor, TruncatedSvd};
+use dalr::{ActivationStats, Calibration, Dalr, Decomposition, Error, Linear, LowRankCompressor, TruncatedSvd};
 
 use crate::common::{Problem, Recipe, Spectrum};
 
@@ -83,17 +83,17 @@ struct Busy<'a> {
 }
 
 impl LowRankCompressor<f64> for Busy<'_> {
-    fn decompose(
+    fn solve(
         &self,
         layer: &Linear<f64>,
-        stats: &ActivationStats<f64>,
+        calibration: Calibration<'_, f64>,
         max_rank: usize,
     ) -> dalr::Result<Decomposition<f64>> {
         let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
         self.most.fetch_max(now, Ordering::SeqCst);
         self.in_workers.fetch_add(usize::from(rayon::current_thread_index().is_some()), Ordering::SeqCst);
         std::thread::sleep(std::time::Duration::from_millis(30));
-        let result = TruncatedSvd::new().decompose(layer, stats, max_rank);
+        let result = TruncatedSvd::new().solve(layer, calibration, max_rank);
         self.now.fetch_sub(1, Ordering::SeqCst);
         result
     }
@@ -217,7 +217,7 @@ fn cancelling_hands_over_the_layers_that_had_begun() {
 struct Panics;
 
 impl LowRankCompressor<f64> for Panics {
-    fn decompose(&self, _: &Linear<f64>, _: &ActivationStats<f64>, _: usize) -> dalr::Result<Decomposition<f64>> {
+    fn solve(&self, _: &Linear<f64>, _: Calibration<'_, f64>, _: usize) -> dalr::Result<Decomposition<f64>> {
         panic!("a method of the caller");
     }
 }

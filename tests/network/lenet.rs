@@ -33,7 +33,7 @@ impl Lenet {
             let mut stats = ActivationStats::<f32>::new(inputs[index].ncols());
             stats.update(inputs[index].as_ref()).unwrap();
             let layer = &data.target.dense[index];
-            method.decompose(layer, &stats, layer.out_features().min(layer.in_features())).unwrap()
+            method.solve(layer, (&stats).into(), layer.out_features().min(layer.in_features())).unwrap()
         };
         let decompositions: Vec<_> = (0..2).map(decompose).collect();
         let profile = |(name, decomposition): (&&str, &Decomposition<f32>)| LayerProfile::new(*name, decomposition);

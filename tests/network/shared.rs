@@ -52,7 +52,7 @@ fn profiles<T: Scalar>(
 ) -> Vec<LayerProfile> {
     let profile = |(name, layer): (&str, &Linear<T>)| {
         let full = layer.out_features().min(layer.in_features());
-        LayerProfile::new(name, &method.decompose(layer, stats, full).unwrap())
+        LayerProfile::new(name, &method.solve(layer, stats.into(), full).unwrap())
     };
     NAMES.into_iter().zip(layers).map(profile).collect()
 }

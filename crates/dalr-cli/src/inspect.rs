@@ -134,7 +134,7 @@ fn points<T: Scalar>(model: &ModelFile, layer: &Layer, stats: &ActivationStats<T
     let original = read::<T>(model, layer)?;
     let compressor: Box<dyn LowRankCompressor<T>> =
         if stats.samples() == 0 { Box::new(TruncatedSvd::new()) } else { Box::new(Dalr::new()) };
-    let solved = compressor.decompose(&original, stats, layer.useful_rank()).map_err(Error::layer(&layer.name))?;
+    let solved = compressor.solve(&original, stats.into(), layer.useful_rank()).map_err(Error::layer(&layer.name))?;
     let total = solved.total_energy();
     // The error of the weight, which is known without samples.
     let of_weight = |rank: usize| {

@@ -95,7 +95,7 @@ impl Pass<'_> {
         let compressor = compressor::<T>(self.args);
         let useful = layer.useful_rank();
         let max_rank = self.args.budget.rank.map_or(useful, |rank| rank.clamp(1, useful));
-        let decomposition = compressor.decompose(&original, stats, max_rank).map_err(Error::layer(&layer.name))?;
+        let decomposition = compressor.solve(&original, stats.into(), max_rank).map_err(Error::layer(&layer.name))?;
         drop(original);
         let fingerprint = self.fingerprint(layer, input_sum)?;
         let solved = Solved { layer, decomposition: &decomposition, means, fingerprint };

@@ -57,7 +57,7 @@ fn solve<T: Scalar>(
     let mut stats = ActivationStats::new(inputs);
     stats.update(MatRef::from_row_major_slice(&samples, samples.len() / inputs, inputs)).unwrap();
     let useful = (out * inputs).div_ceil(out + inputs) - 1;
-    method.decompose(&original, &stats, useful).unwrap()
+    method.solve(&original, (&stats).into(), useful).unwrap()
 }
 
 /// Compares the factors of a layer with the library's, rounded to the weight's type, and its bias
