@@ -26,6 +26,7 @@ const fn data<T: Scalar>() {
     shareable::<LowRankLinear<T>>();
     shareable::<PrunedLinear<T>>();
     shareable::<Decomposition<T>>();
+    shareable::<Calibration<'static, T>>();
     shareable::<Compressed<T>>();
     plain::<ActivationStats<T>>();
     plain::<Linear<T>>();
