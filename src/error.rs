@@ -256,6 +256,10 @@ impl Error {
         self
     }
 
+    pub(crate) fn in_layer(self, layer: &str) -> Self {
+        Self::InLayer { layer: layer.into(), source: Box::new(self) }
+    }
+
     pub(crate) fn empty(what: &'static str) -> Self {
         Self::Empty { operation: UNNAMED, what }
     }

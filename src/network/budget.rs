@@ -37,24 +37,26 @@ pub enum Budget {
 }
 
 impl Budget {
+    /// Whether the budget limits an error, and the number of parameters is minimized.
+    pub(super) fn limits_error(self) -> bool {
+        matches!(self, Self::TotalError(_) | Self::LayerError(_))
+    }
+
     pub(super) fn validate(self) -> Result<()> {
-        let refuse = |parameter, expected: &str, found| Err(Error::out_of_range(parameter, expected.into(), found));
-        match self {
-            Self::ParameterFraction(fraction) if !(fraction > 0.0 && fraction <= 1.0) => {
-                refuse("the fraction of the parameters", "in (0, 1]", fraction)
-            }
-            Self::MultiplyAddFraction(fraction) if !(fraction > 0.0 && fraction <= 1.0) => {
-                refuse("the fraction of the multiply–adds", "in (0, 1]", fraction)
-            }
-            Self::TotalError(error) if !(error >= 0.0 && error.is_finite()) => {
-                refuse("the total error", "finite and at least 0", error)
-            }
-            Self::LayerError(error) if !(error >= 0.0 && error.is_finite()) => {
-                refuse("the error of each layer", "finite and at least 0", error)
-            }
-            Self::Rank(0) => refuse("the rank", "to be at least 1", 0.0),
-            _ => Ok(()),
-        }
+        let (parameter, found) = match self {
+            Self::Parameters(_) | Self::MultiplyAdds(_) => return Ok(()),
+            Self::ParameterFraction(fraction) => ("the fraction of the parameters", fraction),
+            Self::MultiplyAddFraction(fraction) => ("the fraction of the multiply–adds", fraction),
+            Self::TotalError(error) => ("the total error", error),
+            Self::LayerError(error) => ("the error of each layer", error),
+            Self::Rank(rank) => ("the rank", rank as f64),
+        };
+        let (good, expected) = match self {
+            Self::Rank(_) => (found >= 1.0, "to be at least 1"),
+            _ if self.limits_error() => (found >= 0.0 && found.is_finite(), "finite and at least 0"),
+            _ => (found > 0.0 && found <= 1.0, "in (0, 1]"),
+        };
+        if good { Ok(()) } else { Err(Error::out_of_range(parameter, expected.into(), found)) }
     }
 }
 

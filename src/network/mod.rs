@@ -40,26 +40,21 @@
 //! # }
 //! ```
 
-mod allocator;
-mod bisect;
-mod blocks;
-mod budget;
-mod candidates;
-mod evaluation;
 #[allow(
     clippy::indexing_slicing,
-    reason = "every index is a position in the options of its own class, made from the length of these options"
+    reason = "every index is a position in the list of layers or groups, or 0 in a block"
 )]
+mod allocator;
+mod budget;
+mod evaluation;
+#[allow(clippy::indexing_slicing, reason = "every index is a position in the items of its own class")]
 mod knapsack;
-mod memory;
-mod parallel;
 mod plan;
 mod profile;
 mod progress;
 mod search;
 mod sensitivities;
 mod shared;
-mod uniform;
 mod whole;
 
 pub use self::allocator::Allocator;

@@ -3,10 +3,9 @@
 use core::fmt;
 use std::collections::BTreeMap;
 
-use super::candidates::{Candidate, Limits, candidates};
-use super::profile::{self, LayerProfile};
+use super::profile::{self, LayerProfile, Limits};
 use crate::error::during;
-use crate::{Error, Report, Result, Warning};
+use crate::{Report, Result, Warning};
 
 /// A gap above this fraction of the objective gets a warning.
 const LARGE_GAP: f64 = 0.01;
@@ -77,12 +76,9 @@ pub enum PlanWarning {
 impl fmt::Display for PlanWarning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::EnergyAlone => {
-                write!(
-                    f,
-                    "allocated by explained energy alone, which is often worse than uniform; measure sensitivities"
-                )
-            }
+            Self::EnergyAlone => f.write_str(
+                "allocated by explained energy alone, which is often worse than uniform; measure sensitivities",
+            ),
             Self::Gap { fraction } => {
                 write!(f, "another allocation could be better by up to {:.1} % of the objective", 100.0 * fraction)
             }
@@ -187,30 +183,18 @@ impl Plan {
     /// ```
     pub fn of_ranks(layers: &[LayerProfile], ranks: &BTreeMap<String, usize>) -> Result<Self> {
         during("Plan::of_ranks", || {
-            if layers.is_empty() {
-                return Err(Error::empty("the layers"));
-            }
-            let index = profile::index(layers.iter().map(LayerProfile::name))?;
-            if let Some(name) = ranks.keys().find(|name| !index.contains_key(name.as_str())) {
-                let expected = "ranks for layers of the network".into();
-                return Err(Error::layers(expected, format!("one for `{name}`")));
-            }
+            profile::require_known(&profile::positions(layers)?, ranks.keys(), "ranks")?;
             let plan = |layer: &LayerProfile| {
-                let weight = if layer.max_rank() > 0 { 1.0 } else { 0.0 };
-                let Some(&rank) = ranks.get(layer.name()) else {
-                    let reason = match () {
-                        () if layer.max_rank() == 0 => OriginalReason::Untouched,
-                        () if candidates(layer, Limits::NONE).len() < 2 => OriginalReason::NoSavings,
-                        () => OriginalReason::Chosen,
-                    };
-                    return Ok(LayerPlan::original(layer, weight, reason));
+                let (weight, reason) = match layer.saving_ranks(Limits::NONE).is_empty() {
+                    _ if layer.max_rank() == 0 => (0.0, OriginalReason::Untouched),
+                    true => (1.0, OriginalReason::NoSavings),
+                    false => (1.0, OriginalReason::Chosen),
                 };
-                let candidate = Candidate::of_rank(layer, rank).ok_or_else(|| {
-                    let expected = format!("a rank from 1 to the {} solved for", layer.max_rank());
-                    let source = Error::rank(expected, rank.to_string());
-                    Error::InLayer { layer: layer.name().into(), source: Box::new(source) }
-                })?;
-                Ok(LayerPlan::compressed(layer, weight, &candidate))
+                let mut plan = LayerPlan::original(layer, weight, reason);
+                if let Some(&rank) = ranks.get(layer.name()) {
+                    plan.compress(layer, rank)?;
+                }
+                Ok(plan)
             };
             let layers = layers.iter().map(plan).collect::<Result<_>>()?;
             Ok(Self::new(("given ranks".into(), "chosen".into()), false, layers, None))
@@ -224,17 +208,15 @@ impl Plan {
         layers: Vec<LayerPlan>,
         lower_bound: Option<f64>,
     ) -> Self {
-        let objective = if minimizes_parameters {
-            layers.iter().map(|layer| layer.parameters_after as f64).sum::<f64>()
-        } else {
-            layers.iter().map(|layer| layer.weight * layer.loss).sum()
+        let part = |layer: &LayerPlan| match minimizes_parameters {
+            true => layer.parameters_after as f64,
+            false => layer.weight * layer.loss,
         };
+        let objective = layers.iter().map(part).sum();
         // The bound is known up to rounding.
         let lower_bound = lower_bound.map_or(objective, |bound| bound.max(0.0).min(objective));
-        let mut warnings = Vec::new();
-        if layers.iter().all(|layer| layer.choice == Choice::Original) {
-            warnings.push(PlanWarning::NothingCompressed);
-        }
+        let nothing = layers.iter().all(|layer| layer.choice == Choice::Original);
+        let warnings = Vec::from_iter(nothing.then_some(PlanWarning::NothingCompressed));
         Self { budget, strategy, minimizes_parameters, objective, lower_bound, layers, warnings }
     }
 
@@ -296,7 +278,7 @@ impl Plan {
 
 impl LayerPlan {
     pub(super) fn original(layer: &LayerProfile, weight: f64, reason: OriginalReason) -> Self {
-        let (parameters, multiply_adds) = (layer.parameters(), layer.multiply_adds());
+        let (parameters, multiply_adds) = layer.costs(0);
         Self {
             name: layer.name().into(),
             out_features: layer.out_features(),
@@ -315,19 +297,21 @@ impl LayerPlan {
         }
     }
 
-    pub(super) fn compressed(layer: &LayerProfile, weight: f64, candidate: &Candidate) -> Self {
-        let report = layer.report(candidate.rank);
-        Self {
-            choice: Choice::Rank(candidate.rank),
-            reason: None,
-            parameters_after: candidate.parameters,
-            multiply_adds_after: candidate.multiply_adds,
-            loss: candidate.loss,
-            relative_error: layer.relative_error(candidate.rank),
-            warnings: report.as_ref().map_or(Vec::new(), |report| report.warnings.clone()),
-            report,
-            ..Self::original(layer, weight, OriginalReason::Chosen)
-        }
+    /// Changes the choice to this rank.
+    pub(super) fn compress(&mut self, layer: &LayerProfile, rank: usize) -> Result<()> {
+        (self.loss, self.relative_error) = (layer.require_loss(rank)?, layer.relative_error(rank));
+        (self.choice, self.reason) = (Choice::Rank(rank), None);
+        (self.parameters_after, self.multiply_adds_after) = layer.costs(rank);
+        self.report = layer.report(rank);
+        self.warnings = self.report.as_ref().map_or(Vec::new(), |report| report.warnings.clone());
+        Ok(())
+    }
+
+    /// Changes the choice to a shared `down`, given the parameters, the entries of the factors and the loss.
+    pub(super) fn share(&mut self, choice: Choice, (parameters, factors, loss): (u64, u64, f64), calls: u64) {
+        (self.choice, self.reason) = (choice, None);
+        (self.parameters_after, self.multiply_adds_after) = (parameters, factors * calls);
+        (self.loss, self.relative_error) = (loss, Some(loss.sqrt()));
     }
 }
 

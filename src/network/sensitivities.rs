@@ -3,10 +3,9 @@
 use core::ops::ControlFlow;
 use std::collections::BTreeMap;
 
-use super::candidates::{Limits, candidates};
-use super::evaluation::{Evaluation, Evaluator};
+use super::evaluation::{Evaluation, Evaluator, boxed};
 use super::plan::{Choice, Plan};
-use super::profile::{self, LayerProfile};
+use super::profile::{self, LayerProfile, Limits};
 use super::progress::Progress;
 use crate::error::during;
 use crate::{Error, Result};
@@ -41,9 +40,8 @@ impl Sensitivities {
             for (name, sensitivity) in sensitivities {
                 let name = name.into();
                 if !(sensitivity >= 0.0 && sensitivity.is_finite()) {
-                    let (parameter, expected) = ("the sensitivity", "finite and at least 0".into());
-                    let source = Error::out_of_range(parameter, expected, sensitivity);
-                    return Err(Error::InLayer { layer: name, source: Box::new(source) });
+                    let expected = "finite and at least 0".into();
+                    return Err(Error::out_of_range("the sensitivity", expected, sensitivity).in_layer(&name));
                 }
                 if map.contains_key(&name) {
                     let expected = "one sensitivity for each layer".into();
@@ -109,15 +107,14 @@ impl Sensitivities {
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         during("Sensitivities::measure", || {
-            profile::index(layers.iter().map(LayerProfile::name))?;
-            let measurable: Vec<(&str, usize, f64)> =
-                layers.iter().filter_map(|layer| measurable(layer, plan)).collect();
+            profile::positions(layers)?;
+            let measurable: Vec<_> = layers.iter().filter_map(|layer| measurable(layer, plan)).collect();
             if measurable.is_empty() {
                 return Err(Error::empty("the layers that can be compressed"));
             }
+            let evaluate = &mut boxed(evaluate);
             let total = Some(measurable.len() + 1);
-            let (done, cancelled) = (0, false);
-            let mut evaluator = Evaluator { layers, evaluations, evaluate, progress, total, done, cancelled };
+            let mut evaluator = Evaluator { layers, evaluations, evaluate, progress, total, done: 0, cancelled: false };
             let Some(original) = evaluator.evaluate(None, &BTreeMap::new())? else { return Ok(None) };
             let mut sensitivities = Vec::with_capacity(measurable.len());
             for (name, rank, loss) in measurable {
@@ -132,6 +129,13 @@ impl Sensitivities {
     /// The sensitivity of a layer.
     pub fn get(&self, layer: &str) -> Option<f64> {
         self.0.get(layer).copied()
+    }
+
+    pub(super) fn require(&self, layer: &str) -> Result<f64> {
+        self.get(layer).ok_or_else(|| {
+            let expected = "a sensitivity for each layer that can be compressed".into();
+            Error::layers(expected, format!("none for `{layer}`"))
+        })
     }
 
     /// All names and sensitivities, by name.
@@ -158,9 +162,7 @@ impl Sensitivities {
     pub fn with_floor(mut self, fraction_of_mean: f64) -> Result<Self> {
         during("Sensitivities::with_floor", || {
             if !(0.0..=1.0).contains(&fraction_of_mean) {
-                let parameter = "the fraction of the mean";
-                let (expected, found) = ("in [0, 1]".into(), fraction_of_mean);
-                return Err(Error::out_of_range(parameter, expected, found));
+                return Err(Error::out_of_range("the fraction of the mean", "in [0, 1]".into(), fraction_of_mean));
             }
             let count = self.0.len().max(1) as f64;
             let floor = self.0.values().map(|sensitivity| sensitivity / count).sum::<f64>() * fraction_of_mean;
@@ -178,10 +180,9 @@ fn measurable<'a>(layer: &'a LayerProfile, plan: &Plan) -> Option<(&'a str, usiz
     };
     // A loss that is rounding noise divides nothing.
     let least = layer.resolution() * layer.resolution();
-    let mut candidates = candidates(layer, Limits::NONE);
-    candidates.retain(|candidate| (1..=planned).contains(&candidate.rank));
-    let best = candidates.iter().rev().find(|candidate| candidate.loss > least && candidate.loss.is_finite())?;
-    Some((layer.name(), best.rank, best.loss))
+    let ranks = layer.saving_ranks(Limits::NONE).into_iter().rev().filter(|&rank| rank <= planned);
+    let mut measurable = ranks.filter_map(|rank| Some((layer.name(), rank, layer.loss(rank)?)));
+    measurable.find(|(_, _, loss)| *loss > least && loss.is_finite())
 }
 
 impl TryFrom<BTreeMap<String, f64>> for Sensitivities {

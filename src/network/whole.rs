@@ -1,20 +1,22 @@
 //! The layers of a network with their statistics: decomposed, or compressed within a budget, in one call.
 
+use core::cmp::Reverse;
 use core::fmt;
 use core::ops::ControlFlow;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::allocator::Allocator;
 use super::budget::Strategy;
-use super::memory;
-use super::parallel::{self, Task};
 use super::plan::{Choice, Plan};
 use super::profile::{self, LayerProfile};
 use super::progress::Progress;
 use super::shared::SharedInput;
 use crate::error::during;
-use crate::{ActivationStats, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Result, Scalar};
+use crate::{
+    ActivationStats, Calibration, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Result, Scalar,
+};
 
 /// The layers of a network, with their names and the statistics of their inputs.
 ///
@@ -68,50 +70,42 @@ impl<T> fmt::Debug for Layer<'_, T> {
     }
 }
 
-/// A layer and its statistics, loaded when they are needed.
+/// Loads a layer and its statistics.
 type Load<'a, T> = dyn Fn() -> Result<(Linear<T>, Arc<ActivationStats<T>>)> + Send + Sync + 'a;
 
 enum Source<'a, T> {
-    Here(&'a Linear<T>, &'a ActivationStats<T>),
+    Here(&'a Linear<T>, Calibration<'a, T>),
     Elsewhere(Box<Load<'a, T>>),
 }
 
-/// A layer and its statistics in memory.
-enum Loaded<'a, T> {
-    Borrowed(&'a Linear<T>, &'a ActivationStats<T>),
-    Owned(Linear<T>, Arc<ActivationStats<T>>),
+/// The data of a layer in memory.
+enum Data<'a, T> {
+    Borrowed(Calibration<'a, T>),
+    Loaded(Arc<ActivationStats<T>>),
 }
 
-impl<T> Loaded<'_, T> {
-    fn linear(&self) -> &Linear<T> {
+impl<T> Data<'_, T> {
+    fn calibration(&self) -> Calibration<'_, T> {
         match self {
-            Self::Borrowed(linear, _) => linear,
-            Self::Owned(linear, _) => linear,
-        }
-    }
-
-    fn stats(&self) -> &ActivationStats<T> {
-        match self {
-            Self::Borrowed(_, stats) => stats,
-            Self::Owned(_, stats) => stats,
+            Self::Borrowed(calibration) => *calibration,
+            Self::Loaded(stats) => (&**stats).into(),
         }
     }
 }
 
 impl<'a, T: Scalar> Layer<'a, T> {
-    fn load(&self) -> Result<Loaded<'a, T>> {
+    fn load(&self) -> Result<(Cow<'a, Linear<T>>, Data<'a, T>)> {
         let load = match &self.source {
-            Source::Here(linear, stats) => return Ok(Loaded::Borrowed(linear, stats)),
+            Source::Here(linear, calibration) => return Ok((Cow::Borrowed(linear), Data::Borrowed(*calibration))),
             Source::Elsewhere(load) => load,
         };
         let (linear, stats) = load()?;
         let found = (linear.out_features(), linear.in_features());
         if found != self.shape {
             let shape = |(m, n): (usize, usize)| format!("a {m} × {n} weight");
-            let (expected, found) = (shape(self.shape), shape(found));
-            return Err(Error::layers(expected, found));
+            return Err(Error::layers(shape(self.shape), shape(found)));
         }
-        Ok(Loaded::Owned(linear, stats))
+        Ok((Cow::Owned(linear), Data::Loaded(stats)))
     }
 }
 
@@ -128,11 +122,16 @@ impl<'a, T: Scalar> Network<'a, T> {
         Self::default()
     }
 
-    /// Adds a layer with the statistics of its inputs.
+    /// Adds a layer with its calibration data, most often the statistics of its inputs.
     #[must_use]
-    pub fn with_layer(mut self, name: impl Into<String>, layer: &'a Linear<T>, stats: &'a ActivationStats<T>) -> Self {
-        let shape = (layer.out_features(), layer.in_features());
-        let (samples, source) = (stats.samples(), Source::Here(layer, stats));
+    pub fn with_layer(
+        mut self,
+        name: impl Into<String>,
+        layer: &'a Linear<T>,
+        calibration: impl Into<Calibration<'a, T>>,
+    ) -> Self {
+        let (shape, calibration) = ((layer.out_features(), layer.in_features()), calibration.into());
+        let (samples, source) = (calibration.samples(), Source::Here(layer, calibration));
         self.layers.push(Layer { name: name.into(), shape, samples, source });
         self
     }
@@ -194,12 +193,27 @@ impl<'a, T: Scalar> Network<'a, T> {
     }
 
     fn estimate(&self, layer: &Layer<'a, T>) -> usize {
-        let samples = usize::try_from(layer.samples).unwrap_or(usize::MAX);
-        let solving = memory::decomposition(layer.shape, samples, self.max_rank(layer), size_of::<T>());
-        match layer.source {
-            Source::Here(..) => solving,
-            Source::Elsewhere(_) => solving.saturating_add(memory::loaded(layer.shape, samples, size_of::<T>())),
-        }
+        let (m, n) = (layer.shape.0 as f64, layer.shape.1 as f64);
+        let (small, scalar, rank) = (m.min(n), size_of::<T>() as f64, self.max_rank(layer) as f64);
+        // Statistics keep samples until these take twice the memory of their second moment: `2 n` in `f32`.
+        let samples = layer.samples as f64;
+        let kept = samples.min(n * (8.0 / scalar));
+        // The samples centred, their outputs and their Gram matrix; or the second moment.
+        let moment = match kept < samples {
+            true => 3.0 * n * n,
+            false => kept * (2.5 * n + 2.0 * m) + 2.0 * kept.min(n).powi(2),
+        };
+        // All in `f64`: the weight, as it is and as `Q R`; the matrix to diagonalize, its eigenvectors, and as much again each
+        // for their check and for the workspace; the factors.
+        let solving = 8.0 * (3.0 * m * n + 8.0 * small * small + moment + 4.0 * rank * (m + n)) + 1e6;
+        // The samples, or the packed second moment and a quarter more for small batches. `Vec` may reserve twice the need.
+        let stats = 2.0 * (kept * n * scalar).max(if kept < samples { 5.0 * n * n } else { 0.0 });
+        let loading = match layer.source {
+            Source::Here(..) => 0.0,
+            Source::Elsewhere(_) => (m * n + m) * scalar + stats + 64.0 * n,
+        };
+        // The conversion saturates.
+        (solving + loading) as usize
     }
 
     fn max_rank(&self, layer: &Layer<'a, T>) -> usize {
@@ -267,27 +281,44 @@ impl<'a, T: Scalar> Network<'a, T> {
         C: LowRankCompressor<T> + Sync + ?Sized,
     {
         let index = profile::index(self.layers.iter().map(|layer| layer.name.as_str()))?;
-        if let Some(name) = self.max_ranks.keys().find(|name| !index.contains_key(name.as_str())) {
-            let expected = "ranks for layers of the network".into();
-            return Err(Error::layers(expected, format!("one for `{name}`")));
-        }
+        profile::require_known(&index, self.max_ranks.keys(), "ranks")?;
         let limit = self.memory_limit.unwrap_or(usize::MAX);
-        let mut tasks = Vec::with_capacity(layers.len());
-        for &layer in layers {
-            let (name, memory) = (layer.name.as_str(), self.estimate(layer));
-            if memory > limit {
-                let available = format!("the limit of {limit} bytes");
-                let source = Error::memory(memory, available);
-                return Err(Error::InLayer { layer: name.into(), source: Box::new(source) });
-            }
-            tasks.push(Task { item: layer, name, memory });
+        let mut waiting: Vec<Task<'_, 'a, T>> =
+            layers.iter().map(|&layer| Task { layer, memory: self.estimate(layer) }).collect();
+        if let Some(Task { layer, memory }) = waiting.iter().find(|task| task.memory > limit) {
+            return Err(Error::memory(*memory, format!("the limit of {limit} bytes")).in_layer(&layer.name));
         }
-        let work = |layer: &Layer<'a, T>| {
-            let loaded = layer.load()?;
-            method.solve(loaded.linear(), loaded.stats().into(), self.max_rank(layer))
+        // The largest first: then no thread waits long at the end, and layers of the same size run together.
+        waiting.sort_by_key(|task| Reverse(task.memory));
+        let solve = |task: &Task<'_, 'a, T>| {
+            let (linear, data) = task.layer.load()?;
+            method.solve(&linear, data.calibration(), self.max_rank(task.layer))
         };
-        let deliver = |layer: &Layer<'a, T>, decomposition| deliver(&layer.name, decomposition);
-        parallel::for_each(&tasks, limit, work, deliver, progress)
+        let (total, mut done, mut cancelled) = (Some(waiting.len()), 0, false);
+        let event = |task: &Task<'_, 'a, T>, finished, done| {
+            let layer = Some(task.layer.name.clone());
+            Progress { layer, finished, done, total, value: None }
+        };
+        let mut waiting = &waiting[..];
+        while !waiting.is_empty() && !cancelled {
+            let (batch, rest) = waiting.split_at(batch_size(waiting, limit));
+            let begun = batch.iter().take_while(|task| progress(&event(task, false, done)).is_continue()).count();
+            cancelled = begun < batch.len();
+            let (batch, mut outcome) = (batch.split_at(begun).0, Ok(()));
+            for (task, result) in batch.iter().zip(solve_all(batch, &solve)) {
+                let name = &task.layer.name;
+                match result.map_err(|error| error.in_layer(name)).and_then(|result| deliver(name, result)) {
+                    Ok(()) => {
+                        done += 1;
+                        cancelled |= progress(&event(task, true, done)).is_break();
+                    }
+                    Err(error) => outcome = outcome.and(Err(error)),
+                }
+            }
+            outcome?;
+            waiting = rest;
+        }
+        Ok(())
     }
 
     /// Compresses the network: decomposes the layers, allocates the budget, and returns the plan with the compressed layers by
@@ -311,8 +342,7 @@ impl<'a, T: Scalar> Network<'a, T> {
     {
         during("Network::compress", || {
             let allocator: Allocator = allocator.into();
-            let layers: Vec<&Layer<'a, T>> =
-                self.layers.iter().filter(|layer| !allocator.leaves(&layer.name)).collect();
+            let layers: Vec<_> = self.layers.iter().filter(|layer| !allocator.leaves(&layer.name)).collect();
             let mut decompositions = BTreeMap::new();
             let keep = |name: &str, decomposition| {
                 decompositions.insert(name.to_owned(), decomposition);
@@ -321,19 +351,32 @@ impl<'a, T: Scalar> Network<'a, T> {
             self.decompose_some(&layers, method, keep, &mut Progress::ignore)?;
             let profile = |layer: &Layer<'a, T>| match decompositions.get(&layer.name) {
                 Some(decomposition) => Ok(LayerProfile::new(&layer.name, decomposition)),
-                None => LayerProfile::original(&layer.name, layer.shape, layer.load()?.linear().bias().is_some()),
+                None => LayerProfile::original(&layer.name, layer.shape, layer.load()?.0.bias().is_some()),
             };
             let profiles = self.layers.iter().map(profile).collect::<Result<Vec<_>>>()?;
+            let sensitivities = match allocator.strategy() {
+                Strategy::Sensitivity(sensitivities) => Some(sensitivities),
+                _ => None,
+            };
             let (mut groups, mut stacked) = (Vec::new(), Vec::new());
             // A group with a layer that stays original cannot share its `down`.
             for names in self.shared.iter().filter(|names| !names.iter().any(|name| allocator.leaves(name))) {
-                let (shared, decomposition) = self.decompose_shared(names, &profiles, allocator.strategy(), method)?;
+                let loaded = self.load_all(names)?;
+                let (Some((_, data)), Some((first, _))) = (loaded.last(), loaded.first()) else {
+                    return Err(Error::empty("a shared input"));
+                };
+                let profile = |name: &String| profiles.iter().find(|profile| profile.name() == name);
+                let members: Vec<_> =
+                    names.iter().filter_map(profile).zip(loaded.iter().map(|(linear, _)| &**linear)).collect();
+                let outputs = members.iter().map(|(_, linear)| linear.out_features()).sum();
+                let rank = saving_rank((outputs, first.in_features()));
+                let (shared, joint) =
+                    SharedInput::decompose(&members, sensitivities, method, data.calibration(), rank)?;
                 groups.push(shared);
-                stacked.push(decomposition);
+                stacked.push((names, joint));
             }
             let plan = allocator.allocate_shared(&profiles, &groups)?;
-            let mut compressed = BTreeMap::new();
-            let mut ranks = BTreeMap::new();
+            let (mut compressed, mut ranks) = (BTreeMap::new(), BTreeMap::new());
             for layer in &plan.layers {
                 match (layer.choice, decompositions.get(&layer.name)) {
                     (Choice::Rank(rank), Some(decomposition)) => {
@@ -343,56 +386,65 @@ impl<'a, T: Scalar> Network<'a, T> {
                     _ => {}
                 }
             }
-            for (group, (shared, decomposition)) in groups.iter().zip(&stacked).enumerate() {
+            for (group, (shared, (names, joint))) in groups.iter().zip(&stacked).enumerate() {
                 if let Some(&rank) = ranks.get(&group) {
-                    let layer =
-                        |name| self.layers.iter().find(|layer| layer.name == name).ok_or_else(|| not_shared(name));
-                    let loaded = shared.names().map(|name| layer(name)?.load()).collect::<Result<Vec<_>>>()?;
-                    let originals: Vec<&Linear<T>> = loaded.iter().map(Loaded::linear).collect();
-                    let layers = shared.split(decomposition.truncate(rank)?.layer(), &originals)?;
-                    compressed.extend(shared.names().map(str::to_owned).zip(layers));
+                    let loaded = self.load_all(names)?;
+                    let originals: Vec<&Linear<T>> = loaded.iter().map(|(linear, _)| &**linear).collect();
+                    let layers = shared.split(joint.truncate(rank)?.layer(), &originals)?;
+                    compressed.extend(names.iter().cloned().zip(layers));
                 }
             }
             Ok((plan, compressed))
         })
     }
 
-    /// Decomposes the layers of a shared input together, up to the largest rank that saves parameters.
-    fn decompose_shared<C>(
-        &self,
-        names: &[String],
-        profiles: &[LayerProfile],
-        strategy: &Strategy,
-        method: &C,
-    ) -> Result<(SharedInput, Decomposition<T>)>
-    where
-        C: LowRankCompressor<T> + ?Sized,
-    {
-        let mut loaded = Vec::with_capacity(names.len());
-        for name in names {
-            let layer = self.layers.iter().zip(profiles).find(|(layer, _)| layer.name == *name);
-            let (layer, profile) = layer.ok_or_else(|| not_shared(name))?;
-            loaded.push((profile, layer.load()?));
-        }
-        let members: Vec<_> = loaded.iter().map(|(profile, loaded)| (*profile, loaded.linear())).collect();
-        let Some(stats) = loaded.first().map(|(_, loaded)| loaded.stats()) else {
-            return Err(Error::empty("a shared input"));
+    fn load_all(&self, names: &[String]) -> Result<Vec<(Cow<'a, Linear<T>>, Data<'a, T>)>> {
+        let load = |name: &String| {
+            let layer = self.layers.iter().find(|layer| layer.name == *name).ok_or_else(|| {
+                Error::layers("shared inputs of layers of the network".into(), format!("one of `{name}`"))
+            });
+            layer?.load()
         };
-        let sensitivities = match strategy {
-            Strategy::Sensitivity(sensitivities) => Some(sensitivities),
-            _ => None,
-        };
-        let outputs = members.iter().map(|(profile, _)| profile.out_features()).sum();
-        SharedInput::decompose(&members, sensitivities, method, stats, saving_rank((outputs, stats.features())))
+        names.iter().map(load).collect()
     }
-}
-
-fn not_shared(name: &str) -> Error {
-    let expected = "shared inputs of layers of the network".into();
-    Error::layers(expected, format!("one of `{name}`"))
 }
 
 /// The largest rank that saves parameters, at least 1.
 fn saving_rank((m, n): (usize, usize)) -> usize {
     (m.saturating_mul(n).saturating_sub(1) / m.saturating_add(n).max(1)).clamp(1, m.min(n).max(1))
+}
+
+/// A layer to decompose, and the upper estimate of the memory in bytes.
+struct Task<'b, 'a, T> {
+    layer: &'b Layer<'a, T>,
+    memory: usize,
+}
+
+/// The number of layers to decompose next, in parallel if more than one.
+///
+/// Without the feature `rayon` it is 1. Inside a rayon worker, the other threads have work already.
+#[cfg_attr(not(feature = "rayon"), allow(unused_variables))]
+fn batch_size<T>(waiting: &[Task<'_, '_, T>], limit: usize) -> usize {
+    #[cfg(feature = "rayon")]
+    if rayon::current_thread_index().is_none() && rayon::current_num_threads() > 1 {
+        let threads = rayon::current_num_threads();
+        let mut free = limit;
+        let fits = |task: &&Task<'_, '_, T>| {
+            let rest = free.checked_sub(task.memory);
+            free = rest.unwrap_or(free);
+            rest.is_some()
+        };
+        let count = waiting.iter().take(2 * threads).take_while(fits).count();
+        return if count < threads { 1 } else { count };
+    }
+    1
+}
+
+fn solve_all<E: Sync, R: Send>(batch: &[E], solve: &(impl Fn(&E) -> R + Sync)) -> Vec<R> {
+    #[cfg(feature = "rayon")]
+    if batch.len() > 1 {
+        use rayon::prelude::*;
+        return batch.par_iter().with_max_len(1).map(solve).collect();
+    }
+    batch.iter().map(solve).collect()
 }
