@@ -39,7 +39,7 @@ use crate::{Error, Result};
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Allocator {
     budget: Budget,
-    strategy: Strategy,
+    pub(super) strategy: Strategy,
     limits: Limits,
     /// The smallest and the largest rank of single layers; `None` for a layer that stays original.
     exceptions: BTreeMap<String, Option<(usize, usize)>>,
@@ -61,10 +61,6 @@ struct Candidate {
 
 /// Alternatives of which one is chosen: the candidates of each layer by ascending cost, or those of all layers together.
 type Block = Vec<Vec<Vec<Candidate>>>;
-
-/// A candidate without cost and loss.
-const NOTHING: Candidate =
-    Candidate { layer: 0, choice: Choice::Original, parameters: 0, multiply_adds: 0, loss: 0.0, worst: 0.0 };
 
 type Quantity = fn(&Candidate) -> f64;
 
@@ -132,10 +128,6 @@ impl Allocator {
         self
     }
 
-    pub(super) fn strategy(&self) -> &Strategy {
-        &self.strategy
-    }
-
     pub(super) fn leaves(&self, layer: &str) -> bool {
         self.exceptions.get(layer) == Some(&None)
     }
@@ -181,7 +173,7 @@ impl Allocator {
                 plans.push(plan);
                 candidates.push(own);
             }
-            let (mut blocks, mut members) = (Vec::with_capacity(layers.len()), Vec::with_capacity(groups.len()));
+            let (mut blocks, mut members) = (Vec::<Block>::new(), Vec::new());
             for (group, shared) in groups.iter().enumerate() {
                 let find = |name| {
                     let position = index.remove(name).ok_or_else(|| {
@@ -191,11 +183,11 @@ impl Allocator {
                     shared.check(&layers[position]).map(|()| position)
                 };
                 let positions: Vec<usize> = shared.names().map(find).collect::<Result<_>>()?;
-                let mut block: Block = vec![positions.iter().map(|&at| core::mem::take(&mut candidates[at])).collect()];
+                let separate = positions.iter().map(|&at| core::mem::take(&mut candidates[at])).collect();
                 let pairs: Vec<_> = positions.iter().map(|&at| (&layers[at], plans[at].weight)).collect();
-                let joint = Candidate { layer: positions[0], choice: Choice::Shared { group, rank: 0 }, ..NOTHING };
-                block.extend(Some(vec![self.joint(shared, &pairs, joint)]).filter(|joint| !joint[0].is_empty()));
-                blocks.push(block);
+                let first = *positions.first().ok_or_else(|| Error::empty("a shared input"))?;
+                let joint = self.joint((first, group), shared, &pairs);
+                blocks.push(if joint.is_empty() { vec![separate] } else { vec![separate, vec![joint]] });
                 members.push(positions);
             }
             blocks.extend(index.into_values().map(|at| vec![vec![core::mem::take(&mut candidates[at])]]));
@@ -219,8 +211,8 @@ impl Allocator {
                     Choice::Rank(rank) => plans[candidate.layer].compress(&layers[candidate.layer], rank)?,
                     Choice::Shared { group, rank } => {
                         for (member, &at) in members[group].iter().enumerate() {
-                            plans[at].share(candidate.choice, groups[group].at_rank(member, rank), layers[at].calls());
-                            plans[at].warnings = groups[group].warnings().to_vec();
+                            plans[at].share(candidate.choice, groups[group].at_rank(member, rank), layers[at].calls);
+                            plans[at].warnings = groups[group].warnings.clone();
                         }
                     }
                 }
@@ -281,7 +273,7 @@ impl Allocator {
             let loss = layer.require_loss(rank)?;
             // An error below the resolution may be anything up to it.
             let worst = layer.relative_error(rank).unwrap_or_else(|| loss.sqrt()).max(layer.resolution());
-            candidates.extend(self.allowed(candidate(Choice::Rank(rank), rank, loss, worst)));
+            candidates.extend(Some(candidate(Choice::Rank(rank), rank, loss, worst)).filter(|one| self.allows(one)));
         }
         if candidates.is_empty() || !matches!(self.budget, Budget::Rank(_)) {
             candidates.push(candidate(Choice::Original, 0, 0.0, 0.0));
@@ -289,41 +281,39 @@ impl Allocator {
         Ok((LayerPlan::original(layer, weight, reason), candidates))
     }
 
-    /// The candidate unless the error of a layer is too large.
-    fn allowed(&self, candidate: Candidate) -> Option<Candidate> {
-        let too_large = matches!(self.budget, Budget::LayerError(error) if candidate.worst > error);
-        (!too_large).then_some(candidate)
+    fn allows(&self, candidate: &Candidate) -> bool {
+        !matches!(self.budget, Budget::LayerError(error) if candidate.worst > error)
     }
 
-    /// The candidates of a shared `down` that make the group smaller. `empty` is one without cost and loss.
-    fn joint(&self, shared: &SharedInput, members: &[(&LayerProfile, f64)], empty: Candidate) -> Vec<Candidate> {
+    /// The candidates of a shared `down` that make the group smaller.
+    fn joint(
+        &self,
+        (layer, group): (usize, usize),
+        shared: &SharedInput,
+        members: &[(&LayerProfile, f64)],
+    ) -> Vec<Candidate> {
         let limits: Option<Vec<Limits>> = members.iter().map(|(layer, _)| self.limits_of(layer)).collect();
+        let calls = members[0].0.calls;
         // The outputs of a shared `down` serve all layers only if these run equally often.
-        let alike = members.windows(2).all(|pair| pair[0].0.calls() == pair[1].0.calls());
-        let Some(limits) = limits.filter(|_| alike && !matches!(self.budget, Budget::Rank(_))) else {
+        let together = members.iter().all(|(layer, _)| layer.calls == calls);
+        let Some(limits) = limits.filter(|_| together && !matches!(self.budget, Budget::Rank(_))) else {
             return Vec::new();
         };
-        let original = members.iter().map(|(layer, _)| layer.parameters()).sum::<u64>();
         let candidate = |rank| {
-            let add = |sum: Candidate, (member, (layer, weight)): (usize, &(&LayerProfile, f64))| {
-                let (parameters, factors, loss) = shared.at_rank(member, rank);
-                Candidate {
-                    parameters: sum.parameters + parameters,
-                    multiply_adds: sum.multiply_adds + factors * layer.calls(),
-                    loss: sum.loss + weight * loss,
-                    worst: sum.worst.max(loss.sqrt()),
-                    ..sum
-                }
-            };
-            let choice = match empty.choice {
-                Choice::Shared { group, .. } => Choice::Shared { group, rank },
-                other => other,
-            };
-            members.iter().enumerate().fold(Candidate { choice, ..empty }, add)
+            let parts = || members.iter().enumerate().map(|(index, (_, weight))| (shared.at_rank(index, rank), weight));
+            Candidate {
+                layer,
+                choice: Choice::Shared { group, rank },
+                parameters: shared.parameters(rank),
+                multiply_adds: parts().map(|((_, factors, _), _)| factors).sum::<u64>().saturating_mul(calls),
+                loss: parts().map(|((.., loss), weight)| weight * loss).sum(),
+                worst: parts().map(|((.., loss), _)| loss.sqrt()).fold(0.0, f64::max),
+            }
         };
+        let original = members.iter().map(|(layer, _)| layer.parameters()).sum::<u64>();
         let ranks = (1..=shared.max_rank()).filter(|&rank| limits.iter().all(|limits| limits.allow(rank)));
         let smaller = ranks.map(candidate).take_while(|candidate| candidate.parameters < original);
-        smaller.filter_map(|candidate| self.allowed(candidate)).collect()
+        smaller.filter(|candidate| self.allows(candidate)).collect()
     }
 
     fn goal(&self, originals: &[LayerPlan]) -> Goal {

@@ -253,8 +253,8 @@ pub(super) fn lower_bound<T: Copy>(blocks: &[Block<T>], limit: f64) -> Result<f6
 pub(super) fn solve<T: Copy>(blocks: &[Block<T>], limit: f64) -> Result<(Vec<T>, f64), f64> {
     let improve = |blocks: &[&[Vec<Class<T>>]]| {
         let Relaxation { within: mut picks, multiplier, bound } = relax(blocks, limit)?;
-        // A better choice narrows the next search.
-        for _ in 0..SEARCHES {
+        // The choice at multiplier 0 is optimal. A better choice narrows the next search.
+        for _ in 0..if multiplier > 0.0 { SEARCHES } else { 0 } {
             let Some(better) = search(blocks, multiplier, limit, sums(&picks).1) else { break };
             picks = better;
         }

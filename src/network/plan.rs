@@ -310,7 +310,7 @@ impl LayerPlan {
     /// Changes the choice to a shared `down`, given the parameters, the entries of the factors and the loss.
     pub(super) fn share(&mut self, choice: Choice, (parameters, factors, loss): (u64, u64, f64), calls: u64) {
         (self.choice, self.reason) = (choice, None);
-        (self.parameters_after, self.multiply_adds_after) = (parameters, factors * calls);
+        (self.parameters_after, self.multiply_adds_after) = (parameters, factors.saturating_mul(calls));
         (self.loss, self.relative_error) = (loss, Some(loss.sqrt()));
     }
 }

@@ -32,16 +32,17 @@ use crate::{Decomposition, Error, Report, Result, Scalar};
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct LayerProfile {
     name: String,
-    calls: u64,
+    /// How often the network runs this layer for one sample.
+    pub(super) calls: u64,
     facts: Facts,
     /// Eigenvalues over their total.
     explained: Vec<f64>,
-    total_energy: f64,
+    pub(super) total_energy: f64,
     relative_errors: Option<Vec<f64>>,
     /// The loss at every rank from 1.
     losses: Vec<f64>,
     /// Whether the losses are the squares of `relative_errors`.
-    by_data_errors: bool,
+    pub(super) by_data_errors: bool,
 }
 
 impl LayerProfile {
@@ -124,18 +125,8 @@ impl LayerProfile {
             if shape.0 == 0 || shape.1 == 0 {
                 return Err(Error::empty("the weight"));
             }
-            let facts = Facts {
-                method: "spectrum".into(),
-                samples: 0,
-                shrinkage: None,
-                solver: "none".into(),
-                residual: 0.0,
-                warnings: Vec::new(),
-                shape,
-                biases: (bias, bias),
-                determined: 0,
-                resolution: 0.0,
-            };
+            let (method, solver, biases) = ("spectrum".into(), "none".into(), (bias, bias));
+            let facts = Facts { method, solver, shape, biases, ..Facts::default() };
             Ok(Self::with_spectrum(name.into(), facts, Vec::new(), 0.0, None))
         })
     }
@@ -214,18 +205,6 @@ impl LayerProfile {
     /// solved for.
     pub fn report(&self, rank: usize) -> Option<Report> {
         self.loss(rank).map(|_| self.facts.report(rank, self.relative_error(rank)))
-    }
-
-    pub(super) fn calls(&self) -> u64 {
-        self.calls
-    }
-
-    pub(super) fn total_energy(&self) -> f64 {
-        self.total_energy
-    }
-
-    pub(super) fn is_by_data_errors(&self) -> bool {
-        self.by_data_errors
     }
 
     /// The smallest relative error that can be distinguished from zero.

@@ -62,7 +62,7 @@ pub struct SharedInput {
     members: Vec<Member>,
     /// Whether the method corrects the biases instead of keeping them.
     corrects_bias: bool,
-    warnings: Vec<Warning>,
+    pub(super) warnings: Vec<Warning>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -102,7 +102,7 @@ impl SharedInput {
             let scales = scales(members, sensitivities)?;
             let decomposition = method.solve(&stack(members, &scales)?, calibration, max_rank)?;
             let energies =
-                members.iter().zip(&scales).map(|((profile, _), scale)| scale * scale * profile.total_energy());
+                members.iter().zip(&scales).map(|((profile, _), scale)| scale * scale * profile.total_energy);
             let energies: Vec<f64> = energies.collect();
             let (total, sum) = (decomposition.total_energy(), energies.iter().sum::<f64>());
             if (sum - total).abs() > SAME * total {
@@ -201,10 +201,6 @@ impl SharedInput {
         (0..self.members.len()).map(|index| self.at_rank(index, rank).0).sum()
     }
 
-    pub(super) fn warnings(&self) -> &[Warning] {
-        &self.warnings
-    }
-
     /// Parameters, entries of the factors and loss of a layer at this rank. `down` counts with the first layer.
     pub(super) fn at_rank(&self, index: usize, rank: usize) -> (u64, u64, f64) {
         let Some(member) = self.members.get(index) else { return (0, 0, f64::INFINITY) };
@@ -220,7 +216,7 @@ impl SharedInput {
         let same = |member: &Member| member.name == layer.name() && (member.out_features, self.in_features) == shape;
         let found = match self.members.iter().any(same) {
             false => "another shape",
-            true if layer.is_by_data_errors() => "losses by errors on the data",
+            true if layer.by_data_errors => "losses by errors on the data",
             true => return Ok(()),
         };
         let expected = format!("`{}` of the shape, and with the losses by energy, that its group has", layer.name());
@@ -258,7 +254,7 @@ fn scales<T>(members: &[(&LayerProfile, &Linear<T>)], sensitivities: Option<&Sen
     let weights: Vec<f64> = members.iter().map(weight).collect::<Result<_>>()?;
     let largest = |numbers: &[f64]| numbers.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
     let heaviest = largest(&weights);
-    let scale = |((profile, _), weight): (&(&LayerProfile, _), &f64)| match profile.total_energy() {
+    let scale = |((profile, _), weight): (&(&LayerProfile, _), &f64)| match profile.total_energy {
         energy if energy > 0.0 => (weight / heaviest).max(NEGLIGIBLE).sqrt() / energy.sqrt(),
         _ => 0.0,
     };

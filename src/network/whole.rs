@@ -3,13 +3,12 @@
 use core::cmp::Reverse;
 use core::fmt;
 use core::ops::ControlFlow;
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::allocator::Allocator;
 use super::budget::Strategy;
-use super::plan::{Choice, Plan};
+use super::plan::{Choice, LayerPlan, Plan};
 use super::profile::{self, LayerProfile};
 use super::progress::Progress;
 use super::shared::SharedInput;
@@ -49,7 +48,7 @@ use crate::{
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Network<'a, T> {
     layers: Vec<Layer<'a, T>>,
     max_ranks: BTreeMap<String, usize>,
@@ -61,7 +60,27 @@ struct Layer<'a, T> {
     name: String,
     shape: (usize, usize),
     samples: u64,
-    source: Source<'a, T>,
+    /// Whether the layer and its statistics take memory only while it is decomposed.
+    is_lazy: bool,
+    load: Box<Load<'a, T>>,
+}
+
+/// Returns a layer and its data.
+type Load<'a, T> = dyn Fn() -> Result<Loaded<'a, T>> + Send + Sync + 'a;
+
+/// A layer and its data in memory.
+enum Loaded<'a, T> {
+    Borrowed(&'a Linear<T>, Calibration<'a, T>),
+    Owned(Linear<T>, Arc<ActivationStats<T>>),
+}
+
+impl<T> Loaded<'_, T> {
+    fn parts(&self) -> (&Linear<T>, Calibration<'_, T>) {
+        match self {
+            Self::Borrowed(linear, calibration) => (linear, *calibration),
+            Self::Owned(linear, stats) => (linear, (&**stats).into()),
+        }
+    }
 }
 
 impl<T> fmt::Debug for Layer<'_, T> {
@@ -70,56 +89,11 @@ impl<T> fmt::Debug for Layer<'_, T> {
     }
 }
 
-/// Loads a layer and its statistics.
-type Load<'a, T> = dyn Fn() -> Result<(Linear<T>, Arc<ActivationStats<T>>)> + Send + Sync + 'a;
-
-enum Source<'a, T> {
-    Here(&'a Linear<T>, Calibration<'a, T>),
-    Elsewhere(Box<Load<'a, T>>),
-}
-
-/// The data of a layer in memory.
-enum Data<'a, T> {
-    Borrowed(Calibration<'a, T>),
-    Loaded(Arc<ActivationStats<T>>),
-}
-
-impl<T> Data<'_, T> {
-    fn calibration(&self) -> Calibration<'_, T> {
-        match self {
-            Self::Borrowed(calibration) => *calibration,
-            Self::Loaded(stats) => (&**stats).into(),
-        }
-    }
-}
-
-impl<'a, T: Scalar> Layer<'a, T> {
-    fn load(&self) -> Result<(Cow<'a, Linear<T>>, Data<'a, T>)> {
-        let load = match &self.source {
-            Source::Here(linear, calibration) => return Ok((Cow::Borrowed(linear), Data::Borrowed(*calibration))),
-            Source::Elsewhere(load) => load,
-        };
-        let (linear, stats) = load()?;
-        let found = (linear.out_features(), linear.in_features());
-        if found != self.shape {
-            let shape = |(m, n): (usize, usize)| format!("a {m} × {n} weight");
-            return Err(Error::layers(shape(self.shape), shape(found)));
-        }
-        Ok((Cow::Owned(linear), Data::Loaded(stats)))
-    }
-}
-
-impl<T> Default for Network<'_, T> {
-    fn default() -> Self {
-        let (layers, max_ranks, shared) = (Vec::new(), BTreeMap::new(), Vec::new());
-        Self { layers, max_ranks, shared, memory_limit: None }
-    }
-}
-
 impl<'a, T: Scalar> Network<'a, T> {
     /// Creates a network without layers and without a memory limit.
     pub fn new() -> Self {
-        Self::default()
+        let (layers, max_ranks, shared) = (Vec::new(), BTreeMap::new(), Vec::new());
+        Self { layers, max_ranks, shared, memory_limit: None }
     }
 
     /// Adds a layer with its calibration data, most often the statistics of its inputs.
@@ -131,8 +105,8 @@ impl<'a, T: Scalar> Network<'a, T> {
         calibration: impl Into<Calibration<'a, T>>,
     ) -> Self {
         let (shape, calibration) = ((layer.out_features(), layer.in_features()), calibration.into());
-        let (samples, source) = (calibration.samples(), Source::Here(layer, calibration));
-        self.layers.push(Layer { name: name.into(), shape, samples, source });
+        let load = Box::new(move || Ok(Loaded::Borrowed(layer, calibration)));
+        self.layers.push(Layer { name: name.into(), shape, samples: calibration.samples(), is_lazy: false, load });
         self
     }
 
@@ -158,8 +132,16 @@ impl<'a, T: Scalar> Network<'a, T> {
         samples: u64,
         load: impl Fn() -> Result<(Linear<T>, Arc<ActivationStats<T>>)> + Send + Sync + 'a,
     ) -> Self {
-        let source = Source::Elsewhere(Box::new(load));
-        self.layers.push(Layer { name: name.into(), shape, samples, source });
+        let load = Box::new(move || {
+            let (linear, stats) = load()?;
+            let found = (linear.out_features(), linear.in_features());
+            if found != shape {
+                let weight = |(m, n): (usize, usize)| format!("a {m} × {n} weight");
+                return Err(Error::layers(weight(shape), weight(found)));
+            }
+            Ok(Loaded::Owned(linear, stats))
+        });
+        self.layers.push(Layer { name: name.into(), shape, samples, is_lazy: true, load });
         self
     }
 
@@ -208,10 +190,7 @@ impl<'a, T: Scalar> Network<'a, T> {
         let solving = 8.0 * (3.0 * m * n + 8.0 * small * small + moment + 4.0 * rank * (m + n)) + 1e6;
         // The samples, or the packed second moment and a quarter more for small batches. `Vec` may reserve twice the need.
         let stats = 2.0 * (kept * n * scalar).max(if kept < samples { 5.0 * n * n } else { 0.0 });
-        let loading = match layer.source {
-            Source::Here(..) => 0.0,
-            Source::Elsewhere(_) => (m * n + m) * scalar + stats + 64.0 * n,
-        };
+        let loading = if layer.is_lazy { (m * n + m) * scalar + stats + 64.0 * n } else { 0.0 };
         // The conversion saturates.
         (solving + loading) as usize
     }
@@ -265,14 +244,12 @@ impl<'a, T: Scalar> Network<'a, T> {
     where
         C: LowRankCompressor<T> + Sync + ?Sized,
     {
-        during("Network::decompose", || {
-            self.decompose_some(&self.layers.iter().collect::<Vec<_>>(), method, deliver, progress)
-        })
+        during("Network::decompose", || self.decompose_some(self.layers.iter().collect(), method, deliver, progress))
     }
 
     fn decompose_some<C>(
         &self,
-        layers: &[&Layer<'a, T>],
+        mut layers: Vec<&Layer<'a, T>>,
         method: &C,
         mut deliver: impl FnMut(&str, Decomposition<T>) -> Result<()>,
         progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
@@ -283,34 +260,34 @@ impl<'a, T: Scalar> Network<'a, T> {
         let index = profile::index(self.layers.iter().map(|layer| layer.name.as_str()))?;
         profile::require_known(&index, self.max_ranks.keys(), "ranks")?;
         let limit = self.memory_limit.unwrap_or(usize::MAX);
-        let mut waiting: Vec<Task<'_, 'a, T>> =
-            layers.iter().map(|&layer| Task { layer, memory: self.estimate(layer) }).collect();
-        if let Some(Task { layer, memory }) = waiting.iter().find(|task| task.memory > limit) {
-            return Err(Error::memory(*memory, format!("the limit of {limit} bytes")).in_layer(&layer.name));
+        if let Some(layer) = layers.iter().find(|layer| self.estimate(layer) > limit) {
+            let available = format!("the limit of {limit} bytes");
+            return Err(Error::memory(self.estimate(layer), available).in_layer(&layer.name));
         }
         // The largest first: then no thread waits long at the end, and layers of the same size run together.
-        waiting.sort_by_key(|task| Reverse(task.memory));
-        let solve = |task: &Task<'_, 'a, T>| {
-            let (linear, data) = task.layer.load()?;
-            method.solve(&linear, data.calibration(), self.max_rank(task.layer))
+        layers.sort_by_key(|layer| Reverse(self.estimate(layer)));
+        let solve = |layer: &&Layer<'a, T>| {
+            let loaded = (layer.load)()?;
+            let (linear, calibration) = loaded.parts();
+            method.solve(linear, calibration, self.max_rank(layer))
         };
-        let (total, mut done, mut cancelled) = (Some(waiting.len()), 0, false);
-        let event = |task: &Task<'_, 'a, T>, finished, done| {
-            let layer = Some(task.layer.name.clone());
+        let (total, mut done, mut cancelled) = (Some(layers.len()), 0, false);
+        let event = |layer: &Layer<'a, T>, finished, done| {
+            let layer = Some(layer.name.clone());
             Progress { layer, finished, done, total, value: None }
         };
-        let mut waiting = &waiting[..];
+        let mut waiting = &layers[..];
         while !waiting.is_empty() && !cancelled {
-            let (batch, rest) = waiting.split_at(batch_size(waiting, limit));
-            let begun = batch.iter().take_while(|task| progress(&event(task, false, done)).is_continue()).count();
+            let (batch, rest) = waiting.split_at(self.batch_size(waiting, limit));
+            let begun = batch.iter().take_while(|layer| progress(&event(layer, false, done)).is_continue()).count();
             cancelled = begun < batch.len();
             let (batch, mut outcome) = (batch.split_at(begun).0, Ok(()));
-            for (task, result) in batch.iter().zip(solve_all(batch, &solve)) {
-                let name = &task.layer.name;
+            for (layer, result) in batch.iter().zip(solve_all(batch, &solve)) {
+                let name = &layer.name;
                 match result.map_err(|error| error.in_layer(name)).and_then(|result| deliver(name, result)) {
                     Ok(()) => {
                         done += 1;
-                        cancelled |= progress(&event(task, true, done)).is_break();
+                        cancelled |= progress(&event(layer, true, done)).is_break();
                     }
                     Err(error) => outcome = outcome.and(Err(error)),
                 }
@@ -348,13 +325,13 @@ impl<'a, T: Scalar> Network<'a, T> {
                 decompositions.insert(name.to_owned(), decomposition);
                 Ok(())
             };
-            self.decompose_some(&layers, method, keep, &mut Progress::ignore)?;
+            self.decompose_some(layers, method, keep, &mut Progress::ignore)?;
             let profile = |layer: &Layer<'a, T>| match decompositions.get(&layer.name) {
                 Some(decomposition) => Ok(LayerProfile::new(&layer.name, decomposition)),
-                None => LayerProfile::original(&layer.name, layer.shape, layer.load()?.0.bias().is_some()),
+                None => LayerProfile::original(&layer.name, layer.shape, (layer.load)()?.parts().0.bias().is_some()),
             };
             let profiles = self.layers.iter().map(profile).collect::<Result<Vec<_>>>()?;
-            let sensitivities = match allocator.strategy() {
+            let sensitivities = match &allocator.strategy {
                 Strategy::Sensitivity(sensitivities) => Some(sensitivities),
                 _ => None,
             };
@@ -362,34 +339,31 @@ impl<'a, T: Scalar> Network<'a, T> {
             // A group with a layer that stays original cannot share its `down`.
             for names in self.shared.iter().filter(|names| !names.iter().any(|name| allocator.leaves(name))) {
                 let loaded = self.load_all(names)?;
-                let (Some((_, data)), Some((first, _))) = (loaded.last(), loaded.first()) else {
-                    return Err(Error::empty("a shared input"));
-                };
+                let (first, calibration) = loaded.first().ok_or_else(|| Error::empty("a shared input"))?.parts();
                 let profile = |name: &String| profiles.iter().find(|profile| profile.name() == name);
                 let members: Vec<_> =
-                    names.iter().filter_map(profile).zip(loaded.iter().map(|(linear, _)| &**linear)).collect();
+                    names.iter().filter_map(profile).zip(loaded.iter().map(|loaded| loaded.parts().0)).collect();
                 let outputs = members.iter().map(|(_, linear)| linear.out_features()).sum();
                 let rank = saving_rank((outputs, first.in_features()));
-                let (shared, joint) =
-                    SharedInput::decompose(&members, sensitivities, method, data.calibration(), rank)?;
+                let (shared, joint) = SharedInput::decompose(&members, sensitivities, method, calibration, rank)?;
                 groups.push(shared);
                 stacked.push((names, joint));
             }
             let plan = allocator.allocate_shared(&profiles, &groups)?;
-            let (mut compressed, mut ranks) = (BTreeMap::new(), BTreeMap::new());
-            for layer in &plan.layers {
-                match (layer.choice, decompositions.get(&layer.name)) {
-                    (Choice::Rank(rank), Some(decomposition)) => {
-                        compressed.insert(layer.name.clone(), decomposition.truncate(rank)?.into_layer());
-                    }
-                    (Choice::Shared { group, rank }, _) => drop(ranks.insert(group, rank)),
-                    _ => {}
+            let (mut compressed, ranks) = (BTreeMap::new(), plan.ranks());
+            for (name, decomposition) in decompositions {
+                if let Some(&rank) = ranks.get(&name) {
+                    compressed.insert(name, decomposition.truncate(rank)?.into_layer());
                 }
             }
             for (group, (shared, (names, joint))) in groups.iter().zip(&stacked).enumerate() {
-                if let Some(&rank) = ranks.get(&group) {
+                let rank = |layer: &LayerPlan| match layer.choice {
+                    Choice::Shared { group: other, rank } if other == group => Some(rank),
+                    _ => None,
+                };
+                if let Some(rank) = plan.layers.iter().find_map(rank) {
                     let loaded = self.load_all(names)?;
-                    let originals: Vec<&Linear<T>> = loaded.iter().map(|(linear, _)| &**linear).collect();
+                    let originals: Vec<&Linear<T>> = loaded.iter().map(|loaded| loaded.parts().0).collect();
                     let layers = shared.split(joint.truncate(rank)?.layer(), &originals)?;
                     compressed.extend(names.iter().cloned().zip(layers));
                 }
@@ -398,46 +372,40 @@ impl<'a, T: Scalar> Network<'a, T> {
         })
     }
 
-    fn load_all(&self, names: &[String]) -> Result<Vec<(Cow<'a, Linear<T>>, Data<'a, T>)>> {
+    /// Loads the layers of a shared input.
+    fn load_all(&self, names: &[String]) -> Result<Vec<Loaded<'a, T>>> {
         let load = |name: &String| {
             let layer = self.layers.iter().find(|layer| layer.name == *name).ok_or_else(|| {
                 Error::layers("shared inputs of layers of the network".into(), format!("one of `{name}`"))
             });
-            layer?.load()
+            (layer?.load)()
         };
         names.iter().map(load).collect()
+    }
+
+    /// The number of layers to decompose next, in parallel if more than one.
+    ///
+    /// Without the feature `rayon` it is 1. Inside a rayon worker too, since the other threads have work already.
+    #[cfg_attr(not(feature = "rayon"), allow(unused_mut, unused_variables))]
+    fn batch_size(&self, waiting: &[&Layer<'a, T>], mut free: usize) -> usize {
+        #[cfg(feature = "rayon")]
+        if rayon::current_thread_index().is_none() && rayon::current_num_threads() > 1 {
+            let threads = rayon::current_num_threads();
+            let fits = |layer: &&&Layer<'a, T>| {
+                let rest = free.checked_sub(self.estimate(layer));
+                free = rest.unwrap_or(free);
+                rest.is_some()
+            };
+            let count = waiting.iter().take(2 * threads).take_while(fits).count();
+            return if count < threads { 1 } else { count };
+        }
+        1
     }
 }
 
 /// The largest rank that saves parameters, at least 1.
 fn saving_rank((m, n): (usize, usize)) -> usize {
     (m.saturating_mul(n).saturating_sub(1) / m.saturating_add(n).max(1)).clamp(1, m.min(n).max(1))
-}
-
-/// A layer to decompose, and the upper estimate of the memory in bytes.
-struct Task<'b, 'a, T> {
-    layer: &'b Layer<'a, T>,
-    memory: usize,
-}
-
-/// The number of layers to decompose next, in parallel if more than one.
-///
-/// Without the feature `rayon` it is 1. Inside a rayon worker, the other threads have work already.
-#[cfg_attr(not(feature = "rayon"), allow(unused_variables))]
-fn batch_size<T>(waiting: &[Task<'_, '_, T>], limit: usize) -> usize {
-    #[cfg(feature = "rayon")]
-    if rayon::current_thread_index().is_none() && rayon::current_num_threads() > 1 {
-        let threads = rayon::current_num_threads();
-        let mut free = limit;
-        let fits = |task: &&Task<'_, '_, T>| {
-            let rest = free.checked_sub(task.memory);
-            free = rest.unwrap_or(free);
-            rest.is_some()
-        };
-        let count = waiting.iter().take(2 * threads).take_while(fits).count();
-        return if count < threads { 1 } else { count };
-    }
-    1
 }
 
 fn solve_all<E: Sync, R: Send>(batch: &[E], solve: &(impl Fn(&E) -> R + Sync)) -> Vec<R> {

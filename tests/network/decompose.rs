@@ -141,7 +141,7 @@ fn lazy_layers_are_loaded_one_by_one_and_may_share_statistics() {
         .with_lazy_layer("key", (30, 31), stats.samples(), load)
         .with_max_rank("key", 3);
     let layer = problem.layer::<f32>();
-    let here = Network::new().with_layer("query", &layer, &stats);
+    let here = Network::new().with_layer("query", &layer, &*stats);
     assert!(network.memory("query") > here.memory("query").map(|bytes| bytes + 30 * 31 * 4));
     assert_eq!(network.memory("value"), None);
     let mut ranks = BTreeMap::new();
