@@ -1,4 +1,5 @@
-//! The estimate that a memory limit goes by is above what decomposing takes. It has its own process, since all allocations are counted.
+//! The estimate that a memory limit goes by is above what decomposing takes. It has its own
+//! process, since all allocations are counted.
 
 mod common;
 
@@ -40,8 +41,8 @@ fn measure<T: Scalar>((m, n): (usize, usize), samples: usize, rank: Option<usize
     }
 }
 
-/// On one thread: the matrix library reserves, for every thread that multiplies, twice the processor's last cache, once and for good. That is done
-/// before anything is measured.
+/// On one thread: the matrix library reserves, for every thread that multiplies, twice the
+/// processor's last cache, once and for good. That is done before anything is measured.
 #[test]
 fn estimates_are_from_above() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();

@@ -10,11 +10,13 @@ use super::shared::SharedInput;
 use crate::error::during;
 use crate::{Error, Result};
 
-/// Allocates a budget to the layers of a network: chooses a rank for each layer, or the original layer.
+/// Allocates a budget to the layers of a network: chooses a rank for each layer, or the original
+/// layer.
 ///
-/// The default strategy is [`Strategy::Uniform`]. The other strategies solve a knapsack problem: every candidate of a layer has
-/// a cost and a weighted loss. Lagrangian relaxation gives a lower bound for every allocation; [`Plan::gap`] is the distance
-/// of the plan to it. A beam search improves the relaxed choice, and is exact for small networks.
+/// The default strategy is [`Strategy::Uniform`]. The other strategies solve a knapsack problem:
+/// every candidate of a layer has a cost and a weighted loss. Lagrangian relaxation gives a lower
+/// bound for every allocation; [`Plan::gap`] is the distance of the plan to it. A beam search
+/// improves the relaxed choice, and is exact for small networks.
 ///
 /// ```
 /// use dalr::network::{Allocator, Budget, Choice, LayerProfile, Sensitivities, Strategy};
@@ -59,7 +61,8 @@ struct Candidate {
     worst: f64,
 }
 
-/// Alternatives of which one is chosen: the candidates of each layer by ascending cost, or those of all layers together.
+/// Alternatives of which one is chosen: the candidates of each layer by ascending cost, or those of
+/// all layers together.
 type Block = Vec<Vec<Vec<Candidate>>>;
 
 type Quantity = fn(&Candidate) -> f64;
@@ -69,7 +72,8 @@ struct Goal {
     limited: Quantity,
     minimized: Quantity,
     limit: f64,
-    /// The budget in words, its number, and the cost of the original network if it is a fraction of that.
+    /// The budget in words, its number, and the cost of the original network if it is a fraction of
+    /// that.
     budget: (&'static str, f64, Option<f64>),
 }
 
@@ -99,15 +103,16 @@ impl Allocator {
         self
     }
 
-    /// Sets the smallest rank of a compressed layer, 1 by default. A layer stays original if no rank from here on makes it
-    /// smaller.
+    /// Sets the smallest rank of a compressed layer, 1 by default. A layer stays original if no
+    /// rank from here on makes it smaller.
     #[must_use]
     pub fn with_min_rank(mut self, rank: usize) -> Self {
         self.limits.min_rank = rank;
         self
     }
 
-    /// Sets the largest rank of a compressed layer; there is none by default. A layer may still stay original.
+    /// Sets the largest rank of a compressed layer; there is none by default. A layer may still
+    /// stay original.
     #[must_use]
     pub fn with_max_rank(mut self, rank: usize) -> Self {
         self.limits.max_rank = rank;
@@ -136,24 +141,27 @@ impl Allocator {
     ///
     /// # Errors
     ///
-    /// No layers, or two of the same name; limits for a name that no layer has; a layer without a sensitivity; parameters out of
-    /// range; a budget below the smallest feasible one, which the message states; a rank that needs a decomposition up to a
-    /// larger rank.
+    /// No layers, or two of the same name; limits for a name that no layer has; a layer without a
+    /// sensitivity; parameters out of range; a budget below the smallest feasible one, which the
+    /// message states; a rank that needs a decomposition up to a larger rank.
     ///
     /// # Cost
     ///
-    /// `O(K)` for the `K` ranks of all layers, about sixty times `O(L log K)` for `L` layers, and a search of limited size.
+    /// `O(K)` for the `K` ranks of all layers, about sixty times `O(L log K)` for `L` layers, and a
+    /// search of limited size.
     pub fn allocate(&self, layers: &[LayerProfile]) -> Result<Plan> {
         self.allocate_shared(layers, &[])
     }
 
     /// Allocates the budget to these layers, of which those in a group read the same input.
     ///
-    /// The layers of a group share one `down` if that loses less at the same budget. With [`Budget::Rank`] they never do.
+    /// The layers of a group share one `down` if that loses less at the same budget. With
+    /// [`Budget::Rank`] they never do.
     ///
     /// # Errors
     ///
-    /// As [`allocate`](Self::allocate); groups that name no layer, or overlap, or do not fit the profiles.
+    /// As [`allocate`](Self::allocate); groups that name no layer, or overlap, or do not fit the
+    /// profiles.
     pub fn allocate_shared(&self, layers: &[LayerProfile], groups: &[SharedInput]) -> Result<Plan> {
         during("Allocator::allocate", || {
             self.budget.validate()?;
@@ -195,16 +203,7 @@ impl Allocator {
             blocks.sort_by_key(|block| block[0][0][0].layer);
 
             let goal = self.goal(&plans);
-            let uniform = self.strategy == Strategy::Uniform;
-            // The candidates left do not depend on the strategy.
-            let decided = matches!(self.budget, Budget::Rank(_) | Budget::LayerError(_));
-            let classes: Vec<_> = blocks.iter().map(|block| classes(block, &goal)).collect();
-            let found = match uniform && !decided {
-                true => at_same_fraction(&blocks, &goal, self.budget.limits_error())
-                    .and_then(|found| Ok((found, knapsack::lower_bound(&classes, goal.limit)?))),
-                false => knapsack::solve(&classes, goal.limit),
-            };
-            let (chosen, bound) = found.map_err(|least| goal.infeasible(least))?;
+            let (chosen, bound) = self.choose(&blocks, &goal).map_err(|least| goal.infeasible(least))?;
             for candidate in chosen {
                 match candidate.choice {
                     Choice::Original => {}
@@ -219,14 +218,52 @@ impl Allocator {
             }
             let words = (self.budget.to_string(), self.strategy.to_string());
             let mut plan = Plan::new(words, self.budget.limits_error(), plans, Some(bound));
-            if self.strategy == Strategy::Energy && !decided {
+            if self.strategy == Strategy::Energy && !self.budget.decides_alone() {
                 plan.warnings.push(PlanWarning::EnergyAlone);
             }
-            if !uniform {
+            if self.strategy != Strategy::Uniform {
                 plan.warn_of_gap();
             }
             Ok(plan)
         })
+    }
+
+    /// The best candidates, and a lower bound on the minimized quantity; or else the smallest limit
+    /// that can be reached.
+    fn choose<'a>(&self, blocks: &'a [Block], goal: &Goal) -> Result<(Vec<&'a Candidate>, f64), f64> {
+        let class = |all: &'a [Candidate]| {
+            Class::new(all.iter().map(|one| (((goal.limited)(one), (goal.minimized)(one)), one)))
+        };
+        let classes = |parts: &'a Vec<Vec<Candidate>>| parts.iter().map(|all| class(all)).collect();
+        let mut classes: Vec<knapsack::Block<&Candidate>> =
+            blocks.iter().map(|block| block.iter().map(classes).collect()).collect();
+        if self.strategy != Strategy::Uniform || self.budget.decides_alone() {
+            return knapsack::solve(&classes, goal.limit);
+        }
+        let bound = knapsack::lower_bound(&classes, goal.limit)?;
+        let (cost, good, bad) = match self.budget.limits_error() {
+            true => (goal.minimized, 1.0_f64, 0.0_f64),
+            false => (goal.limited, 0.0, 1.0),
+        };
+        // The most expensive candidate that costs at most this fraction of the original layer, or
+        // else the cheapest.
+        let at = |all: &'a Vec<Candidate>, fraction: f64| {
+            let affordable = fraction * all.last().map_or(0.0, cost);
+            let last = all.partition_point(|candidate| cost(candidate) <= affordable).saturating_sub(1);
+            &all[last..=last]
+        };
+        let used = |fraction| blocks.iter().flat_map(|block| &block[0]).flat_map(|all| at(all, fraction));
+        let used = |fraction| used(fraction).map(goal.limited).sum::<f64>();
+        let fraction = match used(good) {
+            _ if used(bad) <= goal.limit => bad,
+            least if least > goal.limit => return Err(least),
+            _ => neighbours(good, bad, |fraction| used(fraction) <= goal.limit).0,
+        };
+        for (block, classes) in blocks.iter().zip(&mut classes) {
+            classes[0] = block[0].iter().map(|all| class(at(all, fraction))).collect();
+        }
+        // Layers with a shared input may still share their `down`.
+        knapsack::solve(&classes, goal.limit).map(|(chosen, _)| (chosen, bound))
     }
 
     /// The limits of a layer; `None` for one that stays original.
@@ -238,7 +275,8 @@ impl Allocator {
         limits.filter(|_| layer.max_rank() > 0)
     }
 
-    /// The plan of a layer that stays original, with its weight, and its candidates that the budget allows.
+    /// The plan of a layer that stays original, with its weight, and its candidates that the budget
+    /// allows.
     fn prepare(&self, position: usize, layer: &LayerProfile, grouped: bool) -> Result<(LayerPlan, Vec<Candidate>)> {
         let limits = self.limits_of(layer);
         limits.map_or(Ok(()), Limits::validate).map_err(|error| error.in_layer(layer.name()))?;
@@ -353,52 +391,4 @@ impl Goal {
         let expected = format!("of at least {least}, the smallest feasible for these layers");
         Error::out_of_range(parameter, expected, found)
     }
-
-    /// The sums of the limited and of the minimized quantity.
-    fn sums(&self, chosen: &[&Candidate]) -> (f64, f64) {
-        let add = |sum: (f64, f64), one: &&Candidate| (sum.0 + (self.limited)(one), sum.1 + (self.minimized)(one));
-        chosen.iter().fold((0.0, 0.0), add)
-    }
-}
-
-fn classes<'a>(block: &'a Block, goal: &Goal) -> knapsack::Block<&'a Candidate> {
-    let class =
-        |all: &'a Vec<Candidate>| Class::new(all.iter().map(|one| (((goal.limited)(one), (goal.minimized)(one)), one)));
-    block.iter().map(|parts| parts.iter().map(class).collect()).collect()
-}
-
-/// The most expensive candidates that cost at most the same fraction of the original layers, or else the cheapest; the
-/// fraction is the best that reaches the goal. The error is the smallest limit that can be reached.
-///
-/// A block whose layers share an input takes the best joint candidate that is better without needing more.
-fn at_same_fraction<'a>(
-    blocks: &'a [Block],
-    goal: &Goal,
-    minimizes_parameters: bool,
-) -> Result<Vec<&'a Candidate>, f64> {
-    let (cost, good, bad) =
-        if minimizes_parameters { (goal.minimized, 1.0_f64, 0.0_f64) } else { (goal.limited, 0.0, 1.0) };
-    let at = |block: &'a Block, fraction: f64| -> Vec<&'a Candidate> {
-        let choose = |candidates: &'a Vec<Candidate>| {
-            let affordable = fraction * candidates.last().map_or(0.0, cost);
-            let count = candidates.partition_point(|candidate| cost(candidate) <= affordable);
-            candidates.get(count.saturating_sub(1))
-        };
-        block[0].iter().filter_map(choose).collect()
-    };
-    let used = |fraction| blocks.iter().map(|block| goal.sums(&at(block, fraction)).0).sum::<f64>();
-    let fraction = match used(good) {
-        _ if used(bad) <= goal.limit => bad,
-        least if least > goal.limit => return Err(least),
-        _ => neighbours(good, bad, |fraction| used(fraction) <= goal.limit).0,
-    };
-    let choose = |block: &'a Block| {
-        let separate = at(block, fraction);
-        let (used, value) = goal.sums(&separate);
-        let joint = block.iter().skip(1).flatten().flatten();
-        let better = joint.filter(|one| (goal.limited)(one) <= used && (goal.minimized)(one) < value);
-        let best = better.min_by(|a, b| (goal.minimized)(a).total_cmp(&(goal.minimized)(b)));
-        best.map_or(separate, |best| vec![best])
-    };
-    Ok(blocks.iter().flat_map(choose).collect())
 }

@@ -7,7 +7,8 @@ use crate::{Error, Result};
 
 /// A limit on the cost of a network, or on its error.
 ///
-/// Parameters are counted as in a [`Report`](crate::Report): with biases, over all layers given, original layers included.
+/// Parameters are counted as in a [`Report`](crate::Report): with biases, over all layers given,
+/// original layers included.
 ///
 /// ```
 /// use dalr::network::Budget;
@@ -26,13 +27,15 @@ pub enum Budget {
     MultiplyAdds(u64),
     /// At most this fraction of the multiply–adds, in (0, 1].
     MultiplyAddFraction(f64),
-    /// The fewest parameters that keep `√(Σ w loss / Σ w)`, the weighted root mean square of the layers' relative errors, at
-    /// or below this number. The [`Strategy`] determines `w` and the loss.
+    /// The fewest parameters that keep `√(Σ w loss / Σ w)`, the weighted root mean square of the
+    /// layers' relative errors, at or below this number. The [`Strategy`] determines `w` and the
+    /// loss.
     TotalError(f64),
-    /// The fewest parameters that keep every layer's relative error at or below this number. The strategy has no influence.
+    /// The fewest parameters that keep every layer's relative error at or below this number. The
+    /// strategy has no influence.
     LayerError(f64),
-    /// This rank, or the nearest that the limits allow, for every layer that it makes smaller. The other layers stay
-    /// original. The strategy has no influence.
+    /// This rank, or the nearest that the limits allow, for every layer that it makes smaller. The
+    /// other layers stay original. The strategy has no influence.
     Rank(usize),
 }
 
@@ -40,6 +43,11 @@ impl Budget {
     /// Whether the budget limits an error, and the number of parameters is minimized.
     pub(super) fn limits_error(self) -> bool {
         matches!(self, Self::TotalError(_) | Self::LayerError(_))
+    }
+
+    /// Whether the budget determines the plan without the strategy.
+    pub(super) fn decides_alone(self) -> bool {
+        matches!(self, Self::Rank(_) | Self::LayerError(_))
     }
 
     pub(super) fn validate(self) -> Result<()> {
@@ -81,11 +89,13 @@ impl fmt::Display for Budget {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Strategy {
-    /// Every layer keeps the same fraction of its own cost. This is the safe choice without measurements.
+    /// Every layer keeps the same fraction of its own cost. This is the safe choice without
+    /// measurements.
     #[default]
     Uniform,
-    /// Minimizes the sum of the losses, each relative to its layer's own outputs. A layer that the network hardly needs counts
-    /// as much as one that it cannot do without, so this is often worse than uniform. Measure sensitivities instead.
+    /// Minimizes the sum of the losses, each relative to its layer's own outputs. A layer that the
+    /// network hardly needs counts as much as one that it cannot do without, so this is often worse
+    /// than uniform. Measure sensitivities instead.
     Energy,
     /// Minimizes the sum of the losses, each multiplied by the sensitivity of its layer.
     Sensitivity(Sensitivities),

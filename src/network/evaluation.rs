@@ -9,9 +9,11 @@ use crate::{Error, Result};
 
 /// The caller's value for the network with some layers compressed.
 ///
-/// [`Sensitivities::measure`](super::Sensitivities::measure) and [`JointSearch::run`](super::JointSearch::run) append their
-/// evaluations to a list and repeat none that is in it. Keep the list, with the `serde` feature also on disk, to continue after
-/// an error or after a cancelled run. An evaluation no longer applies once a layer that it compresses has another loss.
+/// [`Sensitivities::measure`](super::Sensitivities::measure) and
+/// [`JointSearch::run`](super::JointSearch::run) append their evaluations to a list and repeat none
+/// that is in it. Keep the list, with the `serde` feature also on disk, to continue after an error
+/// or after a cancelled run. An evaluation no longer applies once a layer that it compresses has
+/// another loss.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
@@ -28,7 +30,8 @@ pub struct Evaluation {
     pub value: f64,
 }
 
-type AnyError = Box<dyn std::error::Error + Send + Sync>;
+/// The error of the caller's function.
+pub(super) type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// The caller's function with its error in a box.
 pub(super) fn boxed<E: Into<AnyError>>(

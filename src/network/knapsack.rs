@@ -1,7 +1,9 @@
-//! Minimizes a sum under a limit on another sum, with one option from each class: the multiple-choice knapsack.
+//! Minimizes a sum under a limit on another sum, with one option from each class: the
+//! multiple-choice knapsack.
 //!
-//! Lagrangian relaxation gives a lower bound and a choice within the limit. A beam search then goes through the options that
-//! the bound leaves open. It finds the optimum unless there are too many of them.
+//! Lagrangian relaxation gives a lower bound and a choice within the limit. A beam search then goes
+//! through the options that the bound leaves open. It finds the optimum unless there are too many
+//! of them.
 
 /// The largest number of partial choices that the beam search keeps for all classes together.
 const BEAM: usize = 200_000;
@@ -40,7 +42,8 @@ pub(super) type Block<T> = Vec<Vec<Class<T>>>;
 type Picks<'a, T> = Vec<(&'a Class<T>, usize)>;
 
 impl<T: Copy> Class<T> {
-    /// Keeps the options, pairs of cost and value, that no other option dominates. There must be one at least.
+    /// Keeps the options, pairs of cost and value, that no other option dominates. There must be
+    /// one at least.
     pub(super) fn new(options: impl Iterator<Item = ((f64, f64), T)>) -> Self {
         let mut items: Vec<Item<T>> = options.map(|((cost, value), tag)| Item { cost, value, tag }).collect();
         remove_dominated(&mut items, |item| (item.cost, item.value));
@@ -61,6 +64,13 @@ impl<T: Copy> Class<T> {
     /// The item that minimizes `value + multiplier · cost`; the cheapest of several.
     fn relaxed(&self, multiplier: f64) -> usize {
         self.hull[self.slopes.partition_point(|&slope| slope > multiplier)]
+    }
+
+    /// Better items up to this cost: the next one, the next on the hull, and the best.
+    fn upgrades(&self, item: usize, cost: f64) -> impl Iterator<Item = usize> {
+        let best = self.items.partition_point(|item| item.cost <= cost).saturating_sub(1);
+        let on_hull = self.hull.get(self.hull.partition_point(|&vertex| vertex <= item)).copied();
+        [Some(item + 1), on_hull, Some(best)].into_iter().flatten().filter(move |&other| item < other && other <= best)
     }
 
     /// The minimum of `value + multiplier · cost`; an infinite multiplier minimizes the cost.
@@ -140,7 +150,8 @@ fn relax<'a, T: Copy>(blocks: &[&'a [Vec<Class<T>>]], limit: f64) -> Result<Rela
     Ok(Relaxation { within, multiplier: if good.is_finite() { good } else { bad }, bound })
 }
 
-/// Returns the two neighbouring numbers between `good` and `bad` at which `is_good` changes. Both must be at least 0.
+/// Returns the two neighbouring numbers between `good` and `bad` at which `is_good` changes. Both
+/// must be at least 0.
 ///
 /// Bisecting the bits halves the exponent first: about sixty evaluations suffice at any magnitude.
 pub(super) fn neighbours(mut good: f64, mut bad: f64, mut is_good: impl FnMut(f64) -> bool) -> (f64, f64) {
@@ -150,6 +161,24 @@ pub(super) fn neighbours(mut good: f64, mut bad: f64, mut is_good: impl FnMut(f6
             return (good, bad);
         }
         *if is_good(middle) { &mut good } else { &mut bad } = middle;
+    }
+}
+
+/// Spends the rest of the limit on the upgrades that save most for their cost.
+fn fill<'a, T: Copy>(mut picks: Picks<'a, T>, limit: f64) -> Picks<'a, T> {
+    let mut cost = sums(&picks).0;
+    loop {
+        let upgrades = picks.iter().enumerate().flat_map(|(position, &(class, item))| {
+            let now = &class.items[item];
+            class.upgrades(item, now.cost + (limit - cost)).map(move |upgrade| {
+                let other = &class.items[upgrade];
+                let ratio = (now.value - other.value) / (other.cost - now.cost);
+                (ratio, position, upgrade, cost - now.cost + other.cost)
+            })
+        });
+        let best = upgrades.filter(|(.., more)| *more <= limit).max_by(|a, b| a.0.total_cmp(&b.0));
+        let Some((_, position, upgrade, more)) = best else { return picks };
+        (picks[position].1, cost) = (upgrade, more);
     }
 }
 
@@ -172,7 +201,8 @@ struct Node<'a, T> {
     pick: (&'a Class<T>, usize),
 }
 
-/// Keeps the partial choices that no other dominates, and at most `width` of them, spread over the range of costs.
+/// Keeps the partial choices that no other dominates, and at most `width` of them, spread over the
+/// range of costs.
 fn thin(mut all: Vec<Partial>, width: usize) -> Vec<Partial> {
     remove_dominated(&mut all, |partial| (partial.cost, partial.value));
     let chunks = all.chunks(all.len().div_ceil(width).max(1));
@@ -181,8 +211,9 @@ fn thin(mut all: Vec<Partial>, width: usize) -> Vec<Partial> {
 
 /// Searches for a choice within the limit that is better than `value`.
 ///
-/// An item can be part of such a choice only if it raises the relaxed minimum by less than the gap. The search goes through
-/// the classes and keeps the partial choices that satisfy this; it is exact unless it has to drop some.
+/// An item can be part of such a choice only if it raises the relaxed minimum by less than the gap.
+/// The search goes through the classes and keeps the partial choices that satisfy this; it is exact
+/// unless it has to drop some.
 fn search<'a, T: Copy>(
     blocks: &[&'a [Vec<Class<T>>]],
     multiplier: f64,
@@ -243,20 +274,22 @@ fn search<'a, T: Copy>(
     Some(picks)
 }
 
-/// A lower bound on the value of every choice within the limit, or the least cost there is if that exceeds the limit.
+/// A lower bound on the value of every choice within the limit, or the least cost there is if that
+/// exceeds the limit.
 pub(super) fn lower_bound<T: Copy>(blocks: &[Block<T>], limit: f64) -> Result<f64, f64> {
     relax(&blocks.iter().map(Vec::as_slice).collect::<Vec<_>>(), limit).map(|relaxation| relaxation.bound)
 }
 
-/// Returns the chosen options of all blocks, in their order, and a lower bound on the value; or else the least cost there is,
-/// which exceeds the limit.
+/// Returns the chosen options of all blocks, in their order, and a lower bound on the value; or
+/// else the least cost there is, which exceeds the limit.
 pub(super) fn solve<T: Copy>(blocks: &[Block<T>], limit: f64) -> Result<(Vec<T>, f64), f64> {
     let improve = |blocks: &[&[Vec<Class<T>>]]| {
-        let Relaxation { within: mut picks, multiplier, bound } = relax(blocks, limit)?;
+        let Relaxation { within, multiplier, bound } = relax(blocks, limit)?;
+        let mut picks = fill(within, limit);
         // The choice at multiplier 0 is optimal. A better choice narrows the next search.
         for _ in 0..if multiplier > 0.0 { SEARCHES } else { 0 } {
             let Some(better) = search(blocks, multiplier, limit, sums(&picks).1) else { break };
-            picks = better;
+            picks = fill(better, limit);
         }
         let tags = picks.iter().map(|(class, item)| class.items[*item].tag).collect();
         Result::<_, f64>::Ok((sums(&picks).1, tags, bound))

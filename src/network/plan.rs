@@ -21,7 +21,8 @@ pub enum Choice {
     Rank(usize),
     /// The layer is compressed together with all layers of its shared input.
     Shared {
-        /// The group, an index into those given to [`Allocator::allocate_shared`](super::Allocator::allocate_shared).
+        /// The group, an index into those given to
+        /// [`Allocator::allocate_shared`](super::Allocator::allocate_shared).
         group: usize,
         /// The rank of the shared `down`.
         rank: usize,
@@ -117,9 +118,11 @@ pub struct Plan {
     pub strategy: String,
     /// Whether the objective is the number of parameters, as for a budget that limits an error.
     pub minimizes_parameters: bool,
-    /// The quantity that was minimized: the sum of the layers' losses, each multiplied by its weight, or the parameters.
+    /// The quantity that was minimized: the sum of the layers' losses, each multiplied by its
+    /// weight, or the parameters.
     pub objective: f64,
-    /// A bound from the Lagrangian relaxation: no allocation within the budget has a smaller objective.
+    /// A bound from the Lagrangian relaxation: no allocation within the budget has a smaller
+    /// objective.
     pub lower_bound: f64,
     /// The layers, in the order in which they were given.
     pub layers: Vec<LayerPlan>,
@@ -146,30 +149,35 @@ pub struct LayerPlan {
     pub weight: f64,
     /// Parameters of the original layer.
     pub parameters_before: u64,
-    /// Parameters of the layer as planned. A shared `down` counts with the first layer of its group.
+    /// Parameters of the layer as planned. A shared `down` counts with the first layer of its
+    /// group.
     pub parameters_after: u64,
     /// Multiply–adds of the original layer for one sample.
     pub multiply_adds_before: u64,
-    /// Multiply–adds of the layer as planned. A shared `down` counts with the first layer of its group.
+    /// Multiply–adds of the layer as planned. A shared `down` counts with the first layer of its
+    /// group.
     pub multiply_adds_after: u64,
     /// The loss, a squared relative error, before its weight.
     pub loss: f64,
-    /// The predicted error, as [`Report::relative_error`]: 0 for an original layer, the root of the loss in a group, `None`
-    /// without samples.
+    /// The predicted error, as [`Report::relative_error`]: 0 for an original layer, the root of the
+    /// loss in a group, `None` without samples.
     pub relative_error: Option<f64>,
-    /// The report on the layer compressed on its own; `None` for an original layer and for a layer of a group.
+    /// The report on the layer compressed on its own; `None` for an original layer and for a layer
+    /// of a group.
     pub report: Option<Report>,
     /// Warnings about the layer.
     pub warnings: Vec<Warning>,
 }
 
 impl Plan {
-    /// Creates the plan for ranks that the caller chose, or that a [`JointSearch`](super::JointSearch) found. Layers without
-    /// a rank stay original. All layers have the same weight, and the lower bound is the objective.
+    /// Creates the plan for ranks that the caller chose, or that a
+    /// [`JointSearch`](super::JointSearch) found. Layers without a rank stay original. All layers
+    /// have the same weight, and the lower bound is the objective.
     ///
     /// # Errors
     ///
-    /// No layers, or two of the same name; a name that no layer has; a rank that was not solved for.
+    /// No layers, or two of the same name; a name that no layer has; a rank that was not solved
+    /// for.
     ///
     /// ```
     /// use dalr::network::{LayerProfile, Plan};
@@ -242,7 +250,8 @@ impl Plan {
         self.layers.iter().filter_map(rank).collect()
     }
 
-    /// An upper bound on the improvement that another allocation could bring: the objective less the lower bound.
+    /// An upper bound on the improvement that another allocation could bring: the objective less
+    /// the lower bound.
     pub fn gap(&self) -> f64 {
         self.objective - self.lower_bound
     }
@@ -267,8 +276,8 @@ impl Plan {
         self.layers.iter().map(|layer| layer.multiply_adds_after).sum()
     }
 
-    /// The root mean square of the layers' predicted errors, weighted as in the objective; `None` if all weights are zero.
-    /// [`Budget::TotalError`](super::Budget::TotalError) limits it.
+    /// The root mean square of the layers' predicted errors, weighted as in the objective; `None`
+    /// if all weights are zero. [`Budget::TotalError`](super::Budget::TotalError) limits it.
     pub fn total_error(&self) -> Option<f64> {
         let weight = self.layers.iter().map(|layer| layer.weight).sum::<f64>();
         let loss = self.layers.iter().map(|layer| layer.weight * layer.loss).sum::<f64>();
@@ -307,7 +316,8 @@ impl LayerPlan {
         Ok(())
     }
 
-    /// Changes the choice to a shared `down`, given the parameters, the entries of the factors and the loss.
+    /// Changes the choice to a shared `down`, given the parameters, the entries of the factors and
+    /// the loss.
     pub(super) fn share(&mut self, choice: Choice, (parameters, factors, loss): (u64, u64, f64), calls: u64) {
         (self.choice, self.reason) = (choice, None);
         (self.parameters_after, self.multiply_adds_after) = (parameters, factors.saturating_mul(calls));

@@ -8,8 +8,8 @@ use crate::{Decomposition, Error, Report, Result, Scalar};
 
 /// A layer's name, shape and error at every rank.
 ///
-/// A profile holds a few numbers per rank and no matrices: the profiles of a thousand layers fit into memory that their
-/// decompositions would exceed. With the `serde` feature they can be stored.
+/// A profile holds a few numbers per rank and no matrices: the profiles of a thousand layers fit
+/// into memory that their decompositions would exceed. With the `serde` feature they can be stored.
 ///
 /// ```
 /// use dalr::network::LayerProfile;
@@ -48,8 +48,8 @@ pub struct LayerProfile {
 impl LayerProfile {
     /// Creates the profile of a decomposed layer.
     ///
-    /// Ranks above the decomposition's [`max_rank`](Decomposition::max_rank) cannot be chosen. Solve up to
-    /// [`Rank::break_even`](crate::Rank::break_even) to leave every useful rank open.
+    /// Ranks above the decomposition's [`max_rank`](Decomposition::max_rank) cannot be chosen.
+    /// Solve up to [`Rank::break_even`](crate::Rank::break_even) to leave every useful rank open.
     pub fn new<T: Scalar>(name: impl Into<String>, decomposition: &Decomposition<T>) -> Self {
         let errors = decomposition.relative_errors().map(<[f64]>::to_vec);
         let (explained, total_energy) = (decomposition.explained().to_vec(), decomposition.total_energy());
@@ -67,13 +67,14 @@ impl LayerProfile {
         Self { name, calls: 1, facts, explained, total_energy, relative_errors, losses, by_data_errors: false }
     }
 
-    /// Creates the profile of a layer whose eigenvalues were computed elsewhere: descending, one for each rank that may be
-    /// chosen. The total includes the eigenvalues past these. Such a profile has no errors on data.
+    /// Creates the profile of a layer whose eigenvalues were computed elsewhere: descending, one
+    /// for each rank that may be chosen. The total includes the eigenvalues past these. Such a
+    /// profile has no errors on data.
     ///
     /// # Errors
     ///
-    /// No eigenvalues, or more than min(out, in); eigenvalues that are negative, not finite or not descending; a total below
-    /// their sum.
+    /// No eigenvalues, or more than min(out, in); eigenvalues that are negative, not finite or not
+    /// descending; a total below their sum.
     ///
     /// ```
     /// # fn main() -> dalr::Result<()> {
@@ -107,7 +108,8 @@ impl LayerProfile {
         })
     }
 
-    /// Creates the profile of an out × in layer that stays original, but counts in the budget and in the plan.
+    /// Creates the profile of an out × in layer that stays original, but counts in the budget and
+    /// in the plan.
     ///
     /// # Errors
     ///
@@ -131,17 +133,19 @@ impl LayerProfile {
         })
     }
 
-    /// Sets how often the network runs this layer for one sample; 1 by default. The multiply–adds count that often, the
-    /// parameters once.
+    /// Sets how often the network runs this layer for one sample; 1 by default. The multiply–adds
+    /// count that often, the parameters once.
     #[must_use]
     pub fn with_calls(mut self, calls: u64) -> Self {
         self.calls = calls;
         self
     }
 
-    /// Makes the [`loss`](Self::loss) the squared error on the calibration data instead of the unexplained energy.
+    /// Makes the [`loss`](Self::loss) the squared error on the calibration data instead of the
+    /// unexplained energy.
     ///
-    /// The two differ by the regularization. For truncated SVD they are unrelated, and only this one is about the outputs.
+    /// The two differ by the regularization. For truncated SVD they are unrelated, and only this
+    /// one is about the outputs.
     ///
     /// # Errors
     ///
@@ -194,15 +198,15 @@ impl LayerProfile {
         self.relative_errors.as_ref()?.get(rank.checked_sub(1)?).copied()
     }
 
-    /// The loss at this rank, a squared relative error: the unexplained energy, which is convex in the rank, or the square of
-    /// [`relative_error`](Self::relative_error) after [`with_data_errors`](Self::with_data_errors). `None` for a rank that was
-    /// not solved for.
+    /// The loss at this rank, a squared relative error: the unexplained energy, which is convex in
+    /// the rank, or the square of [`relative_error`](Self::relative_error) after
+    /// [`with_data_errors`](Self::with_data_errors). `None` for a rank that was not solved for.
     pub fn loss(&self, rank: usize) -> Option<f64> {
         self.losses.get(rank.checked_sub(1)?).copied()
     }
 
-    /// The report on the compressed layer of this rank, as [`Decomposition::truncate`] gives it; `None` for a rank that was not
-    /// solved for.
+    /// The report on the compressed layer of this rank, as [`Decomposition::truncate`] gives it;
+    /// `None` for a rank that was not solved for.
     pub fn report(&self, rank: usize) -> Option<Report> {
         self.loss(rank).map(|_| self.facts.report(rank, self.relative_error(rank)))
     }
@@ -252,20 +256,15 @@ impl Limits {
     pub(super) const NONE: Self = Self { min_rank: 1, max_rank: usize::MAX, multiple: 1 };
 
     pub(super) fn validate(self) -> Result<()> {
-        let (least, most) = (self.min_rank, self.max_rank);
-        let parameters = [
-            ("the rank multiple", self.multiple, 1),
-            ("the smallest rank", least, 1),
-            ("the largest rank", most, least),
-        ];
-        for (parameter, found, bound) in parameters {
-            if found < bound {
-                let at_least = if parameter == "the largest rank" { "the smallest, " } else { "" };
-                let expected = format!("to be at least {at_least}{bound}");
-                return Err(Error::out_of_range(parameter, expected, found as f64));
+        let (parameter, found, bound) = match self {
+            Self { multiple: 0, .. } => ("the rank multiple", 0, "1".into()),
+            Self { min_rank: 0, .. } => ("the smallest rank", 0, "1".into()),
+            Self { min_rank, max_rank, .. } if max_rank < min_rank => {
+                ("the largest rank", max_rank, format!("the smallest, {min_rank}"))
             }
-        }
-        Ok(())
+            _ => return Ok(()),
+        };
+        Err(Error::out_of_range(parameter, format!("to be at least {bound}"), found as f64))
     }
 
     pub(super) fn allow(self, rank: usize) -> bool {
@@ -275,8 +274,8 @@ impl Limits {
 
 /// The energy left unexplained at each rank, given the explained energies.
 ///
-/// It is summed from the end, so that small tails keep their digits. Past the last rank solved for, the rest of the total is
-/// left.
+/// It is summed from the end, so that small tails keep their digits. Past the last rank solved for,
+/// the rest of the total is left.
 pub(super) fn tails(explained: &[f64], full: usize) -> Vec<f64> {
     let solved = explained.iter().sum::<f64>();
     // Without any energy there is nothing to lose.
@@ -332,7 +331,8 @@ mod tests {
 
     #[test]
     fn the_tail_of_a_rank_is_the_unexplained_energy() {
-        // Solved in part: a quarter lies past the last rank. In full: nothing does, though the sum is rounded.
+        // Solved in part: a quarter lies past the last rank. In full: nothing does, though the sum
+        // is rounded.
         assert_eq!(tails(&[0.5, 0.25], 3), [0.5, 0.25]);
         let explained = [0.7, 0.1, 0.1];
         assert!(explained.iter().sum::<f64>() < 0.9);

@@ -3,7 +3,7 @@
 use core::ops::ControlFlow;
 use std::collections::BTreeMap;
 
-use super::evaluation::{Evaluation, Evaluator, boxed};
+use super::evaluation::{AnyError, Evaluation, Evaluator, boxed};
 use super::profile::{self, LayerProfile, Limits};
 use super::progress::Progress;
 use crate::error::during;
@@ -11,13 +11,14 @@ use crate::{Error, Result};
 
 /// Compresses layers step by step while the network stays accurate enough: the paper's search.
 ///
-/// Each step tries to compress every layer a little further, evaluates each of these networks, and keeps the best; of equals, the
-/// one with the fewest parameters. The search ends when every one of them is worse than the original by more than
-/// `max_drop`, or when no layer can be compressed further. The first step of a layer takes it to the largest rank that saves
-/// parameters.
+/// Each step tries to compress every layer a little further, evaluates each of these networks, and
+/// keeps the best; of equals, the one with the fewest parameters. The search ends when every one of
+/// them is worse than the original by more than `max_drop`, or when no layer can be compressed
+/// further. The first step of a layer takes it to the largest rank that saves parameters.
 ///
 /// This takes an evaluation for every layer in every step: use it for a few layers.
-/// [`Sensitivities::measure`](super::Sensitivities::measure) takes one evaluation for each layer in total.
+/// [`Sensitivities::measure`](super::Sensitivities::measure) takes one evaluation for each layer in
+/// total.
 ///
 /// ```
 /// use std::collections::BTreeMap;
@@ -55,8 +56,8 @@ pub struct JointSearch {
 }
 
 impl JointSearch {
-    /// Creates a search that may lose this much accuracy, in the units of the evaluations: 0.01 for the paper's 1 % of an
-    /// accuracy in [0, 1]. Each step takes a tenth of the rank.
+    /// Creates a search that may lose this much accuracy, in the units of the evaluations: 0.01 for
+    /// the paper's 1 % of an accuracy in [0, 1]. Each step takes a tenth of the rank.
     pub fn new(max_drop: f64) -> Self {
         Self { max_drop, step: (0.1, 1), limits: Limits::NONE }
     }
@@ -91,25 +92,23 @@ impl JointSearch {
 
     /// Runs the search and returns its path: the original network, then every step that was kept.
     ///
-    /// `evaluate` gets the layers to compress and their ranks; all others stay original. It returns the accuracy of this network,
-    /// or another number that is better the larger it is. If `progress` cancels, the path is that of the steps completed;
-    /// it is empty if the original network was not evaluated. `evaluations` keeps all values, also after an error; the next run
+    /// `evaluate` gets the layers to compress and their ranks; all others stay original. It returns
+    /// the accuracy of this network, or another number that is better the larger it is. If
+    /// `progress` cancels, the path is that of the steps completed; it is empty if the original
+    /// network was not evaluated. `evaluations` keeps all values, also after an error; the next run
     /// continues from them.
     ///
     /// # Errors
     ///
-    /// No layers, or two of the same name; parameters out of range; an accuracy that is not finite; an error of `evaluate`, as
-    /// the source of an [`Error::Callback`].
-    pub fn run<E>(
+    /// No layers, or two of the same name; parameters out of range; an accuracy that is not finite;
+    /// an error of `evaluate`, as the source of an [`Error::Callback`].
+    pub fn run<E: Into<AnyError>>(
         &self,
         layers: &[LayerProfile],
         evaluations: &mut Vec<Evaluation>,
         evaluate: impl FnMut(&BTreeMap<String, usize>) -> Result<f64, E>,
         progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
-    ) -> Result<Vec<Evaluation>>
-    where
-        E: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
+    ) -> Result<Vec<Evaluation>> {
         during("JointSearch::run", || {
             self.validate()?;
             profile::positions(layers)?;
@@ -158,8 +157,8 @@ impl JointSearch {
         Err(Error::out_of_range(parameter, expected.into(), found))
     }
 
-    /// The rank of a layer one step further: the largest allowed that is at least a step below the present one, or the
-    /// smallest allowed, to which the step may be shorter.
+    /// The rank of a layer one step further: the largest allowed that is at least a step below the
+    /// present one, or the smallest allowed, to which the step may be shorter.
     fn next(&self, allowed: &[usize], present: Option<usize>) -> Option<usize> {
         let Some(present) = present else { return allowed.last().copied() };
         let (fraction, ranks) = self.step;

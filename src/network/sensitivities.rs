@@ -3,14 +3,15 @@
 use core::ops::ControlFlow;
 use std::collections::BTreeMap;
 
-use super::evaluation::{Evaluation, Evaluator, boxed};
+use super::evaluation::{AnyError, Evaluation, Evaluator, boxed};
 use super::plan::{Choice, Plan};
 use super::profile::{self, LayerProfile, Limits};
 use super::progress::Progress;
 use crate::error::during;
 use crate::{Error, Result};
 
-/// The increase of the network's loss for each unit of a layer's loss, by name. Only the ratios matter.
+/// The increase of the network's loss for each unit of a layer's loss, by name. Only the ratios
+/// matter.
 ///
 /// In JSON this is a plain object: `{"fc1": 0.8, "fc2": 0.1}`.
 ///
@@ -33,7 +34,8 @@ impl Sensitivities {
     ///
     /// # Errors
     ///
-    /// A number that is negative or not finite ([`Error::InLayer`] names the layer); a name that comes twice.
+    /// A number that is negative or not finite ([`Error::InLayer`] names the layer); a name that
+    /// comes twice.
     pub fn new<N: Into<String>>(sensitivities: impl IntoIterator<Item = (N, f64)>) -> Result<Self> {
         during("Sensitivities::new", || {
             let mut map = BTreeMap::new();
@@ -53,21 +55,23 @@ impl Sensitivities {
         })
     }
 
-    /// Measures the sensitivities: compresses one layer at a time, and divides the increase of the network's loss by the loss of
-    /// the layer.
+    /// Measures the sensitivities: compresses one layer at a time, and divides the increase of the
+    /// network's loss by the loss of the layer.
     ///
-    /// `evaluate` gets the layers to compress and their ranks; all others stay original. It returns the loss of this network, the
-    /// smaller the better: a cross-entropy, one minus a cosine, one minus an accuracy. It is called once without any layers, and
-    /// once for each layer at its rank in `plan`. A layer that stays original in `plan` is measured at the largest rank that
-    /// saves parameters. Layers that no rank makes smaller, or that lose nothing by it, are left out.
+    /// `evaluate` gets the layers to compress and their ranks; all others stay original. It returns
+    /// the loss of this network, the smaller the better: a cross-entropy, one minus a cosine, one
+    /// minus an accuracy. It is called once without any layers, and once for each layer at its rank
+    /// in `plan`. A layer that stays original in `plan` is measured at the largest rank that saves
+    /// parameters. Layers that no rank makes smaller, or that lose nothing by it, are left out.
     ///
-    /// A layer whose compression seems to help gets zero, which is noise; see [`with_floor`](Self::with_floor). The result is
-    /// `None` if `progress` cancels. `evaluations` keeps all values, also after an error; the next call continues from them.
+    /// A layer whose compression seems to help gets zero, which is noise; see
+    /// [`with_floor`](Self::with_floor). The result is `None` if `progress` cancels. `evaluations`
+    /// keeps all values, also after an error; the next call continues from them.
     ///
     /// # Errors
     ///
-    /// Two layers of the same name; no layer that can be measured; a value that is not finite, or a quotient that overflows; an
-    /// error of `evaluate`, as the source of an [`Error::Callback`].
+    /// Two layers of the same name; no layer that can be measured; a value that is not finite, or a
+    /// quotient that overflows; an error of `evaluate`, as the source of an [`Error::Callback`].
     ///
     /// ```
     /// use std::collections::BTreeMap;
@@ -96,16 +100,13 @@ impl Sensitivities {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn measure<E>(
+    pub fn measure<E: Into<AnyError>>(
         layers: &[LayerProfile],
         plan: &Plan,
         evaluations: &mut Vec<Evaluation>,
         evaluate: impl FnMut(&BTreeMap<String, usize>) -> Result<f64, E>,
         progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
-    ) -> Result<Option<Self>>
-    where
-        E: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
+    ) -> Result<Option<Self>> {
         during("Sensitivities::measure", || {
             profile::positions(layers)?;
             let measurable: Vec<_> = layers.iter().filter_map(|layer| measurable(layer, plan)).collect();
@@ -145,8 +146,8 @@ impl Sensitivities {
 
     /// Raises every sensitivity to at least this fraction of their mean.
     ///
-    /// A single measurement of a layer that hardly matters is mostly noise. It may come out as zero, and the allocation would
-    /// then compress that layer to the smallest rank.
+    /// A single measurement of a layer that hardly matters is mostly noise. It may come out as
+    /// zero, and the allocation would then compress that layer to the smallest rank.
     ///
     /// # Errors
     ///

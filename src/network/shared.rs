@@ -12,18 +12,20 @@ use crate::{
 /// The weight of a layer without any sensitivity, relative to the layer with the largest.
 const NEGLIGIBLE: f64 = 1.0 / (1_u64 << 40) as f64;
 
-/// The energy of a group may differ this much from the sum of its layers' energies. Rounding is smaller, and the difference
-/// between two methods is larger.
+/// The energy of a group may differ this much from the sum of its layers' energies. Rounding is
+/// smaller, and the difference between two methods is larger.
 const SAME: f64 = 1e-3;
 
-/// Layers with a shared input, such as query, key and value, and the loss of each at every rank of a shared `down`.
+/// Layers with a shared input, such as query, key and value, and the loss of each at every rank of
+/// a shared `down`.
 ///
-/// The stacked weights are one layer. Its factors of rank `k` are one `down`, `k × n`, and an `up` for each layer, `mᵢ × k`. They
-/// have `k (n + Σ mᵢ)` parameters, separate factors `Σ kᵢ (n + mᵢ)`.
+/// The stacked weights are one layer. Its factors of rank `k` are one `down`, `k × n`, and an `up`
+/// for each layer, `mᵢ × k`. They have `k (n + Σ mᵢ)` parameters, separate factors `Σ kᵢ (n + mᵢ)`.
 /// [`Allocator::allocate_shared`](super::Allocator::allocate_shared) chooses the better of the two.
 ///
-/// The rows of each layer are scaled by `√(wᵢ / eᵢ)`, with the energy `eᵢ` of its outputs and its sensitivity `wᵢ`. This output
-/// metric makes the solution minimize the sum of the weighted *relative* squared errors, as separate factors do.
+/// The rows of each layer are scaled by `√(wᵢ / eᵢ)`, with the energy `eᵢ` of its outputs and its
+/// sensitivity `wᵢ`. This output metric makes the solution minimize the sum of the weighted
+/// *relative* squared errors, as separate factors do.
 ///
 /// ```
 /// use dalr::network::{Allocator, Budget, Choice, LayerProfile, SharedInput, Strategy};
@@ -81,14 +83,16 @@ struct Member {
 impl SharedInput {
     /// Decomposes layers with a shared input together, for every rank up to `max_rank`.
     ///
-    /// The profiles must come from the same method and the same statistics. Sensitivities, if given, should be those of the
-    /// allocation. Truncate the decomposition of the stacked layer to the rank planned, and [`split`](Self::split) it.
+    /// The profiles must come from the same method and the same statistics. Sensitivities, if
+    /// given, should be those of the allocation. Truncate the decomposition of the stacked layer to
+    /// the rank planned, and [`split`](Self::split) it.
     ///
     /// # Errors
     ///
-    /// Fewer than two layers; profiles of other layers, or of layers that stay original; layers of which only some have a bias;
-    /// different numbers of inputs; a layer without a sensitivity; profiles from another method or other statistics, whose
-    /// errors cannot be compared; errors of [`LowRankCompressor::decompose`].
+    /// Fewer than two layers; profiles of other layers, or of layers that stay original; layers of
+    /// which only some have a bias; different numbers of inputs; a layer without a sensitivity;
+    /// profiles from another method or other statistics, whose errors cannot be compared; errors of
+    /// [`LowRankCompressor::decompose`].
     pub fn decompose<'a, T: Scalar>(
         members: &[(&LayerProfile, &Linear<T>)],
         sensitivities: Option<&Sensitivities>,
@@ -117,7 +121,8 @@ impl SharedInput {
                 let up = factors.up().subrows(start, out_features);
                 start += out_features;
                 let fraction = if energy > 0.0 { total / energy } else { 0.0 };
-                // `up` holds eigenvectors: the part of an eigenvalue in these rows is their squared norm.
+                // `up` holds eigenvectors: the part of an eigenvalue in these rows is their squared
+                // norm.
                 let explained = up.col_iter().zip(decomposition.explained());
                 let explained = explained.map(|(column, part)| part * fraction * linalg::squared_norm(column.as_mat()));
                 let losses = tails(&explained.collect::<Vec<_>>(), full);
@@ -133,13 +138,16 @@ impl SharedInput {
         })
     }
 
-    /// Splits the compressed stacked layer into the layers of the group, in their order. Each has a copy of the shared `down`.
+    /// Splits the compressed stacked layer into the layers of the group, in their order. Each has a
+    /// copy of the shared `down`.
     ///
-    /// `originals` are the original layers, whose biases are kept if the method does not correct them.
+    /// `originals` are the original layers, whose biases are kept if the method does not correct
+    /// them.
     ///
     /// # Errors
     ///
-    /// A stacked layer or originals of other shapes; [`Error::Overflow`] if a factor leaves the range of `T`.
+    /// A stacked layer or originals of other shapes; [`Error::Overflow`] if a factor leaves the
+    /// range of `T`.
     pub fn split<T: Scalar>(
         &self,
         stacked: &LowRankLinear<T>,
@@ -190,8 +198,8 @@ impl SharedInput {
         self.members.iter().map(|member| member.losses.len()).min().unwrap_or(0)
     }
 
-    /// The loss of a layer, by its index in the group, at this rank of the shared `down`: a squared relative error, as
-    /// [`LayerProfile::loss`]. `None` for a layer or a rank that does not exist.
+    /// The loss of a layer, by its index in the group, at this rank of the shared `down`: a squared
+    /// relative error, as [`LayerProfile::loss`]. `None` for a layer or a rank that does not exist.
     pub fn loss(&self, member: usize, rank: usize) -> Option<f64> {
         self.members.get(member)?.losses.get(rank.checked_sub(1)?).copied()
     }
@@ -201,7 +209,8 @@ impl SharedInput {
         (0..self.members.len()).map(|index| self.at_rank(index, rank).0).sum()
     }
 
-    /// Parameters, entries of the factors and loss of a layer at this rank. `down` counts with the first layer.
+    /// Parameters, entries of the factors and loss of a layer at this rank. `down` counts with the
+    /// first layer.
     pub(super) fn at_rank(&self, index: usize, rank: usize) -> (u64, u64, f64) {
         let Some(member) = self.members.get(index) else { return (0, 0, f64::INFINITY) };
         let inputs = if index == 0 { self.in_features } else { 0 };
@@ -304,7 +313,8 @@ mod tests {
     fn candidates_are_smaller_and_count_weights_and_calls() {
         let (shared, layers) = group();
         let sensitivities = Sensitivities::new([("query", 2.0), ("key", 0.5)]).unwrap();
-        // 18 parameters for each rank. The smallest rank excludes separate factors within the budget.
+        // 18 parameters for each rank. The smallest rank excludes separate factors within the
+        // budget.
         let plan = |rank: usize, layers: &[LayerProfile]| {
             let allocator = Allocator::new(Budget::Parameters(18 * rank as u64)).with_min_rank(rank);
             let allocator = allocator.with_strategy(Strategy::Sensitivity(sensitivities.clone()));

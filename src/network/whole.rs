@@ -1,4 +1,5 @@
-//! The layers of a network with their statistics: decomposed, or compressed within a budget, in one call.
+//! The layers of a network with their statistics: decomposed, or compressed within a budget, in one
+//! call.
 
 use core::cmp::Reverse;
 use core::fmt;
@@ -19,8 +20,9 @@ use crate::{
 
 /// The layers of a network, with their names and the statistics of their inputs.
 ///
-/// [`compress`](Self::compress) decomposes all layers, allocates a budget and returns the compressed layers with the plan. For
-/// networks whose decompositions exceed the memory, [`decompose`](Self::decompose) hands each one over as it is finished.
+/// [`compress`](Self::compress) decomposes all layers, allocates a budget and returns the
+/// compressed layers with the plan. For networks whose decompositions exceed the memory,
+/// [`decompose`](Self::decompose) hands each one over as it is finished.
 ///
 /// ```
 /// use dalr::network::{Allocator, Budget, Network, Sensitivities, Strategy};
@@ -110,8 +112,9 @@ impl<'a, T: Scalar> Network<'a, T> {
         self
     }
 
-    /// Adds an out × in layer that `load` reads when its turn comes, on the thread that decomposes it. Its statistics have
-    /// this many samples. Layers that share their statistics can share the [`Arc`].
+    /// Adds an out × in layer that `load` reads when its turn comes, on the thread that decomposes
+    /// it. Its statistics have this many samples. Layers that share their statistics can share the
+    /// [`Arc`].
     ///
     /// ```
     /// use std::sync::Arc;
@@ -145,31 +148,34 @@ impl<'a, T: Scalar> Network<'a, T> {
         self
     }
 
-    /// Sets the rank up to which a layer is decomposed. The default is the largest rank that saves parameters.
+    /// Sets the rank up to which a layer is decomposed. The default is the largest rank that saves
+    /// parameters.
     #[must_use]
     pub fn with_max_rank(mut self, layer: impl Into<String>, rank: usize) -> Self {
         self.max_ranks.insert(layer.into(), rank);
         self
     }
 
-    /// States that these layers read the same input, so that [`compress`](Self::compress) may give them one `down`. They must
-    /// have the same statistics.
+    /// States that these layers read the same input, so that [`compress`](Self::compress) may give
+    /// them one `down`. They must have the same statistics.
     #[must_use]
     pub fn with_shared_input<N: Into<String>>(mut self, layers: impl IntoIterator<Item = N>) -> Self {
         self.shared.push(layers.into_iter().map(Into::into).collect());
         self
     }
 
-    /// Limits the memory of the layers that are decomposed together and of their results, by [estimate](Self::memory). Layers
-    /// and statistics that are in memory anyway do not count, nor do results that the caller keeps.
+    /// Limits the memory of the layers that are decomposed together and of their results, by
+    /// [estimate](Self::memory). Layers and statistics that are in memory anyway do not count, nor
+    /// do results that the caller keeps.
     #[must_use]
     pub fn with_memory_limit(mut self, bytes: usize) -> Self {
         self.memory_limit = Some(bytes);
         self
     }
 
-    /// An upper estimate of the bytes that the decomposition of a layer takes, its result included, and the layer and its
-    /// statistics if they are loaded for it. `None` for a name that no layer has.
+    /// An upper estimate of the bytes that the decomposition of a layer takes, its result included,
+    /// and the layer and its statistics if they are loaded for it. `None` for a name that no layer
+    /// has.
     pub fn memory(&self, layer: &str) -> Option<usize> {
         self.layers.iter().find(|other| other.name == layer).map(|layer| self.estimate(layer))
     }
@@ -177,7 +183,8 @@ impl<'a, T: Scalar> Network<'a, T> {
     fn estimate(&self, layer: &Layer<'a, T>) -> usize {
         let (m, n) = (layer.shape.0 as f64, layer.shape.1 as f64);
         let (small, scalar, rank) = (m.min(n), size_of::<T>() as f64, self.max_rank(layer) as f64);
-        // Statistics keep samples until these take twice the memory of their second moment: `2 n` in `f32`.
+        // Statistics keep samples until these take twice the memory of their second moment: `2 n`
+        // in `f32`.
         let samples = layer.samples as f64;
         let kept = samples.min(n * (8.0 / scalar));
         // The samples centred, their outputs and their Gram matrix; or the second moment.
@@ -185,10 +192,11 @@ impl<'a, T: Scalar> Network<'a, T> {
             true => 3.0 * n * n,
             false => kept * (2.5 * n + 2.0 * m) + 2.0 * kept.min(n).powi(2),
         };
-        // All in `f64`: the weight, as it is and as `Q R`; the matrix to diagonalize, its eigenvectors, and as much again each
-        // for their check and for the workspace; the factors.
+        // All in `f64`: the weight, as it is and as `Q R`; the matrix to diagonalize, its
+        // eigenvectors, and as much again each for their check and for the workspace; the factors.
         let solving = 8.0 * (3.0 * m * n + 8.0 * small * small + moment + 4.0 * rank * (m + n)) + 1e6;
-        // The samples, or the packed second moment and a quarter more for small batches. `Vec` may reserve twice the need.
+        // The samples, or the packed second moment and a quarter more for small batches. `Vec` may
+        // reserve twice the need.
         let stats = 2.0 * (kept * n * scalar).max(if kept < samples { 5.0 * n * n } else { 0.0 });
         let loading = if layer.is_lazy { (m * n + m) * scalar + stats + 64.0 * n } else { 0.0 };
         // The conversion saturates.
@@ -199,21 +207,23 @@ impl<'a, T: Scalar> Network<'a, T> {
         self.max_ranks.get(&layer.name).copied().unwrap_or_else(|| saving_rank(layer.shape))
     }
 
-    /// Decomposes all layers in parallel as far as memory allows, and hands each decomposition over with the name of its layer
-    /// when it is finished: on the caller's thread, in no particular order.
+    /// Decomposes all layers in parallel as far as memory allows, and hands each decomposition over
+    /// with the name of its layer when it is finished: on the caller's thread, in no particular
+    /// order.
     ///
-    /// Several layers run at a time with one thread each, or one layer with parallel kernels. The first is chosen if at least
-    /// as many layers as threads are left, and the memory limit allows that many together. Without the `rayon` feature and inside
-    /// a rayon worker, the layers run one after the other. Rayon's own pool is used; a method with a number of threads of its
-    /// own keeps to that.
+    /// Several layers run at a time with one thread each, or one layer with parallel kernels. The
+    /// first is chosen if at least as many layers as threads are left, and the memory limit allows
+    /// that many together. Without the `rayon` feature and inside a rayon worker, the layers run
+    /// one after the other. Rayon's own pool is used; a method with a number of threads of its own
+    /// keeps to that.
     ///
     /// If `progress` cancels, the layers that have begun are finished and handed over.
     ///
     /// # Errors
     ///
-    /// Two layers of the same name, a rank for a name that no layer has, or a layer that exceeds the memory limit by itself,
-    /// before anything begins. [`Error::InLayer`] for the first layer that fails, after those that had begun are handed over.
-    /// An error of `deliver`.
+    /// Two layers of the same name, a rank for a name that no layer has, or a layer that exceeds
+    /// the memory limit by itself, before anything begins. [`Error::InLayer`] for the first layer
+    /// that fails, after those that had begun are handed over. An error of `deliver`.
     ///
     /// ```
     /// use dalr::network::{LayerProfile, Network, Progress};
@@ -235,28 +245,22 @@ impl<'a, T: Scalar> Network<'a, T> {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn decompose<C>(
+    pub fn decompose(
         &self,
-        method: &C,
+        method: &(impl LowRankCompressor<T> + Sync + ?Sized),
         deliver: impl FnMut(&str, Decomposition<T>) -> Result<()>,
         progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
-    ) -> Result<()>
-    where
-        C: LowRankCompressor<T> + Sync + ?Sized,
-    {
+    ) -> Result<()> {
         during("Network::decompose", || self.decompose_some(self.layers.iter().collect(), method, deliver, progress))
     }
 
-    fn decompose_some<C>(
+    fn decompose_some(
         &self,
         mut layers: Vec<&Layer<'a, T>>,
-        method: &C,
+        method: &(impl LowRankCompressor<T> + Sync + ?Sized),
         mut deliver: impl FnMut(&str, Decomposition<T>) -> Result<()>,
         progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
-    ) -> Result<()>
-    where
-        C: LowRankCompressor<T> + Sync + ?Sized,
-    {
+    ) -> Result<()> {
         let index = profile::index(self.layers.iter().map(|layer| layer.name.as_str()))?;
         profile::require_known(&index, self.max_ranks.keys(), "ranks")?;
         let limit = self.memory_limit.unwrap_or(usize::MAX);
@@ -264,7 +268,8 @@ impl<'a, T: Scalar> Network<'a, T> {
             let available = format!("the limit of {limit} bytes");
             return Err(Error::memory(self.estimate(layer), available).in_layer(&layer.name));
         }
-        // The largest first: then no thread waits long at the end, and layers of the same size run together.
+        // The largest first: then no thread waits long at the end, and layers of the same size run
+        // together.
         layers.sort_by_key(|layer| Reverse(self.estimate(layer)));
         let solve = |layer: &&Layer<'a, T>| {
             let loaded = (layer.load)()?;
@@ -298,25 +303,23 @@ impl<'a, T: Scalar> Network<'a, T> {
         Ok(())
     }
 
-    /// Compresses the network: decomposes the layers, allocates the budget, and returns the plan with the compressed layers by
-    /// name. Layers that stay original are not among them.
+    /// Compresses the network: decomposes the layers, allocates the budget, and returns the plan
+    /// with the compressed layers by name. Layers that stay original are not among them.
     ///
-    /// `allocator` is a [`Budget`](super::Budget) or an [`Allocator`]. All decompositions are kept until the plan is made; each
-    /// takes at most the memory of its layer, and the factors of a shared input as much again. Layers with a shared `down`
-    /// each have a copy of it; the plan counts its parameters once.
+    /// `allocator` is a [`Budget`](super::Budget) or an [`Allocator`]. All decompositions are kept
+    /// until the plan is made; each takes at most the memory of its layer, and the factors of a
+    /// shared input as much again. Layers with a shared `down` each have a copy of it; the plan
+    /// counts its parameters once.
     ///
     /// # Errors
     ///
-    /// As [`decompose`](Self::decompose), [`Allocator::allocate_shared`] and [`SharedInput::decompose`]; a shared input of a
-    /// layer that does not exist.
-    pub fn compress<C>(
+    /// As [`decompose`](Self::decompose), [`Allocator::allocate_shared`] and
+    /// [`SharedInput::decompose`]; a shared input of a layer that does not exist.
+    pub fn compress(
         &self,
-        method: &C,
+        method: &(impl LowRankCompressor<T> + Sync + ?Sized),
         allocator: impl Into<Allocator>,
-    ) -> Result<(Plan, BTreeMap<String, LowRankLinear<T>>)>
-    where
-        C: LowRankCompressor<T> + Sync + ?Sized,
-    {
+    ) -> Result<(Plan, BTreeMap<String, LowRankLinear<T>>)> {
         during("Network::compress", || {
             let allocator: Allocator = allocator.into();
             let layers: Vec<_> = self.layers.iter().filter(|layer| !allocator.leaves(&layer.name)).collect();
@@ -385,7 +388,8 @@ impl<'a, T: Scalar> Network<'a, T> {
 
     /// The number of layers to decompose next, in parallel if more than one.
     ///
-    /// Without the feature `rayon` it is 1. Inside a rayon worker too, since the other threads have work already.
+    /// Without the feature `rayon` it is 1. Inside a rayon worker too, since the other threads have
+    /// work already.
     #[cfg_attr(not(feature = "rayon"), allow(unused_mut, unused_variables))]
     fn batch_size(&self, waiting: &[&Layer<'a, T>], mut free: usize) -> usize {
         #[cfg(feature = "rayon")]

@@ -1,4 +1,5 @@
-//! One budget for many layers: against all choices there are, in every kind of budget and with every kind of limit.
+//! One budget for many layers: against all choices there are, in every kind of budget and with
+//! every kind of limit.
 
 use crate::common::{SPECTRA, Spectrum};
 use dalr::network::{
@@ -152,7 +153,8 @@ fn best(all: impl Iterator<Item = (f64, f64)> + Clone, limit: f64) -> (Option<f6
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    /// Nothing that is allowed within the budget loses less, the bound is below it, and infeasible budgets name the least there is.
+    /// Nothing that is allowed within the budget loses less, the bound is below it, and infeasible
+    /// budgets name the least there is.
     #[test]
     fn budgets_of_cost(network in networks(), share in 0.02..1.0_f64, of_parameters in any::<bool>(), relative in any::<bool>()) {
         let profiles = network.profiles();
@@ -235,8 +237,9 @@ fn uniform_keeps_the_same_fraction_everywhere() {
         .map(|(index, &shape)| profile(&format!("fc{index}"), shape, false, SPECTRA[index]))
         .collect();
     let plan = Allocator::new(Budget::ParameterFraction(0.4)).allocate(&layers).unwrap();
-    // Whatever the spectra. The fraction allows ranks 12.8 and 20.48, so 12 and 20, which leaves 512 of 16384 parameters. The next larger fraction at which a rank
-    // changes, 13 · 128 / 4096, takes 256 of them; the one after that, 21 · 320 / 16384, would take another 640.
+    // Whatever the spectra. The fraction allows ranks 12.8 and 20.48, so 12 and 20, which leaves
+    // 512 of 16384 parameters. The next larger fraction at which a rank changes, 13 · 128 / 4096,
+    // takes 256 of them; the one after that, 21 · 320 / 16384, would take another 640.
     assert_eq!(choices(&plan), [13, 13, 20, 20].map(Choice::Rank));
     assert_eq!(plan.parameters_after(), 16384 - 256);
     let everything = Allocator::new(Budget::ParameterFraction(1.0)).allocate(&layers).unwrap();
@@ -375,7 +378,8 @@ fn losses_by_energy_and_by_error() {
         scale: 1.0,
     }
     .cook();
-    let (layer, stats) = (problem.bare_layer::<f64>(), problem.stats::<f64>());
+    // Both are relative to the outputs about their mean if the bias is corrected.
+    let (layer, stats) = (problem.layer::<f64>(), problem.stats::<f64>());
     let exact = Dalr::new().with_ridge(dalr::Ridge::None).decompose(&layer, &stats, 12).unwrap();
     let profile = LayerProfile::new("fc1", &exact);
     for rank in 1..12 {

@@ -1,4 +1,5 @@
-//! Many layers at once: the same as one after the other, within memory, in any order of failing and stopping.
+//! Many layers at once: the same as one after the other, within memory, in any order of failing and
+//! stopping.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -99,7 +100,8 @@ impl LowRankCompressor<f64> for Busy<'_> {
     }
 }
 
-/// The most that were under way at once, of eight equal layers with memory for `room` of them, and how many of the eight in a worker.
+/// The most that were under way at once, of eight equal layers with memory for `room` of them, and
+/// how many of the eight in a worker.
 fn most_at_once(room: usize) -> (usize, usize) {
     let problem = problems().swap_remove(0);
     let layers: Vec<_> = (0..8).map(|_| (problem.layer::<f64>(), problem.stats())).collect();
@@ -122,7 +124,8 @@ fn as_many_at_once_as_there_are_threads_and_is_memory() {
         assert!(most > 1 && in_workers == 8, "{most} in parallel on {threads} threads, {in_workers} in workers");
         assert_eq!(most_at_once(threads - 1), (1, 0), "layers in parallel are worth it with all threads busy");
     }
-    // Inside a worker all threads have work already; and to wait there for others would be to wait forever.
+    // Inside a worker all threads have work already; and to wait there for others would be to wait
+    // forever.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     assert_eq!(pool.install(|| most_at_once(8)).0, 1);
 }
@@ -165,7 +168,7 @@ fn errors_name_the_layer_and_finished_layers_are_handed_over() {
         Ok(())
     };
     let error = broken.decompose(&Dalr::new(), deliver, &mut Progress::ignore).unwrap_err();
-    let source = Error::NoSamples { operation: "Dalr::decompose" };
+    let source = Error::NoSamples { operation: "Dalr::solve" };
     assert_eq!(error, Error::InLayer { layer: "broken".into(), source: Box::new(source) });
     assert!(done < 8);
 

@@ -5,7 +5,7 @@ use crate::common::Spectrum;
 use dalr::network::{
     Allocator, Budget, Choice, LayerProfile, OriginalReason, Plan, PlanWarning, Sensitivities, Strategy,
 };
-use dalr::{Dalr, LowRankCompressor, Ridge};
+use dalr::{Dalr, LowRankCompressor, Ridge, Warning};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -106,7 +106,8 @@ fn a_total_error_is_kept_to_its_last_digit() {
 
 #[test]
 fn uniform_within_a_total_error_counts_layers_that_can_be_compressed() {
-    // Rank 3 of 8, the last that saves anything, loses 5/8 of either layer. The head loses nothing, and does not count.
+    // Rank 3 of 8, the last that saves anything, loses 5/8 of either layer. The head loses nothing,
+    // and does not count.
     let layers = [
         LayerProfile::original("head", (10, 8), false).unwrap(),
         profile("fc1", 8, &[1.0; 8]),
@@ -140,9 +141,15 @@ fn errors_below_resolution_are_not_taken_for_zero() {
     let layer = [LayerProfile::new("fc1", &decomposition)];
     let found = layer[0].relative_error(8).unwrap();
     let at = |error: f64| Allocator::new(Budget::LayerError(error)).allocate(&layer).unwrap();
-    assert!(found <= 1e-9, "{found:e}");
-    assert_eq!(choices(&at(1e-6)), [Choice::Rank(8)]);
-    assert_eq!(choices(&at(1e-9)), [Choice::Original]);
+    let warnings = layer[0].report(8).unwrap().warnings;
+    let resolution = warnings.iter().find_map(|warning| match warning {
+        Warning::BelowResolution { resolution } => Some(*resolution),
+        _ => None,
+    });
+    let resolution = resolution.unwrap();
+    assert!(found < resolution && resolution < 1e-6, "{found:e}, {resolution:e}");
+    assert_eq!(choices(&at(1.01 * resolution)), [Choice::Rank(8)]);
+    assert_eq!(choices(&at(0.5 * (found + resolution))), [Choice::Original]);
     // By errors on the data instead of energies, losses are their squares.
     let by_errors = layer[0].clone().with_data_errors().unwrap();
     for rank in 1..=12 {

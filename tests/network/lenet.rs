@@ -1,4 +1,5 @@
-//! The paper's joint search (§5.3, Table 10) and measured sensitivities on a real network: LeNet on optical digits, fc1 and fc2.
+//! The paper's joint search (§5.3, Table 10) and measured sensitivities on a real network: LeNet on
+//! optical digits, fc1 and fc2.
 
 #[path = "../../examples/lenet_digits/network.rs"]
 #[allow(dead_code)]
@@ -84,14 +85,16 @@ fn the_search_compresses_both_layers_within_one_per_cent_and_further_with_dalr()
             original.value,
             last.value
         );
-        // It ends because both options lose too much, and not before both layers have been compressed.
+        // It ends because both options lose too much, and not before both layers have been
+        // compressed.
         assert!(last.ranks.len() == 2 && last.ranks.values().all(|rank| *rank > 1));
         assert!(path.iter().all(|step| step.value >= original.value - 0.01 - 1e-12));
         assert!(path.is_sorted_by(|a, b| a.parameters > b.parameters));
         assert_eq!(last.parameters, plan.parameters_after());
         // At most two for each step, one of them being kept, and the two that were too much.
         assert!(evaluations <= 1 + 2 * (path.len() - 1) + 2);
-        // The limit holds on the images searched with. On others more is lost: dozens of networks were compared on 400 images.
+        // The limit holds on the images searched with. On others more is lost: dozens of networks
+        // were compared on 400 images.
         assert!(test >= lenet.accuracy(&BTreeMap::new(), TEST).unwrap() - 0.05);
         fractions.push(fraction);
     }

@@ -1,4 +1,5 @@
-//! How close plans come to the optimum: against dynamic programming for small networks, against the bound for large ones.
+//! How close plans come to the optimum: against dynamic programming for small networks, against the
+//! bound for large ones.
 
 use dalr::network::{Allocator, Budget, LayerProfile, Plan, Sensitivities, Strategy};
 use rand::rngs::StdRng;
@@ -25,7 +26,8 @@ fn plan(budget: Budget, sensitivities: &Sensitivities, layers: &[LayerProfile]) 
     Allocator::new(budget).with_strategy(strategy).allocate(layers).unwrap()
 }
 
-/// The least loss within the budget: all choices that no other choice for the first layers dominates, layer by layer.
+/// The least loss within the budget: all choices that no other choice for the first layers
+/// dominates, layer by layer.
 fn optimum(layers: &[LayerProfile], sensitivities: &Sensitivities, budget: u64) -> f64 {
     let mut all = vec![(0_u64, 0.0_f64)];
     for layer in layers {
@@ -68,7 +70,8 @@ fn small_networks_get_the_best_plan() {
     }
 }
 
-/// The least loss within the budget, if all costs are multiples of `unit`: the best for every cost, layer by layer.
+/// The least loss within the budget, if all costs are multiples of `unit`: the best for every cost,
+/// layer by layer.
 fn optimum_in_units(layers: &[LayerProfile], sensitivities: &Sensitivities, budget: u64, unit: u64) -> f64 {
     let mut best = vec![0.0_f64; (budget / unit) as usize + 1];
     for layer in layers {
@@ -88,7 +91,8 @@ fn optimum_in_units(layers: &[LayerProfile], sensitivities: &Sensitivities, budg
     *best.last().unwrap()
 }
 
-/// As large as a sentence transformer. The bound itself may be loose: between a rank and the original, a layer has nothing.
+/// As large as a sentence transformer. The bound itself may be loose: between a rank and the
+/// original, a layer has nothing.
 #[test]
 fn networks_of_many_layers_lose_hardly_more_than_the_best_plan() {
     let mut rng = StdRng::seed_from_u64(22);

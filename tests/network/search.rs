@@ -1,4 +1,5 @@
-//! Sensitivities and the joint search: the evaluations they ask for, their order, and the state after an error.
+//! Sensitivities and the joint search: the evaluations they ask for, their order, and the state
+//! after an error.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -187,35 +188,38 @@ fn run(
 
 #[test]
 fn the_path_of_two_layers_is_the_one_worked_out_by_hand() {
-    // fc6 saves parameters from rank 9 on, fc7 from rank 11 on (11 · 50 < 600). Each rank that fc6 is below 10 costs one
-    // thousandth, each that fc7 is below 12 three.
+    // fc6 saves parameters from rank 9 on, fc7 from rank 11 on (11 · 50 < 600). Each rank that fc6
+    // is below 10 costs one thousandth, each that fc7 is below 12 three.
     let value = |ranks: &Ranks| {
         let lost = |name: &str, full: usize| ranks.get(name).map_or(0, |rank| full - rank);
         Ok((900.0 - (lost("fc6", 10) + 3 * lost("fc7", 12)) as f64) / 1000.0)
     };
     let (path, evaluations) = run(&JointSearch::new(0.010).with_step_ranks(2), &two(), value);
-    // Thousandths lost in all with the one or the other compressed further: 1 or 3; 3 or 1 + 3; 5 or 3 + 3; 7 or 5 + 3; 9 or
-    // 7 + 3. Then fc6 is at its end, and fc7 would make it 9 + 3.
+    // Thousandths lost in all with the one or the other compressed further: 1 or 3; 3 or 1 + 3; 5
+    // or 3 + 3; 7 or 5 + 3; 9 or 7 + 3. Then fc6 is at its end, and fc7 would make it 9 + 3.
     assert_eq!(steps(&path), [("fc6", 9), ("fc6", 7), ("fc6", 5), ("fc6", 3), ("fc6", 1)]);
     assert_eq!(path.iter().map(|step| step.value).collect::<Vec<_>>(), [0.9, 0.899, 0.897, 0.895, 0.893, 0.891]);
     assert_eq!((path[0].layer.as_ref(), path[0].parameters), (None, 400 + 600));
     assert_eq!(path[5].parameters, 40 + 600);
     assert_eq!(path[5].ranks, [("fc6".to_owned(), 1)].into());
-    // The original; two for each of five steps; one that was too much, for there was only one layer left.
+    // The original; two for each of five steps; one that was too much, for there was only one layer
+    // left.
     assert_eq!(evaluations, 1 + 5 * 2 + 1);
 }
 
 #[test]
 fn layers_take_turns_when_each_step_hurts_more_than_the_last() {
-    // Squares: the better option is the layer that was compressed less; equals go to the one that leaves fewer parameters.
+    // Squares: the better option is the layer that was compressed less; equals go to the one that
+    // leaves fewer parameters.
     let value = |ranks: &Ranks| {
         let lost = |rank: &usize| (10 - rank.min(&10)).pow(2);
         Ok((1000.0 - ranks.values().map(lost).sum::<usize>() as f64) / 1000.0)
     };
     let layers = [profile("fc6", (20, 20), 0.8), profile("fc7", (20, 20), 0.9), profile("fc8", (22, 20), 0.9)];
     let (path, _) = run(&JointSearch::new(0.012).with_step_ranks(1), &layers, value);
-    // fc8 goes to rank 10 for nothing; then all to 9 at one thousandth each, fc8 first since it saves 42 parameters and the
-    // others 40; then all to 8 at three more each, 6, 9, 12 in all. One more step would make it 12 + 5.
+    // fc8 goes to rank 10 for nothing; then all to 9 at one thousandth each, fc8 first since it
+    // saves 42 parameters and the others 40; then all to 8 at three more each, 6, 9, 12 in all. One
+    // more step would make it 12 + 5.
     let expected = [("fc8", 10), ("fc8", 9), ("fc6", 9), ("fc7", 9), ("fc8", 8), ("fc6", 8), ("fc7", 8)];
     assert_eq!(steps(&path), expected);
     assert_eq!(path[7].value, 0.988);

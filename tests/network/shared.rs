@@ -1,4 +1,5 @@
-//! Layers that read the same input: one `down` or one each, whichever loses less at the same budget.
+//! Layers that read the same input: one `down` or one each, whichever loses less at the same
+//! budget.
 
 use dalr::network::{Allocator, Budget, Choice, LayerProfile, Plan, Sensitivities, SharedInput, Strategy};
 use dalr::{
@@ -22,7 +23,8 @@ struct Group {
     inputs: Mat<f64>,
 }
 
-/// Three layers of different scale: with the same row space, or each with its own. `weight` is what the directions weigh.
+/// Three layers of different scale: with the same row space, or each with its own. `weight` is what
+/// the directions weigh.
 fn group(alike: bool, bias: bool) -> Group {
     let mut rng = StdRng::seed_from_u64(7);
     let (inputs, rank, samples) = (32, 8, 200);
@@ -83,7 +85,8 @@ impl Group {
         joint.0.split(joint.1.truncate(rank).unwrap().layer(), &layers).unwrap()
     }
 
-    /// Squared error of a member over the energy of its outputs, by running it; centred where the layers have a bias.
+    /// Squared error of a member over the energy of its outputs, by running it; centred where the
+    /// layers have a bias.
     fn measured(&self, index: usize, low: &LowRankLinear<f64>) -> f64 {
         let layer = &self.layers[index];
         let (error, total) = common::run_both(layer, low, self.inputs.as_ref(), layer.bias().is_some());
@@ -169,7 +172,8 @@ fn one_down_wins_where_layers_look_at_the_same_and_loses_where_they_do_not() {
 
 #[test]
 fn the_joint_factors_lose_least_of_the_weighted_sum() {
-    // Not only of the member whose outputs are a hundred times larger; and more of the one that matters less.
+    // Not only of the member whose outputs are a hundred times larger; and more of the one that
+    // matters less.
     let group = group(false, false);
     let method = Dalr::new().with_ridge(Ridge::None);
     let profiles = group.profiles(&method);
@@ -281,8 +285,9 @@ fn a_member_without_outputs_loses_nothing_and_costs_the_others_nothing() {
 fn factors_and_biases_of_members_that_overflow_are_refused() {
     let group = group(false, false);
     let method = Dalr::new();
-    // The second member is so much larger than the first that its half of the common factors leaves the range; or only its corrected bias does, which
-    // has the mean of the inputs as another factor.
+    // The second member is so much larger than the first that its half of the common factors leaves
+    // the range; or only its corrected bias does, which has the mean of the inputs as another
+    // factor.
     for (powers, mean, bias) in [([-66, 66], 0.0, false), ([0, 100], 2_f32.powi(40), true)] {
         let spread = if bias { 2_f32.powi(34) } else { 1.0 };
         let inputs = Mat::from_fn(200, 32, |i, j| mean + spread * group.inputs[(i, j)] as f32);
