@@ -22,13 +22,6 @@ const SAMPLES_WORTH: usize = 2;
 /// The squares of other positive weights would underflow or overflow.
 pub(super) const WEIGHTS: core::ops::RangeInclusive<f64> = 1e-100..=1e100;
 
-/// Sample count and sums of weights.
-struct Totals {
-    samples: u64,
-    weight: f64,
-    weight_squares: f64,
-}
-
 impl<T: Scalar> ActivationStats<T> {
     /// Adds a batch of shape samples × inputs, every sample with weight 1.
     ///
@@ -102,9 +95,9 @@ impl<T: Scalar> ActivationStats<T> {
         self.validate(batch)?;
         let Some(first) = batch.counted_rows().next() else { return Ok(()) };
         let samples = batch.counted_rows().count();
-        let sums = [batch.sum_weights(|weight| weight), batch.sum_weights(|weight| weight * weight)];
-        let totals = self.totals(samples as u64, sums)?;
-        self.require_representable(linalg::max_abs(batch.rows), totals.weight)?;
+        let (sum, squares) = (batch.sum_weights(|weight| weight), batch.sum_weights(|weight| weight * weight));
+        let totals @ (_, total_weight, _) = self.totals(samples as u64, sum, squares)?;
+        self.require_representable(linalg::max_abs(batch.rows), total_weight)?;
         let keep_samples = self.keeps_samples(samples, true)?;
 
         let mut channels = self.channels.clone();
@@ -117,7 +110,8 @@ impl<T: Scalar> ActivationStats<T> {
             weight = channels.observe(piece, weight, linalg::threads(self.threads));
         }
         self.extend(keep_samples, &[batch], None, &channels)?;
-        self.set(channels, totals);
+        self.channels = channels;
+        (self.samples, self.weight, self.weight_squares) = totals;
         Ok(())
     }
 
@@ -128,8 +122,8 @@ impl<T: Scalar> ActivationStats<T> {
         if other.samples == 0 {
             return Ok(());
         }
-        let totals = self.totals(other.samples, [other.weight, other.weight_squares])?;
-        self.require_representable(other.channels.max_abs(), totals.weight)?;
+        let totals @ (_, total_weight, _) = self.totals(other.samples, other.weight, other.weight_squares)?;
+        self.require_representable(other.channels.max_abs(), total_weight)?;
         let (samples, form) = match &other.form {
             Form::Samples(samples) => (samples, None),
             Form::Covariance(form) => (&form.waiting, Some((form, other.channels.origin.as_slice()))),
@@ -140,10 +134,11 @@ impl<T: Scalar> ActivationStats<T> {
         if self.samples == 0 {
             channels = Channels::starting_at(other.channels.origin.clone());
         }
-        channels.merge(&other.channels, other.weight / totals.weight);
+        channels.merge(&other.channels, other.weight / total_weight);
         let batches: Vec<Batch<'_, T>> = samples.batches().collect();
         self.extend(keep_samples, &batches, form, &channels)?;
-        self.set(channels, totals);
+        self.channels = channels;
+        (self.samples, self.weight, self.weight_squares) = totals;
         Ok(())
     }
 
@@ -206,15 +201,11 @@ impl<T: Scalar> ActivationStats<T> {
         linalg::require_finite("the batch", batch.rows)
     }
 
-    fn totals(&self, samples: u64, [weight, squares]: [f64; 2]) -> Result<Totals> {
+    /// Sample count, total weight and sum of squared weights with these more.
+    fn totals(&self, samples: u64, weight: f64, squares: f64) -> Result<(u64, f64, f64)> {
         let samples = self.samples.checked_add(samples).ok_or(Error::overflow("the number of samples"))?;
         // The sums are finite: `u64::MAX` weights of 1e100 have a finite sum.
-        Ok(Totals { samples, weight: self.weight + weight, weight_squares: self.weight_squares + squares })
-    }
-
-    fn set(&mut self, channels: Channels, totals: Totals) {
-        self.channels = channels;
-        (self.samples, self.weight, self.weight_squares) = (totals.samples, totals.weight, totals.weight_squares);
+        Ok((samples, self.weight + weight, self.weight_squares + squares))
     }
 
     /// The trace of the scatter is at most `w · n · (2 max|x|)²`: it must be a finite number.
