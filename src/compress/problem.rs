@@ -15,7 +15,7 @@
 use faer::{Mat, MatRef};
 
 use super::decomposition::{Decomposition, Origin};
-use super::regression::ridge_regression;
+use super::ridge_regression::ridge_regression;
 use super::{Calibration, solve};
 use crate::bias::times;
 use crate::covariance::{SecondMoment, identity, intensity, second_moment};

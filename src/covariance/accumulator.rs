@@ -4,7 +4,7 @@
 use faer::{Mat, MatRef};
 
 use super::batch::{Batch, Centre};
-use super::channels::Channels;
+use super::per_input::Channels;
 use super::scatter::Scatter;
 use crate::linalg::{self, Par};
 use crate::{Result, Scalar};

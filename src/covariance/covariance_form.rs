@@ -4,8 +4,8 @@ use faer::Mat;
 
 use super::accumulator::{Accumulator, CentredBatch};
 use super::batch::{Batch, Centre};
-use super::channels::Channels;
-use super::samples::{Samples, segment_rows};
+use super::per_input::Channels;
+use super::sample_form::{Samples, segment_rows};
 use super::scatter::Scatter;
 use crate::linalg::{self, Par};
 use crate::{Result, Scalar};

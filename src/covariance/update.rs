@@ -4,20 +4,14 @@
 use faer::MatRef;
 
 use super::batch::Batch;
-use super::channels::Channels;
 use super::covariance_form::CovarianceForm;
-use super::samples::{Samples, segment_rows};
-use super::scatter::Scatter;
-use super::stats::{ActivationStats, Form};
+use super::form::{Form, keeps_samples};
+use super::per_input::Channels;
+use super::sample_form::{Samples, segment_rows};
+use super::stats::ActivationStats;
 use crate::error::during;
 use crate::linalg;
 use crate::{Error, Result, Scalar};
-
-/// The memory of samples, in units of that of the scatter, beyond which the covariance form is used.
-///
-/// Solving from samples is faster well past 1 (an example is VGG19's fc7, 5994 samples of 4096
-/// inputs). With 2, fewer `f64` samples than inputs always stay in sample form.
-const SAMPLES_WORTH: usize = 2;
 
 /// The squares of other positive weights would underflow or overflow.
 pub(super) const WEIGHTS: core::ops::RangeInclusive<f64> = 1e-100..=1e100;
@@ -98,7 +92,7 @@ impl<T: Scalar> ActivationStats<T> {
         let (sum, squares) = (batch.sum_weights(|weight| weight), batch.sum_weights(|weight| weight * weight));
         let totals @ (_, total_weight, _) = self.totals(samples as u64, sum, squares)?;
         self.require_representable(linalg::max_abs(batch.rows), total_weight)?;
-        let keep_samples = self.keeps_samples(samples, true)?;
+        let keep_samples = keeps_samples(&self.form, self.features, self.memory_limit, (samples, true))?;
 
         let mut channels = self.channels.clone();
         if self.samples == 0 {
@@ -128,7 +122,8 @@ impl<T: Scalar> ActivationStats<T> {
             Form::Samples(samples) => (samples, None),
             Form::Covariance(form) => (&form.waiting, Some((form, other.channels.origin.as_slice()))),
         };
-        let keep_samples = self.keeps_samples(samples.len(), form.is_none())?;
+        let keep_samples =
+            keeps_samples(&self.form, self.features, self.memory_limit, (samples.len(), form.is_none()))?;
 
         let mut channels = self.channels.clone();
         if self.samples == 0 {
@@ -215,34 +210,5 @@ impl<T: Scalar> ActivationStats<T> {
             return Ok(());
         }
         Err(Error::overflow("the square of the activations"))
-    }
-
-    /// Whether the sample form stays when `count` samples come (`as_samples`, or with a scatter), or
-    /// an error if the memory limit does not leave room.
-    ///
-    /// Under a limit the form changes while there is room for both: later there would be none.
-    fn keeps_samples(&self, count: usize, as_samples: bool) -> Result<bool> {
-        let limit = self.memory_limit.unwrap_or(isize::MAX as usize);
-        let covariance = CovarianceForm::<T>::bytes(self.features).unwrap_or(usize::MAX);
-        let (keep, needed) = match &self.form {
-            Form::Covariance(_) => (false, covariance),
-            Form::Samples(samples) => {
-                let bytes = |count| Samples::<T>::bytes(self.features, count).unwrap_or(usize::MAX);
-                let (now, then) = (bytes(samples.len()), bytes(samples.len().saturating_add(count)));
-                let both = now.saturating_add(covariance);
-                let scatter = Scatter::bytes(self.features).unwrap_or(usize::MAX);
-                let worth = then / SAMPLES_WORTH <= scatter && then.saturating_add(covariance) <= limit;
-                let keep = as_samples && (worth || both > limit);
-                (keep, if keep { then.min(both) } else { both })
-            }
-        };
-        if needed <= limit {
-            return Ok(keep);
-        }
-        let available = match self.memory_limit {
-            Some(limit) => format!("the memory limit of {limit} bytes"),
-            None => "this machine's address space".into(),
-        };
-        Err(Error::memory(needed, available))
     }
 }

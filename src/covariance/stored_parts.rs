@@ -1,10 +1,11 @@
 //! Statistics as plain numbers and arrays, for files.
 
-use super::channels::Channels;
 use super::covariance_form::CovarianceForm;
-use super::samples::Samples;
+use super::form::Form;
+use super::per_input::Channels;
+use super::sample_form::Samples;
 use super::scatter::Scatter;
-use super::stats::{ActivationStats, Form};
+use super::stats::ActivationStats;
 use crate::linalg;
 use crate::{Result, Scalar};
 
