@@ -140,16 +140,6 @@ fn products_may_be_as_unsymmetric_as_rounding_and_noise_allow() -> Result<()> {
 }
 
 #[test]
-fn the_allowed_loss_is_a_fraction_of_the_energy_left_out_and_rounding() {
-    let size = Magnitude { exponent: 4, trace: 10.0, noise: 0.25 };
-    // Half of the 6 left out, eight rounding errors of a hundredth of 10 each, and the noise.
-    let (left_out, rounding) = (6.0 * 1e-12, 8.0 * f64::EPSILON * 10.0);
-    assert!((allowed_loss::<f64>(&size, 4.0) - (left_out + rounding + 0.25)).abs() < 1e-15);
-    // Energy above the trace is rounding.
-    assert!((allowed_loss::<f64>(&size, 12.0) - (rounding + 0.25)).abs() < 1e-15);
-}
-
-#[test]
 fn directions_that_do_not_fit_end_the_iteration() -> Result<()> {
     // Room for two of three directions; for three of three; and a basis that fills the space, where surplus
     // directions are dropped.
