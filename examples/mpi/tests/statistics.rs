@@ -10,7 +10,7 @@ use dalr_mpi::shard::Shard;
 
 /// The form that is kept, as its debug output tells.
 fn form(stats: &ActivationStats<f32>) -> &'static str {
-    if format!("{stats:?}").contains("\"scatter\"") { "scatter" } else { "samples" }
+    if format!("{stats:?}").contains("\"covariance\"") { "scatter" } else { "samples" }
 }
 
 /// Merges on some ranks, compares with one process, and gives the forms.
