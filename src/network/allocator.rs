@@ -252,8 +252,10 @@ impl Allocator {
             let last = all.partition_point(|candidate| cost(candidate) <= affordable).saturating_sub(1);
             &all[last..=last]
         };
-        let used = |fraction| blocks.iter().flat_map(|block| &block[0]).flat_map(|all| at(all, fraction));
-        let used = |fraction| used(fraction).map(goal.limited).sum::<f64>();
+        let used = |fraction| {
+            let parts = blocks.iter().flat_map(|block| &block[0]);
+            parts.flat_map(|all| at(all, fraction)).map(goal.limited).sum::<f64>()
+        };
         let fraction = match used(good) {
             _ if used(bad) <= goal.limit => bad,
             least if least > goal.limit => return Err(least),
