@@ -1,44 +1,23 @@
-//! The memory that is allocated, measured at the allocator. Users of other implementations report 90 GB
-//! of host memory (SVD-LLM #3, #29) and 89 TB for the shape of a full SVD (tensorly-torch #32).
+//! Statistics and solves of single layers stay within the documented memory.
 
-mod common;
-
-use std::sync::Mutex;
-
-use common::{cast, gaussian};
 use dalr::{
     ActivationPruning, ActivationStats, Dalr, Linear, LowRankCompressor, Rank, Ridge, Scalar, Solver, TruncatedSvd,
     relative_output_error, select_ridge,
 };
 use faer::{Col, Mat};
-use peak_alloc::PeakAlloc;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-#[global_allocator]
-static ALLOCATOR: PeakAlloc = PeakAlloc;
+use crate::common::{cast, gaussian};
+use crate::{MEMORY, peak};
 
-/// Runs a test on one thread while no other one allocates.
-///
-/// The matrix library reserves twice the processor's last cache for every thread that multiplies, once
-/// and for good. That is done before anything is measured.
+/// Runs a test alone, once the matrix library has reserved its buffers.
 fn alone(run: impl FnOnce() + Send) {
-    static ALONE: Mutex<()> = Mutex::new(());
-    let _alone = ALONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-    pool.install(|| {
+    crate::alone(|| {
         check_shape::<f32>(64, 48, 40, 1e9);
         check_shape::<f64>(64, 48, 40, 1e9);
         run();
     });
-}
-
-/// Bytes allocated at the peak, beyond what was there before.
-fn bytes<R>(run: impl FnOnce() -> R) -> (usize, R) {
-    let before = ALLOCATOR.current_usage();
-    ALLOCATOR.reset_peak_usage();
-    let result = run();
-    (ALLOCATOR.peak_usage() - before, result)
 }
 
 /// A layer with few outputs or few inputs, and a few samples.
@@ -54,7 +33,7 @@ fn check_shape<T: Scalar>(m: usize, n: usize, samples: usize, most: f64) {
     let involved = 8 * (m * n + samples * n + samples * m);
     let mut worst = 0.0_f64;
     let mut check = |what: &str, run: &dyn Fn()| {
-        let (peak, ()) = bytes(run);
+        let ((), peak) = peak(run);
         worst = worst.max(peak as f64 / involved as f64);
         assert!(peak as f64 <= most * involved as f64, "{m} × {n}, {what}: {peak} bytes, {involved} involved");
     };
@@ -100,11 +79,11 @@ fn check_growth<T: Scalar>(features: usize, batch: usize) {
     let inputs: Mat<T> = cast(gaussian(&mut rng, batch, features).as_ref());
     // Blocks of 256 columns of the lower triangle: half of the square, and a little more.
     let scatter = 4 * features * (features + 256);
-    let before = ALLOCATOR.current_usage();
+    let before = MEMORY.current_usage();
     let mut stats = ActivationStats::<T>::new(features);
-    let held = || ALLOCATOR.current_usage() - before;
+    let held = || MEMORY.current_usage() - before;
     let mut bounded = None;
-    ALLOCATOR.reset_peak_usage();
+    MEMORY.reset_peak_usage();
     for _ in 0..8 * features / batch {
         stats.update(inputs.as_ref()).unwrap();
         if format!("{stats:?}").contains("covariance") {
@@ -114,7 +93,7 @@ fn check_growth<T: Scalar>(features: usize, batch: usize) {
             assert!(held() <= *bounded.get_or_insert(held()) + 4 * features * batch);
         }
     }
-    let (peak, held) = (ALLOCATOR.peak_usage() - before, held());
+    let (peak, held) = (MEMORY.peak_usage() - before, held());
     println!("{features} inputs of {} bytes: {held} held, {peak} at the peak, {scatter} for a scatter", size_of::<T>());
     assert!(bounded.is_some());
     // Samples worth two scatters in a buffer that doubles, once more while it moves, and the scatter
@@ -138,18 +117,18 @@ fn memory_limits_hold() {
         let mut rng = StdRng::seed_from_u64(3);
         let inputs = gaussian(&mut rng, 20, 200);
         let limit = 500_000;
-        let before = ALLOCATOR.current_usage();
+        let before = MEMORY.current_usage();
         let mut stats = ActivationStats::new(200).with_memory_limit(limit);
         for _ in 0..60 {
             stats.update(inputs.as_ref()).unwrap();
-            let held = ALLOCATOR.current_usage() - before;
+            let held = MEMORY.current_usage() - before;
             // Six numbers for each input beside samples and scatter.
             assert!(held <= limit + 100 * 200, "{held} > {limit}");
         }
         // Refused without having been asked for.
         let wide = Mat::<f32>::zeros(2, 100_000);
         let mut stats = ActivationStats::new(100_000).with_memory_limit(limit);
-        let (peak, outcome) = bytes(|| stats.update(wide.as_ref()));
+        let (outcome, peak) = peak(|| stats.update(wide.as_ref()));
         // A message at the most.
         assert!(matches!(outcome, Err(dalr::Error::Memory { .. })) && peak < 1000, "{peak}: {outcome:?}");
     });

@@ -3,10 +3,8 @@
 //! `cargo test --test ratios -- --nocapture` prints the worst of each family. The unit tests of the solver
 //! test each dense algorithm and the completion of a basis in the same way.
 
-mod common;
-
-use common::families::{FAMILIES, Family, SIZES, Worst, orthogonality};
-use common::{cast, orthogonal};
+use crate::common::families::{FAMILIES, Family, SIZES, Worst, orthogonality};
+use crate::common::{cast, orthogonal};
 use dalr::solver::{Eigenpairs, PsdOperator, top_eigenpairs};
 use dalr::{ActivationStats, Dalr, Error, Linear, LowRankCompressor, Result, Ridge, Scalar, Solver, TruncatedSvd};
 use faer::{Mat, MatMut, MatRef, Scale};

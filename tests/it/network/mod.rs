@@ -1,8 +1,5 @@
 //! Whole networks: budgets, decompositions, sensitivities, searches and shared inputs.
 
-#[path = "../common/mod.rs"]
-mod common;
-
 mod budgets;
 mod compress;
 mod decompose;
@@ -15,6 +12,6 @@ mod shared;
 use dalr::network::{Choice, Plan};
 
 /// The choices of a plan, in the order of its layers.
-fn choices(plan: &Plan) -> Vec<Choice> {
+pub(crate) fn choices(plan: &Plan) -> Vec<Choice> {
     plan.layers.iter().map(|layer| layer.choice).collect()
 }

@@ -8,7 +8,7 @@ use dalr::interop::safetensors::{Dtype, FloatDtype, ModelFile, ModelWriter, repl
 use faer::{Mat, mat};
 use safetensors::tensor::{SafeTensors, TensorView, serialize_to_file};
 
-use crate::Folder;
+use super::Folder;
 
 const FLOATS: [Dtype; 4] = [Dtype::F64, Dtype::F32, Dtype::F16, Dtype::BF16];
 

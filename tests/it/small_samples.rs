@@ -1,18 +1,15 @@
 //! Few samples of real activations, drawn at random: on data that neither saw, the default never loses more than 1 % to truncated
 //! SVD with a corrected bias from the same samples. `docs/small_samples.md` has more layers than can be shipped.
 
-#[path = "../examples/lenet_digits/network.rs"]
-#[allow(dead_code)]
-mod network;
-#[path = "../benches/small_samples/trial.rs"]
+#[path = "../../benches/small_samples/trial.rs"]
 #[allow(dead_code)]
 mod trial;
 
 use std::path::{Path, PathBuf};
 
+use crate::lenet_network::{Data, Layer, activations};
 use dalr::{ActivationStats, Linear, relative_output_error};
 use faer::{Col, Mat};
-use network::{Data, Layer, activations};
 use safetensors::SafeTensors;
 use trial::{Draw, Errors, Site, compare, median_and_worst, ranks, selected};
 

@@ -95,7 +95,7 @@ const _: fn(&dyn PsdOperator<f64>, usize, Solver, usize) -> dalr::Result<Eigenpa
 /// A type that is added to the root must be added here as well.
 #[test]
 fn no_public_type_is_forgotten() {
-    let (root, here) = (include_str!("../src/lib.rs"), include_str!("api.rs"));
+    let (root, here) = (include_str!("../../src/lib.rs"), include_str!("api.rs"));
     let exports = root.split("pub use ").skip(1).filter_map(|rest| rest.split(';').next());
     let words = exports.flat_map(|export| export.split(|c: char| !c.is_alphanumeric() && c != '_'));
     let names: Vec<&str> = words.filter(|word| word.starts_with(char::is_uppercase)).collect();

@@ -1,5 +1,4 @@
 //! Configuration and reports survive a round trip through JSON.
-#![cfg(feature = "serde")]
 
 use std::collections::BTreeMap;
 

@@ -1,16 +1,14 @@
 //! The whole way, on a real network and real data: what the README claims of the LeNet.
 
-#[path = "../examples/lenet_digits/comparison.rs"]
+#[path = "../../examples/lenet_digits/comparison.rs"]
 mod comparison;
-#[path = "../examples/lenet_digits/network.rs"]
-mod network;
 
 use std::path::Path;
 use std::sync::OnceLock;
 
+use crate::lenet_network::{self as network, Data};
 use comparison::{Comparison, METHODS, RANKS, compare, pays};
 use dalr::{ActivationStats, Dalr, LowRankCompressor, Rank, Ridge, TruncatedSvd, Warning, relative_output_error};
-use network::Data;
 
 fn data() -> &'static Data {
     static DATA: OnceLock<Data> = OnceLock::new();

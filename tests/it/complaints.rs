@@ -4,12 +4,10 @@
 //! `f64` on the same numbers: of the outputs by multiplying them out, of what can be had at best by the Jacobi oracle.
 //! Memory has a [test of its own](../memory.rs), since an allocator sees all threads; convolutions have no type here that would take them.
 
-mod common;
-
 use std::cell::Cell;
 
-use common::case::{Case, FORMS, Form, SHAPE, WIDE};
-use common::{cast, gaussian, jacobi, weight_of};
+use crate::common::case::{Case, FORMS, Form, SHAPE, WIDE};
+use crate::common::{cast, gaussian, jacobi, weight_of};
 use dalr::{
     ActivationStats, Calibration, Dalr, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Rank, Report,
     Ridge, Scalar, Solver, TruncatedSvd, Warning, select_ridge,

@@ -1,16 +1,13 @@
 //! Files: statistics that come back, their layout, damaged files, model files.
-#![cfg(feature = "safetensors")]
 
-#[path = "../common/mod.rs"]
-mod common;
 mod forged;
 mod models;
 
 use std::fs;
 use std::path::PathBuf;
 
-use common::file::{crc32, numbers, range, take_apart};
-use common::gaussian;
+use crate::common::file::{crc32, numbers, range, take_apart};
+use crate::common::gaussian;
 use dalr::{ActivationStats, Dalr, Error, Linear, LowRankCompressor, Rank, Scalar};
 use faer::Mat;
 use rand::SeedableRng;

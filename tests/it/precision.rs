@@ -1,9 +1,7 @@
 //! Solving in native precision: large `f32` layers, in sample form and covariance form, against the
 //! same problem in `f64`.
 
-mod common;
-
-use common::{cast, gaussian};
+use crate::common::{cast, gaussian};
 use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, Rank, Ridge, Solver, TruncatedSvd};
 use faer::{Col, Mat, MatRef};
 use rand::SeedableRng;
@@ -53,20 +51,22 @@ fn left(energies: &[f64], total: f64) -> f64 {
     1.0 - energies.iter().sum::<f64>() / total
 }
 
-/// Shapes for which the algorithms in native precision are the cheapest, one after the other, and the
-/// name of the solver in the report.
-const SHAPES: [(usize, usize, usize, usize, &str); 6] = [
-    (700, 520, 400, 20, "block Lanczos"),
-    (700, 520, 1800, 20, "block Lanczos"),
-    (560, 700, 1300, 120, "single precision"),
-    (1200, 520, 900, 130, "single precision"),
-    (1200, 520, 1800, 130, "single precision"),
-    (520, 700, 2600, 130, "single precision"),
+/// Shapes that are solved in native precision, by one algorithm or another.
+const SHAPES: [(usize, usize, usize, usize); 6] = [
+    (700, 520, 400, 20),
+    (700, 520, 1800, 20),
+    (560, 700, 1300, 120),
+    (1200, 520, 900, 130),
+    (1200, 520, 1800, 130),
+    (520, 700, 2600, 130),
 ];
+
+/// Names of the algorithms that solve `f32` layers in `f32`.
+const NATIVE: [&str; 2] = ["block Lanczos", "single precision"];
 
 #[test]
 fn native_precision_reaches_the_optimum_and_predicts_its_error() {
-    for (m, n, p, rank, solver) in SHAPES {
+    for (m, n, p, rank) in SHAPES {
         let (weight, inputs) = problem(m, n, p);
         let layer = Linear::new(weight.clone(), Some(Col::zeros(m))).unwrap();
         let stats = stats(inputs.as_ref());
@@ -75,7 +75,8 @@ fn native_precision_reaches_the_optimum_and_predicts_its_error() {
             let method = Dalr::new().with_ridge(ridge);
             let solved = method.decompose(&layer, &stats, rank).unwrap();
             let ours = solved.truncate(rank).unwrap();
-            assert!(ours.report().to_string().contains(solver), "{name}: {}", ours.report());
+            let solver = &ours.report().solver;
+            assert!(NATIVE.iter().any(|native| solver.contains(native)), "{name}: {solver}");
             let error = squared_error(&weight, ours.layer(), inputs.as_ref());
             let claimed = ours.report().relative_error().unwrap().powi(2);
             let rounding = 16.0 * f64::from(f32::EPSILON);

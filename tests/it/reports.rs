@@ -1,7 +1,5 @@
 //! What reports say of small layers, worked out by hand: names, warnings, resolutions.
 
-mod common;
-
 use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, Rank, Ridge, Warning};
 use faer::{Col, Mat, mat};
 

@@ -1,11 +1,9 @@
 //! Energies, projectors and errors against two oracles that share no code with the library's solvers: a
 //! one-sided Jacobi singular value decomposition, and nalgebra's symmetric eigendecomposition.
 
-mod common;
-
-use common::families::{FAMILIES, Family, SIZES, Worst, orthogonality};
-use common::jacobi::{Svd, svd};
-use common::{gaussian, orthogonal, stats, weight_of};
+use crate::common::families::{FAMILIES, Family, SIZES, Worst, orthogonality};
+use crate::common::jacobi::{Svd, svd};
+use crate::common::{gaussian, orthogonal, stats, weight_of};
 use dalr::{ActivationStats, Dalr, Decomposition, Linear, LowRankCompressor, Ridge, Solver, TruncatedSvd};
 use faer::{Mat, MatRef};
 use rand::rngs::StdRng;

@@ -1,26 +1,13 @@
-//! Loading takes no more memory than the file is long, whatever the file says. Alone in its process: it counts all memory.
-#![cfg(feature = "safetensors")]
+//! Loading a file takes no more memory than the file is long, whatever the file says.
 
-mod common;
-
-use common::file::{put_together, take_apart};
 use dalr::{ActivationStats, Scalar};
 use faer::Mat;
-use peak_alloc::PeakAlloc;
 
-#[global_allocator]
-static MEMORY: PeakAlloc = PeakAlloc;
+use crate::common::file::{put_together, take_apart};
+use crate::{alone, peak};
 
 /// For the header, error messages and the rounding of columns to cache lines.
 const SLACK: usize = 200_000;
-
-/// The most memory in use at any time, over that before.
-fn peak<R>(action: impl FnOnce() -> R) -> (R, usize) {
-    MEMORY.reset_peak_usage();
-    let before = MEMORY.current_usage();
-    let result = action();
-    (result, MEMORY.peak_usage() - before)
-}
 
 fn good<T: Scalar>(rows: usize, features: usize) {
     let mut stats = ActivationStats::<T>::new(features);
@@ -54,6 +41,10 @@ fn good<T: Scalar>(rows: usize, features: usize) {
 
 #[test]
 fn no_more_than_the_file_is_long() {
+    alone(files);
+}
+
+fn files() {
     good::<f32>(3, 100_000);
     good::<f32>(9_000, 250);
     good::<f64>(2_000, 2_000);

@@ -1,8 +1,6 @@
 //! Operators that break their contract. Each gives an error, or a result with the residual that it states,
 //! after a number of products that is bounded by the size.
 
-mod common;
-
 use core::cell::Cell;
 
 use dalr::solver::{Eigenpairs, PsdOperator, top_eigenpairs};

@@ -2,8 +2,8 @@
 
 use dalr::{ActivationStats, Error};
 
+use super::{bytes, inputs};
 use crate::common::file::{numbers, put_together, range, set, take_apart};
-use crate::{bytes, inputs};
 
 /// The sample form; the covariance form; the covariance form with two samples that wait for a
 /// product.

@@ -1,8 +1,6 @@
 //! Nothing of the same rank comes below what we claim to be the minimum: alternating least squares tries, from many starts.
 
-mod common;
-
-use common::{SPECTRA, gaussian, stats, weight_of, with_spectrum};
+use crate::common::{SPECTRA, gaussian, stats, weight_of, with_spectrum};
 use dalr::{Compressed, Dalr, Linear, LowRankCompressor, Rank, Ridge};
 use faer::{Col, Mat, MatRef};
 use rand::rngs::StdRng;

@@ -1,8 +1,6 @@
 //! What holds for every layer and every data set, on random ones.
 
-mod common;
-
-use common::{Problem, Recipe, SPECTRA, cast, gaussian, orthogonal, run_both, stats, weight_of};
+use crate::common::{Problem, Recipe, SPECTRA, cast, gaussian, orthogonal, run_both, stats, weight_of};
 use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, Rank, Report, Ridge, TruncatedSvd};
 use faer::{Mat, MatRef, Scale};
 use proptest::prelude::*;

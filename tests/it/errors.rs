@@ -1,8 +1,6 @@
 //! Every refusal, with its message, and that nothing changes when something is refused.
 
-mod common;
-
-use common::Spectrum;
+use crate::common::Spectrum;
 use dalr::{
     ActivationPruning, ActivationStats, Dalr, Error, Linear, LowRankCompressor, LowRankLinear, Rank, Ridge,
     TruncatedSvd, relative_output_error, select_ridge,
@@ -356,5 +354,37 @@ fn energies_of_which_only_the_sum_is_too_large() {
             Dalr::new().with_ridge(ridge).decompose(&layer, &stats, 2),
             "Dalr::decompose: expected the energy of the outputs within the range of its type, got an overflow",
         );
+    }
+}
+
+/// The error that a library, a file or a caller's function returned is the source of ours.
+#[test]
+fn errors_keep_their_source() {
+    use std::error::Error as _;
+
+    #[derive(Debug, PartialEq, thiserror::Error)]
+    #[error("no device")]
+    struct NoDevice;
+    let (layer, stats) = problem();
+    let decomposition = Dalr::new().decompose(&layer, &stats, 4).unwrap();
+    let profiles = [dalr::network::LayerProfile::new("fc", &decomposition)];
+    let search = dalr::network::JointSearch::new(0.1);
+    let failing = |_: &_| Err(NoDevice);
+    let ignore = &mut dalr::network::Progress::ignore;
+    let error = search.run(&profiles, &mut Vec::new(), failing, ignore).unwrap_err();
+    assert!(matches!(error, Error::Callback { .. }), "{error}");
+    assert_eq!(error.source().and_then(|source| source.downcast_ref()), Some(&NoDevice));
+    // A copy has it as well.
+    assert_eq!(error.clone().source().and_then(|source| source.downcast_ref()), Some(&NoDevice));
+
+    #[cfg(feature = "safetensors")]
+    {
+        let missing = std::env::temp_dir().join("dalr-no-such-folder").join("stats.safetensors");
+        let errors = [stats.save(&missing).unwrap_err(), ActivationStats::<f64>::load(&missing).unwrap_err()];
+        for error in errors {
+            assert!(matches!(error, Error::Io { .. }), "{error}");
+            let source = error.source().and_then(|source| source.downcast_ref::<std::sync::Arc<std::io::Error>>());
+            assert_eq!(source.map(|source| source.kind()), Some(std::io::ErrorKind::NotFound));
+        }
     }
 }

@@ -1,19 +1,15 @@
 //! The paper's joint search (§5.3, Table 10) and measured sensitivities on a real network: LeNet on
 //! optical digits, fc1 and fc2.
 
-#[path = "../../examples/lenet_digits/network.rs"]
-#[allow(dead_code)]
-mod network;
-
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use crate::lenet_network::{Data, Layer, accuracy, activations};
 use dalr::network::{
     Allocator, Budget, Evaluation, JointSearch, LayerProfile, Plan, Progress, Sensitivities, Strategy,
 };
 use dalr::{ActivationStats, Dalr, Decomposition, LowRankCompressor, TruncatedSvd};
 use faer::{Mat, MatRef};
-use network::{Data, Layer, accuracy, activations};
 
 const NAMES: [&str; 2] = ["fc1", "fc2"];
 
