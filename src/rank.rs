@@ -60,6 +60,19 @@ impl Rank {
         m * n / (m + n)
     }
 
+    /// The largest rank whose two factors take at most this fraction of the weight's parameters,
+    /// `⌊fraction · mn / (m + n)⌋` up to `min(m, n)`; 0 if rank 1 takes more.
+    ///
+    /// ```
+    /// assert_eq!(dalr::Rank::within(0.4, (4096, 4096)), 819);
+    /// assert_eq!(dalr::Rank::within(0.1, (4, 4)), 0);
+    /// ```
+    pub fn within(fraction: f64, (out_features, in_features): (usize, usize)) -> usize {
+        // The fraction that a rank takes must allow that rank, whatever its rounding.
+        let allowed = fraction * Self::break_even(out_features, in_features) * (1.0 + 8.0 * f64::EPSILON);
+        (allowed as usize).min(out_features).min(in_features)
+    }
+
     /// The rank up to which a problem must be solved before this can be resolved, multiples of `multiple`
     /// wanted. All that can be refused without solving is refused here.
     pub(crate) fn bound(self, shape: (usize, usize), multiple: usize) -> Result<usize> {
@@ -86,9 +99,7 @@ impl Rank {
             }
             Self::ParameterRatio(ratio) => {
                 let ratio = fraction("the parameter ratio", ratio)?;
-                // The share that a rank takes must buy that rank: not lose it to rounding.
-                let affordable = (ratio * Self::break_even(m, n) * (1.0 + 8.0 * f64::EPSILON)).floor() as usize;
-                let rank = affordable.min(full) / multiple * multiple;
+                let rank = Self::within(ratio, shape) / multiple * multiple;
                 if rank == 0 {
                     let expected = format!(
                         "a parameter ratio that pays for rank {multiple} of a {m} × {n} weight, {:.6} or more",
