@@ -290,10 +290,7 @@ mod tests {
     fn out_of_range_is_refused_with_the_bounds() {
         for rank in [0, 13] {
             let error = resolve(Rank::Fixed(rank), 1).unwrap_err();
-            assert_eq!(
-                error.to_string(),
-                format!("test: expected a rank from 1 to 12 for a 20 × 12 weight, got {rank}")
-            );
+            assert_eq!(error.to_string(), format!(": expected a rank from 1 to 12 for a 20 × 12 weight, got {rank}"));
         }
         for bad in [0.0, -0.1, 1.1, f64::NAN, f64::INFINITY] {
             for rank in [Rank::ParameterRatio(bad), Rank::Energy(bad), Rank::RelativeError(bad)] {

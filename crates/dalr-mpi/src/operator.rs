@@ -2,14 +2,15 @@
 
 use core::cell::Cell;
 use std::hash::{DefaultHasher, Hasher};
+use std::sync::Arc;
 use std::time::Instant;
 
+use dalr::Error;
 use dalr::solver::PsdOperator;
-use dalr::{Cause, Error};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 
-use crate::error::{Failure, Result};
+use crate::error::Failure;
 use crate::ranks::Ranks;
 
 /// Columns of the matrix that are formed and summed at a time.
@@ -120,7 +121,7 @@ pub fn fingerprint(block: MatRef<'_, f64>) -> u64 {
 /// An agreement as an error of the library, which returns it from the solve.
 fn as_operator_error(failure: Failure) -> Error {
     let subject = "the samples on all ranks".into();
-    Error::Callback { operation: "ShardOperator::apply", subject, source: Cause::new(failure) }
+    Error::Callback { operation: "ShardOperator::apply", subject, source: Arc::new(failure) }
 }
 
 impl PsdOperator<f64> for ShardOperator<'_> {

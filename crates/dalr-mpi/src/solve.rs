@@ -106,9 +106,9 @@ pub fn solve<T: Scalar>(
     let terms = factor.col_iter().zip(&variances).map(|(column, s)| column.squared_norm_l2() * (s + lambda));
     let noise = 4.0 * n as f64 * f64::EPSILON * terms.sum::<f64>();
     let facts = Facts { samples: sums.samples, most, ridge: lambda, noise };
-    let operator = ShardOperator::new(ranks, &segments, factor, facts, threads);
     let problem = problem.with_samples(sums.samples).with_ridge(lambda);
     let problem = problem.with_bias_correction(correct_bias).with_solver(solver);
+    let operator = ShardOperator::new(ranks, &segments, problem.factor(), facts, threads);
 
     ranks.agree("solving", Ok(()))?;
     let solved = problem.solve(&operator, &mean, rank).map_err(Into::into);
