@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-/// What went wrong: each variant names the operation, what it expected and what it got.
+/// The error type of this crate. Each variant names the operation, what it expected and what it got.
 ///
-/// An operation that fails leaves the object it was called on as it was.
+/// An operation that fails does not change the object it was called on.
 ///
 /// ```
 /// use dalr::{ActivationStats, Error};
@@ -22,36 +22,36 @@ use std::sync::Arc;
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Something that must hold at least one element holds none.
+    /// An argument has no elements.
     #[error("{operation}: expected at least one element in {what}, got an empty one")]
     Empty {
-        /// The operation that refused.
+        /// The operation that failed.
         operation: &'static str,
-        /// What was empty.
+        /// The empty argument.
         what: &'static str,
     },
 
-    /// A dimension does not fit the others.
+    /// A dimension does not match the others.
     #[error("{operation}: expected {expected} {what}, got {found}")]
     Shape {
-        /// The operation that refused.
+        /// The operation that failed.
         operation: &'static str,
-        /// The dimension: which rows, columns or entries.
+        /// The rows, columns or entries that were counted.
         what: &'static str,
-        /// The size that fits.
+        /// The required number.
         expected: usize,
-        /// The size that came.
+        /// The number found.
         found: usize,
     },
 
     /// A NaN or an infinity.
     #[error("{operation}: expected finite numbers in {what}, got {value} at row {row}, column {column}")]
     NonFinite {
-        /// The operation that refused.
+        /// The operation that failed.
         operation: &'static str,
-        /// The matrix or vector at fault.
+        /// The matrix or vector.
         what: &'static str,
-        /// Its first offending row, from 0.
+        /// The first row with such a value, from 0.
         row: usize,
         /// The column in that row, from 0.
         column: usize,
@@ -59,58 +59,58 @@ pub enum Error {
         value: f64,
     },
 
-    /// A number outside the range it must lie in.
+    /// A number is out of its range.
     #[error("{operation}: expected {parameter} {expected}, got {found}")]
     OutOfRange {
-        /// The operation that refused.
+        /// The operation that failed.
         operation: &'static str,
-        /// The parameter at fault.
+        /// The parameter.
         parameter: &'static str,
-        /// The range it must lie in.
+        /// The allowed range.
         expected: String,
         /// Its value.
         found: f64,
     },
 
-    /// The rank asked for cannot be had.
+    /// The layer cannot have the requested rank.
     #[error("{operation}: expected {expected}, got {found}")]
     Rank {
-        /// The operation that refused.
+        /// The operation that failed.
         operation: &'static str,
-        /// The ranks that can be had, and the way out.
+        /// The possible ranks.
         expected: String,
-        /// What was asked for, or what it led to.
+        /// The rank that was requested or computed.
         found: String,
     },
 
-    /// A method that looks at activations was given none.
+    /// A method that needs samples was given none.
     #[error("{operation}: expected statistics of at least one sample with a positive weight, got none")]
     NoSamples {
-        /// The operation that refused.
+        /// The operation that failed.
         operation: &'static str,
     },
 
-    /// A result would not be a finite number of its type.
+    /// A result is not a finite number of its type.
     #[error("{operation}: expected {what} within the range of its type, got an overflow")]
     Overflow {
-        /// The operation that refused.
+        /// The operation that failed.
         operation: &'static str,
         /// The quantity that overflows.
         what: &'static str,
     },
 
-    /// A buffer would exceed the limit set, or the memory there is.
+    /// A buffer would exceed a memory limit or the available memory.
     #[error("{operation}: expected to get by with {available}, got a need of {needed} bytes")]
     Memory {
-        /// The operation that refused.
+        /// The operation that failed.
         operation: &'static str,
-        /// Bytes it needs.
+        /// Bytes needed.
         needed: usize,
-        /// The bound: a limit that was set, or the machine's memory.
+        /// The limit: one that was set, or the machine's memory.
         available: String,
     },
 
-    /// Every solver of the fallback ladder gave up.
+    /// Neither the solver nor its fallback converged.
     #[error(
         "{operation}: expected an eigendecomposition of dimension {dimension}, got no convergence from any of: {attempts}"
     )]
@@ -119,16 +119,16 @@ pub enum Error {
         operation: &'static str,
         /// Dimension of the eigenproblem.
         dimension: usize,
-        /// The solvers tried, in order.
+        /// The algorithms tried, in order.
         attempts: String,
     },
 
-    /// An operator breaks the contract of [`PsdOperator`](crate::solver::PsdOperator).
+    /// An operator violates the contract of [`PsdOperator`](crate::solver::PsdOperator).
     #[error("{operation}: expected a symmetric positive semidefinite operator, got {found}")]
     InvalidOperator {
-        /// The operation that refused.
+        /// The operation that failed.
         operation: &'static str,
-        /// How the operator breaks the contract.
+        /// The violation.
         found: String,
     },
 
@@ -143,51 +143,51 @@ pub enum Error {
         source: Arc<std::io::Error>,
     },
 
-    /// A file, or bytes in its format, are damaged or not what they should be.
+    /// A file, or bytes in its format, are damaged or hold something else.
     #[error("{operation}: expected {expected} in {path}, got {found}")]
     Format {
-        /// The operation that refused.
+        /// The operation that failed.
         operation: &'static str,
-        /// The file, or what else the bytes came from.
+        /// The file, or another source of the bytes.
         path: String,
-        /// What should be there.
+        /// The expected content.
         expected: String,
-        /// What is.
+        /// The content found.
         found: String,
     },
 
-    /// Text that says nothing that can be read from it.
+    /// A text cannot be parsed.
     #[error("{operation}: expected {expected}, got `{found}`")]
     Text {
-        /// The operation that refused.
+        /// The operation that failed.
         operation: &'static str,
-        /// What can be read.
+        /// The texts that can be parsed.
         expected: &'static str,
         /// The text.
         found: String,
     },
 
-    /// Numbers of a type that cannot be read or written, or that would lose digits.
+    /// Numbers have a dtype that cannot be read or written, or that would lose digits.
     #[error("{operation}: expected numbers of type {expected} in {what}, got {found}")]
     NumberType {
-        /// The operation that refused.
+        /// The operation that failed.
         operation: &'static str,
-        /// What holds the numbers.
+        /// The tensor or batch.
         what: &'static str,
-        /// The types that it takes.
+        /// The supported dtypes.
         expected: &'static str,
-        /// The type that came.
+        /// The dtype found.
         found: String,
     },
 
-    /// Names of layers that do not fit together: one twice, one that no layer has, one without what each must have.
+    /// Names of layers do not match: a name occurs twice, no layer has it, or a layer lacks a value.
     #[error("{operation}: expected {expected}, got {found}")]
     Layers {
-        /// The operation that refused.
+        /// The operation that failed.
         operation: &'static str,
-        /// What the layers must be.
+        /// The requirement.
         expected: String,
-        /// What they are.
+        /// The violation.
         found: String,
     },
 
@@ -196,11 +196,11 @@ pub enum Error {
     InLayer {
         /// The name of the layer.
         layer: String,
-        /// What went wrong there.
+        /// The error in this layer.
         source: Box<Error>,
     },
 
-    /// A library whose types came in or go out failed; its own error is the [`source`](std::error::Error::source).
+    /// Another library failed; its own error is the [`source`](std::error::Error::source).
     #[error("{operation}: expected {library} to do its part, got an error: {source}")]
     Library {
         /// The operation that called it.
@@ -211,12 +211,13 @@ pub enum Error {
         source: Arc<dyn std::error::Error + Send + Sync>,
     },
 
-    /// A function that the caller passed failed; its own error is the [`source`](std::error::Error::source).
+    /// A function passed by the caller failed; its own error is the
+    /// [`source`](std::error::Error::source).
     #[error("{operation}: expected a value for {subject}, got an error: {source}")]
     Callback {
         /// The operation that called it.
         operation: &'static str,
-        /// What it was called for.
+        /// The purpose of the call.
         subject: String,
         /// The error it returned.
         source: Arc<dyn std::error::Error + Send + Sync>,

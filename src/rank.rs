@@ -1,11 +1,11 @@
-//! How many dimensions to keep: the ways to say it, and the one place where they become a number.
+//! The rank of a compressed layer: the rules for it, and their resolution to a number.
 
 use core::fmt;
 use core::str::FromStr;
 
 use crate::{Error, Result};
 
-/// How many dimensions a compressed layer keeps.
+/// The rank of a compressed layer, or a rule that determines it.
 ///
 /// For a weight of shape `m × n` the rank lies between 1 and `min(m, n)`; it saves parameters only below
 /// [`break_even`](Self::break_even), `mn / (m + n)`.
@@ -19,15 +19,16 @@ use crate::{Error, Result};
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Rank {
-    /// This many, from 1 to `min(m, n)`.
+    /// This rank, from 1 to `min(m, n)`.
     Fixed(usize),
-    /// As many as this share of the weight's parameters pays for: `⌊r · mn / (m + n)⌋`, for `r` in (0, 1].
+    /// The largest rank with at most this fraction of the weight's parameters:
+    /// `⌊r · mn / (m + n)⌋`, for `r` in (0, 1].
     ParameterRatio(f64),
-    /// The fewest whose energies (eigenvalues of the problem solved) sum to this fraction of all energy, in
-    /// (0, 1]; 1 asks for the numerical rank.
+    /// The smallest rank whose energies (eigenvalues of the problem solved) sum to this fraction of
+    /// the total, in (0, 1]. 1 means the numerical rank.
     Energy(f64),
-    /// The fewest whose relative error on the calibration data is at most this, in (0, 1]. A goal below what the predicted error can
-    /// resolve (about 1e-7) takes the full rank, which is exact.
+    /// The smallest rank whose predicted relative error on the calibration data is at most this, in
+    /// (0, 1]. A goal below the resolution of the predicted error (about 1e-7) needs the full rank.
     RelativeError(f64),
 }
 
@@ -37,15 +38,15 @@ impl From<usize> for Rank {
     }
 }
 
-/// What a solve tells about every rank, as far as [`Rank::resolve`] needs it.
+/// The results of a solve that [`Rank::resolve`] needs.
 pub(crate) struct Spectrum<'a> {
     pub(crate) energies: &'a [f64],
     pub(crate) total_energy: f64,
-    /// Energies from here on are rounding noise.
+    /// Number of energies above rounding.
     pub(crate) numerical_rank: usize,
     /// The relative error of each rank from 1, if there were samples.
     pub(crate) relative_errors: Option<&'a [f64]>,
-    /// Below this, relative errors are rounding noise.
+    /// Relative errors below this are rounding.
     pub(crate) resolution: f64,
 }
 
@@ -68,13 +69,13 @@ impl Rank {
     /// assert_eq!(dalr::Rank::within(0.1, (4, 4)), 0);
     /// ```
     pub fn within(fraction: f64, (out_features, in_features): (usize, usize)) -> usize {
-        // The fraction that a rank takes must allow that rank, whatever its rounding.
+        // A fraction computed from a rank must give that rank in spite of rounding.
         let allowed = fraction * Self::break_even(out_features, in_features) * (1.0 + 8.0 * f64::EPSILON);
         (allowed as usize).min(out_features).min(in_features)
     }
 
-    /// The rank up to which a problem must be solved before this can be resolved, multiples of `multiple`
-    /// wanted. All that can be refused without solving is refused here.
+    /// The rank up to which a problem must be solved before this rule can be resolved to a multiple of
+    /// `multiple`. Refuses everything that can be refused without solving.
     pub(crate) fn bound(self, shape: (usize, usize), multiple: usize) -> Result<usize> {
         let (m, n) = shape;
         let full = m.min(n);
@@ -114,7 +115,7 @@ impl Rank {
         }
     }
 
-    /// The rank for an `m × n` weight, given what solving up to [`bound`](Self::bound) told.
+    /// The rank for an `m × n` weight, given the results of a solve up to [`bound`](Self::bound).
     pub(crate) fn resolve(self, shape: (usize, usize), multiple: usize, spectrum: &Spectrum<'_>) -> Result<usize> {
         let bound = self.bound(shape, multiple)?;
         let solved = spectrum.energies.len();
@@ -133,7 +134,7 @@ impl Rank {
                 }
                 let reached = sum >= goal;
                 let numerical = spectrum.numerical_rank;
-                // Whether no energy beyond noise lies past what was solved for.
+                // Whether all energies above rounding were solved for.
                 let complete = solved == shape.0.min(shape.1) || numerical < solved;
                 if complete {
                     let needed = if reached && fraction < 1.0 { enough.min(numerical) } else { numerical };
@@ -196,7 +197,8 @@ impl fmt::Display for Rank {
     }
 }
 
-/// Reads `64`, `ratio:0.4`, `energy:0.99` and `error:0.05`. Whether such a rank can be had is seen when compressing.
+/// Reads `64`, `ratio:0.4`, `energy:0.99` and `error:0.05`. Compressing checks whether the layer can
+/// have such a rank.
 ///
 /// ```
 /// use dalr::Rank;

@@ -10,8 +10,8 @@ mod sealed {
 
 /// The element type of weights and activations: `f32` or `f64`.
 ///
-/// Sealed: statistics and solvers are tuned for these two. Large problems in `f32` are multiplied in `f32` where that is known to
-/// suffice; all sums over samples are `f64`, and so is what is left to decide.
+/// Sealed: statistics and solvers are tuned for these two. Sums over samples are in `f64` for both.
+/// Large `f32` problems are solved in `f32` while that is accurate enough.
 ///
 /// ```
 /// use dalr::{Linear, LowRankLinear, Result, Scalar};

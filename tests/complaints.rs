@@ -11,8 +11,8 @@ use std::cell::Cell;
 use common::case::{Case, FORMS, Form, SHAPE, WIDE};
 use common::{cast, gaussian, jacobi, weight_of};
 use dalr::{
-    ActivationStats, Calibration, Dalr, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Rank, Report, Ridge, Scalar,
-    Solver, TruncatedSvd, Warning, select_ridge,
+    ActivationStats, Calibration, Dalr, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Rank, Report,
+    Ridge, Scalar, Solver, TruncatedSvd, Warning, select_ridge,
 };
 use faer::{Mat, MatRef};
 use rand::SeedableRng;

@@ -88,7 +88,7 @@ fn check_statistics<T: Scalar>(features: usize, samples: usize, form: &str) {
         said(&stats)
     });
     // Products of wide layers' `f32` samples are rounded to that.
-    let narrow = form == "scatter" && features >= 512;
+    let narrow = form == "covariance" && features >= 512;
     let rounding = if narrow { T::EPSILON } else { f64::EPSILON } * (samples as f64).sqrt();
     let spread = |at: (usize, usize)| (one.1[(at.0, at.0)] * one.1[(at.1, at.1)]).sqrt();
     let all = (0..features).flat_map(|i| (0..features).map(move |j| (i, j)));
@@ -100,10 +100,10 @@ fn check_statistics<T: Scalar>(features: usize, samples: usize, form: &str) {
 #[test]
 fn statistics() {
     check_statistics::<f32>(512, 700, "samples");
-    check_statistics::<f32>(512, 1800, "scatter");
-    check_statistics::<f32>(200, 900, "scatter");
+    check_statistics::<f32>(512, 1800, "covariance");
+    check_statistics::<f32>(200, 900, "covariance");
     check_statistics::<f64>(300, 400, "samples");
-    check_statistics::<f64>(300, 700, "scatter");
+    check_statistics::<f64>(300, 700, "covariance");
 }
 
 /// A layer and inputs for it of which the leading dimensions stand out, in the weight and in the data.
@@ -181,7 +181,7 @@ impl<T> PartialEq for Same<T> {
 }
 
 fn check_compressors<T: Scalar>() {
-    for (samples, form) in [(150, "samples"), (750, "scatter")] {
+    for (samples, form) in [(150, "samples"), (750, "covariance")] {
         let case = Case::<T>::new((176, 168, samples), 12);
         let stats = case.stats(form);
         let check = |what: &str, method: Run<'_, T>| {
@@ -215,7 +215,7 @@ fn compressors_and_solvers_in_double_precision() {
 /// Large enough to be iterated on, or diagonalised, in the precision of the data.
 #[test]
 fn large_layers_in_single_precision() {
-    for (samples, form) in [(260, "samples"), (1300, "scatter")] {
+    for (samples, form) in [(260, "samples"), (1300, "covariance")] {
         for rank in [12, 70] {
             let case = Case::<f32>::new((320, 300, samples), rank);
             let stats = case.stats(form);
@@ -227,7 +227,7 @@ fn large_layers_in_single_precision() {
 }
 
 fn check_choices<T: Scalar>() {
-    for (samples, form) in [(150, "samples"), (750, "scatter")] {
+    for (samples, form) in [(150, "samples"), (750, "covariance")] {
         let case = Case::<T>::new((176, 168, samples), 12);
         let (stats, held_out) = (case.stats(form), Case::<T>::new((176, 168, 97), 12).stats("samples"));
         let candidates = [Ridge::None, Ridge::Shrinkage, Ridge::Relative(0.1), Ridge::Relative(1.0)];

@@ -43,7 +43,7 @@ fn set_up(case: &Case) -> (Linear<f64>, ActivationStats<f64>, ActivationStats<f6
     for _ in 0..20 {
         collapsed.update_weighted(inputs.as_ref(), &vec![0.05; inputs.nrows()]).unwrap();
     }
-    assert!(format!("{collapsed:?}").contains("scatter"));
+    assert!(format!("{collapsed:?}").contains("covariance"));
     (Linear::new(matrix(&case.weight), Some(bias)).unwrap(), stats, collapsed)
 }
 

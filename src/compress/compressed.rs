@@ -1,6 +1,6 @@
 //! A compressed layer and its report.
 
-use super::evaluate::output_error;
+use super::output_error::output_error;
 use crate::error::during;
 use crate::{ActivationStats, Linear, LowRankLinear, Report, Result, Scalar};
 

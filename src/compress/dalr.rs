@@ -64,8 +64,9 @@ impl Dalr {
         Self { ridge: Ridge::Shrinkage, correct_bias: None, solver: Solver::Auto, threads: 0, rank_multiple: 1 }
     }
 
-    /// Eq. 11 of the paper to the letter: `λ` is absolute, on `X Xᵀ` not divided by the number of samples, the
-    /// inputs are not centred, and the bias is kept. The authors' code uses `λ = 1000`, its notebook 10.
+    /// The published method, eq. 11 of the paper to the letter: `λ` is absolute, on `X Xᵀ` not divided
+    /// by the number of samples, inputs are not centred, and the bias is kept. The authors' code uses
+    /// `λ = 1000`, its notebook 10.
     ///
     /// ```
     /// # use dalr::{Dalr, Ridge};
@@ -75,7 +76,7 @@ impl Dalr {
         Self::new().with_ridge(Ridge::Paper(lambda))
     }
 
-    /// Sets how the statistics are regularised.
+    /// Sets the regularization; [`Ridge::Shrinkage`] by default.
     #[must_use]
     pub fn with_ridge(mut self, ridge: Ridge) -> Self {
         self.ridge = ridge;
@@ -84,9 +85,9 @@ impl Dalr {
 
     /// Overrides the automatic treatment of the bias.
     ///
-    /// `true` centres the inputs and sets `b̂ = b + (W − C) μ`, which is jointly optimal, and gives a bias even
-    /// to a layer that has none. `false` measures inputs from zero and keeps the bias as it is. With the two
-    /// absolute ridges, `true` corrects the bias (eq. 4) after the uncentred solve.
+    /// `true` centres the inputs and sets `b̂ = b + (W − C) μ`, which is jointly optimal. A layer
+    /// without a bias gets one. `false` uses the second moment about zero and keeps the bias. With the
+    /// two absolute ridges, `true` corrects the bias (eq. 4) after the uncentred solve.
     #[must_use]
     pub fn with_bias_correction(mut self, correct: bool) -> Self {
         self.correct_bias = Some(correct);
@@ -100,16 +101,16 @@ impl Dalr {
         self
     }
 
-    /// Sets the number of threads; 0, the default, chooses: one inside a rayon worker, all of rayon's pool
-    /// elsewhere. Never more than that pool has.
+    /// Sets the number of threads, at most those of rayon's pool. 0, the default, means one inside a
+    /// rayon worker and the whole pool elsewhere.
     #[must_use]
     pub fn with_threads(mut self, threads: usize) -> Self {
         self.threads = threads;
         self
     }
 
-    /// Makes every rank a multiple of this number, as hardware may like it: ratios round down, energies and errors up, a fixed rank
-    /// must match. 1 by default; 0 is an error when compressing.
+    /// Makes every rank a multiple of this number, as some hardware prefers: ratios round down,
+    /// energies and errors up, a fixed rank must match. 1 by default; 0 is an error when compressing.
     #[must_use]
     pub fn with_rank_multiple(mut self, multiple: usize) -> Self {
         self.rank_multiple = multiple;

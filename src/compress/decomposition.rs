@@ -4,6 +4,7 @@ use core::fmt;
 
 use faer::{Col, Mat, MatRef};
 
+use super::solve::Solution;
 use super::{Calibration, Compressed};
 use crate::bias::BiasCorrection;
 use crate::covariance::{SecondMoment, identity, second_moment};
@@ -103,7 +104,77 @@ impl Facts {
     }
 }
 
+/// The facts of a decomposition that its solution does not contain.
+pub(super) struct Origin<'a> {
+    pub(super) method: &'static str,
+    pub(super) samples: u64,
+    /// The effective number of samples, if the data chose the directions.
+    pub(super) effective_samples: Option<f64>,
+    pub(super) shrinkage: Option<f64>,
+    /// Whether there are data that do not vary.
+    pub(super) constant: bool,
+    /// The mean of the inputs, if the bias is corrected.
+    pub(super) mean: Option<&'a [f64]>,
+    /// The energy of the original outputs about their mean, in the units of the solution.
+    pub(super) variance: f64,
+}
+
 impl<T: Scalar> Decomposition<T> {
+    /// The decomposition of a solution whose energies are in units of `unit`.
+    pub(super) fn from_solution(
+        layer: &Linear<T>,
+        mut solution: Solution<T>,
+        unit: f64,
+        origin: Origin<'_>,
+    ) -> Result<Self> {
+        let (m, n) = (layer.out_features(), layer.in_features());
+        let energies: Vec<f64> = solution.pairs.values.iter().map(|value| value * unit).collect();
+        let total_energy = solution.total_energy * unit;
+        if !(total_energy.is_finite() && energies.iter().all(|energy| energy.is_finite())) {
+            return Err(Error::overflow("the energy of the outputs"));
+        }
+        let mut resolution = solution.resolution;
+        let mut relative_errors = None;
+        if let Some((mut errors, energy)) = solution.relative_errors.take() {
+            resolution = rescale(&mut errors, resolution, energy, origin.variance);
+            relative_errors = Some(errors);
+        }
+        let mut warnings = Vec::new();
+        if let Some(samples) = origin.effective_samples.filter(|&samples| samples < n as f64) {
+            warnings.push(Warning::FewSamples { samples, inputs: n });
+        }
+        if solution.pairs.fallback {
+            warnings.push(Warning::SolverFallback { solver: solution.pairs.solver.into() });
+        }
+        if origin.constant {
+            warnings.push(Warning::NoVariation);
+        }
+        Ok(Self {
+            explained: fractions(&solution.pairs.values, solution.total_energy),
+            facts: Facts {
+                method: origin.method.into(),
+                samples: origin.samples,
+                shrinkage: origin.shrinkage,
+                solver: solution.pairs.to_string(),
+                residual: solution.pairs.residual,
+                warnings,
+                shape: (m, n),
+                biases: (layer.bias().is_some(), origin.mean.is_some() || layer.bias().is_some()),
+                determined: solution.determined,
+                resolution: resolution.max(4.0 * T::EPSILON),
+            },
+            energies,
+            total_energy,
+            relative_errors,
+            kept_bias: layer.bias().map(|bias| bias.to_owned()),
+            correction: origin
+                .mean
+                .map(|mean| BiasCorrection::new(layer.weight(), layer.bias(), solution.down.as_ref(), mean)),
+            up: solution.up,
+            down: solution.down,
+        })
+    }
+
     /// Makes a decomposition from any two factors, for methods outside of this crate.
     ///
     /// `up` is out × k and `down` k × in. The factors must be nested: the first `j` columns of `up`
@@ -358,7 +429,7 @@ impl<T> fmt::Debug for Decomposition<T> {
 }
 
 /// The energies over their total.
-pub(super) fn fractions(energies: &[f64], total: f64) -> Vec<f64> {
+fn fractions(energies: &[f64], total: f64) -> Vec<f64> {
     energies.iter().map(|energy| energy / total.max(f64::MIN_POSITIVE)).collect()
 }
 
@@ -407,4 +478,16 @@ fn squared_errors<T: Scalar>(
         error.max(0.0) * unit
     });
     Ok((errors.collect(), total * unit))
+}
+
+/// Makes errors that are relative to the energy `from` relative to `to`; returns their resolution.
+fn rescale(errors: &mut [f64], resolution: f64, from: f64, to: f64) -> f64 {
+    if to > 0.0 {
+        let factor = (from / to).sqrt();
+        errors.iter_mut().for_each(|error| *error *= factor);
+        return resolution * factor;
+    }
+    // The original outputs do not vary: an error above rounding is infinitely large beside them.
+    errors.iter_mut().for_each(|error| *error = if *error <= resolution { 0.0 } else { f64::INFINITY });
+    resolution
 }

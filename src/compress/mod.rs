@@ -1,19 +1,19 @@
 //! Compression of one layer: the trait [`LowRankCompressor`] and the methods.
 
 mod calibration;
-mod choice;
 mod compressed;
 mod dalr;
 mod decomposition;
-mod evaluate;
-mod form;
-mod operator;
+mod operator_form;
+mod operator_problem;
+mod output_error;
 mod problem;
 mod pruning;
-mod regression;
 mod ridge;
-mod select;
+mod ridge_regression;
+mod select_ridge;
 mod solve;
+mod solver_choice;
 mod svd;
 
 pub use self::calibration::Calibration;
@@ -21,11 +21,11 @@ pub use self::compressed::Compressed;
 pub use self::dalr::Dalr;
 pub use self::decomposition::Decomposition;
 pub(crate) use self::decomposition::Facts;
-pub use self::evaluate::relative_output_error;
-pub use self::operator::OperatorProblem;
+pub use self::operator_problem::OperatorProblem;
+pub use self::output_error::relative_output_error;
 pub use self::pruning::ActivationPruning;
 pub use self::ridge::Ridge;
-pub use self::select::select_ridge;
+pub use self::select_ridge::select_ridge;
 pub use self::svd::TruncatedSvd;
 
 use crate::error::during;

@@ -14,15 +14,15 @@
 
 use faer::{Mat, MatRef};
 
-use super::decomposition::{Decomposition, Facts};
-use super::regression::ridge_regression;
+use super::decomposition::{Decomposition, Origin};
+use super::ridge_regression::ridge_regression;
 use super::{Calibration, solve};
-use crate::bias::{BiasCorrection, times};
+use crate::bias::times;
 use crate::covariance::{SecondMoment, identity, intensity, second_moment};
 use crate::linalg::{self, Par, even_exponent, power_of_two};
 use crate::rank;
 use crate::solver::Solver;
-use crate::{ActivationStats, Error, Linear, Result, Scalar, Warning};
+use crate::{ActivationStats, Error, Linear, Result, Scalar};
 
 /// The least factor `κ` that shrinkage leaves of `S`.
 ///
@@ -191,60 +191,24 @@ impl Statement {
         };
         let solution = solve::solve(&problem, max_rank)?;
 
+        let variance = match (&solution.relative_errors, stats, data) {
+            (Some((_, energy)), Some(stats), Some(data)) if !correct_bias => {
+                centred_energy(&problem, layer, stats, data, *energy)?
+            }
+            (errors, ..) => errors.as_ref().map_or(0.0, |(_, energy)| *energy),
+        };
+        let mean = stats.filter(|_| correct_bias).map(|stats| stats.mean_or_zero());
+        let origin = Origin {
+            method: self.method,
+            samples: calibration.samples(),
+            effective_samples: stats.filter(|_| inputs == Inputs::Data).map(|stats| stats.effective_samples()),
+            shrinkage,
+            constant: data.is_some_and(|data| data.trace() == 0.0),
+            mean: mean.as_deref(),
+            variance,
+        };
         let unit = power_of_two(moment.exponent()) * power_of_two(2 * weight_exponent);
-        let energies: Vec<f64> = solution.pairs.values.iter().map(|value| value * unit).collect();
-        let total_energy = solution.total_energy * unit;
-        if !(total_energy.is_finite() && energies.iter().all(|energy| energy.is_finite())) {
-            return Err(Error::overflow("the energy of the outputs"));
-        }
-        let total = solution.total_energy.max(f64::MIN_POSITIVE);
-        let mut resolution = solution.resolution;
-        let mut relative_errors = None;
-        if let (Some((mut errors, energy)), Some(stats), Some(data)) = (solution.relative_errors, stats, data) {
-            if !correct_bias {
-                let centred = centred_energy(&problem, layer, stats, data, energy)?;
-                resolution = rescale(&mut errors, resolution, energy, centred);
-            }
-            relative_errors = Some(errors);
-        }
-        let mut warnings = Vec::new();
-        if let Some(stats) = stats {
-            let samples = stats.effective_samples();
-            if inputs == Inputs::Data && samples < n as f64 {
-                warnings.push(Warning::FewSamples { samples, inputs: n });
-            }
-        }
-        if solution.pairs.fallback {
-            warnings.push(Warning::SolverFallback { solver: solution.pairs.solver.into() });
-        }
-        if data.is_some_and(|data| data.trace() == 0.0) {
-            warnings.push(Warning::NoVariation);
-        }
-        let correction = stats.filter(|_| correct_bias).map(|stats| {
-            BiasCorrection::new(layer.weight(), layer.bias(), solution.down.as_ref(), &stats.mean_or_zero())
-        });
-        Ok(Decomposition {
-            explained: solution.pairs.values.iter().map(|value| value / total).collect(),
-            facts: Facts {
-                method: self.method.into(),
-                samples: calibration.samples(),
-                shrinkage,
-                solver: solution.pairs.to_string(),
-                residual: solution.pairs.residual,
-                warnings,
-                shape: (m, n),
-                biases: (layer.bias().is_some(), correct_bias || layer.bias().is_some()),
-                determined: solution.determined,
-                resolution: resolution.max(4.0 * T::EPSILON),
-            },
-            up: solution.up,
-            down: solution.down,
-            energies,
-            total_energy,
-            relative_errors,
-            kept_bias: layer.bias().map(|bias| bias.to_owned()),
-            correction,
-        })
+        Decomposition::from_solution(layer, solution, unit, origin)
     }
 }
 
@@ -270,16 +234,4 @@ fn centred_energy<T: Scalar>(
     let weight = linalg::widened(layer.weight(), problem.scale())?;
     let forms = centred.row_forms(weight.as_ref(), weight.as_ref(), problem.par)?;
     Ok(forms.iter().sum::<f64>() * power_of_two(centred.exponent() - data.exponent()))
-}
-
-/// Makes errors that are relative to the energy `from` relative to `to`; returns their resolution.
-pub(super) fn rescale(errors: &mut [f64], resolution: f64, from: f64, to: f64) -> f64 {
-    if to > 0.0 {
-        let factor = (from / to).sqrt();
-        errors.iter_mut().for_each(|error| *error *= factor);
-        return resolution * factor;
-    }
-    // The original outputs do not vary: an error above rounding is infinitely large beside them.
-    errors.iter_mut().for_each(|error| *error = if *error <= resolution { 0.0 } else { f64::INFINITY });
-    resolution
 }

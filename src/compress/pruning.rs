@@ -1,16 +1,15 @@
 //! Activation pruning: the paper's baseline that drops whole inputs or outputs (Tables 3 to 8).
 
 use crate::error::during;
-use crate::factors::PrunedLinear;
-use crate::factors::Side;
+use crate::factors::{PrunedLinear, Side};
 use crate::linalg;
 use crate::{ActivationStats, Error, Linear, Rank, Result, Scalar};
 
 /// Keeps the units that are most active on the target domain and drops the others.
 ///
-/// Activity is the mean or the largest magnitude; after a ReLU these are the mean and the maximum activation
-/// of the paper. At the parameter budget of a rank-k factorisation, `k(m + n)`, it keeps `min(n, ⌊k(m + n)/m⌋)`
-/// inputs or `min(m, ⌊k(m + n)/n⌋)` outputs.
+/// Activity is the mean or the largest magnitude. After a ReLU these are the mean and the maximum
+/// activation of the paper. With the parameters of rank `k`, `k(m + n)`, it keeps
+/// `min(n, ⌊k(m + n)/m⌋)` inputs or `min(m, ⌊k(m + n)/n⌋)` outputs.
 ///
 /// ```
 /// use dalr::{ActivationPruning, ActivationStats, Linear};
@@ -23,7 +22,7 @@ use crate::{ActivationStats, Error, Linear, Rank, Result, Scalar};
 /// let pruned = ActivationPruning::mean().inputs(&layer, &stats, 1)?;
 /// assert_eq!(pruned.kept(), [1, 3]); // ⌊1 · (3 + 4) / 3⌋ = 2 inputs
 ///
-/// // A `PrunedLinear`: it takes all four inputs, and looks at two.
+/// // It takes all four inputs and uses two.
 /// assert_eq!(pruned.weight(), mat![[2.0, 4.0], [6.0, 8.0], [8.0, 6.0]]);
 /// assert_eq!((pruned.bias(), pruned.parameters(), pruned.multiply_adds()), (None, 6, 6));
 /// let inputs = mat![[9.0, 1.0, 9.0, 1.0]];

@@ -7,9 +7,9 @@ use std::borrow::Cow;
 
 use faer::{Mat, MatRef};
 
-use super::choice::{Algorithm, Form, choose};
-use super::form::{FactoredOperator, GramOperator, Outputs, term_size};
+use super::operator_form::{FactoredOperator, GramOperator, Outputs, term_size};
 use super::problem::{Inputs, Problem};
+use super::solver_choice::{Algorithm, Form, choose};
 use crate::covariance::SecondMoment;
 use crate::linalg::{self, Par, power_of_two};
 use crate::solver::{self, Eigenpairs, PsdOperator, Solver};

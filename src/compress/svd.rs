@@ -6,21 +6,25 @@ use crate::error::during;
 use crate::linalg;
 use crate::{Linear, Result, Scalar, Solver};
 
-/// Truncated singular value decomposition: the rank-k matrix closest to the weight itself, blind to the data.
+/// Truncated singular value decomposition: the rank-k matrix closest to the weight itself.
 ///
-/// With `W = Σ sᵢ uᵢ vᵢᵀ`, its singular values in descending order (Eckart and Young 1936):
+/// It does not look at data. With `W = Σ sᵢ uᵢ vᵢᵀ`, its singular values in descending order (Eckart
+/// and Young 1936):
 ///
-/// $$C = \sum_{i \le k} s_i u_i v_i^\top, \qquad \lVert W - C \rVert_F^2 = \sum_{i > k} s_i^2$$
+/// ```text
+/// C = Σ_{i≤k} sᵢ uᵢ vᵢᵀ,   ‖W − C‖² = Σ_{i>k} sᵢ²
+/// ```
 ///
-/// Without bias correction it needs no samples; given some, it reports its error on them.
+/// Without bias correction it needs no samples: pass [`Calibration::none()`]. Given samples, it
+/// predicts its error on them.
 ///
 /// ```
-/// use dalr::{ActivationStats, Linear, LowRankCompressor, Rank, Solver, TruncatedSvd};
+/// use dalr::{ActivationStats, Calibration, Linear, LowRankCompressor, Rank, Solver, TruncatedSvd};
 /// use faer::Mat;
 ///
 /// # fn main() -> dalr::Result<()> {
 /// let layer = Linear::new(Mat::from_fn(6, 4, |i, j| (i + 2 * j) as f32), None)?;
-/// let compressed = TruncatedSvd::new().compress(&layer, &ActivationStats::new(4), Rank::Fixed(2))?;
+/// let compressed = TruncatedSvd::new().compress(&layer, Calibration::none(), Rank::Fixed(2))?;
 /// let difference = compressed.layer().to_linear()?.weight() - layer.weight();
 /// assert!(difference.norm_max() < 1e-5); // this weight has rank 2
 ///
@@ -51,8 +55,8 @@ impl TruncatedSvd {
         Self { correct_bias: false, solver: Solver::Auto, threads: 0, rank_multiple: 1 }
     }
 
-    /// With `true`, `b̂ = b + (W − C) μ` (eq. 4 of the paper) makes up for what is lost on the mean input `μ`, also in a layer
-    /// that had no bias. Needs samples.
+    /// With `true`, sets the bias to `b̂ = b + (W − C) μ` (eq. 4 of the paper) for the mean input `μ`,
+    /// which keeps the mean output. A layer without a bias gets one. Needs samples.
     #[must_use]
     pub fn with_bias_correction(mut self, correct: bool) -> Self {
         self.correct_bias = correct;
@@ -66,16 +70,16 @@ impl TruncatedSvd {
         self
     }
 
-    /// Sets the number of threads; 0, the default, chooses: one inside a rayon worker, all of rayon's pool
-    /// elsewhere. Never more than that pool has.
+    /// Sets the number of threads, at most those of rayon's pool. 0, the default, means one inside a
+    /// rayon worker and the whole pool elsewhere.
     #[must_use]
     pub fn with_threads(mut self, threads: usize) -> Self {
         self.threads = threads;
         self
     }
 
-    /// Makes every rank a multiple of this number, as hardware may like it: ratios round down, energies and errors up, a fixed rank
-    /// must match. 1 by default; 0 is an error when compressing.
+    /// Makes every rank a multiple of this number, as some hardware prefers: ratios round down,
+    /// energies and errors up, a fixed rank must match. 1 by default; 0 is an error when compressing.
     #[must_use]
     pub fn with_rank_multiple(mut self, multiple: usize) -> Self {
         self.rank_multiple = multiple;

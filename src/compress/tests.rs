@@ -2,10 +2,10 @@
 
 use faer::Mat;
 
-use super::choice::{Form, choose};
-use super::form::{FactoredOperator, GramOperator, Outputs};
+use super::operator_form::{FactoredOperator, GramOperator, Outputs};
 use super::problem::{Inputs, Problem};
 use super::solve::{Solution, in_native, transposed_eigenpairs};
+use super::solver_choice::{Form, choose};
 use crate::covariance::{identity, second_moment};
 use crate::linalg::{self, Par, even_exponent};
 use crate::solver::{PsdOperator, Solver};

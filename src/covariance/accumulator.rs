@@ -4,7 +4,7 @@
 use faer::{Mat, MatRef};
 
 use super::batch::{Batch, Centre};
-use super::channels::Channels;
+use super::per_input::Channels;
 use super::scatter::Scatter;
 use crate::linalg::{self, Par};
 use crate::{Result, Scalar};
@@ -23,7 +23,7 @@ pub(super) enum Accumulator<T> {
 }
 
 /// Samples, the point from which they are measured, and one more centred sample with its weight.
-pub(super) struct Piece<'a, T> {
+pub(super) struct CentredBatch<'a, T> {
     pub(super) batch: Batch<'a, T>,
     pub(super) centre: Centre<'a>,
     pub(super) extra: (&'a [f64], f64),
@@ -44,7 +44,7 @@ impl<T: Scalar> Accumulator<T> {
 
     /// Adds `Σ wᵢ (rowᵢ − centre)(rowᵢ − centre)ᵀ` and the extra sample. `channels` must have
     /// observed the piece.
-    pub(super) fn add(&mut self, scatter: &mut Scatter, piece: &Piece<'_, T>, channels: &Channels, par: Par) {
+    pub(super) fn add(&mut self, scatter: &mut Scatter, piece: &CentredBatch<'_, T>, channels: &Channels, par: Par) {
         match self {
             Self::Double { columns } => scatter.add_samples(piece.fill(columns, |weight| weight, None, par), par),
             Self::Native { columns, product } => {
@@ -63,7 +63,7 @@ impl<T: Scalar> Accumulator<T> {
     }
 }
 
-impl<T: Scalar> Piece<'_, T> {
+impl<T: Scalar> CentredBatch<'_, T> {
     /// The largest positive weight below a bound; a bounded number of calls visits all.
     fn largest_weight_below(&self, ceiling: f64) -> Option<f64> {
         let weights = self.batch.weights.unwrap_or(&[1.0]).iter().chain([&self.extra.1]);
@@ -117,7 +117,7 @@ mod tests {
         };
         let mut scatter = Scatter::zeros(features)?;
         let batch = Batch { rows: rows.as_ref(), weights: Some(&others) };
-        let piece = Piece { batch, centre: Centre::zero(features), extra: (&direction, last) };
+        let piece = CentredBatch { batch, centre: Centre::zero(features), extra: (&direction, last) };
         accumulator.add(&mut scatter, &piece, &channels, Par::Seq);
         let found = scatter.dense(1.0)?;
         for (index, expected) in expected.into_iter().enumerate() {

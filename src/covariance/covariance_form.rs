@@ -2,10 +2,10 @@
 
 use faer::Mat;
 
-use super::accumulator::{Accumulator, Piece};
+use super::accumulator::{Accumulator, CentredBatch};
 use super::batch::{Batch, Centre};
-use super::channels::Channels;
-use super::samples::{Samples, segment_rows};
+use super::per_input::Channels;
+use super::sample_form::{Samples, segment_rows};
 use super::scatter::Scatter;
 use crate::linalg::{self, Par};
 use crate::{Result, Scalar};
@@ -84,7 +84,7 @@ impl<T: Scalar> CovarianceForm<T> {
         let displacement: Vec<f64> = mean.iter().zip(&self.offset).map(|(mean, offset)| mean - offset).collect();
         let centre = Centre { origin: (&channels.origin).into(), offset: mean.into() };
         let extra = (displacement.as_slice(), self.weight / (self.weight + added) * added);
-        accumulator.add(&mut self.scatter, &Piece { batch, centre, extra }, channels, par);
+        accumulator.add(&mut self.scatter, &CentredBatch { batch, centre, extra }, channels, par);
         self.shift(&displacement, added);
     }
 

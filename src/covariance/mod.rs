@@ -6,32 +6,33 @@
 
 mod accumulator;
 mod batch;
-mod channels;
 mod covariance_form;
-mod covariance_moment;
-mod identity;
-mod moments;
-#[cfg(feature = "safetensors")]
-mod parts;
-mod sample_moment;
-mod samples;
+mod form;
+mod per_input;
+mod sample_form;
 mod scatter;
 mod second_moment;
+mod second_moment_identity;
+mod second_moment_of_covariance;
+mod second_moment_of_samples;
+mod second_moment_of_stats;
 mod shrinkage;
 mod stats;
+#[cfg(feature = "safetensors")]
+mod stored_parts;
+#[cfg(feature = "safetensors")]
+mod stored_validation;
 mod update;
-#[cfg(feature = "safetensors")]
-mod validity;
 
-pub(crate) use self::identity::identity;
-pub(crate) use self::moments::second_moment;
-#[cfg(feature = "safetensors")]
-pub(crate) use self::parts::{Head, Piece, PieceMut, ScatterHead, zeros};
 #[cfg(feature = "safetensors")]
 pub(crate) use self::scatter::BLOCK;
 pub(crate) use self::second_moment::SecondMoment;
+pub(crate) use self::second_moment_identity::identity;
+pub(crate) use self::second_moment_of_stats::second_moment;
 pub(crate) use self::shrinkage::intensity;
 pub use self::stats::ActivationStats;
+#[cfg(feature = "safetensors")]
+pub(crate) use self::stored_parts::{Head, Piece, PieceMut, ScatterHead, zeros};
 
 #[cfg(test)]
 mod tests;

@@ -4,9 +4,9 @@ use core::fmt;
 
 use faer::Col;
 
-use super::channels::Channels;
-use super::covariance_form::CovarianceForm;
-use super::samples::Samples;
+use super::form::Form;
+use super::per_input::Channels;
+use super::sample_form::Samples;
 use crate::error::during;
 use crate::{Error, Result, Scalar};
 
@@ -54,12 +54,6 @@ pub struct ActivationStats<T> {
     pub(super) form: Form<T>,
     pub(super) memory_limit: Option<usize>,
     pub(super) threads: usize,
-}
-
-#[derive(Clone)]
-pub(super) enum Form<T> {
-    Samples(Samples<T>),
-    Covariance(CovarianceForm<T>),
 }
 
 impl<T: Scalar> ActivationStats<T> {

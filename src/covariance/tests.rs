@@ -1,10 +1,10 @@
-use super::stats::Form;
+use super::form::Form;
 use super::*;
 use crate::linalg::{Par, power_of_two};
 use crate::{Error, Result};
 use faer::{Mat, mat};
 
-mod moments;
+mod second_moment_of_stats;
 
 fn batch(rows: usize, features: usize, salt: usize) -> Mat<f64> {
     Mat::from_fn(rows, features, |i, j| ((i * 31 + j * 17 + salt * 13) % 23) as f64 / 23.0 + j as f64)

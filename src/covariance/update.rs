@@ -4,30 +4,17 @@
 use faer::MatRef;
 
 use super::batch::Batch;
-use super::channels::Channels;
 use super::covariance_form::CovarianceForm;
-use super::samples::{Samples, segment_rows};
-use super::scatter::Scatter;
-use super::stats::{ActivationStats, Form};
+use super::form::{Form, keeps_samples};
+use super::per_input::Channels;
+use super::sample_form::{Samples, segment_rows};
+use super::stats::ActivationStats;
 use crate::error::during;
 use crate::linalg;
 use crate::{Error, Result, Scalar};
 
-/// The memory of samples, in units of that of the scatter, beyond which the covariance form is used.
-///
-/// Solving from samples is faster well past 1 (an example is VGG19's fc7, 5994 samples of 4096
-/// inputs). With 2, fewer `f64` samples than inputs always stay in sample form.
-const SAMPLES_WORTH: usize = 2;
-
 /// The squares of other positive weights would underflow or overflow.
 pub(super) const WEIGHTS: core::ops::RangeInclusive<f64> = 1e-100..=1e100;
-
-/// Sample count and sums of weights.
-struct Totals {
-    samples: u64,
-    weight: f64,
-    weight_squares: f64,
-}
 
 impl<T: Scalar> ActivationStats<T> {
     /// Adds a batch of shape samples × inputs, every sample with weight 1.
@@ -102,10 +89,10 @@ impl<T: Scalar> ActivationStats<T> {
         self.validate(batch)?;
         let Some(first) = batch.counted_rows().next() else { return Ok(()) };
         let samples = batch.counted_rows().count();
-        let sums = [batch.sum_weights(|weight| weight), batch.sum_weights(|weight| weight * weight)];
-        let totals = self.totals(samples as u64, sums)?;
-        self.require_representable(linalg::max_abs(batch.rows), totals.weight)?;
-        let keep_samples = self.keeps_samples(samples, true)?;
+        let (sum, squares) = (batch.sum_weights(|weight| weight), batch.sum_weights(|weight| weight * weight));
+        let totals @ (_, total_weight, _) = self.totals(samples as u64, sum, squares)?;
+        self.require_representable(linalg::max_abs(batch.rows), total_weight)?;
+        let keep_samples = keeps_samples(&self.form, self.features, self.memory_limit, (samples, true))?;
 
         let mut channels = self.channels.clone();
         if self.samples == 0 {
@@ -117,7 +104,8 @@ impl<T: Scalar> ActivationStats<T> {
             weight = channels.observe(piece, weight, linalg::threads(self.threads));
         }
         self.extend(keep_samples, &[batch], None, &channels)?;
-        self.set(channels, totals);
+        self.channels = channels;
+        (self.samples, self.weight, self.weight_squares) = totals;
         Ok(())
     }
 
@@ -128,22 +116,24 @@ impl<T: Scalar> ActivationStats<T> {
         if other.samples == 0 {
             return Ok(());
         }
-        let totals = self.totals(other.samples, [other.weight, other.weight_squares])?;
-        self.require_representable(other.channels.max_abs(), totals.weight)?;
+        let totals @ (_, total_weight, _) = self.totals(other.samples, other.weight, other.weight_squares)?;
+        self.require_representable(other.channels.max_abs(), total_weight)?;
         let (samples, form) = match &other.form {
             Form::Samples(samples) => (samples, None),
             Form::Covariance(form) => (&form.waiting, Some((form, other.channels.origin.as_slice()))),
         };
-        let keep_samples = self.keeps_samples(samples.len(), form.is_none())?;
+        let keep_samples =
+            keeps_samples(&self.form, self.features, self.memory_limit, (samples.len(), form.is_none()))?;
 
         let mut channels = self.channels.clone();
         if self.samples == 0 {
             channels = Channels::starting_at(other.channels.origin.clone());
         }
-        channels.merge(&other.channels, other.weight / totals.weight);
+        channels.merge(&other.channels, other.weight / total_weight);
         let batches: Vec<Batch<'_, T>> = samples.batches().collect();
         self.extend(keep_samples, &batches, form, &channels)?;
-        self.set(channels, totals);
+        self.channels = channels;
+        (self.samples, self.weight, self.weight_squares) = totals;
         Ok(())
     }
 
@@ -206,15 +196,11 @@ impl<T: Scalar> ActivationStats<T> {
         linalg::require_finite("the batch", batch.rows)
     }
 
-    fn totals(&self, samples: u64, [weight, squares]: [f64; 2]) -> Result<Totals> {
+    /// Sample count, total weight and sum of squared weights with these more.
+    fn totals(&self, samples: u64, weight: f64, squares: f64) -> Result<(u64, f64, f64)> {
         let samples = self.samples.checked_add(samples).ok_or(Error::overflow("the number of samples"))?;
         // The sums are finite: `u64::MAX` weights of 1e100 have a finite sum.
-        Ok(Totals { samples, weight: self.weight + weight, weight_squares: self.weight_squares + squares })
-    }
-
-    fn set(&mut self, channels: Channels, totals: Totals) {
-        self.channels = channels;
-        (self.samples, self.weight, self.weight_squares) = (totals.samples, totals.weight, totals.weight_squares);
+        Ok((samples, self.weight + weight, self.weight_squares + squares))
     }
 
     /// The trace of the scatter is at most `w · n · (2 max|x|)²`: it must be a finite number.
@@ -224,34 +210,5 @@ impl<T: Scalar> ActivationStats<T> {
             return Ok(());
         }
         Err(Error::overflow("the square of the activations"))
-    }
-
-    /// Whether the sample form stays when `count` samples come (`as_samples`, or with a scatter), or
-    /// an error if the memory limit does not leave room.
-    ///
-    /// Under a limit the form changes while there is room for both: later there would be none.
-    fn keeps_samples(&self, count: usize, as_samples: bool) -> Result<bool> {
-        let limit = self.memory_limit.unwrap_or(isize::MAX as usize);
-        let covariance = CovarianceForm::<T>::bytes(self.features).unwrap_or(usize::MAX);
-        let (keep, needed) = match &self.form {
-            Form::Covariance(_) => (false, covariance),
-            Form::Samples(samples) => {
-                let bytes = |count| Samples::<T>::bytes(self.features, count).unwrap_or(usize::MAX);
-                let (now, then) = (bytes(samples.len()), bytes(samples.len().saturating_add(count)));
-                let both = now.saturating_add(covariance);
-                let scatter = Scatter::bytes(self.features).unwrap_or(usize::MAX);
-                let worth = then / SAMPLES_WORTH <= scatter && then.saturating_add(covariance) <= limit;
-                let keep = as_samples && (worth || both > limit);
-                (keep, if keep { then.min(both) } else { both })
-            }
-        };
-        if needed <= limit {
-            return Ok(keep);
-        }
-        let available = match self.memory_limit {
-            Some(limit) => format!("the memory limit of {limit} bytes"),
-            None => "this machine's address space".into(),
-        };
-        Err(Error::memory(needed, available))
     }
 }

@@ -14,7 +14,8 @@ pub(crate) enum Side {
     Outputs,
 }
 
-/// A layer with some of its inputs or outputs dropped. It takes and gives as many as the layer it was cut from.
+/// A layer with some of its inputs or outputs dropped. Its forward pass takes and returns as many
+/// features as the original layer.
 ///
 ///
 #[derive(Clone, Debug, PartialEq)]
@@ -33,12 +34,12 @@ impl<T: Scalar> PrunedLinear<T> {
         &self.kept
     }
 
-    /// The smaller weight: out × kept when inputs were dropped, kept × in when outputs were.
+    /// The smaller weight: out × kept if inputs were dropped, kept × in if outputs were.
     pub fn weight(&self) -> MatRef<'_, T> {
         self.weight.as_ref()
     }
 
-    /// The bias, of length out when inputs were dropped, one entry per kept output when outputs were.
+    /// The bias: of length out if inputs were dropped, one entry per kept output if outputs were.
     pub fn bias(&self) -> Option<ColRef<'_, T>> {
         self.bias.as_ref().map(Col::as_ref)
     }
@@ -90,7 +91,7 @@ impl<T: Scalar> PrunedLinear<T> {
         })
     }
 
-    /// A dense layer that gives the same outputs, with zeros for what was dropped.
+    /// The layer of the original shape with the same outputs, and zeros for dropped units.
     ///
     /// # Errors
     ///

@@ -8,14 +8,14 @@
 //! hold one algorithm each.
 
 pub(crate) mod auto;
-mod checked;
-mod complement;
+mod basis_completion;
+mod checked_operator;
 mod dense;
 mod eigenpairs;
 mod lanczos;
 mod operator;
 
-pub(crate) use self::complement::complete_basis;
+pub(crate) use self::basis_completion::complete_basis;
 pub(crate) use self::dense::native_precision as dense_native;
 pub use self::eigenpairs::Eigenpairs;
 pub(crate) use self::eigenpairs::{fix_signs, noise_level};
@@ -24,7 +24,7 @@ pub use self::operator::PsdOperator;
 use core::fmt;
 use core::str::FromStr;
 
-use self::checked::Checked;
+use self::checked_operator::Checked;
 use crate::error::during;
 use crate::linalg::{self, Par};
 use crate::{Error, Result, Scalar};

@@ -10,7 +10,7 @@ use dalr_mpi::shard::Shard;
 
 /// The form of the statistics, from their debug output.
 fn form(stats: &ActivationStats<f32>) -> &'static str {
-    if format!("{stats:?}").contains("\"scatter\"") { "scatter" } else { "samples" }
+    if format!("{stats:?}").contains("\"covariance\"") { "scatter" } else { "samples" }
 }
 
 /// Compares statistics merged over ranks with those of one process, and returns their forms.

@@ -1,29 +1,20 @@
 //! Block Lanczos with full reorthogonalisation: a few hundred products with the operator find what
 //! a dense algorithm finds in `O(d³)`.
 //!
-//! `space` grows a basis by products with the operator. `ritz` takes eigenpairs and bounds on their
-//! errors from it. This file decides what to multiply next and when to stop.
+//! `krylov_basis` grows a basis by products with the operator. `ritz_pairs` extracts eigenpairs and
+//! their residuals from it. `convergence` tells when to stop. This file holds the iteration.
 
-mod ritz;
-mod space;
+mod convergence;
+mod krylov_basis;
+mod ritz_pairs;
 
-use self::space::{Magnitude, Space};
+use self::convergence::{VERIFICATION_STEPS, VERIFICATION_WIDTH, allowed_loss, possible_loss};
+use self::krylov_basis::{Magnitude, Space};
 use super::{Eigenpairs, PsdOperator};
 use crate::linalg::{Par, even_exponent, power_of_two};
 use crate::{Error, Result, Scalar};
 
 const NAME: &str = "block Lanczos";
-
-/// Loss of captured energy, relative to the energy that is left out, at which the iteration may
-/// stop: for `f64` and for `f32`.
-const TOLERANCE: (f64, f64) = (1e-12, 5e-5);
-
-/// Number of random vectors in the verification block, and of products that start from it.
-///
-/// A Krylov space does not see a multiplicity above its block size, however small its residual. A
-/// result is accepted once random directions bring in nothing new.
-const VERIFICATION_WIDTH: usize = 16;
-const VERIFICATION_STEPS: usize = 3;
 
 /// Products per wanted pair, or vector of a block, after which the iteration gives up.
 const PRODUCTS_PER_PAIR: usize = 40;
@@ -70,7 +61,7 @@ pub(super) fn top_eigenpairs<T: Scalar>(
         return Err(Error::invalid_operator(format!("a trace of {trace}")));
     }
     let single = T::EPSILON > f64::EPSILON;
-    let (relative, limit) = if single { (TOLERANCE.1, EXPONENT.1) } else { (TOLERANCE.0, EXPONENT.0) };
+    let limit = if single { EXPONENT.1 } else { EXPONENT.0 };
     let exponent = even_exponent((trace / dimension as f64).max(noise)).clamp(-limit, limit);
     let trace = trace.max(0.0) * power_of_two(-exponent);
     let may_restart = widths.basis < dimension;
@@ -101,10 +92,10 @@ pub(super) fn top_eigenpairs<T: Scalar>(
         let Some(ritz) = space.ritz()? else { return Ok(None) };
         ritz.require_positive(T::EPSILON * dimension as f64, &space.magnitude)?;
         let captured = ritz.captured(count);
-        let allowed = space.magnitude.allowed(relative, captured, T::EPSILON);
+        let allowed = allowed_loss::<T>(&space.magnitude, captured);
         // The verification block has residuals of its own, which loosen the bound.
         let slack = if verifying == 1 { 4.0 } else { 1.0 };
-        let converged = ritz.possible_loss(count, &space.residual_norms(&ritz, count)?) <= slack * allowed;
+        let converged = possible_loss(&ritz, count, &space.residual_norms(&ritz, count)?) <= slack * allowed;
         let verified = accepted.is_some_and(|before: f64| captured - before <= allowed);
         if complete || (converged && verified) {
             return space.finish(&ritz, count).map(Some);
@@ -112,7 +103,7 @@ pub(super) fn top_eigenpairs<T: Scalar>(
         // A result that has just failed the verification is improved first.
         let verify = converged && verifying == 0;
         if !verify {
-            space.take_back()?;
+            space.restore_deferred()?;
         }
         if full {
             space.restart(&ritz, count + widths.block)?;
@@ -120,7 +111,7 @@ pub(super) fn top_eigenpairs<T: Scalar>(
         if verify {
             accepted = Some(captured);
             verifying = VERIFICATION_STEPS;
-            space.set_aside();
+            space.defer_residual();
             next = space.random_block(VERIFICATION_WIDTH)?;
         } else {
             accepted = None;

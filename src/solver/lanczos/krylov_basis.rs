@@ -28,12 +28,6 @@ pub(super) struct Magnitude {
 }
 
 impl Magnitude {
-    /// The loss of captured energy at which the iteration may stop: a fraction of the energy that is
-    /// left out, rounding, and noise.
-    pub(super) fn allowed(&self, relative: f64, captured: f64, epsilon: f64) -> f64 {
-        relative * (self.trace - captured).max(0.0) + 8.0 * epsilon * self.trace + self.noise
-    }
-
     /// A number of the divided operator in the operator's own units.
     pub(super) fn restored(&self, value: f64) -> f64 {
         value * power_of_two(self.exponent)
@@ -53,7 +47,7 @@ pub(super) struct Space<T> {
     /// Directions that enter the basis next.
     pub(super) residual: Option<Residual<T>>,
     /// Directions that wait for the end of a verification.
-    pub(super) aside: Option<Residual<T>>,
+    pub(super) deferred: Option<Residual<T>>,
     pub(super) products: usize,
     pub(super) steps: usize,
     pub(super) magnitude: Magnitude,
@@ -76,7 +70,7 @@ impl<T: Scalar> Space<T> {
             size: 0,
             projected: linalg::zeros(capacity, capacity)?,
             residual: None,
-            aside: None,
+            deferred: None,
             products: 0,
             steps: 0,
             magnitude,
@@ -226,27 +220,27 @@ impl<T: Scalar> Space<T> {
 
     /// Number of directions that have not entered the basis yet.
     pub(super) fn pending(&self) -> usize {
-        self.residual.iter().chain(&self.aside).map(|residual| residual.directions.ncols()).sum()
+        self.residual.iter().chain(&self.deferred).map(|residual| residual.directions.ncols()).sum()
     }
 
-    pub(super) fn set_aside(&mut self) {
-        self.aside = self.residual.take();
+    pub(super) fn defer_residual(&mut self) {
+        self.deferred = self.residual.take();
     }
 
-    /// Adds the directions that were set aside to those that enter the basis next.
-    pub(super) fn take_back(&mut self) -> Result<()> {
-        let Some(mut aside) = self.aside.take() else { return Ok(()) };
-        self.project_out(aside.directions.as_mut())?;
+    /// Adds the directions that were deferred to those that enter the basis next.
+    pub(super) fn restore_deferred(&mut self) -> Result<()> {
+        let Some(mut deferred) = self.deferred.take() else { return Ok(()) };
+        self.project_out(deferred.directions.as_mut())?;
         let Some(residual) = self.residual.take() else {
-            self.residual = Some(aside);
+            self.residual = Some(deferred);
             return Ok(());
         };
-        let (first, second) = (aside.directions.ncols(), residual.directions.ncols());
+        let (first, second) = (deferred.directions.ncols(), residual.directions.ncols());
         let mut directions = linalg::zeros(self.dimension(), first + second)?;
-        directions.as_mut().subcols_mut(0, first).copy_from(&aside.directions);
+        directions.as_mut().subcols_mut(0, first).copy_from(&deferred.directions);
         directions.as_mut().subcols_mut(first, second).copy_from(&residual.directions);
         let mut coupling = linalg::zeros(first + second, residual.coupling.ncols())?;
-        coupling.as_mut().submatrix_mut(0, 0, first, aside.coupling.ncols()).copy_from(&aside.coupling);
+        coupling.as_mut().submatrix_mut(0, 0, first, deferred.coupling.ncols()).copy_from(&deferred.coupling);
         coupling.as_mut().subrows_mut(first, second).copy_from(&residual.coupling);
         self.residual = Some(Residual { directions, coupling });
         Ok(())

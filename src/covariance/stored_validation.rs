@@ -5,8 +5,9 @@
 //! NaN, or counts that do not fit the arrays, into later results.
 
 use super::covariance_form::{CovarianceForm, most_waiting};
-use super::samples::Samples;
-use super::stats::{ActivationStats, Form};
+use super::form::Form;
+use super::sample_form::Samples;
+use super::stats::ActivationStats;
 use super::update::WEIGHTS;
 use crate::{Error, Result, Scalar};
 

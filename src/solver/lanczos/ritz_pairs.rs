@@ -4,7 +4,7 @@ use faer::Mat;
 
 use super::super::eigenpairs::{Eigenpairs, fix_signs, relative};
 use super::NAME;
-use super::space::{Magnitude, Space};
+use super::krylov_basis::{Magnitude, Space};
 use crate::linalg;
 use crate::{Error, Result, Scalar};
 
@@ -18,18 +18,6 @@ impl Ritz {
     /// The energy of the leading `count` pairs.
     pub(super) fn captured(&self, count: usize) -> f64 {
         self.values.iter().take(count).map(|value| value.max(0.0)).sum()
-    }
-
-    /// A bound on the energy that the leading `count` Ritz vectors miss.
-    ///
-    /// Each misses at most its residual, and at most its residual squared over the distance to the first
-    /// Ritz value that is left out.
-    pub(super) fn possible_loss(&self, count: usize, residuals: &[f64]) -> f64 {
-        let outside = self.values.get(count).copied().unwrap_or(0.0);
-        let loss = |(value, residual): (&f64, &f64)| {
-            residual * residual / residual.max(value - outside).max(f64::MIN_POSITIVE)
-        };
-        self.values.iter().zip(residuals).map(loss).sum()
     }
 
     pub(super) fn require_positive(&self, rounding: f64, magnitude: &Magnitude) -> Result<()> {
@@ -60,7 +48,7 @@ impl<T: Scalar> Space<T> {
     /// coordinates.
     pub(super) fn residual_norms(&self, ritz: &Ritz, count: usize) -> Result<Vec<f64>> {
         let mut norms = vec![0.0; count];
-        for residual in self.residual.iter().chain(&self.aside) {
+        for residual in self.residual.iter().chain(&self.deferred) {
             let directions = linalg::widened(residual.directions.as_ref(), 1.0)?;
             let directions = directions.as_ref();
             let gram = linalg::product(directions.transpose(), directions, self.par)?;
@@ -78,7 +66,7 @@ impl<T: Scalar> Space<T> {
     /// Keeps the leading Ritz vectors as the basis, and the directions outside of it, coupled to them.
     pub(super) fn restart(&mut self, ritz: &Ritz, keep: usize) -> Result<()> {
         let coordinates = ritz.vectors.as_ref().subcols(0, keep);
-        for residual in self.residual.iter_mut().chain(&mut self.aside) {
+        for residual in self.residual.iter_mut().chain(&mut self.deferred) {
             let coordinates = coordinates.subrows(0, residual.coupling.ncols());
             residual.coupling = linalg::product(residual.coupling.as_ref(), coordinates, self.par)?;
         }

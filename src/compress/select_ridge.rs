@@ -1,6 +1,6 @@
 //! The choice among regularizations on held-out data.
 
-use super::evaluate::output_error;
+use super::output_error::output_error;
 use super::{Dalr, LowRankCompressor, Ridge};
 use crate::error::during;
 use crate::{ActivationStats, Error, Linear, Rank, Result, Scalar};

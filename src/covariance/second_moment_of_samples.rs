@@ -3,7 +3,7 @@
 use faer::{Mat, MatRef};
 
 use super::batch::Centre;
-use super::samples::Samples;
+use super::sample_form::Samples;
 use super::second_moment::{Scale, SecondMoment, add_row_products};
 use crate::linalg::{self, Par};
 use crate::{Result, Scalar};

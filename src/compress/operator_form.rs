@@ -4,8 +4,8 @@ use core::cell::OnceCell;
 
 use faer::{Mat, MatMut, MatRef};
 
-use super::choice::{Form, LEAST_DATA};
 use super::problem::Problem;
+use super::solver_choice::{Form, LEAST_DATA};
 use crate::covariance::SecondMoment;
 use crate::linalg::{self, BlockStructure, Par};
 use crate::solver::{self, PsdOperator};

@@ -4,14 +4,13 @@ use std::borrow::Cow;
 
 use faer::MatRef;
 
-use super::decomposition::{Decomposition, Facts, fractions};
-use super::problem::rescale;
-use super::solve::{SmallerSide, errors_from};
-use crate::bias::{BiasCorrection, times};
+use super::decomposition::{Decomposition, Origin};
+use super::solve::{SmallerSide, Solution, errors_from};
+use crate::bias::times;
 use crate::error::during;
 use crate::linalg::{self, Par, even_exponent, power_of_two};
 use crate::solver::{self, PsdOperator, Solver};
-use crate::{Error, Linear, Result, Scalar, Warning};
+use crate::{Error, Linear, Result, Scalar};
 
 /// The problem of one layer whose data are known only through products: spread over many machines,
 /// or streamed from disk.
@@ -190,60 +189,32 @@ impl<'a, T: Scalar> OperatorProblem<'a, T> {
             let captured: Vec<f64> = (pairs.values.iter().zip(norms).enumerate())
                 .map(|(index, (value, norm))| if index < determined { value - ridge * norm } else { 0.0 })
                 .collect();
-            let mut errors = errors_from(&captured, energy);
             let mut resolution = solver::noise_level(m.max(n)).sqrt();
             if energy > 0.0 {
                 resolution = resolution.max((operator.noise() / energy).sqrt());
             }
-            if !correct_bias {
-                let means = times(side.factor(), mean);
-                let centred = (energy - means.iter().map(|mean| mean * mean).sum::<f64>()).max(0.0);
-                resolution = rescale(&mut errors, resolution, energy, centred);
-            }
-
-            let unit = power_of_two(2 * exponent);
+            let means = times(side.factor(), mean);
+            let constant_part = if correct_bias { 0.0 } else { means.iter().map(|mean| mean * mean).sum() };
             down *= faer::Scale(power_of_two(exponent));
-            let (up, down) = (
-                linalg::rounded("the factor `up`", up.as_ref())?,
-                linalg::rounded("the factor `down`", down.as_ref())?,
-            );
-            let energies: Vec<f64> = pairs.values.iter().map(|value| value * unit).collect();
-            if !(total * unit).is_finite() {
-                return Err(Error::overflow("the energy of the outputs"));
-            }
-            let mut warnings = Vec::new();
-            if samples > 0 && samples < n as u64 {
-                warnings.push(Warning::FewSamples { samples: samples as f64, inputs: n });
-            }
-            if pairs.fallback {
-                warnings.push(Warning::SolverFallback { solver: pairs.solver.into() });
-            }
-            if energy == 0.0 {
-                warnings.push(Warning::NoVariation);
-            }
-            Ok(Decomposition {
-                explained: fractions(&energies, total * unit),
-                facts: Facts {
-                    method: "dalr".into(),
-                    samples,
-                    shrinkage: None,
-                    solver: pairs.to_string(),
-                    residual: pairs.residual,
-                    warnings,
-                    shape: (m, n),
-                    biases: (layer.bias().is_some(), correct_bias || layer.bias().is_some()),
-                    determined,
-                    resolution: resolution.max(4.0 * T::EPSILON),
-                },
-                energies,
-                total_energy: total * unit,
-                relative_errors: Some(errors),
-                kept_bias: layer.bias().map(|bias| bias.to_owned()),
-                correction: correct_bias
-                    .then(|| BiasCorrection::new(layer.weight(), layer.bias(), down.as_ref(), mean)),
-                up,
-                down,
-            })
+            let solution = Solution {
+                up: linalg::rounded("the factor `up`", up.as_ref())?,
+                down: linalg::rounded("the factor `down`", down.as_ref())?,
+                relative_errors: Some((errors_from(&captured, energy), energy)),
+                pairs,
+                determined,
+                total_energy: total,
+                resolution,
+            };
+            let origin = Origin {
+                method: "dalr",
+                samples,
+                effective_samples: (samples > 0).then_some(samples as f64),
+                shrinkage: None,
+                constant: energy == 0.0,
+                mean: correct_bias.then_some(mean),
+                variance: (energy - constant_part).max(0.0),
+            };
+            Decomposition::from_solution(layer, solution, power_of_two(2 * exponent), origin)
         })
     }
 }

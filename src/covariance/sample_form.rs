@@ -30,6 +30,18 @@ impl<T: Scalar> Samples<T> {
         Self { features, segments: Vec::new(), weights: Vec::new() }
     }
 
+    /// This many samples to be filled, of weight zero until then.
+    #[cfg(feature = "safetensors")]
+    pub(super) fn zeros(features: usize, count: usize) -> Result<Self> {
+        let mut samples = Self::new(features);
+        samples.reserve(count)?;
+        samples.weights.resize(count, 0.0);
+        for (segment, weights) in samples.segments.iter_mut().zip(samples.weights.chunks(segment_rows(features))) {
+            segment.resize(weights.len() * features, T::default());
+        }
+        Ok(samples)
+    }
+
     /// Bytes of this many samples; `None` beyond the address space.
     pub(super) fn bytes(features: usize, count: usize) -> Option<usize> {
         features.checked_mul(size_of::<T>())?.checked_add(size_of::<f64>())?.checked_mul(count)
@@ -56,7 +68,7 @@ impl<T: Scalar> Samples<T> {
             let wanted = rows.min(total.saturating_sub(index * rows)).saturating_mul(self.features);
             if wanted > segment.capacity() {
                 // At least twice the size, as long as the segment does not need more than that.
-                let doubled = (2 * segment.len()).min(rows * self.features);
+                let doubled = (2 * segment.len()).min(rows.saturating_mul(self.features));
                 segment.try_reserve_exact(wanted.max(doubled) - segment.len()).map_err(memory)?;
             }
         }

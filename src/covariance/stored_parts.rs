@@ -1,27 +1,28 @@
-//! What statistics are made of, as plain numbers and arrays: the one way in and out, for files.
+//! Statistics as plain numbers and arrays, for files.
 
-use super::channels::Channels;
 use super::covariance_form::CovarianceForm;
-use super::samples::{Samples, segment_rows};
+use super::form::Form;
+use super::per_input::Channels;
+use super::sample_form::Samples;
 use super::scatter::Scatter;
-use super::stats::{ActivationStats, Form};
+use super::stats::ActivationStats;
 use crate::linalg;
-use crate::{Error, Result, Scalar};
+use crate::{Result, Scalar};
 
-/// All that statistics hold beside their arrays; says how many of these there are and how long each is.
+/// The numbers of statistics beside their arrays, and the lengths of the arrays.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Head {
     pub(crate) features: usize,
     pub(crate) samples: u64,
     pub(crate) weight: f64,
     pub(crate) weight_squares: f64,
-    /// What the form form adds; `None` while all samples are kept.
+    /// `None` in sample form.
     pub(crate) scatter: Option<ScatterHead>,
     pub(crate) memory_limit: Option<usize>,
     pub(crate) threads: usize,
 }
 
-/// All that the form form holds beside its arrays.
+/// The numbers of the covariance form beside its arrays.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ScatterHead {
     /// Total weight of the samples in the scatter.
@@ -50,7 +51,7 @@ impl Head {
         if self.samples == 0 { 0 } else { self.features }
     }
 
-    /// Samples kept as they are; `None` if there are more than can be addressed.
+    /// Samples kept as they are; `None` beyond the address space.
     pub(crate) fn samples_kept(&self) -> Option<usize> {
         match &self.scatter {
             Some(scatter) => Some(scatter.gathered),
@@ -58,7 +59,7 @@ impl Head {
         }
     }
 
-    /// Entries of the scatter's block columns; `None` if there are more than can be addressed.
+    /// Entries of the block columns of the scatter; `None` beyond the address space.
     pub(crate) fn scatter_entries(&self) -> Option<usize> {
         if self.scatter.is_some() { Some(Scatter::bytes(self.features)? / size_of::<f64>()) } else { Some(0) }
     }
@@ -105,8 +106,9 @@ impl<T: Scalar> ActivationStats<T> {
         self.channels.mean()
     }
 
-    /// Visits all arrays piece by piece: those over the inputs; the weights of the samples that are kept; in the form form the
-    /// scatter's offset and its block columns, column by column; and the samples that are kept, one after the other.
+    /// Visits all arrays piece by piece: those over the inputs; the weights of the kept samples; in
+    /// covariance form the offset and the block columns of the scatter, column by column; the kept
+    /// samples, one after the other.
     pub(crate) fn for_each_array<E>(
         &self,
         mut visit: impl FnMut(Piece<'_, T>) -> core::result::Result<(), E>,
@@ -129,48 +131,40 @@ impl<T: Scalar> ActivationStats<T> {
     }
 
     /// Statistics of this head with the arrays that `fill` writes, piece by piece in the order of
-    /// [`for_each_array`](Self::for_each_array); to be [validated](Self::validate_parts) before use. Allocates what the
-    /// statistics need and no more.
+    /// [`for_each_array`](Self::for_each_array). They must be [validated](Self::validate_parts) before
+    /// use.
     pub(crate) fn from_parts(head: &Head, mut fill: impl FnMut(PieceMut<'_, T>) -> Result<()>) -> Result<Self> {
-        let channels = || zeros::<f64>(head.channels());
-        let mut stats = Self {
+        let mut channels = Channels::starting_at(zeros(head.channels())?);
+        let Channels { origin, offset, minimum, maximum, absolute, active } = &mut channels;
+        for array in [origin, offset, minimum, maximum, absolute, active] {
+            fill(PieceMut::Double(array))?;
+        }
+        let count = head.samples_kept().ok_or_else(|| linalg::out_of_memory(usize::MAX))?;
+        let mut samples = Samples::zeros(head.features, count)?;
+        fill(PieceMut::Double(&mut samples.weights))?;
+        let mut form = None;
+        if let Some(ScatterHead { weight, precision, .. }) = head.scatter {
+            let form = form.insert(CovarianceForm::new(head.features)?);
+            (form.weight, form.scatter.precision) = (weight, precision);
+            fill(PieceMut::Double(&mut form.offset))?;
+            for block in &mut form.scatter.blocks {
+                (0..block.ncols()).try_for_each(|column| fill(PieceMut::Double(block.col_as_slice_mut(column))))?;
+            }
+        }
+        samples.segments.iter_mut().try_for_each(|segment| fill(PieceMut::Native(segment)))?;
+        Ok(Self {
             features: head.features,
             samples: head.samples,
             weight: head.weight,
             weight_squares: head.weight_squares,
-            channels: Channels {
-                origin: channels()?,
-                offset: channels()?,
-                minimum: channels()?,
-                maximum: channels()?,
-                absolute: channels()?,
-                active: channels()?,
+            channels,
+            form: match form {
+                None => Form::Samples(samples),
+                Some(form) => Form::Covariance(CovarianceForm { waiting: samples, ..form }),
             },
-            form: blank(head)?,
             memory_limit: head.memory_limit,
             threads: head.threads,
-        };
-        let Channels { origin, offset, minimum, maximum, absolute, active } = &mut stats.channels;
-        for array in [origin, offset, minimum, maximum, absolute, active] {
-            fill(PieceMut::Double(array))?;
-        }
-        let (kept, scatter) = match &mut stats.form {
-            Form::Samples(samples) => (samples, None),
-            Form::Covariance(CovarianceForm { scatter, offset, waiting, .. }) => (waiting, Some((offset, scatter))),
-        };
-        fill(PieceMut::Double(&mut kept.weights))?;
-        if let Some((offset, scatter)) = scatter {
-            fill(PieceMut::Double(offset))?;
-            for block in &mut scatter.blocks {
-                for column in 0..block.ncols() {
-                    fill(PieceMut::Double(block.col_as_slice_mut(column)))?;
-                }
-            }
-        }
-        for segment in &mut kept.segments {
-            fill(PieceMut::Native(segment))?;
-        }
-        Ok(stats)
+        })
     }
 }
 
@@ -181,47 +175,4 @@ pub(crate) fn zeros<N: Clone + Default>(count: usize) -> Result<Vec<N>> {
     zeros.try_reserve_exact(count).map_err(memory)?;
     zeros.resize(count, N::default());
     Ok(zeros)
-}
-
-/// Samples, and a scatter if there is one, of the right sizes, all zero.
-fn blank<T: Scalar>(head: &Head) -> Result<Form<T>> {
-    let features = head.features;
-    let needed = usize::MAX;
-    let memory = || Error::memory(needed, "this machine's address space".into());
-    let count = head.samples_kept().ok_or_else(memory)?;
-    Samples::<T>::bytes(features, count).ok_or_else(memory)?;
-    let rows = segment_rows(features);
-    let mut samples = Samples::new(features);
-    samples.weights = zeros(count)?;
-    samples.segments = zeros(count.div_ceil(rows))?;
-    for (index, segment) in samples.segments.iter_mut().enumerate() {
-        *segment = zeros(rows.min(count - index * rows) * features)?;
-    }
-    let Some(ScatterHead { weight, precision, .. }) = head.scatter else { return Ok(Form::Samples(samples)) };
-    let mut scatter = Scatter::zeros(features)?;
-    scatter.precision = precision;
-    let offset = zeros(features)?;
-    Ok(Form::Covariance(CovarianceForm { scatter, weight, offset, waiting: samples }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn samples_to_be_read_have_the_segments_of_those_that_were_kept() -> Result<()> {
-        let (features, rows) = (3, segment_rows(3));
-        for (samples, expected) in
-            [(0, vec![]), (5, vec![15]), (rows, vec![3 * rows]), (2 * rows + 1, vec![3 * rows, 3 * rows, 3])]
-        {
-            let (weight, scatter) = (samples as f64, None);
-            let samples = samples as u64;
-            let head =
-                Head { features, samples, weight, weight_squares: weight, scatter, memory_limit: None, threads: 0 };
-            let Form::Samples(blank) = blank::<f32>(&head)? else { panic!("no scatter was asked for") };
-            assert_eq!(blank.segments.iter().map(Vec::len).collect::<Vec<_>>(), expected);
-            assert_eq!(blank.len() as u64, samples);
-        }
-        Ok(())
-    }
 }

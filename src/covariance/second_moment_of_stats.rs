@@ -3,10 +3,11 @@
 use faer::Mat;
 
 use super::batch::Centre;
-use super::covariance_moment::CovarianceMoment;
-use super::sample_moment::SampleMoment;
+use super::form::Form;
 use super::second_moment::SecondMoment;
-use super::stats::{ActivationStats, Form};
+use super::second_moment_of_covariance::CovarianceMoment;
+use super::second_moment_of_samples::SampleMoment;
+use super::stats::ActivationStats;
 use crate::error::during;
 use crate::linalg::{self, power_of_two};
 use crate::{Result, Scalar};
