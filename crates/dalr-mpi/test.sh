@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the package and runs its tests with 4 ranks over the loopback interface. Needs a Rust toolchain with rustfmt and clippy, Open MPI and libclang;
-# installs the latter two where it may, and says that it skips where it may not. As all tests it builds without optimising for this machine.
+# Builds the package and runs its tests with 4 ranks over the loopback interface. Needs a Rust toolchain with rustfmt and
+# clippy, Open MPI and libclang. Installs the latter two with apt-get if it may, and skips the tests otherwise.
 set -euo pipefail
 cd "$(dirname "$0")"
 export CARGO_TERM_COLOR=never CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/../../target/mpi}
@@ -9,7 +9,7 @@ missing() {
   for command in mpirun mpicc; do
     command -v "$command" >/dev/null || printf '%s ' "$command"
   done
-  # bindgen looks in more places; these are where packages put it.
+  # Packages install it in these places.
   compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null || compgen -G '/usr/lib*/libclang*.so*' >/dev/null ||
     compgen -G '/usr/lib/*/libclang*.so*' >/dev/null || [ -n "${LIBCLANG_PATH:-}" ] || printf 'libclang'
 }
@@ -34,6 +34,6 @@ fi
 cargo fmt --check
 cargo clippy --quiet --all-targets -- -D warnings
 cargo build --quiet --tests
-# Every job has its own limit; this one is for what nobody thought of. Ranks take turns on few cores: one test at a time.
+# Every job has a limit of its own; this one covers the rest. The ranks share few cores, so one test runs at a time.
 timeout --kill-after=10 200 cargo test --quiet -- --test-threads=1
 echo "MPI: all tests passed, 4 ranks over the loopback interface"
