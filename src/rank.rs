@@ -61,6 +61,19 @@ impl Rank {
         m * n / (m + n)
     }
 
+    /// The largest rank whose two factors take at most this fraction of the weight's parameters,
+    /// `⌊fraction · mn / (m + n)⌋` up to `min(m, n)`; 0 if rank 1 takes more.
+    ///
+    /// ```
+    /// assert_eq!(dalr::Rank::within(0.4, (4096, 4096)), 819);
+    /// assert_eq!(dalr::Rank::within(0.1, (4, 4)), 0);
+    /// ```
+    pub fn within(fraction: f64, (out_features, in_features): (usize, usize)) -> usize {
+        // A fraction computed from a rank must give that rank in spite of rounding.
+        let allowed = fraction * Self::break_even(out_features, in_features) * (1.0 + 8.0 * f64::EPSILON);
+        (allowed as usize).min(out_features).min(in_features)
+    }
+
     /// The rank up to which a problem must be solved before this rule can be resolved to a multiple of
     /// `multiple`. Refuses everything that can be refused without solving.
     pub(crate) fn bound(self, shape: (usize, usize), multiple: usize) -> Result<usize> {
@@ -87,9 +100,7 @@ impl Rank {
             }
             Self::ParameterRatio(ratio) => {
                 let ratio = fraction("the parameter ratio", ratio)?;
-                // A ratio computed from a rank must give that rank in spite of rounding.
-                let affordable = (ratio * Self::break_even(m, n) * (1.0 + 8.0 * f64::EPSILON)).floor() as usize;
-                let rank = affordable.min(full) / multiple * multiple;
+                let rank = Self::within(ratio, shape) / multiple * multiple;
                 if rank == 0 {
                     let expected = format!(
                         "a parameter ratio that pays for rank {multiple} of a {m} × {n} weight, {:.6} or more",

@@ -8,7 +8,7 @@ use super::decomposition::{Decomposition, Origin};
 use super::solve::{SmallerSide, Solution, errors_from};
 use crate::bias::times;
 use crate::error::during;
-use crate::linalg::{self, even_exponent, power_of_two};
+use crate::linalg::{self, Par, even_exponent, power_of_two};
 use crate::solver::{self, PsdOperator, Solver};
 use crate::{Error, Linear, Result, Scalar};
 
@@ -47,7 +47,7 @@ use crate::{Error, Linear, Result, Scalar};
 /// let samples = Mat::from_fn(4, 30, |i, j| ((i * 11 + j * 7) % 13) as f64);
 /// let mean: Vec<f64> = samples.row_iter().map(|row| row.iter().sum::<f64>() / 30.0).collect();
 ///
-/// let problem = OperatorProblem::new(&layer)?;
+/// let problem = OperatorProblem::new(&layer, 0)?;
 /// let outputs = problem.factor() * &samples * faer::Scale(1.0 / 30.0_f64.sqrt());
 /// let compressed = problem.with_samples(30).solve(&Outputs(outputs), &mean, 2)?.truncate(2)?;
 ///
@@ -66,11 +66,15 @@ pub struct OperatorProblem<'a, T> {
     ridge: f64,
     correct_bias: bool,
     solver: Solver,
-    threads: usize,
+    par: Par,
 }
 
 impl<'a, T: Scalar> OperatorProblem<'a, T> {
     /// Prepares the problem of a layer: no ridge, and the bias corrected if the layer has one.
+    ///
+    /// `threads` are those of this call and of [`solve`](Self::solve). 0 means one inside a rayon
+    /// worker, and all of rayon's pool elsewhere. Machines that solve one problem together must use
+    /// the same number: the factor's bits depend on it.
     ///
     /// # Errors
     ///
@@ -79,19 +83,20 @@ impl<'a, T: Scalar> OperatorProblem<'a, T> {
     /// # Cost
     ///
     /// A QR factorization, `O(m·n²)`, for more outputs than inputs; a copy of the weight otherwise.
-    pub fn new(layer: &'a Linear<T>) -> Result<Self> {
+    pub fn new(layer: &'a Linear<T>, threads: usize) -> Result<Self> {
         during("OperatorProblem::new", || {
+            let par = linalg::threads(threads);
             let exponent = even_exponent(linalg::max_abs(layer.weight()));
             let weight = linalg::widened(layer.weight(), power_of_two(-exponent))?;
             Ok(Self {
                 layer,
-                side: SmallerSide::new(Cow::Owned(weight), linalg::threads(0))?,
+                side: SmallerSide::new(Cow::Owned(weight), par)?,
                 exponent,
                 samples: 0,
                 ridge: 0.0,
                 correct_bias: layer.bias().is_some(),
                 solver: Solver::Auto,
-                threads: 0,
+                par,
             })
         })
     }
@@ -136,14 +141,6 @@ impl<'a, T: Scalar> OperatorProblem<'a, T> {
         self
     }
 
-    /// Sets the number of threads; 0, the default, chooses: one inside a rayon worker, all of
-    /// rayon's pool elsewhere.
-    #[must_use]
-    pub fn with_threads(mut self, threads: usize) -> Self {
-        self.threads = threads;
-        self
-    }
-
     /// Solves for every rank up to `max_rank`, given the operator `F (S + λI) Fᵀ` with its trace,
     /// and the mean of the inputs.
     ///
@@ -158,9 +155,8 @@ impl<'a, T: Scalar> OperatorProblem<'a, T> {
     /// That of [`top_eigenpairs`](crate::solver::top_eigenpairs), and `O(m·n·k)`.
     pub fn solve(&self, operator: &dyn PsdOperator<f64>, mean: &[f64], max_rank: usize) -> Result<Decomposition<T>> {
         during("OperatorProblem::solve", || {
-            let &Self { layer, ref side, exponent, samples, ridge, correct_bias, .. } = self;
+            let &Self { layer, ref side, exponent, samples, ridge, correct_bias, solver, par } = self;
             let (m, n) = (layer.out_features(), layer.in_features());
-            let par = linalg::threads(self.threads);
             crate::rank::validate_fixed(max_rank, (m, n))?;
             let (rows, columns) = side.factor().shape();
             if operator.dimension() != rows {
@@ -180,7 +176,7 @@ impl<'a, T: Scalar> OperatorProblem<'a, T> {
                 return Err(Error::out_of_range("the ridge", "to be finite and not negative".into(), ridge));
             }
 
-            let pairs = solver::solve(operator, max_rank, self.solver, par)?;
+            let pairs = solver::solve(operator, max_rank, solver, par)?;
             let determined = pairs.numerical_rank().min(max_rank);
             let up = side.directions(&pairs, determined, par)?;
             let weight = linalg::widened(layer.weight(), power_of_two(-exponent))?;
@@ -220,5 +216,118 @@ impl<'a, T: Scalar> OperatorProblem<'a, T> {
             };
             Decomposition::from_solution(layer, solution, power_of_two(2 * exponent), origin)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use faer::{Mat, MatMut, MatRef};
+
+    use super::*;
+    use crate::{ActivationStats, Dalr, LowRankCompressor, Ridge};
+
+    /// `F (S + λI) Fᵀ` from its two square roots.
+    struct Given {
+        outputs: Mat<f64>,
+        ridge: Mat<f64>,
+    }
+
+    impl PsdOperator<f64> for Given {
+        fn dimension(&self) -> usize {
+            self.outputs.nrows()
+        }
+
+        fn apply(&self, block: MatRef<'_, f64>, mut result: MatMut<'_, f64>) -> Result<()> {
+            let data = &self.outputs * (self.outputs.transpose() * block);
+            result.copy_from(data + &self.ridge * (self.ridge.transpose() * block));
+            Ok(())
+        }
+
+        fn trace(&self) -> Result<f64> {
+            Ok(self.outputs.squared_norm_l2() + self.ridge.squared_norm_l2())
+        }
+    }
+
+    struct Case {
+        shape: (usize, usize),
+        samples: usize,
+        /// The relative ridge.
+        ridge: f64,
+        correct_bias: bool,
+        scale: f64,
+    }
+
+    const CASE: Case = Case { shape: (7, 9), samples: 40, ridge: 0.0, correct_bias: true, scale: 1.0 };
+
+    fn compare(name: &str, case: &Case) {
+        let &Case { shape: (m, n), samples, ridge, correct_bias, scale } = case;
+        let entry = |i: usize, j: usize| ((i * 31 + j * 17 + i * j * 7) % 23) as f64 / 11.0 - 1.0;
+        let weight = Mat::from_fn(m, n, |i, j| scale * entry(i, j));
+        let layer = Linear::new(weight, Some(faer::Col::from_fn(m, |i| scale * entry(i, 3)))).unwrap();
+        let inputs = Mat::from_fn(n, samples, |i, j| entry(j + 5, i) / (i + 1) as f64 + 0.5);
+        let mut stats = ActivationStats::new(n);
+        stats.update(inputs.transpose()).unwrap();
+
+        let mean: Vec<f64> = stats.mean().unwrap().iter().copied().collect();
+        let origin = |i: usize| if correct_bias { mean[i] } else { 0.0 };
+        let root = (samples as f64).sqrt();
+        let moment = Mat::from_fn(n, samples, |i, j| (inputs[(i, j)] - origin(i)) / root);
+        let lambda = ridge * moment.squared_norm_l2() / n as f64;
+        let problem = OperatorProblem::new(&layer, 1).unwrap().with_samples(samples as u64).with_ridge(lambda);
+        let problem = problem.with_bias_correction(correct_bias);
+        assert_eq!(problem.factor().shape(), (m.min(n), n), "{name}");
+        let given = Given { outputs: problem.factor() * moment, ridge: problem.factor() * faer::Scale(lambda.sqrt()) };
+        let found = problem.solve(&given, &mean, m.min(n)).unwrap();
+
+        let ridge = if ridge > 0.0 { Ridge::Relative(ridge) } else { Ridge::None };
+        let compressor = Dalr::new().with_ridge(ridge).with_bias_correction(correct_bias).with_threads(1);
+        let expected = compressor.decompose(&layer, &stats, m.min(n)).unwrap();
+        let close = |a: f64, b: f64| (a - b).abs() <= 1e-12 * b.abs();
+        assert!(close(found.total_energy(), expected.total_energy()), "{name}");
+        for rank in 1..=m.min(n) {
+            let (found, expected) = (found.truncate(rank).unwrap(), expected.truncate(rank).unwrap());
+            let errors = [found.report().relative_error, expected.report().relative_error].map(Option::unwrap);
+            assert!((errors[0] - errors[1]).abs() < 1e-7, "{name}, rank {rank}: {errors:?}");
+            assert_eq!(found.report().parameters_after, expected.report().parameters_after);
+            assert_eq!(found.report().samples, samples as u64);
+            let (found, expected) = (found.into_layer(), expected.into_layer());
+            let products = [&found, &expected].map(|layer| layer.up() * layer.down());
+            assert!((&products[0] - &products[1]).norm_max() < 1e-10 * scale, "{name}, rank {rank}");
+            let signs = (found.up() - expected.up()).norm_max();
+            assert!(signs < 1e-9, "{name}, rank {rank}: {signs:e}");
+            let biases = [&found, &expected].map(|layer| layer.bias().unwrap().to_owned());
+            assert!((&biases[0] - &biases[1]).norm_max() < 1e-10 * scale, "{name}, rank {rank}");
+        }
+    }
+
+    #[test]
+    fn gives_the_result_of_the_same_statistics() {
+        compare("wide", &CASE);
+        compare("tall", &Case { shape: (9, 6), ..CASE });
+        compare("ridge", &Case { ridge: 0.3, ..CASE });
+        compare("tall with a ridge", &Case { shape: (9, 6), ridge: 0.1, ..CASE });
+        compare("bias kept", &Case { correct_bias: false, ..CASE });
+        compare("bias kept with a ridge", &Case { correct_bias: false, ridge: 0.2, ..CASE });
+        // Four samples determine three directions about their mean; the weight determines the others.
+        compare("few samples", &Case { samples: 4, ..CASE });
+        compare("a large weight", &Case { scale: 1e120, ..CASE });
+    }
+
+    #[test]
+    fn refuses_what_does_not_fit() {
+        let layer = Linear::new(Mat::from_fn(3, 5, |i, j| (i + j) as f64), None).unwrap();
+        let problem = OperatorProblem::new(&layer, 1).unwrap();
+        let given = |rows| Given { outputs: Mat::identity(rows, rows), ridge: Mat::zeros(rows, 1) };
+        let error = |rows, mean: &[f64], rank| problem.solve(&given(rows), mean, rank).unwrap_err().to_string();
+        for (error, part) in [
+            (error(3, &[0.0; 5], 4), "a rank from 1 to 3"),
+            (error(4, &[0.0; 5], 2), "3 dimensions of the operator"),
+            (error(3, &[0.0; 4], 2), "5 entries in the mean"),
+            (error(3, &[0.0, 0.0, f64::NAN, 0.0, 0.0], 2), "row 2"),
+        ] {
+            assert!(error.starts_with("OperatorProblem::solve: ") && error.contains(part), "{error}");
+        }
+        let ridged = OperatorProblem::new(&layer, 1).unwrap().with_ridge(-1.0);
+        assert!(matches!(ridged.solve(&given(3), &[0.0; 5], 2), Err(Error::OutOfRange { .. })));
     }
 }

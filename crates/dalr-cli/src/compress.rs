@@ -60,8 +60,8 @@ fn both_passes(
     if let Some(path) = &args.html {
         save(path, &outcome.page())?;
     }
-    let choices = plan.choices();
-    let output = Output { model, layers, choices: &choices, work, method: &args.method.name() };
+    let ranks = plan.ranks();
+    let output = Output { model, layers, ranks: &ranks, work, method: &args.method.name() };
     // Another program may have written the file since the start.
     args::require_free(&args.out, args.force)?;
     output.write(&args.out, progress)?;
@@ -76,7 +76,7 @@ pub fn save(path: &Path, text: &str) -> Result<()> {
 /// How the budget is allocated.
 fn allocator(args: &CompressArgs, layers: &[Layer]) -> Result<Allocator> {
     let budget = match (args.budget.keep, args.budget.rank, args.budget.max_error) {
-        (Some(fraction), ..) => Budget::ParameterShare(fraction),
+        (Some(fraction), ..) => Budget::ParameterFraction(fraction),
         (_, Some(rank), _) => Budget::Rank(rank),
         (.., Some(error)) if args.allocation() == Allocation::Uniform => Budget::LayerError(error),
         (.., error) => Budget::TotalError(error.unwrap_or(f64::NAN)),

@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 /// A failure. Its text is the whole message that the program prints.
 #[derive(Debug, thiserror::Error)]
@@ -12,8 +13,8 @@ pub enum Error {
     Usage(String),
 
     /// A file could not be read or written.
-    #[error("cannot access {path}: {message}")]
-    Io { path: String, message: String },
+    #[error("cannot access {path}: {source}")]
+    Io { path: String, source: Arc<io::Error> },
 
     /// A file is damaged, or not of the expected kind.
     #[error("{path}: expected {expected}, got {found}")]
@@ -40,7 +41,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     pub fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
-        move |error| Self::Io { path: path.display().to_string(), message: error.to_string() }
+        move |error| Self::Io { path: path.display().to_string(), source: Arc::new(error) }
     }
 
     pub fn format(path: &Path, expected: impl Into<String>, found: impl Into<String>) -> Self {
@@ -67,7 +68,7 @@ impl From<dalr::Error> for Error {
     /// Errors about files name the file instead of the library's operation.
     fn from(error: dalr::Error) -> Self {
         match error {
-            dalr::Error::Io { path, message, .. } => Self::Io { path, message },
+            dalr::Error::Io { path, source, .. } => Self::Io { path, source },
             dalr::Error::Format { path, expected, found, .. } => Self::Format { path, expected, found },
             other => Self::Refused(other.to_string()),
         }

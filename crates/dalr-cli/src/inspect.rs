@@ -2,7 +2,7 @@
 //! parameters.
 
 use dalr::interop::safetensors::ModelFile;
-use dalr::{ActivationStats, Dalr, LowRankCompressor, Scalar, TruncatedSvd};
+use dalr::{ActivationStats, Dalr, LowRankCompressor, Rank, Scalar, TruncatedSvd};
 use serde_json::json;
 
 use crate::args::InspectArgs;
@@ -142,7 +142,7 @@ fn points<T: Scalar>(model: &ModelFile, layer: &Layer, stats: &ActivationStats<T
         if total > 0.0 { (1.0 - kept / total).max(0.0).sqrt() } else { 0.0 }
     };
     Ok(FRACTIONS.map(|fraction| {
-        let rank = (fraction * layer.break_even()).floor() as usize;
+        let rank = Rank::within(fraction, (layer.out_features, layer.in_features));
         (1..=solved.max_rank())
             .contains(&rank)
             .then(|| (rank, solved.relative_error(rank).unwrap_or_else(|| of_weight(rank))))

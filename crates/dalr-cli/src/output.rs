@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use dalr::interop::safetensors::{ModelFile, ModelWriter, TensorWriter};
-use dalr::network::Choice;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
@@ -21,17 +20,19 @@ const PIECE: usize = 1 << 20;
 pub struct Output<'a> {
     pub model: &'a ModelFile,
     pub layers: &'a [Layer],
-    pub choices: &'a [Choice],
+    /// The ranks of the layers that are compressed.
+    pub ranks: &'a BTreeMap<String, usize>,
     pub work: &'a Work,
     pub method: &'a str,
 }
 
-/// The source of an output tensor's data. Numbers are indices of layers.
+/// The source of an output tensor's data: a tensor of the model, or a part of the layer with this
+/// index.
 enum Content<'a> {
     Copy(&'a str),
-    Down(usize),
-    Up(usize),
-    Bias(usize),
+    Down { index: usize, rank: usize },
+    Up { index: usize, rank: usize },
+    Bias { index: usize, rank: usize },
 }
 
 impl Output<'_> {
@@ -49,11 +50,11 @@ impl Output<'_> {
         };
         match *content {
             Content::Copy(name) => self.model.visit(name, .., PIECE, write),
-            Content::Down(index) => self.factors(index)?.down(self.rank(index), write),
-            Content::Up(index) => self.factors(index)?.up(self.rank(index), write),
-            Content::Bias(index) => {
+            Content::Down { index, rank } => self.factors(index)?.down(rank, write),
+            Content::Up { index, rank } => self.factors(index)?.up(rank, write),
+            Content::Bias { index, rank } => {
                 let layer = &self.layers[index];
-                let bias = match self.factors(index)?.bias(layer, self.rank(index))? {
+                let bias = match self.factors(index)?.bias(layer, rank)? {
                     Some(corrected) => corrected,
                     None => self.model.vector::<f64>(&layer.bias())?.iter().copied().collect(),
                 };
@@ -67,27 +68,19 @@ impl Output<'_> {
         Factors::open(&path)?.ok_or_else(|| Error::format(&path, "a solved layer", "no such file"))
     }
 
-    /// 0 for an original layer.
-    fn rank(&self, index: usize) -> usize {
-        rank(self.choices[index])
-    }
-
     fn plan(&self) -> Result<ModelWriter<Content<'_>>> {
         let mut writer = ModelWriter::new().with_metadata(self.metadata());
         let mut replaced = BTreeSet::new();
         for (index, layer) in self.layers.iter().enumerate() {
-            let rank = self.rank(index);
-            if rank == 0 {
-                continue;
-            }
+            let Some(&rank) = self.ranks.get(&layer.name) else { continue };
             replaced.extend([layer.weight(), layer.bias()]);
             let mut add = |part: &str, shape: &[usize], content| {
                 writer.add(format!("{}.{part}", layer.name), layer.dtype.into(), shape, content)
             };
-            add("0.weight", &[rank, layer.in_features], Content::Down(index))?;
-            add("1.weight", &[layer.out_features, rank], Content::Up(index))?;
+            add("0.weight", &[rank, layer.in_features], Content::Down { index, rank })?;
+            add("1.weight", &[layer.out_features, rank], Content::Up { index, rank })?;
             if layer.has_bias || self.factors(index)?.has_bias() {
-                add("1.bias", &[layer.out_features], Content::Bias(index))?;
+                add("1.bias", &[layer.out_features], Content::Bias { index, rank })?;
             }
         }
         for (name, tensor) in self.model.tensors().filter(|(name, _)| !replaced.contains(*name)) {
@@ -102,20 +95,10 @@ impl Output<'_> {
         // A model that was compressed before keeps the ranks of its other layers.
         let before = metadata.get("dalr.ranks").and_then(|text| serde_json::from_str::<Map<String, Value>>(text).ok());
         let mut ranks = before.unwrap_or_default();
-        for (index, layer) in self.layers.iter().enumerate().filter(|(index, _)| self.rank(*index) > 0) {
-            ranks.insert(layer.name.clone(), json!(self.rank(index)));
-        }
+        ranks.extend(self.ranks.iter().map(|(name, rank)| (name.clone(), json!(rank))));
         metadata.insert("dalr.method".into(), self.method.into());
         metadata.insert("dalr.ranks".into(), Value::Object(ranks).to_string());
         metadata.insert("dalr.version".into(), env!("CARGO_PKG_VERSION").into());
         metadata
-    }
-}
-
-/// The rank of a choice; 0 for an original layer.
-pub fn rank(choice: Choice) -> usize {
-    match choice {
-        Choice::Rank(rank) => rank,
-        _ => 0,
     }
 }

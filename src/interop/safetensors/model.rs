@@ -32,6 +32,14 @@ pub struct TensorInfo {
     pub bytes: u64,
 }
 
+impl TensorInfo {
+    /// `None` if the length of the data exceeds `u64`.
+    pub(super) fn new(dtype: Dtype, shape: &[usize]) -> Option<Self> {
+        let bits = shape.iter().try_fold(dtype.bitsize() as u64, |bits, &axis| bits.checked_mul(axis as u64))?;
+        Some(Self { dtype, shape: shape.into(), bytes: bits.div_ceil(8) })
+    }
+}
+
 /// A tensor's place in the files.
 #[derive(Debug)]
 struct Place {

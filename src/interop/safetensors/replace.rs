@@ -39,14 +39,6 @@ pub fn replace_file<E: From<Error>>(
     write: impl FnOnce(&mut dyn Write) -> Result<(), E>,
 ) -> Result<(), E> {
     let path = path.as_ref();
-    replace(path, write)
-}
-
-/// [`replace_file`] with the name of the operation for its errors.
-pub(super) fn replace<E: From<Error>>(
-    path: &Path,
-    write: impl FnOnce(&mut dyn Write) -> Result<(), E>,
-) -> Result<(), E> {
     let io = |error: io::Error| io_error(path, error);
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_path_buf());
     let no_name = || io(io::Error::new(ErrorKind::InvalidInput, "the path names no file"));

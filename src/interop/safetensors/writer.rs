@@ -6,9 +6,9 @@ use std::io::Write;
 use std::path::Path;
 
 use faer::MatRef;
-use serde_json::{Map, Value, json};
+use serde_json::Value;
 
-use super::{Dtype, FloatDtype, format_error, io_error, replace_file};
+use super::{Dtype, FloatDtype, TensorInfo, format_error, io_error, replace_file};
 use crate::{Error, Result, Scalar};
 
 /// A plan of a safetensors file, written as a stream in atomic replacement of a file.
@@ -24,9 +24,7 @@ pub struct ModelWriter<C> {
 
 #[derive(Clone, Debug)]
 struct Planned<C> {
-    dtype: Dtype,
-    shape: Vec<usize>,
-    bytes: u64,
+    info: TensorInfo,
     content: C,
 }
 
@@ -61,15 +59,14 @@ impl<C> ModelWriter<C> {
         if self.tensors.contains_key(&name) || name == "__metadata__" {
             return Err(Error::format("the model".into(), "every name once".into(), format!("`{name}` a second time")));
         }
-        let bits = shape.iter().try_fold(dtype.bitsize() as u64, |bits, &axis| bits.checked_mul(axis as u64));
-        let bytes = bits.ok_or(Error::overflow("the length of a tensor"))?.div_ceil(8);
-        self.tensors.insert(name, Planned { dtype, shape: shape.into(), bytes, content });
+        let info = TensorInfo::new(dtype, shape).ok_or(Error::overflow("the length of a tensor"))?;
+        self.tensors.insert(name, Planned { info, content });
         Ok(())
     }
 
     /// The length of all tensors' data in bytes.
     pub fn data_bytes(&self) -> u64 {
-        self.tensors.values().map(|tensor| tensor.bytes).sum()
+        self.tensors.values().map(|tensor| tensor.info.bytes).sum()
     }
 
     /// Writes the file as [`replace_file`] does. Calls `content` for each tensor in the file's
@@ -86,17 +83,18 @@ impl<C> ModelWriter<C> {
     ) -> Result<(), E> {
         let path = path.as_ref();
         let mut order: Vec<(&String, &Planned<C>)> = self.tensors.iter().collect();
-        order.sort_by_key(|(_, tensor)| Reverse(tensor.dtype.bitsize()));
+        order.sort_by_key(|(_, tensor)| Reverse(tensor.info.dtype.bitsize()));
         replace_file(path, |file| {
-            file.write_all(&header(&self.metadata, &order))
-                .map_err(|error| io_error(path, error).during("ModelWriter::write"))?;
+            let metadata = self.metadata.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+            let header = header(metadata, order.iter().map(|(name, tensor)| (name.as_str(), &tensor.info)));
+            file.write_all(&header).map_err(|error| io_error(path, error).during("ModelWriter::write"))?;
             for (name, tensor) in order {
-                let dtype = FloatDtype::of(tensor.dtype);
+                let dtype = FloatDtype::of(tensor.info.dtype);
                 let mut target = TensorWriter { file: &mut *file, path, name, dtype, written: 0 };
                 content(&tensor.content, &mut target)?;
                 let written = target.written;
-                if written != tensor.bytes {
-                    let expected = format!("{} bytes of `{name}`", tensor.bytes);
+                if written != tensor.info.bytes {
+                    let expected = format!("{} bytes of `{name}`", tensor.info.bytes);
                     return Err(format_error(path, expected, written.to_string()).during("ModelWriter::write").into());
                 }
             }
@@ -161,24 +159,24 @@ impl TensorWriter<'_> {
     }
 }
 
-/// The length and the text of the header for these tensors, in this order.
-fn header<C>(metadata: &BTreeMap<String, String>, tensors: &[(&String, &Planned<C>)]) -> Vec<u8> {
-    let mut map = Map::new();
+/// The length and the text of the header of a file with these tensors, whose data follow in this order.
+pub(super) fn header<'a>(
+    metadata: impl Iterator<Item = (&'a str, &'a str)>,
+    tensors: impl Iterator<Item = (&'a str, &'a TensorInfo)>,
+) -> Vec<u8> {
+    let json = |text: &str| Value::from(text).to_string();
+    let metadata: Vec<String> = metadata.map(|(key, value)| format!("{}:{}", json(key), json(value))).collect();
+    let mut entries = Vec::new();
     if !metadata.is_empty() {
-        map.insert("__metadata__".into(), json!(metadata));
+        entries.push(format!("\"__metadata__\":{{{}}}", metadata.join(",")));
     }
     let mut end = 0;
-    for (name, Planned { dtype, shape, bytes, .. }) in tensors {
-        let start = end;
+    for (name, TensorInfo { dtype, shape, bytes }) in tensors {
+        let (name, shape, start) = (json(name), Value::from(shape.as_slice()), end);
         end += bytes;
-        map.insert(
-            (*name).clone(),
-            json!({"dtype": format!("{dtype:?}"), "shape": shape, "data_offsets": [start, end]}),
-        );
+        entries.push(format!("{name}:{{\"dtype\":\"{dtype:?}\",\"shape\":{shape},\"data_offsets\":[{start},{end}]}}"));
     }
-    let mut text = Value::Object(map).to_string().into_bytes();
+    let mut text = format!("{{{}}}", entries.join(",")).into_bytes();
     text.resize(text.len().next_multiple_of(8), b' ');
-    let mut header = (text.len() as u64).to_le_bytes().to_vec();
-    header.append(&mut text);
-    header
+    [&(text.len() as u64).to_le_bytes(), text.as_slice()].concat()
 }

@@ -4,12 +4,11 @@ mod page;
 mod spectrum;
 
 use dalr::interop::safetensors::ModelFile;
-use dalr::network::{DenseReason, LayerProfile, LayerReport, Plan};
+use dalr::network::{Choice, LayerPlan, LayerProfile, OriginalReason, Plan};
 use serde_json::{Value, json};
 
 use crate::args::CompressArgs;
 use crate::error::{Error, Result};
-use crate::output::rank;
 use crate::selection::{Layer, Passed, Selection};
 
 /// Everything that is reported.
@@ -29,22 +28,23 @@ impl Outcome<'_> {
 
     /// Every layer, the totals, and all other tensors with the reasons.
     pub fn json(&self) -> Result<String> {
-        let network = self.plan.report();
+        let Plan { budget, strategy, objective, lower_bound, layers, warnings, .. } = self.plan;
+        let layers = layers.iter().zip(&self.selection.layers);
         pretty(&json!({
             "version": env!("CARGO_PKG_VERSION"),
             "model": self.model.files().map(|path| path.display().to_string()).collect::<Vec<_>>(),
             "output": self.args.out.display().to_string(),
             "method": self.args.method.name(),
-            "parameters": {"before": network.parameters_before(), "after": network.parameters_after()},
-            "multiply_adds": {"before": network.multiply_adds_before(), "after": network.multiply_adds_after()},
+            "parameters": {"before": self.plan.parameters_before(), "after": self.plan.parameters_after()},
+            "multiply_adds": {"before": self.plan.multiply_adds_before(), "after": self.plan.multiply_adds_after()},
             "predicted_output_error": self.output_error(),
-            "total_error": network.total_error(),
-            "budget": network.budget(),
-            "allocation": network.strategy(),
-            "objective": network.objective(),
-            "lower_bound": network.lower_bound(),
-            "warnings": network.warnings().iter().map(ToString::to_string).collect::<Vec<_>>(),
-            "layers": network.layers().iter().zip(&self.selection.layers).map(layer_json).collect::<Vec<_>>(),
+            "total_error": self.plan.total_error(),
+            "budget": budget,
+            "allocation": strategy,
+            "objective": objective,
+            "lower_bound": lower_bound,
+            "warnings": texts(warnings),
+            "layers": layers.map(layer_json).collect::<Vec<_>>(),
             "passed_through": passed(&self.selection.passed),
             "notes": self.selection.notes,
         }))
@@ -53,82 +53,89 @@ impl Outcome<'_> {
     /// The root mean square of the layers' predicted output errors. The library's `total_error` may
     /// include regularization, as the allocator's objective does.
     fn output_error(&self) -> Option<f64> {
-        let layers = self.plan.report().layers();
-        let squares: Option<f64> = layers.iter().map(|layer| Some(layer.relative_error()?.powi(2))).sum();
+        let layers = &self.plan.layers;
+        let squares: Option<f64> = layers.iter().map(|layer| Some(layer.relative_error?.powi(2))).sum();
         Some((squares? / layers.len() as f64).sqrt())
     }
 
     /// A table of the layers, the number of copied tensors, warnings, and the result in one line.
     /// With `verbose`, also every copied tensor, the objective and its bound.
     pub fn summary(&self, verbose: bool) -> String {
-        let report = self.plan.report();
+        let plan = self.plan;
         let headings = ["layer", "out × in", "rank", "parameters kept", "predicted error"];
         let mut rows = vec![headings.map(String::from).to_vec()];
-        rows.extend(report.layers().iter().map(row));
-        let remarks = std::iter::once(String::from("remarks")).chain(report.layers().iter().map(remarks));
+        rows.extend(plan.layers.iter().map(row));
+        let remarks = std::iter::once(String::from("remarks")).chain(plan.layers.iter().map(remarks));
         let mut text = String::new();
         for (line, remarks) in table(&rows).iter().zip(remarks) {
             text += format!("{line}  {remarks}").trim_end();
             text.push('\n');
         }
         text += &copied(&self.selection.passed, verbose);
-        for warning in report.warnings() {
+        for warning in &plan.warnings {
             text += &format!("warning: {warning}\n");
         }
         if verbose {
-            text += &format!("objective {:.4e}, lower bound {:.4e}\n", report.objective(), report.lower_bound());
+            text += &format!("objective {:.4e}, lower bound {:.4e}\n", plan.objective, plan.lower_bound);
         }
         let error = self.output_error().map_or("unknown without samples".into(), percent);
-        let fraction = kept(report.parameters_after(), report.parameters_before());
+        let fraction = kept(plan.parameters_after(), plan.parameters_before());
         text + &format!("kept {fraction} of the parameters; predicted output error {error}\n")
     }
 }
 
-fn layer_json((report, layer): (&LayerReport, &Layer)) -> Value {
-    let rank = rank(report.choice());
+fn layer_json((plan, layer): (&LayerPlan, &Layer)) -> Value {
     json!({
         "name": layer.name,
         "input": layer.input,
         "out_features": layer.out_features,
         "in_features": layer.in_features,
-        "rank": (rank > 0).then_some(rank),
-        "reason": report.reason().map(reason),
-        "parameters": {"before": report.parameters_before(), "after": report.parameters_after()},
-        "multiply_adds": {"before": report.multiply_adds_before(), "after": report.multiply_adds_after()},
-        "relative_error": report.relative_error(),
-        "warnings": report.warnings().iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "report": report.report(),
+        "rank": rank(plan),
+        "reason": plan.reason.map(reason),
+        "parameters": {"before": plan.parameters_before, "after": plan.parameters_after},
+        "multiply_adds": {"before": plan.multiply_adds_before, "after": plan.multiply_adds_after},
+        "relative_error": plan.relative_error,
+        "warnings": texts(&plan.warnings),
+        "report": plan.report,
     })
 }
 
-fn row(layer: &LayerReport) -> Vec<String> {
-    let rank = match rank(layer.choice()) {
-        0 => "–".into(),
-        rank => rank.to_string(),
-    };
+/// The rank of a layer; `None` for an original layer.
+fn rank(layer: &LayerPlan) -> Option<usize> {
+    match layer.choice {
+        Choice::Rank(rank) => Some(rank),
+        _ => None,
+    }
+}
+
+fn texts(warnings: &[impl ToString]) -> Vec<String> {
+    warnings.iter().map(ToString::to_string).collect()
+}
+
+fn row(layer: &LayerPlan) -> Vec<String> {
     vec![
-        layer.name().into(),
-        format!("{} × {}", layer.out_features(), layer.in_features()),
-        rank,
-        kept(layer.parameters_after(), layer.parameters_before()),
-        layer.relative_error().map_or("unknown".into(), percent),
+        layer.name.clone(),
+        format!("{} × {}", layer.out_features, layer.in_features),
+        rank(layer).map_or("–".into(), |rank| rank.to_string()),
+        kept(layer.parameters_after, layer.parameters_before),
+        layer.relative_error.map_or("unknown".into(), percent),
     ]
 }
 
 /// The reason why a layer stays as it is, or the warnings about its factors.
-fn remarks(layer: &LayerReport) -> String {
-    match layer.reason() {
+fn remarks(layer: &LayerPlan) -> String {
+    match layer.reason {
         Some(why) => format!("original layer: {}", reason(why)),
-        None => layer.warnings().iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
+        None => texts(&layer.warnings).join("; "),
     }
 }
 
 /// The words for a reason.
-fn reason(reason: DenseReason) -> String {
+fn reason(reason: OriginalReason) -> String {
     match reason {
-        DenseReason::DoesNotPay => "no allowed rank saves parameters".into(),
-        DenseReason::TooMuchError => "no smaller form is within the error".into(),
-        DenseReason::Affordable => "the budget allows it".into(),
+        OriginalReason::NoSavings => "no allowed rank saves parameters".into(),
+        OriginalReason::ErrorTooLarge => "no smaller form is within the error".into(),
+        OriginalReason::Affordable => "the budget allows it".into(),
         other => other.to_string(),
     }
 }

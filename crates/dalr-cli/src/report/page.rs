@@ -2,12 +2,11 @@
 //! reader's system.
 
 use super::spectrum;
-use super::{Outcome, kept, percent};
-use crate::output::rank;
+use super::{Outcome, kept, percent, rank};
 
 /// The whole page.
 pub fn page(outcome: &Outcome<'_>) -> String {
-    let report = outcome.plan.report();
+    let plan = outcome.plan;
     let title = outcome.args.source.model.file_name().map_or("model".into(), |name| escape(&name.to_string_lossy()));
     let mut page = format!(
         "<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n\
@@ -18,8 +17,8 @@ pub fn page(outcome: &Outcome<'_>) -> String {
     let method = escape(&outcome.args.method.name());
     page += &format!(
         "<p class=\"about\">Method {method}, {} ({} allocation), dalr {}.</p>\n",
-        escape(report.budget()),
-        escape(report.strategy()),
+        escape(&plan.budget),
+        escape(&plan.strategy),
         env!("CARGO_PKG_VERSION")
     );
     page += &summary(outcome);
@@ -30,31 +29,27 @@ pub fn page(outcome: &Outcome<'_>) -> String {
 }
 
 fn summary(outcome: &Outcome<'_>) -> String {
-    let report = outcome.plan.report();
-    let compressed = outcome.plan.choices().iter().filter(|choice| rank(**choice) > 0).count();
+    let plan = outcome.plan;
+    let compressed = plan.ranks().len();
     let mut tiles = vec![
-        ("parameters of the layers", kept(report.parameters_after(), report.parameters_before()), {
-            format!("{} of {}", grouped(report.parameters_after()), grouped(report.parameters_before()))
+        ("parameters of the layers", kept(plan.parameters_after(), plan.parameters_before()), {
+            format!("{} of {}", grouped(plan.parameters_after()), grouped(plan.parameters_before()))
         }),
-        ("multiply–adds", kept(report.multiply_adds_after(), report.multiply_adds_before()), {
-            format!("{} of {}", grouped(report.multiply_adds_after()), grouped(report.multiply_adds_before()))
+        ("multiply–adds", kept(plan.multiply_adds_after(), plan.multiply_adds_before()), {
+            format!("{} of {}", grouped(plan.multiply_adds_after()), grouped(plan.multiply_adds_before()))
         }),
-        ("layers compressed", compressed.to_string(), format!("of {}", report.layers().len())),
+        ("layers compressed", compressed.to_string(), format!("of {}", plan.layers.len())),
     ];
     if let Some(error) = outcome.output_error() {
         tiles.push(("predicted output error", percent(error), "root mean square over the layers".into()));
     }
-    tiles.push((
-        "objective",
-        significant(report.objective()),
-        format!("lower bound {}", significant(report.lower_bound())),
-    ));
+    tiles.push(("objective", significant(plan.objective), format!("lower bound {}", significant(plan.lower_bound))));
     let mut text = String::from("<div class=\"tiles\">");
     for (name, value, detail) in tiles {
         text += &format!("<div><span>{name}</span><b>{value}</b><span>{detail}</span></div>");
     }
     text += "</div>\n";
-    for warning in report.warnings() {
+    for warning in &plan.warnings {
         text += &format!("<p class=\"warning\">{}</p>\n", escape(&warning.to_string()));
     }
     for note in &outcome.selection.notes {
@@ -69,18 +64,16 @@ fn layers(outcome: &Outcome<'_>) -> String {
         "<h2>Rank and error by layer</h2>\n<div class=\"wide\"><table><thead><tr><th>layer</th><th>out × in</th>\
          <th class=\"number\">rank</th><th>parameters kept</th><th>predicted output error</th><th>remarks</th></tr></thead><tbody>\n",
     );
-    for layer in outcome.plan.report().layers() {
-        let fraction = layer.parameters_after() as f64 / layer.parameters_before() as f64;
-        let rank = rank(layer.choice());
-        let error = layer.relative_error();
+    for layer in &outcome.plan.layers {
+        let fraction = layer.parameters_after as f64 / layer.parameters_before as f64;
         text += &format!(
             "<tr><td>{}</td><td>{} × {}</td><td class=\"number\">{}</td><td>{}</td><td>{}</td><td class=\"remark\">{}</td></tr>\n",
-            escape(layer.name()),
-            layer.out_features(),
-            layer.in_features(),
-            if rank == 0 { "–".into() } else { rank.to_string() },
+            escape(&layer.name),
+            layer.out_features,
+            layer.in_features,
+            rank(layer).map_or("–".into(), |rank| rank.to_string()),
             bar(fraction, &percent(fraction), "fraction"),
-            error.map_or("unknown: no samples".into(), |error| bar(error, &percent(error), "error")),
+            layer.relative_error.map_or("unknown: no samples".into(), |error| bar(error, &percent(error), "error")),
             escape(&super::remarks(layer)),
         );
     }
@@ -102,13 +95,13 @@ fn spectra(outcome: &Outcome<'_>) -> String {
          <i class=\"key kept\"></i> kept, <i class=\"key cut\"></i> rank, <i class=\"key even\"></i> break-even: from this rank on \
          two factors have as many parameters as the weight. Dimensions past it were not computed.</p>\n<div class=\"spectra\">\n",
     );
-    for (profile, choice) in outcome.profiles.iter().zip(outcome.plan.choices()) {
-        let rank = rank(choice);
-        let cut = if rank == 0 { "original".into() } else { format!("rank {rank}") };
+    for (profile, layer) in outcome.profiles.iter().zip(&outcome.plan.layers) {
+        let rank = rank(layer);
+        let cut = rank.map_or("original".into(), |rank| format!("rank {rank}"));
         text += &format!(
             "<figure><figcaption>{}<span>{cut}</span></figcaption>{}</figure>\n",
             breakable(profile.name()),
-            spectrum::svg(profile, rank)
+            spectrum::svg(profile, rank.unwrap_or(0))
         );
     }
     text + "</div>\n"

@@ -20,7 +20,7 @@ const DECADES: f64 = 6.0;
 /// An SVG of the explained energies of a layer on a logarithmic scale, with its rank (0 for the
 /// original layer) and its break-even rank.
 pub fn svg(profile: &LayerProfile, rank: usize) -> String {
-    let energies = profile.energy_shares();
+    let energies = profile.explained_energy();
     let full = profile.out_features().min(profile.in_features());
     let x = |dimension: f64| LEFT + (WIDTH - LEFT - RIGHT) * dimension / full as f64;
     let bottom = HEIGHT - BOTTOM;

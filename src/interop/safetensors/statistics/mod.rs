@@ -3,12 +3,11 @@
 
 mod header;
 
-use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-use self::header::Layout;
-use super::{format_error, io_error, replace::replace};
+use self::header::{LONGEST, Layout};
+use super::{format_error, io_error, positioned, replace_file};
 use crate::covariance::{Piece, PieceMut, zeros};
 use crate::error::during;
 use crate::linalg;
@@ -16,21 +15,6 @@ use crate::{ActivationStats, Error, Result, Scalar};
 
 /// Numbers that are converted at a time.
 const CHUNK: usize = 4096;
-
-/// The operation and the source or target of the bytes, for error messages.
-struct Origin<'a> {
-    path: &'a Path,
-}
-
-impl Origin<'_> {
-    fn refuse(&self, expected: &str, found: String) -> Error {
-        format_error(self.path, expected, found)
-    }
-
-    fn io(&self, error: io::Error) -> Error {
-        io_error(self.path, error)
-    }
-}
 
 impl<T: Scalar> ActivationStats<T> {
     /// Saves these statistics to a file, [atomically](super::replace_file): a crash leaves the old
@@ -48,8 +32,7 @@ impl<T: Scalar> ActivationStats<T> {
         during("ActivationStats::save", || {
             let path = path.as_ref();
             let layout = self.layout()?;
-            let origin = Origin { path };
-            replace(path, |mut file| self.write(&layout, &mut file).map_err(|error| origin.io(error)))
+            replace_file(path, |mut file| self.write(&layout, &mut file).map_err(|error| io_error(path, error)))
         })
     }
 
@@ -66,15 +49,8 @@ impl<T: Scalar> ActivationStats<T> {
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         during("ActivationStats::load", || {
             let path = path.as_ref();
-            let origin = Origin { path };
-            let io = |error: io::Error| origin.io(error);
-            // Checked before the file is opened, because opening a pipe blocks.
-            if !fs::metadata(path).map_err(io)?.is_file() {
-                return Err(origin.refuse("statistics in a regular file", "something else".into()));
-            }
-            let file = File::open(path).map_err(io)?;
-            let length = file.metadata().map_err(io)?.len();
-            Self::read(&origin, length, file)
+            let (file, length) = positioned::open(path)?;
+            Self::read(path, length, file)
         })
     }
 
@@ -100,7 +76,7 @@ impl<T: Scalar> ActivationStats<T> {
             let needed = usize::try_from(layout.length).unwrap_or(usize::MAX);
             let mut bytes = Vec::new();
             bytes.try_reserve_exact(needed).map_err(|_| linalg::out_of_memory(needed))?;
-            self.write(&layout, &mut bytes).map_err(|error| Origin { path: Path::new("memory") }.io(error))?;
+            self.write(&layout, &mut bytes).map_err(|error| io_error(Path::new("memory"), error))?;
             Ok(bytes)
         })
     }
@@ -112,10 +88,7 @@ impl<T: Scalar> ActivationStats<T> {
     ///
     /// As [`load`](Self::load).
     pub fn from_safetensors(bytes: &[u8]) -> Result<Self> {
-        during("ActivationStats::from_safetensors", || {
-            let origin = Origin { path: Path::new("the bytes") };
-            Self::read(&origin, bytes.len() as u64, bytes)
-        })
+        during("ActivationStats::from_safetensors", || Self::read(Path::new("the bytes"), bytes.len() as u64, bytes))
     }
 
     /// Returns the number of bytes that [`write_safetensors`](Self::write_safetensors) writes. The
@@ -157,7 +130,7 @@ impl<T: Scalar> ActivationStats<T> {
     pub fn write_safetensors(&self, mut target: impl Write) -> Result<()> {
         during("ActivationStats::write_safetensors", || {
             let layout = self.layout()?;
-            self.write(&layout, &mut target).map_err(|error| Origin { path: Path::new("the stream") }.io(error))
+            self.write(&layout, &mut target).map_err(|error| io_error(Path::new("the stream"), error))
         })
     }
 
@@ -170,10 +143,7 @@ impl<T: Scalar> ActivationStats<T> {
     /// As [`load`](Self::load); some of the bytes may then be unread. Takes no more memory than
     /// `length`, and some kilobytes.
     pub fn read_safetensors(length: u64, source: impl Read) -> Result<Self> {
-        during("ActivationStats::read_safetensors", || {
-            let origin = Origin { path: Path::new("the stream") };
-            Self::read(&origin, length, source.take(length))
-        })
+        during("ActivationStats::read_safetensors", || Self::read(Path::new("the stream"), length, source.take(length)))
     }
 
     fn layout(&self) -> Result<Layout> {
@@ -181,24 +151,10 @@ impl<T: Scalar> ActivationStats<T> {
         Layout::of::<T>(&self.head()).ok_or(overflow)
     }
 
-    #[allow(clippy::indexing_slicing, reason = "as many numbers as were put there")]
     fn write(&self, layout: &Layout, target: &mut impl Write) -> io::Result<()> {
         let mut target = Summed { stream: target, sum: crc32fast::Hasher::new() };
-        target.stream_all(&(layout.text.len() as u64).to_le_bytes())?;
-        target.stream_all(layout.text.as_bytes())?;
-        let mut mean = self.means();
-        let mut chunk = [0.0; CHUNK];
-        loop {
-            let mut count = 0;
-            chunk.iter_mut().zip(&mut mean).for_each(|(to, from)| {
-                *to = from;
-                count += 1;
-            });
-            if count == 0 {
-                break;
-            }
-            target.numbers(&chunk[..count])?;
-        }
+        target.stream_all(&layout.header)?;
+        target.numbers(&self.means().collect::<Vec<f64>>())?;
         self.for_each_array(|piece| match piece {
             Piece::Double(numbers) => target.numbers(numbers),
             Piece::Native(numbers) => target.numbers(numbers),
@@ -207,19 +163,22 @@ impl<T: Scalar> ActivationStats<T> {
         target.stream_all(&sum.to_le_bytes())
     }
 
-    fn read(origin: &Origin<'_>, length: u64, mut source: impl Read) -> Result<Self> {
-        let io = |error: io::Error| origin.io(error);
+    fn read(path: &Path, length: u64, mut source: impl Read) -> Result<Self> {
+        let io = |error| io_error(path, error);
         let mut source = Summed { stream: &mut source, sum: crc32fast::Hasher::new() };
         let mut header = [0_u8; 8];
         if length < header.len() as u64 {
-            return Err(origin.refuse("at least 8 bytes", length.to_string()));
+            return Err(format_error(path, "at least 8 bytes", length.to_string()));
         }
         source.fill_all(&mut header).map_err(io)?;
         let header = u64::from_le_bytes(header);
-        header::require_length(origin, header, length)?;
+        let most = LONGEST.min(length - 8);
+        if header > most {
+            return Err(format_error(path, format!("a header of at most {most} bytes"), format!("one of {header}")));
+        }
         let mut text = vec![0_u8; header as usize];
         source.fill_all(&mut text).map_err(io)?;
-        let head = Layout::parse::<T>(origin, &text, length)?;
+        let head = Layout::parse::<T>(path, &text, length)?;
         drop(text);
 
         let mut mean = Vec::new();
@@ -239,16 +198,20 @@ impl<T: Scalar> ActivationStats<T> {
         source.fill_all(&mut stored).map_err(io)?;
         if stored != sum.to_le_bytes() {
             let stored = u32::from_le_bytes(stored);
-            return Err(origin.refuse(&format!("the checksum {sum:08x} of what was read"), format!("{stored:08x}")));
+            return Err(format_error(
+                path,
+                format!("the checksum {sum:08x} of what was read"),
+                format!("{stored:08x}"),
+            ));
         }
         if source.stream.read(&mut [0]).map_err(io)? != 0 {
-            return Err(origin.refuse(&format!("{length} bytes"), "more".into()));
+            return Err(format_error(path, format!("{length} bytes"), "more"));
         }
         if !mean.iter().map(|m| m.to_bits()).eq(stats.means().map(f64::to_bits)) {
-            return Err(origin.refuse("a mean that is origin plus offset", "another".into()));
+            return Err(format_error(path, "a mean that is origin plus offset", "another"));
         }
         drop(mean);
-        stats.validate_parts(&origin.path.display().to_string())?;
+        stats.validate_parts(&path.display().to_string())?;
         Ok(stats)
     }
 }
