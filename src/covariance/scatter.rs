@@ -158,7 +158,7 @@ mod tests {
             let expected = &samples * samples.transpose();
             let difference = &scatter.dense(1.0)? - &expected;
             assert!(difference.norm_max() < 1e-13);
-            let right = self::sample_form(features, 3);
+            let right = self::samples(features, 3);
             let applied = scatter.multiply(right.as_ref(), 2.0, Par::Seq)? - &expected * &right * faer::Scale(2.0);
             assert!(applied.norm_max() < 1e-11 * features as f64);
             assert!((scatter.squared_norm(1.0) / expected.squared_norm_l2() - 1.0).abs() < 1e-13);
@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn numbers_may_lie_at_the_ends_of_the_range() -> Result<()> {
         let samples = samples(3, 5);
-        let right = self::sample_form(3, 2);
+        let right = self::samples(3, 2);
         for (large, small) in [(150, -480), (-145, 490), (150, 300), (0, -1000), (-145, 0)] {
             let mut scatter = Scatter::zeros(3)?;
             scatter.add_samples((&samples * faer::Scale(10_f64.powi(large))).as_ref(), Par::Seq);
@@ -198,7 +198,7 @@ mod tests {
             let factor = 10_f64.powi(-large) * 10_f64.powi(-large);
             let right = &right * faer::Scale(power_of_two(small));
             let applied = scatter.multiply(right.as_ref(), factor, Par::Seq)? * faer::Scale(power_of_two(-small));
-            let expected = &samples * samples.transpose() * self::sample_form(3, 2);
+            let expected = &samples * samples.transpose() * self::samples(3, 2);
             assert!((&applied - &expected).norm_max() < 1e-9, "{large} {small}: {applied:?} {expected:?}");
         }
         Ok(())

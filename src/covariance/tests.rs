@@ -4,7 +4,7 @@ use crate::linalg::{Par, power_of_two};
 use crate::{Error, Result};
 use faer::{Mat, mat};
 
-mod second_moment_of_stats;
+mod moments;
 
 fn batch(rows: usize, features: usize, salt: usize) -> Mat<f64> {
     Mat::from_fn(rows, features, |i, j| ((i * 31 + j * 17 + salt * 13) % 23) as f64 / 23.0 + j as f64)
@@ -73,7 +73,7 @@ fn merges_in_both_forms_and_mixed() {
 #[test]
 fn the_square_of_a_moment_of_several_segments() -> Result<()> {
     let (count, features) = (2090, 2100);
-    assert!(samples::segment_rows(features) < count);
+    assert!(sample_form::segment_rows(features) < count);
     let rows = Mat::from_fn(count, features, |i, j| ((i * 37 + j * 101 + i * j % 89) % 97) as f64 / 97.0 - 0.4);
     let mut stats = ActivationStats::new(features);
     stats.update(rows.as_ref())?;

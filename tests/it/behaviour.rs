@@ -145,7 +145,7 @@ fn reports_warn_of_what_does_not_pay_and_what_cannot_be_resolved() {
     assert_eq!(small.report().warnings, []);
     // A bias that is added counts: 128 parameters become 66 + 64.
     let narrow = Linear::new(Mat::<f64>::from_fn(64, 2, |i, j| (i + j) as f64), None).unwrap();
-    let inputs = common::stats(Mat::from_fn(30, 2, |i, j| ((i * (j + 3)) % 7) as f64).as_ref());
+    let inputs = crate::common::stats(Mat::from_fn(30, 2, |i, j| ((i * (j + 3)) % 7) as f64).as_ref());
     let grown = Dalr::new().with_bias_correction(true).compress(&narrow, &inputs, Rank::Fixed(1)).unwrap();
     assert_eq!((grown.report().parameters_before, grown.report().parameters_after), (128, 130));
     assert!(grown.report().warnings.iter().any(|warning| matches!(warning, Warning::PastBreakEven { .. })));
@@ -227,8 +227,8 @@ fn large() -> (Linear<f32>, ActivationStats<f32>) {
     let mut rng = StdRng::seed_from_u64(6);
     let (m, n, p) = (512, 300, 400);
     let spread = Mat::from_fn(n, n, |i, j| if i == j { (1.0 + i as f64).powf(-1.0) } else { 0.0 });
-    let inputs = common::cast((gaussian(&mut rng, p, n) * spread).as_ref());
-    let weight = common::cast(gaussian(&mut rng, m, n).as_ref());
+    let inputs = crate::common::cast((gaussian(&mut rng, p, n) * spread).as_ref());
+    let weight = crate::common::cast(gaussian(&mut rng, m, n).as_ref());
     (Linear::new(weight, Some(Col::zeros(m))).unwrap(), stats::<f32>(inputs.as_ref()))
 }
 
@@ -288,8 +288,8 @@ fn large_ranks_of_large_layers_are_solved_as_well_in_single_precision() {
     let (m, n, p, rank) = (1024, 1100, 1300, 400);
     let spread = Mat::from_fn(1, n, |_, j| (1.0 + j as f64).powf(-0.6));
     let noise = gaussian(&mut rng, p, n);
-    let inputs: Mat<f32> = common::cast(Mat::from_fn(p, n, |i, j| noise[(i, j)] * spread[(0, j)]).as_ref());
-    let weight: Mat<f32> = common::cast(gaussian(&mut rng, m, n).as_ref());
+    let inputs: Mat<f32> = crate::common::cast(Mat::from_fn(p, n, |i, j| noise[(i, j)] * spread[(0, j)]).as_ref());
+    let weight: Mat<f32> = crate::common::cast(gaussian(&mut rng, m, n).as_ref());
     let layer = Linear::new(weight, Some(Col::zeros(m))).unwrap();
     let stats = stats(inputs.as_ref());
     for ridge in [Ridge::None, Ridge::Relative(0.1)] {
@@ -322,7 +322,7 @@ fn a_single_precision_operator_has_single_precision_noise() {
         }
     }
     let mut rng = StdRng::seed_from_u64(8);
-    let operator = RankFour(common::cast(gaussian(&mut rng, 60, 4).as_ref()));
+    let operator = RankFour(crate::common::cast(gaussian(&mut rng, 60, 4).as_ref()));
     for solver in [Solver::DenseEigen, Solver::BlockLanczos] {
         assert_eq!(top_eigenpairs(&operator, 40, solver, 1).unwrap().numerical_rank(), 4);
     }
@@ -386,10 +386,10 @@ fn statistics_of_wide_layers_are_as_good_as_in_double_precision() {
     let mixing =
         gaussian(&mut rng, n, n) * Mat::from_fn(n, n, |i, j| if i == j { 0.98_f64.powi(i as i32) } else { 0.0 });
     let plain = gaussian(&mut rng, p, n) * mixing.transpose();
-    let weight: Mat<f32> = common::cast(gaussian(&mut rng, 40, n).as_ref());
+    let weight: Mat<f32> = crate::common::cast(gaussian(&mut rng, 40, n).as_ref());
     let kinds: [fn(f64, usize) -> f64; 3] = [|x, _| x, |x, _| x + 1e4, |x, j| x * 10_f64.powf(6.0 * j as f64 / 520.0)];
     for (kind, change) in kinds.iter().enumerate() {
-        let narrow: Mat<f32> = common::cast(Mat::from_fn(p, n, |i, j| change(plain[(i, j)], j)).as_ref());
+        let narrow: Mat<f32> = crate::common::cast(Mat::from_fn(p, n, |i, j| change(plain[(i, j)], j)).as_ref());
         let wide = Mat::from_fn(p, n, |i, j| f64::from(narrow[(i, j)]));
         let (narrow, wide) = (stats(narrow.as_ref()), stats(wide.as_ref()));
         assert!(format!("{narrow:?}{wide:?}").matches("covariance").count() == 2);
@@ -423,8 +423,8 @@ fn statistics_of_wide_layers_are_as_good_as_in_double_precision() {
 fn collapsed_statistics_of_deficient_data_are_solved() {
     let mut rng = StdRng::seed_from_u64(13);
     let (m, n, p) = (120, 540, 1700);
-    let inputs: Mat<f32> = common::cast((gaussian(&mut rng, p, 30) * gaussian(&mut rng, 30, n)).as_ref());
-    let weight: Mat<f32> = common::cast(gaussian(&mut rng, m, n).as_ref());
+    let inputs: Mat<f32> = crate::common::cast((gaussian(&mut rng, p, 30) * gaussian(&mut rng, 30, n)).as_ref());
+    let weight: Mat<f32> = crate::common::cast(gaussian(&mut rng, m, n).as_ref());
     let layer = Linear::new(weight, None).unwrap();
     let stats = stats(inputs.as_ref());
     assert!(format!("{stats:?}").contains("covariance"));
@@ -449,8 +449,8 @@ fn a_dominant_direction_hides_nothing_from_any_solver() {
     let noise = gaussian(&mut rng, p, n);
     for (mean, rank) in [(1.0, 64), (30.0, 5), (30.0, 64)] {
         let entry = |i, j| mean + noise[(i, j)] * (1.0 + j as f64).powf(-0.7);
-        let inputs: Mat<f32> = common::cast(Mat::from_fn(p, n, entry).as_ref());
-        let weight: Mat<f32> = common::cast(gaussian(&mut rng, m, n).as_ref());
+        let inputs: Mat<f32> = crate::common::cast(Mat::from_fn(p, n, entry).as_ref());
+        let weight: Mat<f32> = crate::common::cast(gaussian(&mut rng, m, n).as_ref());
         let (layer, stats) = (Linear::new(weight, None).unwrap(), stats(inputs.as_ref()));
         for ridge in [Ridge::None, Ridge::Shrinkage] {
             let [dense, auto, iterated] = [Solver::DenseEigen, Solver::Auto, Solver::BlockLanczos].map(|solver| {
@@ -468,8 +468,8 @@ fn a_dominant_direction_hides_nothing_from_any_solver() {
 fn weights_that_value_all_directions_alike_leave_the_choice_to_the_data() {
     let mut rng = StdRng::seed_from_u64(15);
     let n = 600;
-    let weight: Mat<f32> = common::cast(common::orthogonal(&mut rng, n, n).as_ref());
-    let inputs: Mat<f32> = common::cast(gaussian(&mut rng, 300, n).as_ref());
+    let weight: Mat<f32> = crate::common::cast(crate::common::orthogonal(&mut rng, n, n).as_ref());
+    let inputs: Mat<f32> = crate::common::cast(gaussian(&mut rng, 300, n).as_ref());
     let (layer, stats) = (Linear::new(weight, None).unwrap(), stats(inputs.as_ref()));
     let [dense, auto] = [Solver::DenseEigen, Solver::Auto].map(|solver| {
         let compressed = Dalr::new().with_solver(solver).compress(&layer, &stats, Rank::Fixed(5)).unwrap();

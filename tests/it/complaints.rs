@@ -58,7 +58,7 @@ fn a_covariance_that_single_precision_would_make_indefinite() {
     for shape in [SHAPE, WIDE] {
         let mut case = Case::random(4, shape);
         let decay = Mat::from_fn(shape.1, shape.1, |i, j| if i == j { 10_f64.powf(-0.25 * i as f64) } else { 0.0 });
-        case.inputs = case.inputs * decay * common::orthogonal(&mut rng(5), shape.1, shape.1);
+        case.inputs = case.inputs * decay * crate::common::orthogonal(&mut rng(5), shape.1, shape.1);
         for rank in [2, 8, 20] {
             case.check(rank);
         }
@@ -69,7 +69,7 @@ fn a_covariance_that_single_precision_would_make_indefinite() {
 #[test]
 fn eight_samples() {
     let domain = Mat::from_fn(SHAPE.1, SHAPE.1, |i, j| if i == j { (1.0 + i as f64).powf(-0.7) } else { 0.0 })
-        * common::orthogonal(&mut rng(6), SHAPE.1, SHAPE.1);
+        * crate::common::orthogonal(&mut rng(6), SHAPE.1, SHAPE.1);
     let shifted = |inputs: Mat<f64>| Mat::from_fn(inputs.nrows(), inputs.ncols(), |i, j| inputs[(i, j)] + 0.3);
     for rank in [2, 7, 8, 16] {
         let mut squares = (0.0, 0.0);
@@ -324,7 +324,8 @@ fn a_solver_that_gives_up() {
 
     // An 11 × 11 by every solver, with half of the eigenvalues coinciding and others zero.
     let values = [2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 1.0, 1e-9, 0.0, 0.0, 0.0];
-    let (left, right) = (common::orthogonal(&mut rng(17), 11, 11), common::orthogonal(&mut rng(18), 11, 11));
+    let (left, right) =
+        (crate::common::orthogonal(&mut rng(17), 11, 11), crate::common::orthogonal(&mut rng(18), 11, 11));
     let case = Case {
         weight: Mat::from_fn(11, 11, |i, j| left[(i, j)] * values[j]) * right,
         ..Case::random(19, (11, 11, 20))
@@ -363,7 +364,7 @@ fn results_that_differ_from_run_to_run() {
 fn unbalanced_factors() {
     let mut case = Case::random(22, SHAPE);
     let decay = Mat::from_fn(SHAPE.1, SHAPE.1, |i, j| if i == j { 10_f64.powf(-0.25 * i as f64) } else { 0.0 });
-    case.inputs = case.inputs * decay * common::orthogonal(&mut rng(23), SHAPE.1, SHAPE.1);
+    case.inputs = case.inputs * decay * crate::common::orthogonal(&mut rng(23), SHAPE.1, SHAPE.1);
     let longest = jacobi::svd(case.weight.as_ref()).values[0];
     for rank in [4, 12, 24] {
         for outcome in case.check(rank) {

@@ -8,7 +8,7 @@ use dalr::{
 use faer::{Col, Mat, col, mat};
 
 fn problem() -> (Linear<f64>, ActivationStats<f64>) {
-    let recipe = common::Recipe {
+    let recipe = crate::common::Recipe {
         seed: 1,
         out_features: 6,
         in_features: 4,

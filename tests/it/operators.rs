@@ -47,7 +47,7 @@ impl<T: Scalar> Setup<T> {
     fn new((m, n, p): (usize, usize, usize), bias: bool) -> Self {
         let mut rng = StdRng::seed_from_u64((m * 10_000 + n * 100 + p) as u64);
         let weight = cast(with_spectrum(&mut rng, m, n, Spectrum::Arithmetic).as_ref());
-        let bias = bias.then(|| cast(gaussian(&mut rng, m, 1).as_ref()).col(0).to_owned());
+        let bias = bias.then(|| cast::<T>(gaussian(&mut rng, m, 1).as_ref()).col(0).to_owned());
         let centre = gaussian(&mut rng, 1, n);
         let spread = with_spectrum(&mut rng, p, n, Spectrum::Arithmetic);
         let inputs = Mat::from_fn(p, n, |i, j| spread[(i, j)] + 0.2 * centre[(0, j)]);
@@ -63,7 +63,7 @@ impl<T: Scalar> Setup<T> {
         let samples = Mat::from_fn(n, p, |i, j| (inputs[(j, i)] - taken(i)) / (p as f64).sqrt());
         let ridge = relative_ridge * samples.squared_norm_l2() / n as f64;
 
-        let problem = OperatorProblem::new(&self.layer).unwrap().with_samples(p as u64);
+        let problem = OperatorProblem::new(&self.layer, 1).unwrap().with_samples(p as u64);
         assert_eq!(problem.corrects_bias(), self.layer.bias().is_some());
         let problem = problem.with_bias_correction(correct).with_ridge(ridge);
         assert_eq!(problem.factor().shape(), (n.min(self.layer.out_features()), n));
@@ -131,7 +131,7 @@ fn an_operator_and_a_mean_give_what_the_statistics_give() {
 #[test]
 fn what_does_not_fit_an_operator_problem_is_refused() {
     let setup = Setup::<f64>::new((6, 4, 20), true);
-    let problem = || OperatorProblem::new(&setup.layer).unwrap();
+    let problem = || OperatorProblem::new(&setup.layer, 1).unwrap();
     let (whole, wide_one) = (problem(), Mat::<f64>::identity(6, 4));
     let samples = Mat::from_fn(4, 20, |i, j| setup.inputs[(j, i)]);
     let operator = |factor| Spread { factor, samples: samples.clone(), ridge: 0.0 };

@@ -295,7 +295,7 @@ fn check_compressors<T: Scalar>(problem: &Aligned, solver: Solver, scales: (f64,
         _ => full,
     };
     let layer = Linear::new(cast::<T>((&problem.weight * Scale(scales.0)).as_ref()), None).unwrap();
-    let stats = common::stats(cast::<T>((&problem.inputs * Scale(scales.1)).as_ref()).as_ref());
+    let stats = crate::common::stats(cast::<T>((&problem.inputs * Scale(scales.1)).as_ref()).as_ref());
     for objective in objectives(problem, scales.1) {
         let mut energies: Vec<f64> =
             problem.weights.iter().zip(&problem.moments).map(|(&s, &t)| objective.energy(s, t)).collect();

@@ -381,20 +381,20 @@ fn a_weight_that_is_blind_to_the_data_is_no_broken_contract() {
     let (n, rank) = (30, 10);
     for seed in 0..30 {
         let mut rng = StdRng::seed_from_u64(seed);
-        let seen = common::orthogonal(&mut rng, n, rank);
-        let inputs = common::gaussian(&mut rng, 200, rank) * seen.transpose();
-        let weight = common::gaussian(&mut rng, 20, n);
+        let seen = crate::common::orthogonal(&mut rng, n, rank);
+        let inputs = crate::common::gaussian(&mut rng, 200, rank) * seen.transpose();
+        let weight = crate::common::gaussian(&mut rng, 20, n);
         let weight = &weight - (&weight * &seen) * seen.transpose();
         let layer = Linear::new(weight, None).unwrap();
         for solver in SOLVERS {
             // The statistics keep few samples as rows, and many as a covariance.
             for samples in [200, 12] {
-                let stats = common::stats(inputs.as_ref().subrows(0, samples));
+                let stats = crate::common::stats(inputs.as_ref().subrows(0, samples));
                 let dalr = Dalr::new().with_ridge(Ridge::None).with_solver(solver);
                 let decomposition = dalr.decompose(&layer, &stats, 5).unwrap();
                 let compressed = decomposition.truncate(5).unwrap();
                 let up = compressed.layer().up();
-                assert!(common::families::orthogonality(up, f64::EPSILON) < 35.0);
+                assert!(crate::common::families::orthogonality(up, f64::EPSILON) < 35.0);
             }
         }
     }

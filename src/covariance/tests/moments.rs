@@ -1,6 +1,6 @@
-use super::super::per_input::Channels;
 use super::super::covariance_form::CovarianceForm;
 use super::super::form::Form;
+use super::super::per_input::Channels;
 use super::super::*;
 use crate::Result;
 use crate::linalg::{Par, power_of_two};

@@ -9,7 +9,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use crate::choices;
-use crate::common::{self, gaussian};
+use crate::common::gaussian;
 
 const NAMES: [&str; 4] = ["query", "key", "output", "head"];
 
@@ -26,7 +26,7 @@ fn network() -> (Vec<Linear<f64>>, [ActivationStats<f64>; 2]) {
         let decay = Mat::from_fn(24, 24, |i, j| if i == j { 0.8_f64.powi(i as i32) } else { 0.0 });
         layers.push(Linear::new(gaussian(&mut rng, outputs, 24) * decay, None).unwrap());
     }
-    let stats = [32, 24].map(|inputs| common::stats(gaussian(&mut rng, 150, inputs).as_ref()));
+    let stats = [32, 24].map(|inputs| crate::common::stats(gaussian(&mut rng, 150, inputs).as_ref()));
     (layers, stats)
 }
 

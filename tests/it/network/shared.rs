@@ -10,7 +10,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 
 use crate::choices;
-use crate::common::{self, Spectrum, gaussian, with_spectrum};
+use crate::common::{Spectrum, gaussian, with_spectrum};
 
 /// A group with a shared input, and its decomposition.
 type Joint = (SharedInput, Decomposition<f64>);
@@ -43,7 +43,7 @@ fn group(alike: bool, bias: bool) -> Group {
         Linear::new(weight, bias).unwrap()
     });
     let layers = layers.collect();
-    Group { layers, stats: common::stats(data.as_ref()), inputs: data }
+    Group { layers, stats: crate::common::stats(data.as_ref()), inputs: data }
 }
 
 /// Layers solved for in full, one by one.
@@ -89,7 +89,7 @@ impl Group {
     /// layers have a bias.
     fn measured(&self, index: usize, low: &LowRankLinear<f64>) -> f64 {
         let layer = &self.layers[index];
-        let (error, total) = common::run_both(layer, low, self.inputs.as_ref(), layer.bias().is_some());
+        let (error, total) = crate::common::run_both(layer, low, self.inputs.as_ref(), layer.bias().is_some());
         error / total
     }
 }
@@ -223,10 +223,10 @@ fn weights_count_in_any_unit() {
 /// The group in single precision, weights and inputs times powers of two.
 fn single(group: &Group, weight: i32, input: i32) -> (Vec<Linear<f32>>, ActivationStats<f32>) {
     let scaled = |matrix: faer::MatRef<'_, f64>, power: i32| {
-        common::cast::<f32>((matrix * faer::Scale(2_f64.powi(power))).as_ref())
+        crate::common::cast::<f32>((matrix * faer::Scale(2_f64.powi(power))).as_ref())
     };
     let layers = group.layers.iter().map(|layer| Linear::new(scaled(layer.weight(), weight), None).unwrap());
-    (layers.collect(), common::stats(scaled(group.inputs.as_ref(), input).as_ref()))
+    (layers.collect(), crate::common::stats(scaled(group.inputs.as_ref(), input).as_ref()))
 }
 
 #[test]
@@ -291,7 +291,7 @@ fn factors_and_biases_of_members_that_overflow_are_refused() {
     for (powers, mean, bias) in [([-66, 66], 0.0, false), ([0, 100], 2_f32.powi(40), true)] {
         let spread = if bias { 2_f32.powi(34) } else { 1.0 };
         let inputs = Mat::from_fn(200, 32, |i, j| mean + spread * group.inputs[(i, j)] as f32);
-        let stats = common::stats(inputs.as_ref());
+        let stats = crate::common::stats(inputs.as_ref());
         let layers = powers.map(|power| {
             let weight = Mat::from_fn(24, 32, |i, j| group.layers[1].weight()[(i, j)] as f32 * 2_f32.powi(power));
             Linear::new(weight, bias.then(|| Col::zeros(24))).unwrap()
@@ -355,7 +355,7 @@ fn refusals() {
     let by_errors: Vec<_> = profiles.iter().map(|profile| profile.clone().with_data_errors().unwrap()).collect();
     assert!(matches!(allocator.allocate_shared(&by_errors, std::slice::from_ref(&joint)), Err(Error::Layers { .. })));
     // Of which it is said what they are instead, the shape first.
-    let stats = common::stats(group.inputs.subcols(0, 30));
+    let stats = crate::common::stats(group.inputs.subcols(0, 30));
     let query = LayerProfile::new("query", &method.decompose(&narrow, &stats, 24).unwrap()).with_data_errors().unwrap();
     for (query, found) in [(by_errors[0].clone(), "losses by errors on the data"), (query, "another shape")] {
         let layers = [query, profiles[1].clone(), profiles[2].clone()];
