@@ -1,4 +1,4 @@
-//! The whole way, on a real network and real data: what the README claims of the LeNet.
+//! The whole way, on a real network and real data: the claims of `docs/benchmarks.md` about the LeNet.
 
 #[path = "../../examples/lenet_digits/comparison.rs"]
 mod comparison;
