@@ -130,7 +130,8 @@ fn ranks_that_contradict_each_other_stop() {
         stopped_with(&start(&[part("2", keep)]).end(), 2, &["rank 0: ", "--keep in (0, 1]", keep]);
     }
 
-    // Each rank has a disk of its own. Rank 1 has the same layers with other numbers; rank 3 gets a NaN later.
+    // Each rank has a disk of its own. Rank 1 has the same layers with other numbers; rank 3 gets a
+    // NaN later.
     let names = ["layer0.weight".to_string(), "layer0.bias".to_string()];
     for rank in 0..ranks {
         fs::create_dir(folder.path(&format!("shards-{rank}"))).unwrap();
