@@ -208,7 +208,7 @@ pub enum Error {
         /// The library.
         library: &'static str,
         /// The error it returned.
-        source: Arc<dyn std::error::Error + Send + Sync>,
+        source: Arc<Box<dyn std::error::Error + Send + Sync>>,
     },
 
     /// A function passed by the caller failed; its own error is the
@@ -220,7 +220,7 @@ pub enum Error {
         /// The purpose of the call.
         subject: String,
         /// The error it returned.
-        source: Arc<dyn std::error::Error + Send + Sync>,
+        source: Arc<Box<dyn std::error::Error + Send + Sync>>,
     },
 }
 
@@ -255,6 +255,10 @@ impl Error {
             }
         }
         self
+    }
+
+    pub(crate) fn in_layer(self, layer: &str) -> Self {
+        Self::InLayer { layer: layer.into(), source: Box::new(self) }
     }
 
     pub(crate) fn empty(what: &'static str) -> Self {
@@ -302,12 +306,12 @@ impl Error {
     }
 
     pub(crate) fn callback(subject: String, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self::Callback { operation: UNNAMED, subject, source: Arc::from(source.into()) }
+        Self::Callback { operation: UNNAMED, subject, source: Arc::new(source.into()) }
     }
 
     #[cfg(feature = "candle")]
     pub(crate) fn library(library: &'static str, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self::Library { operation: UNNAMED, library, source: Arc::from(source.into()) }
+        Self::Library { operation: UNNAMED, library, source: Arc::new(source.into()) }
     }
 
     #[cfg(any(feature = "candle", feature = "safetensors"))]

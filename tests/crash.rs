@@ -1,6 +1,7 @@
 //! Killed at any moment, a process that saves loses nothing that it had saved.
 #![cfg(feature = "safetensors")]
 
+#[path = "it/common/mod.rs"]
 mod common;
 
 use std::io::{BufRead, BufReader, Write};

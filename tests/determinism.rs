@@ -1,5 +1,6 @@
 //! The same input on the same number of threads gives the same bits; other numbers of threads agree to rounding.
 
+#[path = "it/common/mod.rs"]
 mod common;
 
 use std::sync::Once;

@@ -7,7 +7,7 @@ use dalr::{
 use faer::{Mat, MatRef};
 use serde::Serialize;
 
-use crate::network::{Data, Layer, accuracy, activations};
+use super::network::{Data, Layer, accuracy, activations};
 
 pub const RANKS: [usize; 9] = [1, 2, 3, 4, 6, 8, 12, 16, 32];
 pub const LAYERS: [&str; 3] = ["fc1", "fc2", "fc3"];

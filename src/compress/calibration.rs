@@ -36,7 +36,7 @@ impl<'a, T> Calibration<'a, T> {
 
 impl<T: Scalar> Calibration<'_, T> {
     /// The number of samples seen.
-    pub(super) fn samples(&self) -> u64 {
+    pub(crate) fn samples(&self) -> u64 {
         self.activations.map_or(0, ActivationStats::samples)
     }
 }

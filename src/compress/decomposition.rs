@@ -50,7 +50,7 @@ pub struct Decomposition<T> {
 }
 
 /// The part of a report that does not depend on the rank.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(crate) struct Facts {
     pub(crate) method: String,

@@ -20,7 +20,7 @@ pub use self::calibration::Calibration;
 pub use self::compressed::Compressed;
 pub use self::dalr::Dalr;
 pub use self::decomposition::Decomposition;
-pub(crate) use self::decomposition::Facts;
+pub(crate) use self::decomposition::{Facts, require_energies};
 pub use self::operator_problem::OperatorProblem;
 pub use self::output_error::relative_output_error;
 pub use self::pruning::ActivationPruning;

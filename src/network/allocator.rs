@@ -2,22 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::blocks::{Block, Entry, Goal, Joint, Selected};
 use super::budget::{Budget, Strategy};
-use super::candidates::{Candidate, Cost, Limits, candidates};
-use super::knapsack::{self, Class};
-use super::plan::{LayerPlan, OriginalReason, Plan, PlanWarning};
-use super::profile::{self, LayerProfile};
+use super::knapsack::{self, Class, neighbours};
+use super::plan::{Choice, LayerPlan, OriginalReason, Plan, PlanWarning};
+use super::profile::{self, LayerProfile, Limits};
 use super::shared::SharedInput;
-use super::uniform;
 use crate::error::during;
 use crate::{Error, Result};
 
-/// Allocates a budget to the layers of a network: chooses a rank for each layer, or the original layer.
+/// Allocates a budget to the layers of a network: chooses a rank for each layer, or the original
+/// layer.
 ///
-/// The default strategy is [`Strategy::Uniform`]. The other strategies solve a knapsack problem: every candidate of a layer has
-/// a cost and a weighted loss. Lagrangian relaxation gives a lower bound for every allocation; [`Plan::gap`] is the distance
-/// of the plan to it. A beam search improves the relaxed choice, and is exact for small networks.
+/// The default strategy is [`Strategy::Uniform`]. The other strategies solve a knapsack problem:
+/// every candidate of a layer has a cost and a weighted loss. Lagrangian relaxation gives a lower
+/// bound for every allocation; [`Plan::gap`] is the distance of the plan to it. A beam search
+/// improves the relaxed choice, and is exact for small networks.
 ///
 /// ```
 /// use dalr::network::{Allocator, Budget, Choice, LayerProfile, Sensitivities, Strategy};
@@ -42,10 +41,40 @@ use crate::{Error, Result};
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Allocator {
     budget: Budget,
-    strategy: Strategy,
+    pub(super) strategy: Strategy,
     limits: Limits,
-    exceptions: BTreeMap<String, (usize, usize)>,
-    untouched: BTreeSet<String>,
+    /// The smallest and the largest rank of single layers; `None` for a layer that stays original.
+    exceptions: BTreeMap<String, Option<(usize, usize)>>,
+}
+
+/// An option of one layer, or of all layers of a group together.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Candidate {
+    /// The position of the layer in the network; in a group, of the first one.
+    layer: usize,
+    choice: Choice,
+    parameters: u64,
+    multiply_adds: u64,
+    /// The weighted sum of the layers' losses.
+    loss: f64,
+    /// The largest relative error of any of the layers.
+    worst: f64,
+}
+
+/// Alternatives of which one is chosen: the candidates of each layer by ascending cost, or those of
+/// all layers together.
+type Block = Vec<Vec<Vec<Candidate>>>;
+
+type Quantity = fn(&Candidate) -> f64;
+
+/// The quantity that a budget limits, and the one to minimize.
+struct Goal {
+    limited: Quantity,
+    minimized: Quantity,
+    limit: f64,
+    /// The budget in words, its number, and the cost of the original network if it is a fraction of
+    /// that.
+    budget: (&'static str, f64, Option<f64>),
 }
 
 impl From<Budget> for Allocator {
@@ -57,8 +86,7 @@ impl From<Budget> for Allocator {
 impl Allocator {
     /// Creates an allocator with the uniform strategy and no limits.
     pub fn new(budget: Budget) -> Self {
-        let (exceptions, untouched) = (BTreeMap::new(), BTreeSet::new());
-        Self { budget, strategy: Strategy::Uniform, limits: Limits::NONE, exceptions, untouched }
+        Self { budget, strategy: Strategy::Uniform, limits: Limits::NONE, exceptions: BTreeMap::new() }
     }
 
     /// Sets the strategy.
@@ -75,15 +103,16 @@ impl Allocator {
         self
     }
 
-    /// Sets the smallest rank of a compressed layer, 1 by default. A layer stays original if no rank from here on makes it
-    /// smaller.
+    /// Sets the smallest rank of a compressed layer, 1 by default. A layer stays original if no
+    /// rank from here on makes it smaller.
     #[must_use]
     pub fn with_min_rank(mut self, rank: usize) -> Self {
         self.limits.min_rank = rank;
         self
     }
 
-    /// Sets the largest rank of a compressed layer; there is none by default. A layer may still stay original.
+    /// Sets the largest rank of a compressed layer; there is none by default. A layer may still
+    /// stay original.
     #[must_use]
     pub fn with_max_rank(mut self, rank: usize) -> Self {
         self.limits.max_rank = rank;
@@ -93,268 +122,275 @@ impl Allocator {
     /// Sets the smallest and the largest rank of one layer, instead of those of all layers.
     #[must_use]
     pub fn with_limits(mut self, layer: impl Into<String>, min_rank: usize, max_rank: usize) -> Self {
-        self.exceptions.insert(layer.into(), (min_rank, max_rank));
+        self.exceptions.insert(layer.into(), Some((min_rank, max_rank)));
         self
     }
 
     /// Leaves one layer original. Its cost counts in the budget.
     #[must_use]
     pub fn with_untouched(mut self, layer: impl Into<String>) -> Self {
-        self.untouched.insert(layer.into());
+        self.exceptions.insert(layer.into(), None);
         self
     }
 
-    pub(super) fn strategy(&self) -> &Strategy {
-        &self.strategy
-    }
-
     pub(super) fn leaves(&self, layer: &str) -> bool {
-        self.untouched.contains(layer)
+        self.exceptions.get(layer) == Some(&None)
     }
 
     /// Allocates the budget to these layers.
     ///
     /// # Errors
     ///
-    /// No layers, or two of the same name; limits for a name that no layer has; a layer without a sensitivity; parameters out of
-    /// range; a budget below the smallest feasible one, which the message states; a rank that needs a decomposition up to a
-    /// larger rank.
+    /// No layers, or two of the same name; limits for a name that no layer has; a layer without a
+    /// sensitivity; parameters out of range; a budget below the smallest feasible one, which the
+    /// message states; a rank that needs a decomposition up to a larger rank.
     ///
     /// # Cost
     ///
-    /// `O(K)` for the `K` ranks of all layers, about sixty times `O(L log K)` for `L` layers, and a search of limited size.
+    /// `O(K)` for the `K` ranks of all layers, about sixty times `O(L log K)` for `L` layers, and a
+    /// search of limited size.
     pub fn allocate(&self, layers: &[LayerProfile]) -> Result<Plan> {
         self.allocate_shared(layers, &[])
     }
 
     /// Allocates the budget to these layers, of which those in a group read the same input.
     ///
-    /// The layers of a group share one `down` if that loses less at the same budget. With [`Budget::Rank`] they never do.
+    /// The layers of a group share one `down` if that loses less at the same budget. With
+    /// [`Budget::Rank`] they never do.
     ///
     /// # Errors
     ///
-    /// As [`allocate`](Self::allocate); groups that name no layer, or overlap, or do not fit the profiles.
+    /// As [`allocate`](Self::allocate); groups that name no layer, or overlap, or do not fit the
+    /// profiles.
     pub fn allocate_shared(&self, layers: &[LayerProfile], groups: &[SharedInput]) -> Result<Plan> {
         during("Allocator::allocate", || {
-            let blocks = self.blocks(layers, groups)?;
-            let goal = self.goal(&blocks);
-            let uniform = self.strategy == Strategy::Uniform;
-            let (selected, bound) = match self.budget {
-                Budget::Rank(rank) => (self.at_rank(&blocks, rank)?, None),
-                Budget::LayerError(error) => (blocks.iter().map(|block| within_error(block, error)).collect(), None),
-                _ => {
-                    let classes: Vec<_> = blocks.iter().map(|block| alternatives(block, goal)).collect();
-                    let (selected, bound) = if uniform {
-                        (uniform::allocate(&blocks, goal), knapsack::lower_bound(&classes, goal.limit()))
-                    } else {
-                        match knapsack::solve(&classes, goal.limit()) {
-                            Ok((chosen, bound)) => (Ok(chosen.into_iter().map(selection).collect()), Some(bound)),
-                            Err(least) => (Err(least), None),
-                        }
-                    };
-                    (selected.map_err(|least| self.infeasible(&blocks, least))?, bound)
-                }
-            };
-            let (minimizes_parameters, reason) = match goal {
-                Goal::Loss { .. } => (false, OriginalReason::Affordable),
-                Goal::Parameters { .. } => (true, OriginalReason::ErrorTooLarge),
-            };
-            let mut plans: Vec<(usize, LayerPlan)> = Vec::with_capacity(layers.len());
-            for (block, selected) in blocks.iter().zip(&selected) {
-                plans.extend(block.plans(selected, reason)?);
+            self.budget.validate()?;
+            self.limits.validate()?;
+            if let Budget::Rank(rank) = self.budget
+                && !rank.is_multiple_of(self.limits.multiple)
+            {
+                let expected = format!("a rank that is a multiple of {}", self.limits.multiple);
+                return Err(Error::rank(expected, rank.to_string()));
             }
-            plans.sort_by_key(|(position, _)| *position);
-            let layers = plans.into_iter().map(|(_, plan)| plan).collect();
+            let mut index = profile::positions(layers)?;
+            profile::require_known(&index, self.exceptions.keys(), "limits")?;
+            let grouped: BTreeSet<&str> = groups.iter().flat_map(SharedInput::names).collect();
+            let (mut plans, mut candidates) = (Vec::with_capacity(layers.len()), Vec::with_capacity(layers.len()));
+            for (position, layer) in layers.iter().enumerate() {
+                let (plan, own) = self.prepare(position, layer, grouped.contains(layer.name()))?;
+                plans.push(plan);
+                candidates.push(own);
+            }
+            let (mut blocks, mut members) = (Vec::<Block>::new(), Vec::new());
+            for (group, shared) in groups.iter().enumerate() {
+                let find = |name| {
+                    let position = index.remove(name).ok_or_else(|| {
+                        let expected = "groups of layers of the network, each in one group at most".into();
+                        Error::layers(expected, format!("`{name}` in a group"))
+                    })?;
+                    shared.check(&layers[position]).map(|()| position)
+                };
+                let positions: Vec<usize> = shared.names().map(find).collect::<Result<_>>()?;
+                let separate = positions.iter().map(|&at| core::mem::take(&mut candidates[at])).collect();
+                let pairs: Vec<_> = positions.iter().map(|&at| (&layers[at], plans[at].weight)).collect();
+                let first = *positions.first().ok_or_else(|| Error::empty("a shared input"))?;
+                let joint = self.joint((first, group), shared, &pairs);
+                blocks.push(if joint.is_empty() { vec![separate] } else { vec![separate, vec![joint]] });
+                members.push(positions);
+            }
+            blocks.extend(index.into_values().map(|at| vec![vec![core::mem::take(&mut candidates[at])]]));
+            // Sums of the same numbers in the same order are the same.
+            blocks.sort_by_key(|block| block[0][0][0].layer);
+
+            let goal = self.goal(&plans);
+            let (chosen, bound) = self.choose(&blocks, &goal).map_err(|least| goal.infeasible(least))?;
+            for candidate in chosen {
+                match candidate.choice {
+                    Choice::Original => {}
+                    Choice::Rank(rank) => plans[candidate.layer].compress(&layers[candidate.layer], rank)?,
+                    Choice::Shared { group, rank } => {
+                        for (member, &at) in members[group].iter().enumerate() {
+                            plans[at].share(candidate.choice, groups[group].at_rank(member, rank), layers[at].calls);
+                            plans[at].warnings = groups[group].warnings.clone();
+                        }
+                    }
+                }
+            }
             let words = (self.budget.to_string(), self.strategy.to_string());
-            let mut plan = Plan::new(words, minimizes_parameters, layers, bound);
-            if self.strategy == Strategy::Energy && !matches!(self.budget, Budget::Rank(_) | Budget::LayerError(_)) {
+            let mut plan = Plan::new(words, self.budget.limits_error(), plans, Some(bound));
+            if self.strategy == Strategy::Energy && !self.budget.decides_alone() {
                 plan.warnings.push(PlanWarning::EnergyAlone);
             }
-            if !uniform {
+            if self.strategy != Strategy::Uniform {
                 plan.warn_of_gap();
             }
             Ok(plan)
         })
     }
 
-    /// The layers with their candidates, in blocks.
-    fn blocks<'a>(&self, layers: &'a [LayerProfile], groups: &'a [SharedInput]) -> Result<Vec<Block<'a>>> {
-        self.budget.validate()?;
-        if layers.is_empty() {
-            return Err(Error::empty("the layers"));
-        }
-        self.limits.validate()?;
-        let index = profile::index(layers.iter().map(LayerProfile::name))?;
-        if let Some(name) =
-            self.exceptions.keys().chain(&self.untouched).find(|name| !index.contains_key(name.as_str()))
-        {
-            let expected = "limits for layers of the network".into();
-            return Err(Error::layers(expected, format!("some for `{name}`")));
-        }
-        let grouped: BTreeSet<&str> = groups.iter().flat_map(SharedInput::names).collect();
-        let mut entries = BTreeMap::new();
-        for (position, layer) in layers.iter().enumerate() {
-            let limits = self.limits_of(layer);
-            limits.validate().map_err(|source| in_layer(layer, source))?;
-            let untouched = layer.max_rank() == 0 || self.untouched.contains(layer.name());
-            let candidates = if untouched { vec![Candidate::original(layer)] } else { candidates(layer, limits) };
-            let compressible = candidates.len() > 1 || (!untouched && grouped.contains(layer.name()));
-            let weight = if compressible { self.weight(layer)? } else { 0.0 };
-            entries.insert(layer.name(), Entry { position, layer, weight, untouched, candidates });
-        }
-        let mut blocks = Vec::with_capacity(layers.len());
-        for (group, shared) in groups.iter().enumerate() {
-            let mut members = Vec::new();
-            for name in shared.names() {
-                let entry = entries.remove(name).ok_or_else(|| {
-                    let expected = "groups of layers of the network, each in one group at most".into();
-                    Error::layers(expected, format!("`{name}` in a group"))
-                })?;
-                shared.check(entry.layer)?;
-                members.push(entry);
-            }
-            let limits = members.iter().map(|entry| self.limits_of(entry.layer)).reduce(Limits::and);
-            let limits = limits.unwrap_or(self.limits);
-            let joint = if members.iter().any(|entry| entry.untouched) {
-                None
-            } else {
-                let weighted: Vec<(&LayerProfile, f64)> =
-                    members.iter().map(|entry| (entry.layer, entry.weight)).collect();
-                Some(Joint { group, shared, candidates: shared.candidates(&weighted, limits) })
-            };
-            blocks.push(Block { entries: members, joint });
-        }
-        blocks.extend(entries.into_values().map(|entry| Block { entries: vec![entry], joint: None }));
-        // Sums of the same numbers in the same order are the same.
-        blocks.sort_by_key(|block| block.entries.first().map(|entry| entry.position));
-        Ok(blocks)
-    }
-
-    fn limits_of(&self, layer: &LayerProfile) -> Limits {
-        match self.exceptions.get(layer.name()) {
-            Some(&(min_rank, max_rank)) => Limits { min_rank, max_rank, ..self.limits },
-            None => self.limits,
-        }
-    }
-
-    /// The weight of a layer's loss.
-    fn weight(&self, layer: &LayerProfile) -> Result<f64> {
-        let Strategy::Sensitivity(sensitivities) = &self.strategy else { return Ok(1.0) };
-        sensitivities.get(layer.name()).ok_or_else(|| {
-            let expected = "a sensitivity for each layer that can be compressed".into();
-            Error::layers(expected, format!("none for `{}`", layer.name()))
-        })
-    }
-
-    fn goal(&self, blocks: &[Block<'_>]) -> Goal {
-        // A fraction that some ranks have exactly must not exclude them by rounding.
-        let of_original =
-            |fraction: f64, cost| (fraction * original_cost(blocks, cost) * (1.0 + 8.0 * f64::EPSILON)).floor();
-        let (cost, limit) = match self.budget {
-            Budget::Parameters(limit) => (Cost::Parameters, limit as f64),
-            Budget::ParameterFraction(kept) => (Cost::Parameters, of_original(kept, Cost::Parameters)),
-            Budget::MultiplyAdds(limit) => (Cost::MultiplyAdds, limit as f64),
-            Budget::MultiplyAddFraction(kept) => (Cost::MultiplyAdds, of_original(kept, Cost::MultiplyAdds)),
-            Budget::Rank(_) => (Cost::Parameters, f64::INFINITY),
-            Budget::TotalError(error) => {
-                let entries = || blocks.iter().flat_map(|block| &block.entries);
-                let weight = entries().map(|entry| entry.weight).sum::<f64>();
-                // Sums in another order are rounded differently.
-                let slack = 1.0 - 4.0 * f64::EPSILON * entries().count() as f64;
-                return Goal::Parameters { loss: error * error * weight * slack };
-            }
-            Budget::LayerError(_) => return Goal::Parameters { loss: f64::INFINITY },
+    /// The best candidates, and a lower bound on the minimized quantity; or else the smallest limit
+    /// that can be reached.
+    fn choose<'a>(&self, blocks: &'a [Block], goal: &Goal) -> Result<(Vec<&'a Candidate>, f64), f64> {
+        let class = |all: &'a [Candidate]| {
+            Class::new(all.iter().map(|one| (((goal.limited)(one), (goal.minimized)(one)), one)))
         };
-        Goal::Loss { cost, limit }
+        let classes = |parts: &'a Vec<Vec<Candidate>>| parts.iter().map(|all| class(all)).collect();
+        let mut classes: Vec<knapsack::Block<&Candidate>> =
+            blocks.iter().map(|block| block.iter().map(classes).collect()).collect();
+        if self.strategy != Strategy::Uniform || self.budget.decides_alone() {
+            return knapsack::solve(&classes, goal.limit);
+        }
+        let bound = knapsack::lower_bound(&classes, goal.limit)?;
+        let (cost, good, bad) = match self.budget.limits_error() {
+            true => (goal.minimized, 1.0_f64, 0.0_f64),
+            false => (goal.limited, 0.0, 1.0),
+        };
+        // The most expensive candidate that costs at most this fraction of the original layer, or
+        // else the cheapest.
+        let at = |all: &'a Vec<Candidate>, fraction: f64| {
+            let affordable = fraction * all.last().map_or(0.0, cost);
+            let last = all.partition_point(|candidate| cost(candidate) <= affordable).saturating_sub(1);
+            &all[last..=last]
+        };
+        let used = |fraction| {
+            let parts = blocks.iter().flat_map(|block| &block[0]);
+            parts.flat_map(|all| at(all, fraction)).map(goal.limited).sum::<f64>()
+        };
+        let fraction = match used(good) {
+            _ if used(bad) <= goal.limit => bad,
+            least if least > goal.limit => return Err(least),
+            _ => neighbours(good, bad, |fraction| used(fraction) <= goal.limit).0,
+        };
+        for (block, classes) in blocks.iter().zip(&mut classes) {
+            classes[0] = block[0].iter().map(|all| class(at(all, fraction))).collect();
+        }
+        // Layers with a shared input may still share their `down`.
+        knapsack::solve(&classes, goal.limit).map(|(chosen, _)| (chosen, bound))
     }
 
-    fn infeasible(&self, blocks: &[Block<'_>], least: f64) -> Error {
-        let fraction = |cost| (least / original_cost(blocks, cost) * 1e6).ceil() / 1e6;
-        let (parameter, least, found) = match self.budget {
-            Budget::Parameters(limit) => ("a budget of parameters", least, limit as f64),
-            Budget::ParameterFraction(kept) => ("a fraction of the parameters", fraction(Cost::Parameters), kept),
-            Budget::MultiplyAdds(limit) => ("a budget of multiply–adds", least, limit as f64),
+    /// The limits of a layer; `None` for one that stays original.
+    fn limits_of(&self, layer: &LayerProfile) -> Option<Limits> {
+        let limits = match self.exceptions.get(layer.name()) {
+            Some(exception) => exception.map(|(min_rank, max_rank)| Limits { min_rank, max_rank, ..self.limits }),
+            None => Some(self.limits),
+        };
+        limits.filter(|_| layer.max_rank() > 0)
+    }
+
+    /// The plan of a layer that stays original, with its weight, and its candidates that the budget
+    /// allows.
+    fn prepare(&self, position: usize, layer: &LayerProfile, grouped: bool) -> Result<(LayerPlan, Vec<Candidate>)> {
+        let limits = self.limits_of(layer);
+        limits.map_or(Ok(()), Limits::validate).map_err(|error| error.in_layer(layer.name()))?;
+        let mut ranks = limits.map_or(Vec::new(), |limits| layer.saving_ranks(limits));
+        let weight = match &self.strategy {
+            _ if ranks.is_empty() && !(grouped && limits.is_some()) => 0.0,
+            Strategy::Sensitivity(sensitivities) => sensitivities.require(layer.name())?,
+            _ => 1.0,
+        };
+        let reason = match limits {
+            None => OriginalReason::Untouched,
+            Some(_) if ranks.is_empty() => OriginalReason::NoSavings,
+            Some(_) if self.budget.limits_error() => OriginalReason::ErrorTooLarge,
+            Some(_) => OriginalReason::Affordable,
+        };
+        if let Budget::Rank(rank) = self.budget {
+            let saves = limits.is_some() && layer.costs(rank).0 < layer.parameters();
+            if saves && rank > layer.max_rank() {
+                let (expected, found) = (format!("up to rank {rank}"), format!("up to rank {}", layer.max_rank()));
+                return Err(Error::rank(format!("a decomposition {expected}"), found).in_layer(layer.name()));
+            }
+            // If the limits exclude this rank: the nearest that they allow.
+            let nearest = ranks.iter().copied().min_by_key(|other| other.abs_diff(rank));
+            ranks = Vec::from_iter(nearest.filter(|_| saves));
+        }
+        let candidate = |choice, rank: usize, loss: f64, worst| {
+            let (parameters, multiply_adds) = layer.costs(rank);
+            Candidate { layer: position, choice, parameters, multiply_adds, loss: weight * loss, worst }
+        };
+        let mut candidates = Vec::with_capacity(ranks.len() + 1);
+        for rank in ranks {
+            let loss = layer.require_loss(rank)?;
+            // An error below the resolution may be anything up to it.
+            let worst = layer.relative_error(rank).unwrap_or_else(|| loss.sqrt()).max(layer.resolution());
+            candidates.extend(Some(candidate(Choice::Rank(rank), rank, loss, worst)).filter(|one| self.allows(one)));
+        }
+        if candidates.is_empty() || !matches!(self.budget, Budget::Rank(_)) {
+            candidates.push(candidate(Choice::Original, 0, 0.0, 0.0));
+        }
+        Ok((LayerPlan::original(layer, weight, reason), candidates))
+    }
+
+    fn allows(&self, candidate: &Candidate) -> bool {
+        !matches!(self.budget, Budget::LayerError(error) if candidate.worst > error)
+    }
+
+    /// The candidates of a shared `down` that make the group smaller.
+    fn joint(
+        &self,
+        (layer, group): (usize, usize),
+        shared: &SharedInput,
+        members: &[(&LayerProfile, f64)],
+    ) -> Vec<Candidate> {
+        let limits: Option<Vec<Limits>> = members.iter().map(|(layer, _)| self.limits_of(layer)).collect();
+        let calls = members[0].0.calls;
+        // The outputs of a shared `down` serve all layers only if these run equally often.
+        let together = members.iter().all(|(layer, _)| layer.calls == calls);
+        let Some(limits) = limits.filter(|_| together && !matches!(self.budget, Budget::Rank(_))) else {
+            return Vec::new();
+        };
+        let candidate = |rank| {
+            let parts = || members.iter().enumerate().map(|(index, (_, weight))| (shared.at_rank(index, rank), weight));
+            Candidate {
+                layer,
+                choice: Choice::Shared { group, rank },
+                parameters: shared.parameters(rank),
+                multiply_adds: parts().map(|((_, factors, _), _)| factors).sum::<u64>().saturating_mul(calls),
+                loss: parts().map(|((.., loss), weight)| weight * loss).sum(),
+                worst: parts().map(|((.., loss), _)| loss.sqrt()).fold(0.0, f64::max),
+            }
+        };
+        let original = members.iter().map(|(layer, _)| layer.parameters()).sum::<u64>();
+        let ranks = (1..=shared.max_rank()).filter(|&rank| limits.iter().all(|limits| limits.allow(rank)));
+        let smaller = ranks.map(candidate).take_while(|candidate| candidate.parameters < original);
+        smaller.filter(|candidate| self.allows(candidate)).collect()
+    }
+
+    fn goal(&self, originals: &[LayerPlan]) -> Goal {
+        let parameters: Quantity = |candidate| candidate.parameters as f64;
+        let multiply_adds: Quantity = |candidate| candidate.multiply_adds as f64;
+        let loss: Quantity = |candidate| candidate.loss;
+        let all_parameters = Some(originals.iter().map(|layer| layer.parameters_before as f64).sum::<f64>());
+        let all_multiply_adds = Some(originals.iter().map(|layer| layer.multiply_adds_before as f64).sum::<f64>());
+        let (limited, minimized, budget) = match self.budget {
+            Budget::Parameters(limit) => (parameters, loss, ("a budget of parameters", limit as f64, None)),
+            Budget::ParameterFraction(kept) => {
+                (parameters, loss, ("a fraction of the parameters", kept, all_parameters))
+            }
+            Budget::MultiplyAdds(limit) => (multiply_adds, loss, ("a budget of multiply–adds", limit as f64, None)),
             Budget::MultiplyAddFraction(kept) => {
-                ("a fraction of the multiply–adds", fraction(Cost::MultiplyAdds), kept)
+                (multiply_adds, loss, ("a fraction of the multiply–adds", kept, all_multiply_adds))
             }
-            Budget::TotalError(error) => ("a total error", 0.0, error),
-            Budget::LayerError(error) => ("an error of each layer", 0.0, error),
-            Budget::Rank(rank) => ("a rank", 1.0, rank as f64),
+            Budget::Rank(_) => (parameters, loss, ("a rank", f64::INFINITY, None)),
+            Budget::LayerError(_) => (loss, parameters, ("an error of each layer", f64::INFINITY, None)),
+            Budget::TotalError(error) => {
+                let weight = originals.iter().map(|layer| layer.weight).sum::<f64>();
+                // Sums in another order are rounded differently.
+                let slack = 1.0 - 4.0 * f64::EPSILON * originals.len() as f64;
+                (loss, parameters, ("a total loss", error * error * weight * slack, None))
+            }
         };
+        // A fraction that some ranks have exactly must not exclude them by rounding.
+        let limit = budget.2.map_or(budget.1, |total| (budget.1 * total * (1.0 + 8.0 * f64::EPSILON)).floor());
+        Goal { limited, minimized, limit, budget }
+    }
+}
+
+impl Goal {
+    fn infeasible(&self, least: f64) -> Error {
+        let (parameter, found, total) = self.budget;
+        let least = total.map_or(least, |total| (least / total * 1e6).ceil() / 1e6);
         let expected = format!("of at least {least}, the smallest feasible for these layers");
         Error::out_of_range(parameter, expected, found)
     }
-
-    /// This rank for every layer that it makes smaller.
-    fn at_rank(&self, blocks: &[Block<'_>], rank: usize) -> Result<Vec<Selected>> {
-        if !rank.is_multiple_of(self.limits.multiple) {
-            let expected = format!("a rank that is a multiple of {}", self.limits.multiple);
-            return Err(Error::rank(expected, rank.to_string()));
-        }
-        let select = |entry: &Entry<'_>| {
-            let layer = entry.layer;
-            let saves = layer.cost_at(rank).0 < layer.parameters();
-            if !entry.untouched && saves && rank > layer.max_rank() {
-                let expected = format!("a decomposition up to rank {rank}");
-                let found = format!("one up to rank {}", layer.max_rank());
-                return Err(in_layer(layer, Error::rank(expected, found)));
-            }
-            // If the limits exclude this rank: the nearest that they allow.
-            let allowed = entry.candidates.iter().filter(|candidate| candidate.rank > 0 && saves);
-            let nearest = allowed.min_by_key(|candidate| candidate.rank.abs_diff(rank));
-            Ok(nearest.copied().unwrap_or(Candidate::original(layer)))
-        };
-        let of_block = |block: &Block<'_>| block.entries.iter().map(select).collect::<Result<_>>().map(Selected::Each);
-        blocks.iter().map(of_block).collect()
-    }
-}
-
-/// The cost of all original layers.
-fn original_cost(blocks: &[Block<'_>], cost: Cost) -> f64 {
-    let entries = blocks.iter().flat_map(|block| &block.entries);
-    entries.map(|entry| Candidate::original(entry.layer).cost(cost)).sum()
-}
-
-/// The classes of a block: one for each layer, or one for all of them.
-fn alternatives(block: &Block<'_>, goal: Goal) -> knapsack::Block<Candidate> {
-    let class = |first: &Candidate, others: &[Candidate], weight: f64| {
-        let options = std::iter::once(first).chain(others);
-        Class::new(options.map(|candidate| (goal.measure(candidate, weight), *candidate)).collect())
-    };
-    let of_entry = |entry: &Entry<'_>| class(&Candidate::original(entry.layer), &entry.candidates, entry.weight);
-    let joint = block.joint.iter().filter_map(|joint| joint.candidates.split_first());
-    let joint = joint.map(|(first, others)| vec![class(first, others, 1.0)]);
-    std::iter::once(block.entries.iter().map(of_entry).collect()).chain(joint).collect()
-}
-
-/// The selection for an alternative of [`alternatives`].
-fn selection((alternative, chosen): (usize, Vec<Candidate>)) -> Selected {
-    match chosen[..] {
-        [joint] if alternative > 0 => Selected::Joint(joint),
-        _ => Selected::Each(chosen),
-    }
-}
-
-/// The fewest parameters without an error of any layer above this.
-fn within_error(block: &Block<'_>, error: f64) -> Selected {
-    let good = |layer: &LayerProfile, candidate: &Candidate| {
-        let predicted = layer.relative_error(candidate.rank).unwrap_or_else(|| candidate.loss.sqrt());
-        // An error below the resolution may be anything up to it.
-        candidate.rank == 0 || predicted.max(layer.resolution()) <= error
-    };
-    let cheapest = |entry: &Entry<'_>| {
-        let good = entry.candidates.iter().find(|candidate| good(entry.layer, candidate));
-        good.copied().unwrap_or(Candidate::original(entry.layer))
-    };
-    let each: Vec<Candidate> = block.entries.iter().map(cheapest).collect();
-    let parameters = each.iter().map(|candidate| candidate.parameters).sum::<u64>();
-    let joint = block.joint.iter().flat_map(|joint| joint.candidates.iter().map(move |one| (joint.shared, one)));
-    let mut good = joint.filter(|(shared, candidate)| {
-        candidate.parameters < parameters && shared.worst_loss(candidate.rank) <= error * error
-    });
-    good.next().map_or(Selected::Each(each), |(_, candidate)| Selected::Joint(*candidate))
-}
-
-fn in_layer(layer: &LayerProfile, source: Error) -> Error {
-    Error::InLayer { layer: layer.name().into(), source: Box::new(source) }
 }

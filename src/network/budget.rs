@@ -7,7 +7,8 @@ use crate::{Error, Result};
 
 /// A limit on the cost of a network, or on its error.
 ///
-/// Parameters are counted as in a [`Report`](crate::Report): with biases, over all layers given, original layers included.
+/// Parameters are counted as in a [`Report`](crate::Report): with biases, over all layers given,
+/// original layers included.
 ///
 /// ```
 /// use dalr::network::Budget;
@@ -26,35 +27,44 @@ pub enum Budget {
     MultiplyAdds(u64),
     /// At most this fraction of the multiply–adds, in (0, 1].
     MultiplyAddFraction(f64),
-    /// The fewest parameters that keep `√(Σ w loss / Σ w)`, the weighted root mean square of the layers' relative errors, at
-    /// or below this number. The [`Strategy`] determines `w` and the loss.
+    /// The fewest parameters that keep `√(Σ w loss / Σ w)`, the weighted root mean square of the
+    /// layers' relative errors, at or below this number. The [`Strategy`] determines `w` and the
+    /// loss.
     TotalError(f64),
-    /// The fewest parameters that keep every layer's relative error at or below this number. The strategy has no influence.
+    /// The fewest parameters that keep every layer's relative error at or below this number. The
+    /// strategy has no influence.
     LayerError(f64),
-    /// This rank, or the nearest that the limits allow, for every layer that it makes smaller. The other layers stay
-    /// original. The strategy has no influence.
+    /// This rank, or the nearest that the limits allow, for every layer that it makes smaller. The
+    /// other layers stay original. The strategy has no influence.
     Rank(usize),
 }
 
 impl Budget {
+    /// Whether the budget limits an error, and the number of parameters is minimized.
+    pub(super) fn limits_error(self) -> bool {
+        matches!(self, Self::TotalError(_) | Self::LayerError(_))
+    }
+
+    /// Whether the budget determines the plan without the strategy.
+    pub(super) fn decides_alone(self) -> bool {
+        matches!(self, Self::Rank(_) | Self::LayerError(_))
+    }
+
     pub(super) fn validate(self) -> Result<()> {
-        let refuse = |parameter, expected: &str, found| Err(Error::out_of_range(parameter, expected.into(), found));
-        match self {
-            Self::ParameterFraction(fraction) if !(fraction > 0.0 && fraction <= 1.0) => {
-                refuse("the fraction of the parameters", "in (0, 1]", fraction)
-            }
-            Self::MultiplyAddFraction(fraction) if !(fraction > 0.0 && fraction <= 1.0) => {
-                refuse("the fraction of the multiply–adds", "in (0, 1]", fraction)
-            }
-            Self::TotalError(error) if !(error >= 0.0 && error.is_finite()) => {
-                refuse("the total error", "finite and at least 0", error)
-            }
-            Self::LayerError(error) if !(error >= 0.0 && error.is_finite()) => {
-                refuse("the error of each layer", "finite and at least 0", error)
-            }
-            Self::Rank(0) => refuse("the rank", "to be at least 1", 0.0),
-            _ => Ok(()),
-        }
+        let (parameter, found) = match self {
+            Self::Parameters(_) | Self::MultiplyAdds(_) => return Ok(()),
+            Self::ParameterFraction(fraction) => ("the fraction of the parameters", fraction),
+            Self::MultiplyAddFraction(fraction) => ("the fraction of the multiply–adds", fraction),
+            Self::TotalError(error) => ("the total error", error),
+            Self::LayerError(error) => ("the error of each layer", error),
+            Self::Rank(rank) => ("the rank", rank as f64),
+        };
+        let (good, expected) = match self {
+            Self::Rank(_) => (found >= 1.0, "to be at least 1"),
+            _ if self.limits_error() => (found >= 0.0 && found.is_finite(), "finite and at least 0"),
+            _ => (found > 0.0 && found <= 1.0, "in (0, 1]"),
+        };
+        if good { Ok(()) } else { Err(Error::out_of_range(parameter, expected.into(), found)) }
     }
 }
 
@@ -79,11 +89,13 @@ impl fmt::Display for Budget {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Strategy {
-    /// Every layer keeps the same fraction of its own cost. This is the safe choice without measurements.
+    /// Every layer keeps the same fraction of its own cost. This is the safe choice without
+    /// measurements.
     #[default]
     Uniform,
-    /// Minimizes the sum of the losses, each relative to its layer's own outputs. A layer that the network hardly needs counts
-    /// as much as one that it cannot do without, so this is often worse than uniform. Measure sensitivities instead.
+    /// Minimizes the sum of the losses, each relative to its layer's own outputs. A layer that the
+    /// network hardly needs counts as much as one that it cannot do without, so this is often worse
+    /// than uniform. Measure sensitivities instead.
     Energy,
     /// Minimizes the sum of the losses, each multiplied by the sensitivity of its layer.
     Sensitivity(Sensitivities),

@@ -3,16 +3,17 @@
 use core::ops::ControlFlow;
 use std::collections::BTreeMap;
 
-use super::candidates::Candidate;
 use super::profile::LayerProfile;
 use super::progress::Progress;
 use crate::{Error, Result};
 
 /// The caller's value for the network with some layers compressed.
 ///
-/// [`Sensitivities::measure`](super::Sensitivities::measure) and [`JointSearch::run`](super::JointSearch::run) append their
-/// evaluations to a list and repeat none that is in it. Keep the list, with the `serde` feature also on disk, to continue after
-/// an error or after a cancelled run. An evaluation no longer applies once a layer that it compresses has another loss.
+/// [`Sensitivities::measure`](super::Sensitivities::measure) and
+/// [`JointSearch::run`](super::JointSearch::run) append their evaluations to a list and repeat none
+/// that is in it. Keep the list, with the `serde` feature also on disk, to continue after an error
+/// or after a cancelled run. An evaluation no longer applies once a layer that it compresses has
+/// another loss.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
@@ -29,50 +30,47 @@ pub struct Evaluation {
     pub value: f64,
 }
 
-/// The caller's function, with everything that it has returned so far.
-pub(super) struct Evaluator<'a, F> {
+/// The error of the caller's function.
+pub(super) type AnyError = Box<dyn std::error::Error + Send + Sync>;
+
+/// The caller's function with its error in a box.
+pub(super) fn boxed<E: Into<AnyError>>(
+    mut evaluate: impl FnMut(&BTreeMap<String, usize>) -> Result<f64, E>,
+) -> impl FnMut(&BTreeMap<String, usize>) -> Result<f64, AnyError> {
+    move |ranks| evaluate(ranks).map_err(Into::into)
+}
+
+/// The caller's functions, with everything that has been evaluated so far.
+pub(super) struct Evaluator<'a> {
     pub(super) layers: &'a [LayerProfile],
     pub(super) evaluations: &'a mut Vec<Evaluation>,
-    pub(super) evaluate: F,
+    pub(super) evaluate: &'a mut dyn FnMut(&BTreeMap<String, usize>) -> Result<f64, AnyError>,
     pub(super) progress: &'a mut dyn FnMut(&Progress) -> ControlFlow<()>,
     pub(super) total: Option<usize>,
     pub(super) done: usize,
     pub(super) cancelled: bool,
 }
 
-impl<F> Evaluator<'_, F> {
+impl Evaluator<'_> {
     /// Evaluates the network with these layers compressed; `None` if the caller has cancelled.
-    pub(super) fn evaluate<E>(
+    pub(super) fn evaluate(
         &mut self,
         layer: Option<&str>,
         ranks: &BTreeMap<String, usize>,
-    ) -> Result<Option<Evaluation>>
-    where
-        F: FnMut(&BTreeMap<String, usize>) -> Result<f64, E>,
-        E: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
+    ) -> Result<Option<Evaluation>> {
         let (mut parameters, mut losses) = (0, BTreeMap::new());
         for layer in self.layers {
-            let candidate = match ranks.get(layer.name()) {
-                Some(&rank) => Candidate::of_rank(layer, rank),
-                None => Some(Candidate::original(layer)),
-            };
-            let Some(candidate) = candidate else {
-                let expected = format!("a rank from 1 to the {} solved for", layer.max_rank());
-                return Err(Error::rank(expected, format!("{ranks:?}")));
-            };
-            parameters += candidate.parameters;
-            if candidate.rank > 0 {
-                losses.insert(layer.name(), candidate.loss);
+            let rank = ranks.get(layer.name()).copied();
+            parameters += layer.costs(rank.unwrap_or(0)).0;
+            if let Some(rank) = rank {
+                losses.insert(layer.name(), layer.require_loss(rank)?);
             }
         }
         let losses: Vec<f64> = losses.into_values().collect();
         // Text formats may change the last digit of a loss.
-        let same = |one: &f64, other: &f64| (one - other).abs() <= 4.0 * f64::EPSILON * one.abs();
+        let same = |(one, other): (&f64, &f64)| (one - other).abs() <= 4.0 * f64::EPSILON * one.abs();
         let known = self.evaluations.iter().find(|known| {
-            known.ranks == *ranks
-                && known.losses.len() == losses.len()
-                && known.losses.iter().zip(&losses).all(|(one, other)| same(one, other))
+            known.ranks == *ranks && known.losses.len() == losses.len() && known.losses.iter().zip(&losses).all(same)
         });
         let layer = layer.map(str::to_owned);
         if let Some(known) = known {
@@ -82,10 +80,9 @@ impl<F> Evaluator<'_, F> {
         let (done, total) = (self.done, self.total);
         let mut progress = Progress { layer: layer.clone(), finished: false, done, total, value: None };
         if self.cancelled || (self.progress)(&progress).is_break() {
-            self.cancelled = true;
             return Ok(None);
         }
-        let value = self.checked(ranks)?;
+        let value = self.value(ranks)?;
         self.done += 1;
         (progress.finished, progress.done, progress.value) = (true, self.done, Some(value));
         self.cancelled = (self.progress)(&progress).is_break();
@@ -95,22 +92,18 @@ impl<F> Evaluator<'_, F> {
     }
 
     /// Calls the caller's function; its value must be finite.
-    fn checked<E>(&mut self, ranks: &BTreeMap<String, usize>) -> Result<f64>
-    where
-        F: FnMut(&BTreeMap<String, usize>) -> Result<f64, E>,
-        E: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
-        let subject = || {
-            let compressed: Vec<String> = ranks.iter().map(|(name, rank)| format!("`{name}` at rank {rank}")).collect();
-            if compressed.is_empty() { "the original network".into() } else { compressed.join(", ") }
-        };
-        match (self.evaluate)(ranks) {
-            Ok(value) if value.is_finite() => Ok(value),
-            Ok(value) => {
-                let (parameter, expected) = ("the value of the network", format!("finite for {}", subject()));
-                Err(Error::out_of_range(parameter, expected, value))
-            }
-            Err(error) => Err(Error::callback(subject(), error)),
+    fn value(&mut self, ranks: &BTreeMap<String, usize>) -> Result<f64> {
+        let found = (self.evaluate)(ranks);
+        if let Ok(value) = found
+            && value.is_finite()
+        {
+            return Ok(value);
         }
+        let compressed: Vec<String> = ranks.iter().map(|(name, rank)| format!("`{name}` at rank {rank}")).collect();
+        let subject = if compressed.is_empty() { "the original network".into() } else { compressed.join(", ") };
+        Err(match found {
+            Ok(value) => Error::out_of_range("the value of the network", format!("finite for {subject}"), value),
+            Err(error) => Error::callback(subject, error),
+        })
     }
 }

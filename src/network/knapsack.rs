@@ -1,9 +1,9 @@
-//! Minimizes a sum under a limit on another sum, with one option from each class: the multiple-choice knapsack.
+//! Minimizes a sum under a limit on another sum, with one option from each class: the
+//! multiple-choice knapsack.
 //!
-//! Lagrangian relaxation gives a lower bound and a choice within the limit. A beam search then looks at the options that the
-//! bound leaves open, which finds the optimum unless there are too many of them.
-
-use super::bisect::neighbours;
+//! Lagrangian relaxation gives a lower bound and a choice within the limit. A beam search then goes
+//! through the options that the bound leaves open. It finds the optimum unless there are too many
+//! of them.
 
 /// The largest number of partial choices that the beam search keeps for all classes together.
 const BEAM: usize = 200_000;
@@ -38,20 +38,15 @@ pub(super) struct Class<T> {
 /// Alternatives of which one must be chosen, with one option from each of its classes.
 pub(super) type Block<T> = Vec<Vec<Class<T>>>;
 
-/// The chosen alternative of each block, and the option chosen from each of its classes.
-type Chosen<T> = Vec<(usize, Vec<T>)>;
+/// The classes of the chosen alternatives, each with the position of its chosen item.
+type Picks<'a, T> = Vec<(&'a Class<T>, usize)>;
 
 impl<T: Copy> Class<T> {
-    /// Keeps the options, pairs of cost and value, that no other option dominates. There must be one at least.
-    pub(super) fn new(options: Vec<((f64, f64), T)>) -> Self {
-        let mut all: Vec<Item<T>> = options.into_iter().map(|((cost, value), tag)| Item { cost, value, tag }).collect();
-        all.sort_by(|a, b| a.cost.total_cmp(&b.cost).then(a.value.total_cmp(&b.value)));
-        let mut items: Vec<Item<T>> = Vec::with_capacity(all.len());
-        for item in all {
-            if items.last().is_none_or(|last| item.value < last.value) {
-                items.push(item);
-            }
-        }
+    /// Keeps the options, pairs of cost and value, that no other option dominates. There must be
+    /// one at least.
+    pub(super) fn new(options: impl Iterator<Item = ((f64, f64), T)>) -> Self {
+        let mut items: Vec<Item<T>> = options.map(|((cost, value), tag)| Item { cost, value, tag }).collect();
+        remove_dominated(&mut items, |item| (item.cost, item.value));
         let slope = |a: usize, b: usize| (items[a].value - items[b].value) / (items[b].cost - items[a].cost);
         let mut hull: Vec<usize> = Vec::new();
         for next in 0..items.len() {
@@ -77,123 +72,113 @@ impl<T: Copy> Class<T> {
         let on_hull = self.hull.get(self.hull.partition_point(|&vertex| vertex <= item)).copied();
         [Some(item + 1), on_hull, Some(best)].into_iter().flatten().filter(move |&other| item < other && other <= best)
     }
+
+    /// The minimum of `value + multiplier · cost`; an infinite multiplier minimizes the cost.
+    fn minimum(&self, multiplier: f64) -> f64 {
+        let item = &self.items[self.relaxed(multiplier)];
+        if multiplier.is_finite() { item.value + multiplier * item.cost } else { item.cost }
+    }
 }
 
-/// The chosen alternative of a block, and the item chosen from each of its classes.
-#[derive(Clone, Debug)]
-struct Pick {
-    alternative: usize,
-    items: Vec<usize>,
-}
-
-/// Pairs every class of the chosen alternatives with the item chosen from it.
-fn pairs<'a, T>(blocks: &'a [&[Vec<Class<T>>]], picks: &'a [Pick]) -> impl Iterator<Item = (&'a Class<T>, usize)> {
-    let of_block = |(block, pick): (&&'a [Vec<Class<T>>], &'a Pick)| {
-        block[pick.alternative].iter().zip(pick.items.iter().copied())
-    };
-    blocks.iter().zip(picks).flat_map(of_block)
+/// Sorts by ascending cost, and keeps only elements of a smaller value than all before them.
+fn remove_dominated<E>(all: &mut Vec<E>, measure: impl Fn(&E) -> (f64, f64)) {
+    all.sort_by(|a, b| {
+        let (a, b) = (measure(a), measure(b));
+        a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1))
+    });
+    let mut least = f64::INFINITY;
+    all.retain(|element| {
+        let value = measure(element).1;
+        let keep = value < least;
+        least = least.min(value);
+        keep
+    });
 }
 
 /// The sums of cost and value.
-fn sums<T: Copy>(blocks: &[&[Vec<Class<T>>]], picks: &[Pick]) -> (f64, f64) {
-    let items = pairs(blocks, picks).map(|(class, item)| &class.items[item]);
+fn sums<T>(picks: &Picks<'_, T>) -> (f64, f64) {
+    let items = picks.iter().map(|(class, item)| &class.items[*item]);
     items.fold((0.0, 0.0), |(cost, value), item| (cost + item.cost, value + item.value))
 }
 
 /// The minimum of `Σ value + multiplier · Σ cost` over the classes of an alternative.
 fn weighted<T: Copy>(classes: &[Class<T>], multiplier: f64) -> f64 {
-    let weigh = |class: &Class<T>| {
-        let item = &class.items[class.relaxed(multiplier)];
-        // An infinite multiplier minimizes the cost.
-        if multiplier.is_finite() { item.value + multiplier * item.cost } else { item.cost }
-    };
-    classes.iter().map(weigh).sum()
+    classes.iter().map(|class| class.minimum(multiplier)).sum()
+}
+
+/// The minimum over all alternatives of a block.
+fn least<T: Copy>(block: &[Vec<Class<T>>], multiplier: f64) -> f64 {
+    block.iter().map(|classes| weighted(classes, multiplier)).fold(f64::INFINITY, f64::min)
 }
 
 /// The minimizer of `Σ value + multiplier · Σ cost`.
-fn minimize<T: Copy>(blocks: &[&[Vec<Class<T>>]], multiplier: f64) -> Vec<Pick> {
-    let pick = |block: &&[Vec<Class<T>>]| {
-        let all = block.iter().map(|classes| weighted(classes, multiplier)).enumerate();
-        let alternative = all.min_by(|a, b| a.1.total_cmp(&b.1)).map_or(0, |(index, _)| index);
-        let items = block[alternative].iter().map(|class| class.relaxed(multiplier)).collect();
-        Pick { alternative, items }
+fn minimize<'a, T: Copy>(blocks: &[&'a [Vec<Class<T>>]], multiplier: f64) -> Picks<'a, T> {
+    let best = |block: &&'a [Vec<Class<T>>]| {
+        let all = block.iter().map(|classes| (weighted(classes, multiplier), classes));
+        all.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, classes)| classes)
     };
-    blocks.iter().map(pick).collect()
+    blocks.iter().filter_map(best).flatten().map(|class| (class, class.relaxed(multiplier))).collect()
 }
 
 /// The solution of the relaxed problem.
-struct Relaxation {
-    /// The minimizer within the limit.
-    within: Vec<Pick>,
-    /// The minimizer at the next smaller multiplier, which exceeds the limit unless the multiplier is 0.
-    above: Vec<Pick>,
+struct Relaxation<'a, T> {
+    within: Picks<'a, T>,
     multiplier: f64,
+    /// A lower bound on the value of every choice within the limit.
     bound: f64,
 }
 
 /// Solves the relaxed problem, or returns the least cost there is if that exceeds the limit.
-fn relax<T: Copy>(blocks: &[&[Vec<Class<T>>]], limit: f64) -> Result<Relaxation, f64> {
+fn relax<'a, T: Copy>(blocks: &[&'a [Vec<Class<T>>]], limit: f64) -> Result<Relaxation<'a, T>, f64> {
     let free = minimize(blocks, 0.0);
-    let (cost, least_value) = sums(blocks, &free);
+    let (cost, least_value) = sums(&free);
     if cost <= limit {
-        return Ok(Relaxation { within: free.clone(), above: free, multiplier: 0.0, bound: least_value });
+        return Ok(Relaxation { within: free, multiplier: 0.0, bound: least_value });
     }
-    let (least, _) = sums(blocks, &minimize(blocks, f64::INFINITY));
+    let (least, _) = sums(&minimize(blocks, f64::INFINITY));
     if least > limit {
         return Err(least);
     }
-    let (good, bad) =
-        neighbours(f64::INFINITY, 0.0, |multiplier| sums(blocks, &minimize(blocks, multiplier)).0 <= limit);
-    let (within, above) = (minimize(blocks, good), minimize(blocks, bad));
-    let bound = |picks: &[Pick], multiplier: f64| {
-        let (cost, value) = sums(blocks, picks);
+    let (good, bad) = neighbours(f64::INFINITY, 0.0, |multiplier| sums(&minimize(blocks, multiplier)).0 <= limit);
+    let within = minimize(blocks, good);
+    let bound = |picks: &Picks<'a, T>, multiplier: f64| {
+        let (cost, value) = sums(picks);
         value + multiplier * (cost - limit)
     };
     // `max` ignores a bound that is not a number, as it is at an infinite multiplier.
-    let bound = least_value.max(bound(&within, good)).max(bound(&above, bad));
-    let multiplier = if good.is_finite() { good } else { bad };
-    Ok(Relaxation { within, above, multiplier, bound })
+    let bound = least_value.max(bound(&within, good)).max(bound(&minimize(blocks, bad), bad));
+    Ok(Relaxation { within, multiplier: if good.is_finite() { good } else { bad }, bound })
 }
 
-/// Takes the steps to the minimizer above the limit that do not exceed it.
-fn approach<T: Copy>(blocks: &[&[Vec<Class<T>>]], relaxation: &Relaxation, limit: f64) -> Vec<Pick> {
-    let mut picks = relaxation.within.clone();
-    let mut cost = sums(blocks, &picks).0;
-    let above = blocks.iter().zip(&mut picks).zip(&relaxation.above);
-    for ((block, pick), above) in above.filter(|((_, pick), above)| pick.alternative == above.alternative) {
-        for ((class, item), &above) in block[pick.alternative].iter().zip(&mut pick.items).zip(&above.items) {
-            let more = cost - class.items[*item].cost + class.items[above].cost;
-            if more <= limit {
-                (*item, cost) = (above, more);
-            }
+/// Returns the two neighbouring numbers between `good` and `bad` at which `is_good` changes. Both
+/// must be at least 0.
+///
+/// Bisecting the bits halves the exponent first: about sixty evaluations suffice at any magnitude.
+pub(super) fn neighbours(mut good: f64, mut bad: f64, mut is_good: impl FnMut(f64) -> bool) -> (f64, f64) {
+    loop {
+        let middle = f64::from_bits(good.to_bits().midpoint(bad.to_bits()));
+        if middle <= good.min(bad) || middle >= good.max(bad) {
+            return (good, bad);
         }
+        *if is_good(middle) { &mut good } else { &mut bad } = middle;
     }
-    picks
 }
 
 /// Spends the rest of the limit on the upgrades that save most for their cost.
-fn fill<T: Copy>(blocks: &[&[Vec<Class<T>>]], mut picks: Vec<Pick>, limit: f64) -> Vec<Pick> {
-    let mut cost = sums(blocks, &picks).0;
+fn fill<'a, T: Copy>(mut picks: Picks<'a, T>, limit: f64) -> Picks<'a, T> {
+    let mut cost = sums(&picks).0;
     loop {
-        let slack = limit - cost;
-        let mut best: Option<(f64, &mut usize, usize, f64)> = None;
-        for (block, pick) in blocks.iter().zip(&mut picks) {
-            for (class, item) in block[pick.alternative].iter().zip(&mut pick.items) {
-                let now = &class.items[*item];
-                let found = class.upgrades(*item, now.cost + slack).map(|upgrade| {
-                    let other = &class.items[upgrade];
-                    ((now.value - other.value) / (other.cost - now.cost), upgrade, cost - now.cost + other.cost)
-                });
-                let found = found.filter(|(.., more)| *more <= limit).max_by(|a, b| a.0.total_cmp(&b.0));
-                if let Some((ratio, upgrade, more)) = found
-                    && best.as_ref().is_none_or(|best| ratio > best.0)
-                {
-                    best = Some((ratio, item, upgrade, more));
-                }
-            }
-        }
-        let Some((_, item, upgrade, more)) = best else { return picks };
-        (*item, cost) = (upgrade, more);
+        let upgrades = picks.iter().enumerate().flat_map(|(position, &(class, item))| {
+            let now = &class.items[item];
+            class.upgrades(item, now.cost + (limit - cost)).map(move |upgrade| {
+                let other = &class.items[upgrade];
+                let ratio = (now.value - other.value) / (other.cost - now.cost);
+                (ratio, position, upgrade, cost - now.cost + other.cost)
+            })
+        });
+        let best = upgrades.filter(|(.., more)| *more <= limit).max_by(|a, b| a.0.total_cmp(&b.0));
+        let Some((_, position, upgrade, more)) = best else { return picks };
+        (picks[position].1, cost) = (upgrade, more);
     }
 }
 
@@ -204,100 +189,76 @@ struct Partial {
     value: f64,
     /// The amount by which `value + multiplier · cost` exceeds the minimum for these classes.
     extra: f64,
-    /// The node of the last class but the newest one.
+    /// The position of the newest item but one in the list of [`Node`]s.
     parent: usize,
     /// The item of the newest class.
     item: usize,
 }
 
-/// An item in a chain of choices, newest first.
-struct Node {
+/// The newest item of a partial choice, and the position of the item before it; 0 for none.
+struct Node<'a, T> {
     parent: usize,
-    alternative: usize,
-    item: usize,
+    pick: (&'a Class<T>, usize),
 }
 
-/// Keeps the partial choices that no other dominates, and at most `width` of them, spread over the range of costs.
+/// Keeps the partial choices that no other dominates, and at most `width` of them, spread over the
+/// range of costs.
 fn thin(mut all: Vec<Partial>, width: usize) -> Vec<Partial> {
-    all.sort_unstable_by(|a, b| a.cost.total_cmp(&b.cost).then(a.value.total_cmp(&b.value)));
-    let mut least = f64::INFINITY;
-    all.retain(|partial| {
-        let keep = partial.value < least;
-        least = least.min(partial.value);
-        keep
-    });
-    let [first, .., last] = all[..] else { return all };
-    if all.len() <= width {
-        return all;
-    }
-    let bucket = |partial: &Partial| ((partial.cost - first.cost) / (last.cost - first.cost) * width as f64) as usize;
-    let mut kept: Vec<Partial> = Vec::with_capacity(width + 1);
-    for partial in all {
-        match kept.last_mut().filter(|last| bucket(last) == bucket(&partial)) {
-            Some(last) if partial.extra < last.extra => *last = partial,
-            Some(_) => {}
-            None => kept.push(partial),
-        }
-    }
-    kept
+    remove_dominated(&mut all, |partial| (partial.cost, partial.value));
+    let chunks = all.chunks(all.len().div_ceil(width).max(1));
+    chunks.filter_map(|chunk| chunk.iter().min_by(|a, b| a.extra.total_cmp(&b.extra))).copied().collect()
 }
 
 /// Searches for a choice within the limit that is better than `value`.
 ///
-/// An item can be part of such a choice only if it raises the relaxed minimum by less than the gap. The search goes through
-/// the classes and keeps the partial choices that satisfy this; it is exact unless it has to drop some.
-fn search<T: Copy>(blocks: &[&[Vec<Class<T>>]], multiplier: f64, limit: f64, value: f64) -> Option<Vec<Pick>> {
-    let least = |block: &[Vec<Class<T>>]| {
-        block.iter().map(|classes| weighted(classes, multiplier)).fold(f64::INFINITY, f64::min)
-    };
-    let minimum = blocks.iter().map(|block| least(block)).sum::<f64>();
+/// An item can be part of such a choice only if it raises the relaxed minimum by less than the gap.
+/// The search goes through the classes and keeps the partial choices that satisfy this; it is exact
+/// unless it has to drop some.
+fn search<'a, T: Copy>(
+    blocks: &[&'a [Vec<Class<T>>]],
+    multiplier: f64,
+    limit: f64,
+    value: f64,
+) -> Option<Picks<'a, T>> {
+    let minimum = blocks.iter().map(|block| least(block, multiplier)).sum::<f64>();
     let rounding = ROUNDING * (minimum.abs() + value.abs());
     let gap = value - (minimum - multiplier * limit);
     if gap <= rounding {
         return None;
     }
     let room = gap + rounding;
-    let cheapest = |block: &&[Vec<Class<T>>]| {
-        let costs = block.iter().map(|classes| classes.iter().map(|class| class.items[0].cost).sum::<f64>());
-        costs.fold(f64::INFINITY, f64::min)
-    };
-    let mut ahead = blocks.iter().map(cheapest).sum::<f64>();
+    let mut ahead = blocks.iter().map(|block| least(block, f64::INFINITY)).sum::<f64>();
     let classes = blocks.iter().flat_map(|block| block.iter()).map(Vec::len).sum::<usize>();
     let width = (BEAM / classes.max(1)).clamp(64, 4096);
-    let mut nodes = vec![Node { parent: 0, alternative: 0, item: 0 }];
+    // The position 0 stands for no item.
+    let mut nodes: Vec<Node<'a, T>> = Vec::new();
     let mut states = vec![Partial { cost: 0.0, value: 0.0, extra: 0.0, parent: 0, item: 0 }];
     for block in blocks {
-        ahead -= cheapest(block);
+        ahead -= least(block, f64::INFINITY);
         // Differences of sums are rounded.
         let most = limit - ahead + rounding.max(ROUNDING * limit);
         let mut after = Vec::new();
-        for (alternative, classes) in block.iter().enumerate() {
-            let penalty = weighted(classes, multiplier) - least(block);
-            let mut partials: Vec<Partial> =
-                states.iter().map(|state| Partial { extra: state.extra + penalty, ..*state }).collect();
+        for classes in *block {
+            let penalty = weighted(classes, multiplier) - least(block, multiplier);
+            let start = states.iter().map(|state| Partial { extra: state.extra + penalty, ..*state });
+            let mut partials: Vec<Partial> = start.collect();
             for class in classes {
                 let best = &class.items[class.relaxed(multiplier)];
                 let extra = |item: &Item<T>| (item.value - best.value) + multiplier * (item.cost - best.cost);
-                let open: Vec<(usize, &Item<T>, f64)> = class
-                    .items
-                    .iter()
-                    .enumerate()
-                    .map(|(index, item)| (index, item, extra(item)))
-                    .filter(|(_, _, extra)| *extra < room)
-                    .collect();
+                let all = class.items.iter().enumerate().map(|(index, item)| (index, item, extra(item)));
+                let open: Vec<(usize, &Item<T>, f64)> = all.filter(|(_, _, extra)| *extra < room).collect();
                 let mut next = Vec::new();
                 for partial in &partials {
                     next.extend(open.iter().filter_map(|&(index, item, extra)| {
                         let (cost, extra) = (partial.cost + item.cost, partial.extra + extra);
-                        let value = partial.value + item.value;
-                        let parent = partial.parent;
+                        let (value, parent) = (partial.value + item.value, partial.parent);
                         (cost <= most && extra < room).then_some(Partial { cost, value, extra, parent, item: index })
                     }));
                 }
                 partials = thin(next, width);
                 for partial in &mut partials {
-                    nodes.push(Node { parent: partial.parent, alternative, item: partial.item });
-                    partial.parent = nodes.len() - 1;
+                    nodes.push(Node { parent: partial.parent, pick: (class, partial.item) });
+                    partial.parent = nodes.len();
                 }
             }
             after.extend(partials);
@@ -306,61 +267,41 @@ fn search<T: Copy>(blocks: &[&[Vec<Class<T>>]], multiplier: f64, limit: f64, val
     }
     let good = states.iter().filter(|state| state.cost <= limit && state.value < value);
     let best = good.min_by(|a, b| a.value.total_cmp(&b.value))?;
-    let mut node = &nodes[best.parent];
-    let mut picks = Vec::with_capacity(blocks.len());
-    for block in blocks.iter().rev() {
-        let alternative = node.alternative;
-        let mut items = Vec::with_capacity(block[alternative].len());
-        for _ in &block[alternative] {
-            items.push(node.item);
-            node = &nodes[node.parent];
-        }
-        items.reverse();
-        picks.push(Pick { alternative, items });
-    }
+    let newest = nodes.get(best.parent.wrapping_sub(1));
+    let mut picks: Picks<'a, T> =
+        core::iter::successors(newest, |node| nodes.get(node.parent.wrapping_sub(1))).map(|node| node.pick).collect();
     picks.reverse();
     Some(picks)
 }
 
-/// A lower bound on the value of every choice within the limit; `None` without such a choice.
-pub(super) fn lower_bound<T: Copy>(blocks: &[Block<T>], limit: f64) -> Option<f64> {
-    let blocks: Vec<&[Vec<Class<T>>]> = blocks.iter().map(Vec::as_slice).collect();
-    relax(&blocks, limit).ok().map(|relaxation| relaxation.bound)
+/// A lower bound on the value of every choice within the limit, or the least cost there is if that
+/// exceeds the limit.
+pub(super) fn lower_bound<T: Copy>(blocks: &[Block<T>], limit: f64) -> Result<f64, f64> {
+    relax(&blocks.iter().map(Vec::as_slice).collect::<Vec<_>>(), limit).map(|relaxation| relaxation.bound)
 }
 
-/// Returns the chosen options of each block, with the chosen alternative, and a lower bound on the value; or else the least
-/// cost there is, which exceeds the limit.
-pub(super) fn solve<T: Copy>(blocks: &[Block<T>], limit: f64) -> Result<(Chosen<T>, f64), f64> {
-    let all: Vec<&[Vec<Class<T>>]> = blocks.iter().map(Vec::as_slice).collect();
-    let first: Vec<&[Vec<Class<T>>]> = blocks.iter().map(|block| &block[..1]).collect();
-    let relaxation = relax(&all, limit)?;
-    let mut best: Option<(f64, Vec<Pick>)> = None;
-    let mut improve = |blocks: &[&[Vec<Class<T>>]], relaxation: &Relaxation| {
-        let mut picks = fill(blocks, approach(blocks, relaxation, limit), limit);
-        // A better choice narrows the next search.
-        for _ in 0..SEARCHES {
-            let value = sums(blocks, &picks).1;
-            let Some(better) = search(blocks, relaxation.multiplier, limit, value) else { break };
-            picks = fill(blocks, better, limit);
+/// Returns the chosen options of all blocks, in their order, and a lower bound on the value; or
+/// else the least cost there is, which exceeds the limit.
+pub(super) fn solve<T: Copy>(blocks: &[Block<T>], limit: f64) -> Result<(Vec<T>, f64), f64> {
+    let improve = |blocks: &[&[Vec<Class<T>>]]| {
+        let Relaxation { within, multiplier, bound } = relax(blocks, limit)?;
+        let mut picks = fill(within, limit);
+        // The choice at multiplier 0 is optimal. A better choice narrows the next search.
+        for _ in 0..if multiplier > 0.0 { SEARCHES } else { 0 } {
+            let Some(better) = search(blocks, multiplier, limit, sums(&picks).1) else { break };
+            picks = fill(better, limit);
         }
-        let value = sums(blocks, &picks).1;
-        if best.as_ref().is_none_or(|(least, _)| value < *least) {
-            best = Some((value, picks));
-        }
+        let tags = picks.iter().map(|(class, item)| class.items[*item].tag).collect();
+        Result::<_, f64>::Ok((sums(&picks).1, tags, bound))
     };
-    improve(&all, &relaxation);
+    let all = improve(&blocks.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
     // The search is not exact for large problems. More alternatives must not make the result worse.
-    if blocks.iter().any(|block| block.len() > 1)
-        && let Ok(relaxation) = relax(&first, limit)
-    {
-        improve(&first, &relaxation);
+    let several = blocks.iter().any(|block| block.len() > 1);
+    let first = several.then(|| improve(&blocks.iter().map(|block| &block[..1]).collect::<Vec<_>>()));
+    match first {
+        Some(Ok(first)) if first.0 < all.0 => Ok((first.1, all.2)),
+        _ => Ok((all.1, all.2)),
     }
-    let picks = best.map(|(_, picks)| picks).unwrap_or_default();
-    let tags = |(block, pick): (&Block<T>, &Pick)| {
-        let items = block[pick.alternative].iter().zip(&pick.items).map(|(class, &item)| class.items[item].tag);
-        (pick.alternative, items.collect())
-    };
-    Ok((blocks.iter().zip(&picks).map(tags).collect(), relaxation.bound))
 }
 
 #[cfg(test)]
@@ -372,9 +313,15 @@ mod tests {
 
     type Options = Vec<((f64, f64), usize)>;
 
-    fn blocks(options: &[Vec<Vec<Options>>]) -> Vec<Block<usize>> {
-        let classes = |classes: &Vec<Options>| classes.iter().map(|options| Class::new(options.clone())).collect();
-        options.iter().map(|block| block.iter().map(classes).collect()).collect()
+    /// The tags also tell the alternative.
+    fn blocks(options: &[Vec<Vec<Options>>]) -> Vec<Block<(usize, usize)>> {
+        let classes = |(alternative, classes): (usize, &Vec<Options>)| {
+            let tagged = |options: &Options| {
+                Class::new(options.iter().map(move |&(measure, tag)| (measure, (alternative, tag))))
+            };
+            classes.iter().map(tagged).collect()
+        };
+        options.iter().map(|block| block.iter().enumerate().map(classes).collect()).collect()
     }
 
     /// Cost and value of all choices, one by one.
@@ -398,12 +345,16 @@ mod tests {
         match solve(&blocks(options), limit) {
             Ok((chosen, bound)) => {
                 let (mut cost, mut value) = (0.0, 0.0);
-                for (block, (alternative, tags)) in options.iter().zip(chosen) {
-                    for (options, tag) in block[alternative].iter().zip(tags) {
+                let mut chosen = chosen.into_iter().peekable();
+                for block in options {
+                    let alternative = chosen.peek().unwrap().0;
+                    for options in &block[alternative] {
+                        let (_, tag) = chosen.next().filter(|tag| tag.0 == alternative).unwrap();
                         let item = options.iter().find(|(_, other)| *other == tag).unwrap().0;
                         (cost, value) = (cost + item.0, value + item.1);
                     }
                 }
+                assert_eq!(chosen.next(), None);
                 assert!(
                     cost <= limit * (1.0 + 1e-12) && value <= best * (1.0 + 1e-12),
                     "{value} where there is {best}"

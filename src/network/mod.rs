@@ -1,7 +1,7 @@
 //! Whole networks: one budget for many layers.
 //!
-//! [`Network`] compresses the layers of a network within a [`Budget`] in one call. The parts that it is made of can be used
-//! on their own:
+//! [`Network`] compresses the layers of a network within a [`Budget`] in one call. The parts that
+//! it is made of can be used on their own:
 //!
 //! | task | use |
 //! |---|---|
@@ -12,8 +12,9 @@
 //! | one `down` for several layers with a shared input | [`SharedInput`] |
 //! | decompose many layers in parallel within a memory limit | [`Network::decompose`] |
 //!
-//! The explained energy alone ([`Strategy::Energy`]) tells how much a layer loses of its *own* outputs, but not how much the
-//! network suffers. Allocation by it is often worse than uniform allocation, and the plan warns of it.
+//! The explained energy alone ([`Strategy::Energy`]) tells how much a layer loses of its *own*
+//! outputs, but not how much the network suffers. Allocation by it is often worse than uniform
+//! allocation, and the plan warns of it.
 //!
 //! ```
 //! use dalr::network::{Budget, Network};
@@ -40,26 +41,21 @@
 //! # }
 //! ```
 
-mod allocator;
-mod bisect;
-mod blocks;
-mod budget;
-mod candidates;
-mod evaluation;
 #[allow(
     clippy::indexing_slicing,
-    reason = "every index is a position in the options of its own class, made from the length of these options"
+    reason = "every index is a position in the list of layers or groups, or 0 in a block"
 )]
+mod allocator;
+mod budget;
+mod evaluation;
+#[allow(clippy::indexing_slicing, reason = "every index is a position in the items of its own class")]
 mod knapsack;
-mod memory;
-mod parallel;
 mod plan;
 mod profile;
 mod progress;
 mod search;
 mod sensitivities;
 mod shared;
-mod uniform;
 mod whole;
 
 pub use self::allocator::Allocator;

@@ -3,10 +3,9 @@
 use core::fmt;
 use std::collections::BTreeMap;
 
-use super::candidates::{Candidate, Limits, candidates};
-use super::profile::{self, LayerProfile};
+use super::profile::{self, LayerProfile, Limits};
 use crate::error::during;
-use crate::{Error, Report, Result, Warning};
+use crate::{Report, Result, Warning};
 
 /// A gap above this fraction of the objective gets a warning.
 const LARGE_GAP: f64 = 0.01;
@@ -22,7 +21,8 @@ pub enum Choice {
     Rank(usize),
     /// The layer is compressed together with all layers of its shared input.
     Shared {
-        /// The group, an index into those given to [`Allocator::allocate_shared`](super::Allocator::allocate_shared).
+        /// The group, an index into those given to
+        /// [`Allocator::allocate_shared`](super::Allocator::allocate_shared).
         group: usize,
         /// The rank of the shared `down`.
         rank: usize,
@@ -77,12 +77,9 @@ pub enum PlanWarning {
 impl fmt::Display for PlanWarning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::EnergyAlone => {
-                write!(
-                    f,
-                    "allocated by explained energy alone, which is often worse than uniform; measure sensitivities"
-                )
-            }
+            Self::EnergyAlone => f.write_str(
+                "allocated by explained energy alone, which is often worse than uniform; measure sensitivities",
+            ),
             Self::Gap { fraction } => {
                 write!(f, "another allocation could be better by up to {:.1} % of the objective", 100.0 * fraction)
             }
@@ -121,9 +118,11 @@ pub struct Plan {
     pub strategy: String,
     /// Whether the objective is the number of parameters, as for a budget that limits an error.
     pub minimizes_parameters: bool,
-    /// The quantity that was minimized: the sum of the layers' losses, each multiplied by its weight, or the parameters.
+    /// The quantity that was minimized: the sum of the layers' losses, each multiplied by its
+    /// weight, or the parameters.
     pub objective: f64,
-    /// A bound from the Lagrangian relaxation: no allocation within the budget has a smaller objective.
+    /// A bound from the Lagrangian relaxation: no allocation within the budget has a smaller
+    /// objective.
     pub lower_bound: f64,
     /// The layers, in the order in which they were given.
     pub layers: Vec<LayerPlan>,
@@ -150,30 +149,35 @@ pub struct LayerPlan {
     pub weight: f64,
     /// Parameters of the original layer.
     pub parameters_before: u64,
-    /// Parameters of the layer as planned. A shared `down` counts with the first layer of its group.
+    /// Parameters of the layer as planned. A shared `down` counts with the first layer of its
+    /// group.
     pub parameters_after: u64,
     /// Multiply–adds of the original layer for one sample.
     pub multiply_adds_before: u64,
-    /// Multiply–adds of the layer as planned. A shared `down` counts with the first layer of its group.
+    /// Multiply–adds of the layer as planned. A shared `down` counts with the first layer of its
+    /// group.
     pub multiply_adds_after: u64,
     /// The loss, a squared relative error, before its weight.
     pub loss: f64,
-    /// The predicted error, as [`Report::relative_error`]: 0 for an original layer, the root of the loss in a group, `None`
-    /// without samples.
+    /// The predicted error, as [`Report::relative_error`]: 0 for an original layer, the root of the
+    /// loss in a group, `None` without samples.
     pub relative_error: Option<f64>,
-    /// The report on the layer compressed on its own; `None` for an original layer and for a layer of a group.
+    /// The report on the layer compressed on its own; `None` for an original layer and for a layer
+    /// of a group.
     pub report: Option<Report>,
     /// Warnings about the layer.
     pub warnings: Vec<Warning>,
 }
 
 impl Plan {
-    /// Creates the plan for ranks that the caller chose, or that a [`JointSearch`](super::JointSearch) found. Layers without
-    /// a rank stay original. All layers have the same weight, and the lower bound is the objective.
+    /// Creates the plan for ranks that the caller chose, or that a
+    /// [`JointSearch`](super::JointSearch) found. Layers without a rank stay original. All layers
+    /// have the same weight, and the lower bound is the objective.
     ///
     /// # Errors
     ///
-    /// No layers, or two of the same name; a name that no layer has; a rank that was not solved for.
+    /// No layers, or two of the same name; a name that no layer has; a rank that was not solved
+    /// for.
     ///
     /// ```
     /// use dalr::network::{LayerProfile, Plan};
@@ -187,30 +191,18 @@ impl Plan {
     /// ```
     pub fn of_ranks(layers: &[LayerProfile], ranks: &BTreeMap<String, usize>) -> Result<Self> {
         during("Plan::of_ranks", || {
-            if layers.is_empty() {
-                return Err(Error::empty("the layers"));
-            }
-            let index = profile::index(layers.iter().map(LayerProfile::name))?;
-            if let Some(name) = ranks.keys().find(|name| !index.contains_key(name.as_str())) {
-                let expected = "ranks for layers of the network".into();
-                return Err(Error::layers(expected, format!("one for `{name}`")));
-            }
+            profile::require_known(&profile::positions(layers)?, ranks.keys(), "ranks")?;
             let plan = |layer: &LayerProfile| {
-                let weight = if layer.max_rank() > 0 { 1.0 } else { 0.0 };
-                let Some(&rank) = ranks.get(layer.name()) else {
-                    let reason = match () {
-                        () if layer.max_rank() == 0 => OriginalReason::Untouched,
-                        () if candidates(layer, Limits::NONE).len() < 2 => OriginalReason::NoSavings,
-                        () => OriginalReason::Chosen,
-                    };
-                    return Ok(LayerPlan::original(layer, weight, reason));
+                let (weight, reason) = match layer.saving_ranks(Limits::NONE).is_empty() {
+                    _ if layer.max_rank() == 0 => (0.0, OriginalReason::Untouched),
+                    true => (1.0, OriginalReason::NoSavings),
+                    false => (1.0, OriginalReason::Chosen),
                 };
-                let candidate = Candidate::of_rank(layer, rank).ok_or_else(|| {
-                    let expected = format!("a rank from 1 to the {} solved for", layer.max_rank());
-                    let source = Error::rank(expected, rank.to_string());
-                    Error::InLayer { layer: layer.name().into(), source: Box::new(source) }
-                })?;
-                Ok(LayerPlan::compressed(layer, weight, &candidate))
+                let mut plan = LayerPlan::original(layer, weight, reason);
+                if let Some(&rank) = ranks.get(layer.name()) {
+                    plan.compress(layer, rank)?;
+                }
+                Ok(plan)
             };
             let layers = layers.iter().map(plan).collect::<Result<_>>()?;
             Ok(Self::new(("given ranks".into(), "chosen".into()), false, layers, None))
@@ -224,17 +216,15 @@ impl Plan {
         layers: Vec<LayerPlan>,
         lower_bound: Option<f64>,
     ) -> Self {
-        let objective = if minimizes_parameters {
-            layers.iter().map(|layer| layer.parameters_after as f64).sum::<f64>()
-        } else {
-            layers.iter().map(|layer| layer.weight * layer.loss).sum()
+        let part = |layer: &LayerPlan| match minimizes_parameters {
+            true => layer.parameters_after as f64,
+            false => layer.weight * layer.loss,
         };
+        let objective = layers.iter().map(part).sum();
         // The bound is known up to rounding.
         let lower_bound = lower_bound.map_or(objective, |bound| bound.max(0.0).min(objective));
-        let mut warnings = Vec::new();
-        if layers.iter().all(|layer| layer.choice == Choice::Original) {
-            warnings.push(PlanWarning::NothingCompressed);
-        }
+        let nothing = layers.iter().all(|layer| layer.choice == Choice::Original);
+        let warnings = Vec::from_iter(nothing.then_some(PlanWarning::NothingCompressed));
         Self { budget, strategy, minimizes_parameters, objective, lower_bound, layers, warnings }
     }
 
@@ -260,7 +250,8 @@ impl Plan {
         self.layers.iter().filter_map(rank).collect()
     }
 
-    /// An upper bound on the improvement that another allocation could bring: the objective less the lower bound.
+    /// An upper bound on the improvement that another allocation could bring: the objective less
+    /// the lower bound.
     pub fn gap(&self) -> f64 {
         self.objective - self.lower_bound
     }
@@ -285,8 +276,8 @@ impl Plan {
         self.layers.iter().map(|layer| layer.multiply_adds_after).sum()
     }
 
-    /// The root mean square of the layers' predicted errors, weighted as in the objective; `None` if all weights are zero.
-    /// [`Budget::TotalError`](super::Budget::TotalError) limits it.
+    /// The root mean square of the layers' predicted errors, weighted as in the objective; `None`
+    /// if all weights are zero. [`Budget::TotalError`](super::Budget::TotalError) limits it.
     pub fn total_error(&self) -> Option<f64> {
         let weight = self.layers.iter().map(|layer| layer.weight).sum::<f64>();
         let loss = self.layers.iter().map(|layer| layer.weight * layer.loss).sum::<f64>();
@@ -296,7 +287,7 @@ impl Plan {
 
 impl LayerPlan {
     pub(super) fn original(layer: &LayerProfile, weight: f64, reason: OriginalReason) -> Self {
-        let (parameters, multiply_adds) = (layer.parameters(), layer.multiply_adds());
+        let (parameters, multiply_adds) = layer.costs(0);
         Self {
             name: layer.name().into(),
             out_features: layer.out_features(),
@@ -315,19 +306,22 @@ impl LayerPlan {
         }
     }
 
-    pub(super) fn compressed(layer: &LayerProfile, weight: f64, candidate: &Candidate) -> Self {
-        let report = layer.report(candidate.rank);
-        Self {
-            choice: Choice::Rank(candidate.rank),
-            reason: None,
-            parameters_after: candidate.parameters,
-            multiply_adds_after: candidate.multiply_adds,
-            loss: candidate.loss,
-            relative_error: layer.relative_error(candidate.rank),
-            warnings: report.as_ref().map_or(Vec::new(), |report| report.warnings.clone()),
-            report,
-            ..Self::original(layer, weight, OriginalReason::Chosen)
-        }
+    /// Changes the choice to this rank.
+    pub(super) fn compress(&mut self, layer: &LayerProfile, rank: usize) -> Result<()> {
+        (self.loss, self.relative_error) = (layer.require_loss(rank)?, layer.relative_error(rank));
+        (self.choice, self.reason) = (Choice::Rank(rank), None);
+        (self.parameters_after, self.multiply_adds_after) = layer.costs(rank);
+        self.report = layer.report(rank);
+        self.warnings = self.report.as_ref().map_or(Vec::new(), |report| report.warnings.clone());
+        Ok(())
+    }
+
+    /// Changes the choice to a shared `down`, given the parameters, the entries of the factors and
+    /// the loss.
+    pub(super) fn share(&mut self, choice: Choice, (parameters, factors, loss): (u64, u64, f64), calls: u64) {
+        (self.choice, self.reason) = (choice, None);
+        (self.parameters_after, self.multiply_adds_after) = (parameters, factors.saturating_mul(calls));
+        (self.loss, self.relative_error) = (loss, Some(loss.sqrt()));
     }
 }
 

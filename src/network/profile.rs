@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use crate::compress::Facts;
+use crate::compress::{Facts, require_energies};
 use crate::error::during;
 use crate::{Decomposition, Error, Report, Result, Scalar};
 
 /// A layer's name, shape and error at every rank.
 ///
-/// A profile holds a few numbers per rank and no matrices: the profiles of a thousand layers fit into memory that their
-/// decompositions would exceed. With the `serde` feature they can be stored.
+/// A profile holds a few numbers per rank and no matrices: the profiles of a thousand layers fit
+/// into memory that their decompositions would exceed. With the `serde` feature they can be stored.
 ///
 /// ```
 /// use dalr::network::LayerProfile;
@@ -22,8 +22,8 @@ use crate::{Decomposition, Error, Report, Result, Scalar};
 /// stats.update(Mat::from_fn(50, 6, |i, j| ((i * 11 + j * 7) % 13) as f64).as_ref())?;
 /// let decomposition = Dalr::new().decompose(&layer, &stats, 6)?;
 /// let profile = LayerProfile::new("encoder.fc1", &decomposition);
-/// assert_eq!((profile.name(), profile.out_features(), profile.in_features()), ("encoder.fc1", 8, 6));
-/// assert_eq!((profile.max_rank(), profile.relative_error(2)), (6, decomposition.relative_error(2)));
+/// assert_eq!((profile.name(), profile.max_rank()), ("encoder.fc1", 6));
+/// assert_eq!(profile.relative_error(2), decomposition.relative_error(2));
 /// assert_eq!(profile.report(2).as_ref(), Some(decomposition.truncate(2)?.report()));
 /// # Ok(())
 /// # }
@@ -32,51 +32,49 @@ use crate::{Decomposition, Error, Report, Result, Scalar};
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct LayerProfile {
     name: String,
-    shape: (usize, usize),
-    /// Whether the original layer has a bias, and whether the compressed one has.
-    biases: (bool, bool),
-    calls: u64,
-    spectrum: Option<Spectrum>,
-}
-
-/// The part of a profile that comes from a decomposition.
-#[derive(Clone, Debug, PartialEq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-struct Spectrum {
+    /// How often the network runs this layer for one sample.
+    pub(super) calls: u64,
     facts: Facts,
     /// Eigenvalues over their total.
     explained: Vec<f64>,
-    total_energy: f64,
+    pub(super) total_energy: f64,
     relative_errors: Option<Vec<f64>>,
+    /// The loss at every rank from 1.
+    losses: Vec<f64>,
     /// Whether the losses are the squares of `relative_errors`.
-    by_data_errors: bool,
+    pub(super) by_data_errors: bool,
 }
 
 impl LayerProfile {
     /// Creates the profile of a decomposed layer.
     ///
-    /// Ranks above the decomposition's [`max_rank`](Decomposition::max_rank) cannot be chosen. Solve up to
-    /// [`Rank::break_even`](crate::Rank::break_even) to leave every useful rank open.
+    /// Ranks above the decomposition's [`max_rank`](Decomposition::max_rank) cannot be chosen.
+    /// Solve up to [`Rank::break_even`](crate::Rank::break_even) to leave every useful rank open.
     pub fn new<T: Scalar>(name: impl Into<String>, decomposition: &Decomposition<T>) -> Self {
-        let facts = decomposition.facts().clone();
-        let (shape, biases) = (facts.shape, facts.biases);
-        let spectrum = Spectrum {
-            facts,
-            explained: decomposition.explained().to_vec(),
-            total_energy: decomposition.total_energy(),
-            relative_errors: decomposition.relative_errors().map(<[f64]>::to_vec),
-            by_data_errors: false,
-        };
-        Self { name: name.into(), shape, biases, calls: 1, spectrum: Some(spectrum) }
+        let errors = decomposition.relative_errors().map(<[f64]>::to_vec);
+        let (explained, total_energy) = (decomposition.explained().to_vec(), decomposition.total_energy());
+        Self::with_spectrum(name.into(), decomposition.facts().clone(), explained, total_energy, errors)
     }
 
-    /// Creates the profile of a layer whose eigenvalues were computed elsewhere: descending, one for each rank that may be
-    /// chosen. The total includes the eigenvalues past these. Such a profile has no errors on data.
+    fn with_spectrum(
+        name: String,
+        facts: Facts,
+        explained: Vec<f64>,
+        total_energy: f64,
+        relative_errors: Option<Vec<f64>>,
+    ) -> Self {
+        let losses = tails(&explained, facts.shape.0.min(facts.shape.1));
+        Self { name, calls: 1, facts, explained, total_energy, relative_errors, losses, by_data_errors: false }
+    }
+
+    /// Creates the profile of a layer whose eigenvalues were computed elsewhere: descending, one
+    /// for each rank that may be chosen. The total includes the eigenvalues past these. Such a
+    /// profile has no errors on data.
     ///
     /// # Errors
     ///
-    /// No eigenvalues, or more than min(out, in); eigenvalues that are negative, not finite or not descending; a total below
-    /// their sum.
+    /// No eigenvalues, or more than min(out, in); eigenvalues that are negative, not finite or not
+    /// descending; a total below their sum.
     ///
     /// ```
     /// # fn main() -> dalr::Result<()> {
@@ -94,7 +92,7 @@ impl LayerProfile {
         total_energy: f64,
     ) -> Result<Self> {
         during("LayerProfile::from_energies", || {
-            let mut profile = Self::original(name, shape, bias)?;
+            let Self { name, mut facts, .. } = Self::original(name, shape, bias)?;
             if energies.is_empty() {
                 return Err(Error::empty("the energies"));
             }
@@ -103,40 +101,15 @@ impl LayerProfile {
                 let expected = format!("at most {full} energies for a {} × {} weight", shape.0, shape.1);
                 return Err(Error::rank(expected, energies.len().to_string()));
             }
-            let mut previous = f64::MAX;
-            for &energy in energies {
-                if !(0.0..=previous).contains(&energy) {
-                    let expected = format!("finite, at least 0 and at most the one before, {previous:e}");
-                    return Err(Error::out_of_range("an energy", expected, energy));
-                }
-                previous = energy;
-            }
-            let sum = energies.iter().sum::<f64>();
-            let rounding = 4.0 * f64::EPSILON * energies.len() as f64 * sum;
-            if !(total_energy >= sum - rounding && total_energy.is_finite()) {
-                let (parameter, expected) = ("the total energy", format!("finite and at least the sum, {sum:e}"));
-                return Err(Error::out_of_range(parameter, expected, total_energy));
-            }
-            let facts = Facts {
-                method: "spectrum".into(),
-                samples: 0,
-                shrinkage: None,
-                solver: "none".into(),
-                residual: 0.0,
-                warnings: Vec::new(),
-                shape,
-                biases: (bias, bias),
-                determined: energies.len(),
-                resolution: 0.0,
-            };
+            require_energies(energies, total_energy)?;
+            facts.determined = energies.len();
             let explained = energies.iter().map(|energy| energy / total_energy.max(f64::MIN_POSITIVE)).collect();
-            profile.spectrum =
-                Some(Spectrum { facts, explained, total_energy, relative_errors: None, by_data_errors: false });
-            Ok(profile)
+            Ok(Self::with_spectrum(name, facts, explained, total_energy, None))
         })
     }
 
-    /// Creates the profile of an out × in layer that stays original, but counts in the budget and in the plan.
+    /// Creates the profile of an out × in layer that stays original, but counts in the budget and
+    /// in the plan.
     ///
     /// # Errors
     ///
@@ -154,33 +127,35 @@ impl LayerProfile {
             if shape.0 == 0 || shape.1 == 0 {
                 return Err(Error::empty("the weight"));
             }
-            Ok(Self { name: name.into(), shape, biases: (bias, bias), calls: 1, spectrum: None })
+            let (method, solver, biases) = ("spectrum".into(), "none".into(), (bias, bias));
+            let facts = Facts { method, solver, shape, biases, ..Facts::default() };
+            Ok(Self::with_spectrum(name.into(), facts, Vec::new(), 0.0, None))
         })
     }
 
-    /// Sets how often the network runs this layer for one sample; 1 by default. The multiply–adds count that often, the
-    /// parameters once.
+    /// Sets how often the network runs this layer for one sample; 1 by default. The multiply–adds
+    /// count that often, the parameters once.
     #[must_use]
     pub fn with_calls(mut self, calls: u64) -> Self {
         self.calls = calls;
         self
     }
 
-    /// Makes the [`loss`](Self::loss) the squared error on the calibration data instead of the unexplained energy.
+    /// Makes the [`loss`](Self::loss) the squared error on the calibration data instead of the
+    /// unexplained energy.
     ///
-    /// The two differ by the regularization. For truncated SVD they are unrelated, and only this one is about the outputs.
+    /// The two differ by the regularization. For truncated SVD they are unrelated, and only this
+    /// one is about the outputs.
     ///
     /// # Errors
     ///
     /// [`Error::NoSamples`] if the layer was decomposed without samples.
     pub fn with_data_errors(mut self) -> Result<Self> {
-        during("LayerProfile::with_data_errors", || {
-            match &mut self.spectrum {
-                Some(spectrum) if spectrum.relative_errors.is_some() => spectrum.by_data_errors = true,
-                _ => return Err(Error::no_samples()),
-            }
-            Ok(self)
-        })
+        let errors = self.relative_errors.as_ref().ok_or_else(Error::no_samples);
+        let errors = errors.map_err(|error| error.during("LayerProfile::with_data_errors"))?;
+        self.losses = errors.iter().map(|error| error * error).collect();
+        self.by_data_errors = true;
+        Ok(self)
     }
 
     /// Name of the layer.
@@ -190,94 +165,117 @@ impl LayerProfile {
 
     /// Number of outputs.
     pub fn out_features(&self) -> usize {
-        self.shape.0
+        self.facts.shape.0
     }
 
     /// Number of inputs.
     pub fn in_features(&self) -> usize {
-        self.shape.1
+        self.facts.shape.1
     }
 
     /// The largest rank that was solved for; 0 for a layer that stays original.
     pub fn max_rank(&self) -> usize {
-        self.explained_energy().len()
-    }
-
-    /// How often the network runs this layer for one sample.
-    pub fn calls(&self) -> u64 {
-        self.calls
+        self.explained.len()
     }
 
     /// Parameters of the original layer, bias included.
     pub fn parameters(&self) -> u64 {
-        (self.shape.0 as u64).saturating_mul(self.shape.1 as u64 + u64::from(self.biases.0))
+        self.costs(0).0
     }
 
     /// Multiply–adds of the original layer for one sample of the network.
     pub fn multiply_adds(&self) -> u64 {
-        (self.shape.0 as u64).saturating_mul(self.shape.1 as u64).saturating_mul(self.calls)
+        self.costs(0).1
     }
 
     /// The explained energy of each rank solved for: the eigenvalues over their total, descending.
     pub fn explained_energy(&self) -> &[f64] {
-        self.spectrum.as_ref().map_or(&[], |spectrum| &spectrum.explained)
-    }
-
-    /// The total of all eigenvalues, as [`Decomposition::total_energy`]; `None` for a layer that stays original.
-    pub fn total_energy(&self) -> Option<f64> {
-        self.spectrum.as_ref().map(|spectrum| spectrum.total_energy)
+        &self.explained
     }
 
     /// The predicted error at this rank, as [`Decomposition::relative_error`].
     pub fn relative_error(&self, rank: usize) -> Option<f64> {
-        self.spectrum.as_ref()?.relative_errors.as_ref()?.get(rank.checked_sub(1)?).copied()
+        self.relative_errors.as_ref()?.get(rank.checked_sub(1)?).copied()
     }
 
-    /// The loss at this rank, a squared relative error: the unexplained energy, which is convex in the rank, or the square of
-    /// [`relative_error`](Self::relative_error) after [`with_data_errors`](Self::with_data_errors). `None` for a rank that was
-    /// not solved for.
+    /// The loss at this rank, a squared relative error: the unexplained energy, which is convex in
+    /// the rank, or the square of [`relative_error`](Self::relative_error) after
+    /// [`with_data_errors`](Self::with_data_errors). `None` for a rank that was not solved for.
     pub fn loss(&self, rank: usize) -> Option<f64> {
-        self.losses().get(rank.checked_sub(1)?).copied()
+        self.losses.get(rank.checked_sub(1)?).copied()
     }
 
-    /// The report on the compressed layer of this rank, as [`Decomposition::truncate`] gives it; `None` for a rank that was not
-    /// solved for.
+    /// The report on the compressed layer of this rank, as [`Decomposition::truncate`] gives it;
+    /// `None` for a rank that was not solved for.
     pub fn report(&self, rank: usize) -> Option<Report> {
-        let spectrum = self.spectrum.as_ref().filter(|_| (1..=self.max_rank()).contains(&rank))?;
-        Some(spectrum.facts.report(rank, self.relative_error(rank)))
-    }
-
-    /// The loss at every rank from 1.
-    pub(super) fn losses(&self) -> Vec<f64> {
-        let Some(spectrum) = &self.spectrum else { return Vec::new() };
-        match &spectrum.relative_errors {
-            Some(errors) if spectrum.by_data_errors => errors.iter().map(|error| error * error).collect(),
-            _ => tails(&spectrum.explained, self.shape.0.min(self.shape.1)),
-        }
-    }
-
-    pub(super) fn is_by_data_errors(&self) -> bool {
-        self.spectrum.as_ref().is_some_and(|spectrum| spectrum.by_data_errors)
+        self.loss(rank).map(|_| self.facts.report(rank, self.relative_error(rank)))
     }
 
     /// The smallest relative error that can be distinguished from zero.
     pub(super) fn resolution(&self) -> f64 {
-        self.spectrum.as_ref().map_or(0.0, |spectrum| spectrum.facts.resolution)
+        self.facts.resolution
     }
 
-    /// Parameters and multiply–adds of the compressed layer at this rank. It must increase with the rank; it may be concave.
-    pub(super) fn cost_at(&self, rank: usize) -> (u64, u64) {
-        let (m, n) = (self.shape.0 as u64, self.shape.1 as u64);
-        let factors = (rank as u64).saturating_mul(m + n);
-        let bias = if self.biases.1 { m } else { 0 };
-        (factors.saturating_add(bias), factors.saturating_mul(self.calls))
+    /// Parameters and multiply–adds at this rank; those of the original layer for rank 0.
+    ///
+    /// Past 0 they must increase with the rank; they may be concave.
+    pub(super) fn costs(&self, rank: usize) -> (u64, u64) {
+        let (m, n) = (self.facts.shape.0 as u64, self.facts.shape.1 as u64);
+        let (weights, bias) = match rank {
+            0 => (m.saturating_mul(n), self.facts.biases.0),
+            _ => (m.saturating_add(n).saturating_mul(rank as u64), self.facts.biases.1),
+        };
+        (weights.saturating_add(if bias { m } else { 0 }), weights.saturating_mul(self.calls))
+    }
+
+    /// The ranks within the limits that save parameters, ascending.
+    pub(super) fn saving_ranks(&self, limits: Limits) -> Vec<usize> {
+        let saving = (1..=self.max_rank()).take_while(|&rank| self.costs(rank).0 < self.parameters());
+        saving.filter(|&rank| limits.allow(rank)).collect()
+    }
+
+    /// The loss at this rank, or an error for a rank that was not solved for.
+    pub(super) fn require_loss(&self, rank: usize) -> Result<f64> {
+        self.loss(rank).ok_or_else(|| {
+            let expected = format!("a rank from 1 to the {} solved for", self.max_rank());
+            Error::rank(expected, rank.to_string()).in_layer(&self.name)
+        })
+    }
+}
+
+/// The ranks that may be chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub(super) struct Limits {
+    pub(super) min_rank: usize,
+    pub(super) max_rank: usize,
+    pub(super) multiple: usize,
+}
+
+impl Limits {
+    pub(super) const NONE: Self = Self { min_rank: 1, max_rank: usize::MAX, multiple: 1 };
+
+    pub(super) fn validate(self) -> Result<()> {
+        let (parameter, found, bound) = match self {
+            Self { multiple: 0, .. } => ("the rank multiple", 0, "1".into()),
+            Self { min_rank: 0, .. } => ("the smallest rank", 0, "1".into()),
+            Self { min_rank, max_rank, .. } if max_rank < min_rank => {
+                ("the largest rank", max_rank, format!("the smallest, {min_rank}"))
+            }
+            _ => return Ok(()),
+        };
+        Err(Error::out_of_range(parameter, format!("to be at least {bound}"), found as f64))
+    }
+
+    pub(super) fn allow(self, rank: usize) -> bool {
+        rank.is_multiple_of(self.multiple) && (self.min_rank..=self.max_rank).contains(&rank)
     }
 }
 
 /// The energy left unexplained at each rank, given the explained energies.
 ///
-/// It is summed from the end, so that small tails keep their digits. Past the last rank solved for, the rest of the total is
-/// left.
+/// It is summed from the end, so that small tails keep their digits. Past the last rank solved for,
+/// the rest of the total is left.
 pub(super) fn tails(explained: &[f64], full: usize) -> Vec<f64> {
     let solved = explained.iter().sum::<f64>();
     // Without any energy there is nothing to lose.
@@ -301,11 +299,30 @@ pub(super) fn index<'a>(names: impl Iterator<Item = &'a str>) -> Result<BTreeMap
     let mut index = BTreeMap::new();
     for (position, name) in names.enumerate() {
         if index.insert(name, position).is_some() {
-            let expected = "layers of different names".into();
-            return Err(Error::layers(expected, format!("`{name}` twice")));
+            return Err(Error::layers("layers of different names".into(), format!("`{name}` twice")));
         }
     }
     Ok(index)
+}
+
+/// The position of each layer by its name; there must be one at least.
+pub(super) fn positions(layers: &[LayerProfile]) -> Result<BTreeMap<&str, usize>> {
+    if layers.is_empty() {
+        return Err(Error::empty("the layers"));
+    }
+    index(layers.iter().map(LayerProfile::name))
+}
+
+/// Refuses settings for a name that no layer has.
+pub(super) fn require_known<'a>(
+    index: &BTreeMap<&str, usize>,
+    mut names: impl Iterator<Item = &'a String>,
+    settings: &str,
+) -> Result<()> {
+    match names.find(|name| !index.contains_key(name.as_str())) {
+        Some(name) => Err(Error::layers(format!("{settings} for layers of the network"), format!("some for `{name}`"))),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -314,7 +331,8 @@ mod tests {
 
     #[test]
     fn the_tail_of_a_rank_is_the_unexplained_energy() {
-        // Solved in part: a quarter lies past the last rank. In full: nothing does, though the sum is rounded.
+        // Solved in part: a quarter lies past the last rank. In full: nothing does, though the sum
+        // is rounded.
         assert_eq!(tails(&[0.5, 0.25], 3), [0.5, 0.25]);
         let explained = [0.7, 0.1, 0.1];
         assert!(explained.iter().sum::<f64>() < 0.9);

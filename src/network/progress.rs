@@ -5,8 +5,9 @@ use core::ops::ControlFlow;
 
 /// One item of a long operation begins or is finished.
 ///
-/// Long operations call a function `FnMut(&Progress) -> ControlFlow<()>` before and after each item, on the thread that started
-/// them. [`ControlFlow::Break`] cancels the operation: it finishes the items under way and returns what it has.
+/// Long operations call a function `FnMut(&Progress) -> ControlFlow<()>` before and after each
+/// item, on the thread that started them. [`ControlFlow::Break`] cancels the operation: it finishes
+/// the items under way and returns what it has.
 ///
 /// ```
 /// use dalr::network::Progress;
@@ -38,7 +39,8 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Continues in any case. Pass `&mut Progress::ignore` to an operation whose progress is of no interest.
+    /// Continues in any case. Pass `&mut Progress::ignore` to an operation whose progress is of no
+    /// interest.
     pub fn ignore(&self) -> ControlFlow<()> {
         ControlFlow::Continue(())
     }

@@ -3,22 +3,22 @@
 use core::ops::ControlFlow;
 use std::collections::BTreeMap;
 
-use super::candidates::{Candidate, Limits, candidates};
-use super::evaluation::{Evaluation, Evaluator};
-use super::profile::{self, LayerProfile};
+use super::evaluation::{AnyError, Evaluation, Evaluator, boxed};
+use super::profile::{self, LayerProfile, Limits};
 use super::progress::Progress;
 use crate::error::during;
 use crate::{Error, Result};
 
 /// Compresses layers step by step while the network stays accurate enough: the paper's search.
 ///
-/// Each step tries to compress every layer a little further, evaluates each of these networks, and keeps the best; of equals, the
-/// one with the fewest parameters. The search ends when every one of them is worse than the original by more than
-/// `max_drop`, or when no layer can be compressed further. The first step of a layer takes it to the largest rank that saves
-/// parameters.
+/// Each step tries to compress every layer a little further, evaluates each of these networks, and
+/// keeps the best; of equals, the one with the fewest parameters. The search ends when every one of
+/// them is worse than the original by more than `max_drop`, or when no layer can be compressed
+/// further. The first step of a layer takes it to the largest rank that saves parameters.
 ///
 /// This takes an evaluation for every layer in every step: use it for a few layers.
-/// [`Sensitivities::measure`](super::Sensitivities::measure) takes one evaluation for each layer in total.
+/// [`Sensitivities::measure`](super::Sensitivities::measure) takes one evaluation for each layer in
+/// total.
 ///
 /// ```
 /// use std::collections::BTreeMap;
@@ -50,35 +50,29 @@ use crate::{Error, Result};
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct JointSearch {
     max_drop: f64,
-    step: Step,
+    /// A step takes this fraction of the rank, and at least this many ranks.
+    step: (f64, usize),
     limits: Limits,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-enum Step {
-    Ranks(usize),
-    Fraction(f64),
-}
-
 impl JointSearch {
-    /// Creates a search that may lose this much accuracy, in the units of the evaluations: 0.01 for the paper's 1 % of an
-    /// accuracy in [0, 1]. Each step takes a tenth of the rank.
+    /// Creates a search that may lose this much accuracy, in the units of the evaluations: 0.01 for
+    /// the paper's 1 % of an accuracy in [0, 1]. Each step takes a tenth of the rank.
     pub fn new(max_drop: f64) -> Self {
-        Self { max_drop, step: Step::Fraction(0.1), limits: Limits::NONE }
+        Self { max_drop, step: (0.1, 1), limits: Limits::NONE }
     }
 
     /// Makes each step take this many ranks, at least 1.
     #[must_use]
     pub fn with_step_ranks(mut self, ranks: usize) -> Self {
-        self.step = Step::Ranks(ranks);
+        self.step = (0.0, ranks);
         self
     }
 
-    /// Makes each step take this fraction of the layer's rank, in (0, 1), and at least one rank.
+    /// Makes each step take this fraction of the layer's rank, in [0, 1), and at least one rank.
     #[must_use]
     pub fn with_step_fraction(mut self, fraction: f64) -> Self {
-        self.step = Step::Fraction(fraction);
+        self.step = (fraction, 1);
         self
     }
 
@@ -98,31 +92,31 @@ impl JointSearch {
 
     /// Runs the search and returns its path: the original network, then every step that was kept.
     ///
-    /// `evaluate` gets the layers to compress and their ranks; all others stay original. It returns the accuracy of this network,
-    /// or another number that is better the larger it is. If `progress` cancels, the path is that of the steps completed;
-    /// it is empty if the original network was not evaluated. `evaluations` keeps all values, also after an error; the next run
+    /// `evaluate` gets the layers to compress and their ranks; all others stay original. It returns
+    /// the accuracy of this network, or another number that is better the larger it is. If
+    /// `progress` cancels, the path is that of the steps completed; it is empty if the original
+    /// network was not evaluated. `evaluations` keeps all values, also after an error; the next run
     /// continues from them.
     ///
     /// # Errors
     ///
-    /// No layers, or two of the same name; parameters out of range; an accuracy that is not finite; an error of `evaluate`, as
-    /// the source of an [`Error::Callback`].
-    pub fn run<E>(
+    /// No layers, or two of the same name; parameters out of range; an accuracy that is not finite;
+    /// an error of `evaluate`, as the source of an [`Error::Callback`].
+    pub fn run<E: Into<AnyError>>(
         &self,
         layers: &[LayerProfile],
         evaluations: &mut Vec<Evaluation>,
         evaluate: impl FnMut(&BTreeMap<String, usize>) -> Result<f64, E>,
         progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
-    ) -> Result<Vec<Evaluation>>
-    where
-        E: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
+    ) -> Result<Vec<Evaluation>> {
         during("JointSearch::run", || {
-            self.validate(layers)?;
-            let all: Vec<(&str, Vec<Candidate>)> =
-                layers.iter().map(|layer| (layer.name(), candidates(layer, self.limits))).collect();
-            let (total, done, cancelled) = (None, 0, false);
-            let mut evaluator = Evaluator { layers, evaluations, evaluate, progress, total, done, cancelled };
+            self.validate()?;
+            profile::positions(layers)?;
+            let all: Vec<(&str, Vec<usize>)> =
+                layers.iter().map(|layer| (layer.name(), layer.saving_ranks(self.limits))).collect();
+            let evaluate = &mut boxed(evaluate);
+            let mut evaluator =
+                Evaluator { layers, evaluations, evaluate, progress, total: None, done: 0, cancelled: false };
             let Some(original) = evaluator.evaluate(None, &BTreeMap::new())? else { return Ok(Vec::new()) };
             // Rounding must not exclude a drop that is just allowed.
             let rounding = 4.0 * f64::EPSILON * (original.value.abs() + self.max_drop);
@@ -131,8 +125,8 @@ impl JointSearch {
             let mut path = vec![original];
             loop {
                 let mut best: Option<Evaluation> = None;
-                for (name, candidates) in &all {
-                    let Some(next) = self.next(candidates, ranks.get(*name).copied()) else { continue };
+                for (name, allowed) in &all {
+                    let Some(next) = self.next(allowed, ranks.get(*name).copied()) else { continue };
                     let mut further = ranks.clone();
                     further.insert((*name).to_owned(), next);
                     let Some(found) = evaluator.evaluate(Some(name), &further)? else { return Ok(path) };
@@ -150,37 +144,26 @@ impl JointSearch {
         })
     }
 
-    fn validate(&self, layers: &[LayerProfile]) -> Result<()> {
-        let refuse = |parameter, expected: &str, found| Err(Error::out_of_range(parameter, expected.into(), found));
-        match self.step {
-            _ if !(self.max_drop >= 0.0 && self.max_drop.is_finite()) => {
-                refuse("the largest drop", "finite and at least 0", self.max_drop)
+    fn validate(&self) -> Result<()> {
+        let (fraction, ranks) = self.step;
+        let (parameter, expected, found) = match () {
+            () if !(self.max_drop >= 0.0 && self.max_drop.is_finite()) => {
+                ("the largest drop", "finite and at least 0", self.max_drop)
             }
-            Step::Ranks(0) => refuse("the step", "of at least 1 rank", 0.0),
-            Step::Fraction(fraction) if !(fraction > 0.0 && fraction < 1.0) => {
-                refuse("the step", "in (0, 1)", fraction)
-            }
-            _ => Ok(()),
-        }?;
-        self.limits.validate()?;
-        if layers.is_empty() {
-            return Err(Error::empty("the layers"));
-        }
-        profile::index(layers.iter().map(LayerProfile::name)).map(drop)
+            () if ranks == 0 => ("the step", "of at least 1 rank", 0.0),
+            () if !(0.0..1.0).contains(&fraction) => ("the step", "in [0, 1)", fraction),
+            () => return self.limits.validate(),
+        };
+        Err(Error::out_of_range(parameter, expected.into(), found))
     }
 
-    /// The rank of a layer one step further: the largest that is at least a step below the present one.
-    fn next(&self, candidates: &[Candidate], present: Option<usize>) -> Option<usize> {
-        let largest = match (present, self.step) {
-            (None, _) => usize::MAX,
-            (Some(rank), Step::Ranks(step)) => rank.saturating_sub(step),
-            (Some(rank), Step::Fraction(fraction)) => {
-                ((rank as f64 * (1.0 - fraction)).floor() as usize).min(rank.saturating_sub(1))
-            }
-        };
-        let ranks = || candidates.iter().map(|candidate| candidate.rank).filter(|&rank| rank > 0);
-        // The last step may be a short one.
-        let smallest = || ranks().next().filter(|&rank| present.is_none_or(|present| rank < present));
-        ranks().rfind(|&rank| rank <= largest).or_else(smallest)
+    /// The rank of a layer one step further: the largest allowed that is at least a step below the
+    /// present one, or the smallest allowed, to which the step may be shorter.
+    fn next(&self, allowed: &[usize], present: Option<usize>) -> Option<usize> {
+        let Some(present) = present else { return allowed.last().copied() };
+        let (fraction, ranks) = self.step;
+        let largest = ((present as f64 * (1.0 - fraction)).floor() as usize).min(present.saturating_sub(ranks));
+        let smallest = allowed.first().filter(|&&rank| rank < present);
+        allowed.iter().rfind(|&&rank| rank <= largest).or(smallest).copied()
     }
 }

@@ -3,15 +3,15 @@
 use core::ops::ControlFlow;
 use std::collections::BTreeMap;
 
-use super::candidates::{Limits, candidates};
-use super::evaluation::{Evaluation, Evaluator};
+use super::evaluation::{AnyError, Evaluation, Evaluator, boxed};
 use super::plan::{Choice, Plan};
-use super::profile::{self, LayerProfile};
+use super::profile::{self, LayerProfile, Limits};
 use super::progress::Progress;
 use crate::error::during;
 use crate::{Error, Result};
 
-/// The increase of the network's loss for each unit of a layer's loss, by name. Only the ratios matter.
+/// The increase of the network's loss for each unit of a layer's loss, by name. Only the ratios
+/// matter.
 ///
 /// In JSON this is a plain object: `{"fc1": 0.8, "fc2": 0.1}`.
 ///
@@ -34,16 +34,16 @@ impl Sensitivities {
     ///
     /// # Errors
     ///
-    /// A number that is negative or not finite ([`Error::InLayer`] names the layer); a name that comes twice.
+    /// A number that is negative or not finite ([`Error::InLayer`] names the layer); a name that
+    /// comes twice.
     pub fn new<N: Into<String>>(sensitivities: impl IntoIterator<Item = (N, f64)>) -> Result<Self> {
         during("Sensitivities::new", || {
             let mut map = BTreeMap::new();
             for (name, sensitivity) in sensitivities {
                 let name = name.into();
                 if !(sensitivity >= 0.0 && sensitivity.is_finite()) {
-                    let (parameter, expected) = ("the sensitivity", "finite and at least 0".into());
-                    let source = Error::out_of_range(parameter, expected, sensitivity);
-                    return Err(Error::InLayer { layer: name, source: Box::new(source) });
+                    let expected = "finite and at least 0".into();
+                    return Err(Error::out_of_range("the sensitivity", expected, sensitivity).in_layer(&name));
                 }
                 if map.contains_key(&name) {
                     let expected = "one sensitivity for each layer".into();
@@ -55,21 +55,23 @@ impl Sensitivities {
         })
     }
 
-    /// Measures the sensitivities: compresses one layer at a time, and divides the increase of the network's loss by the loss of
-    /// the layer.
+    /// Measures the sensitivities: compresses one layer at a time, and divides the increase of the
+    /// network's loss by the loss of the layer.
     ///
-    /// `evaluate` gets the layers to compress and their ranks; all others stay original. It returns the loss of this network, the
-    /// smaller the better: a cross-entropy, one minus a cosine, one minus an accuracy. It is called once without any layers, and
-    /// once for each layer at its rank in `plan`. A layer that stays original in `plan` is measured at the largest rank that
-    /// saves parameters. Layers that no rank makes smaller, or that lose nothing by it, are left out.
+    /// `evaluate` gets the layers to compress and their ranks; all others stay original. It returns
+    /// the loss of this network, the smaller the better: a cross-entropy, one minus a cosine, one
+    /// minus an accuracy. It is called once without any layers, and once for each layer at its rank
+    /// in `plan`. A layer that stays original in `plan` is measured at the largest rank that saves
+    /// parameters. Layers that no rank makes smaller, or that lose nothing by it, are left out.
     ///
-    /// A layer whose compression seems to help gets zero, which is noise; see [`with_floor`](Self::with_floor). The result is
-    /// `None` if `progress` cancels. `evaluations` keeps all values, also after an error; the next call continues from them.
+    /// A layer whose compression seems to help gets zero, which is noise; see
+    /// [`with_floor`](Self::with_floor). The result is `None` if `progress` cancels. `evaluations`
+    /// keeps all values, also after an error; the next call continues from them.
     ///
     /// # Errors
     ///
-    /// Two layers of the same name; no layer that can be measured; a value that is not finite, or a quotient that overflows; an
-    /// error of `evaluate`, as the source of an [`Error::Callback`].
+    /// Two layers of the same name; no layer that can be measured; a value that is not finite, or a
+    /// quotient that overflows; an error of `evaluate`, as the source of an [`Error::Callback`].
     ///
     /// ```
     /// use std::collections::BTreeMap;
@@ -98,26 +100,22 @@ impl Sensitivities {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn measure<E>(
+    pub fn measure<E: Into<AnyError>>(
         layers: &[LayerProfile],
         plan: &Plan,
         evaluations: &mut Vec<Evaluation>,
         evaluate: impl FnMut(&BTreeMap<String, usize>) -> Result<f64, E>,
         progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
-    ) -> Result<Option<Self>>
-    where
-        E: Into<Box<dyn std::error::Error + Send + Sync>>,
-    {
+    ) -> Result<Option<Self>> {
         during("Sensitivities::measure", || {
-            profile::index(layers.iter().map(LayerProfile::name))?;
-            let measurable: Vec<(&str, usize, f64)> =
-                layers.iter().filter_map(|layer| measurable(layer, plan)).collect();
+            profile::positions(layers)?;
+            let measurable: Vec<_> = layers.iter().filter_map(|layer| measurable(layer, plan)).collect();
             if measurable.is_empty() {
                 return Err(Error::empty("the layers that can be compressed"));
             }
+            let evaluate = &mut boxed(evaluate);
             let total = Some(measurable.len() + 1);
-            let (done, cancelled) = (0, false);
-            let mut evaluator = Evaluator { layers, evaluations, evaluate, progress, total, done, cancelled };
+            let mut evaluator = Evaluator { layers, evaluations, evaluate, progress, total, done: 0, cancelled: false };
             let Some(original) = evaluator.evaluate(None, &BTreeMap::new())? else { return Ok(None) };
             let mut sensitivities = Vec::with_capacity(measurable.len());
             for (name, rank, loss) in measurable {
@@ -134,6 +132,13 @@ impl Sensitivities {
         self.0.get(layer).copied()
     }
 
+    pub(super) fn require(&self, layer: &str) -> Result<f64> {
+        self.get(layer).ok_or_else(|| {
+            let expected = "a sensitivity for each layer that can be compressed".into();
+            Error::layers(expected, format!("none for `{layer}`"))
+        })
+    }
+
     /// All names and sensitivities, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, f64)> {
         self.0.iter().map(|(name, &sensitivity)| (name.as_str(), sensitivity))
@@ -141,8 +146,8 @@ impl Sensitivities {
 
     /// Raises every sensitivity to at least this fraction of their mean.
     ///
-    /// A single measurement of a layer that hardly matters is mostly noise. It may come out as zero, and the allocation would
-    /// then compress that layer to the smallest rank.
+    /// A single measurement of a layer that hardly matters is mostly noise. It may come out as
+    /// zero, and the allocation would then compress that layer to the smallest rank.
     ///
     /// # Errors
     ///
@@ -158,9 +163,7 @@ impl Sensitivities {
     pub fn with_floor(mut self, fraction_of_mean: f64) -> Result<Self> {
         during("Sensitivities::with_floor", || {
             if !(0.0..=1.0).contains(&fraction_of_mean) {
-                let parameter = "the fraction of the mean";
-                let (expected, found) = ("in [0, 1]".into(), fraction_of_mean);
-                return Err(Error::out_of_range(parameter, expected, found));
+                return Err(Error::out_of_range("the fraction of the mean", "in [0, 1]".into(), fraction_of_mean));
             }
             let count = self.0.len().max(1) as f64;
             let floor = self.0.values().map(|sensitivity| sensitivity / count).sum::<f64>() * fraction_of_mean;
@@ -178,10 +181,9 @@ fn measurable<'a>(layer: &'a LayerProfile, plan: &Plan) -> Option<(&'a str, usiz
     };
     // A loss that is rounding noise divides nothing.
     let least = layer.resolution() * layer.resolution();
-    let mut candidates = candidates(layer, Limits::NONE);
-    candidates.retain(|candidate| (1..=planned).contains(&candidate.rank));
-    let best = candidates.iter().rev().find(|candidate| candidate.loss > least && candidate.loss.is_finite())?;
-    Some((layer.name(), best.rank, best.loss))
+    let ranks = layer.saving_ranks(Limits::NONE).into_iter().rev().filter(|&rank| rank <= planned);
+    let mut measurable = ranks.filter_map(|rank| Some((layer.name(), rank, layer.loss(rank)?)));
+    measurable.find(|(_, _, loss)| *loss > least && loss.is_finite())
 }
 
 impl TryFrom<BTreeMap<String, f64>> for Sensitivities {

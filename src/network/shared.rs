@@ -1,30 +1,31 @@
 //! Layers with a shared input: one `down` for all of them, an `up` for each.
 
-use faer::{ColRef, MatMut, MatRef};
+use faer::{Col, ColRef, MatMut, MatRef};
 
-use super::candidates::{Candidate, Limits};
 use super::profile::{LayerProfile, tails};
 use super::sensitivities::Sensitivities;
 use crate::error::during;
 use crate::{
-    ActivationStats, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Result, Scalar, Warning, linalg,
+    Calibration, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Result, Scalar, Warning, linalg,
 };
 
 /// The weight of a layer without any sensitivity, relative to the layer with the largest.
 const NEGLIGIBLE: f64 = 1.0 / (1_u64 << 40) as f64;
 
-/// The energy of a group may differ this much from the sum of its layers' energies. Rounding is smaller, and the difference
-/// between two methods is larger.
+/// The energy of a group may differ this much from the sum of its layers' energies. Rounding is
+/// smaller, and the difference between two methods is larger.
 const SAME: f64 = 1e-3;
 
-/// Layers with a shared input, such as query, key and value, and the loss of each at every rank of a shared `down`.
+/// Layers with a shared input, such as query, key and value, and the loss of each at every rank of
+/// a shared `down`.
 ///
-/// The stacked weights are one layer. Its factors of rank `k` are one `down`, `k × n`, and an `up` for each layer, `mᵢ × k`. They
-/// have `k (n + Σ mᵢ)` parameters, separate factors `Σ kᵢ (n + mᵢ)`.
+/// The stacked weights are one layer. Its factors of rank `k` are one `down`, `k × n`, and an `up`
+/// for each layer, `mᵢ × k`. They have `k (n + Σ mᵢ)` parameters, separate factors `Σ kᵢ (n + mᵢ)`.
 /// [`Allocator::allocate_shared`](super::Allocator::allocate_shared) chooses the better of the two.
 ///
-/// The rows of each layer are scaled by `√(wᵢ / eᵢ)`, with the energy `eᵢ` of its outputs and its sensitivity `wᵢ`. This output
-/// metric makes the solution minimize the sum of the weighted *relative* squared errors, as separate factors do.
+/// The rows of each layer are scaled by `√(wᵢ / eᵢ)`, with the energy `eᵢ` of its outputs and its
+/// sensitivity `wᵢ`. This output metric makes the solution minimize the sum of the weighted
+/// *relative* squared errors, as separate factors do.
 ///
 /// ```
 /// use dalr::network::{Allocator, Budget, Choice, LayerProfile, SharedInput, Strategy};
@@ -63,7 +64,7 @@ pub struct SharedInput {
     members: Vec<Member>,
     /// Whether the method corrects the biases instead of keeping them.
     corrects_bias: bool,
-    warnings: Vec<Warning>,
+    pub(super) warnings: Vec<Warning>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -82,59 +83,54 @@ struct Member {
 impl SharedInput {
     /// Decomposes layers with a shared input together, for every rank up to `max_rank`.
     ///
-    /// The profiles must come from the same method and the same statistics. Sensitivities, if given, should be those of the
-    /// allocation. Truncate the decomposition of the stacked layer to the rank planned, and [`split`](Self::split) it.
+    /// The profiles must come from the same method and the same statistics. Sensitivities, if
+    /// given, should be those of the allocation. Truncate the decomposition of the stacked layer to
+    /// the rank planned, and [`split`](Self::split) it.
     ///
     /// # Errors
     ///
-    /// Fewer than two layers; profiles of other layers, or of layers that stay original; layers of which only some have a bias;
-    /// different numbers of inputs; a layer without a sensitivity; profiles from another method or other statistics, whose
-    /// errors cannot be compared; errors of [`LowRankCompressor::decompose`].
-    pub fn decompose<T: Scalar>(
+    /// Fewer than two layers; profiles of other layers, or of layers that stay original; layers of
+    /// which only some have a bias; different numbers of inputs; a layer without a sensitivity;
+    /// profiles from another method or other statistics, whose errors cannot be compared; errors of
+    /// [`LowRankCompressor::decompose`].
+    pub fn decompose<'a, T: Scalar>(
         members: &[(&LayerProfile, &Linear<T>)],
         sensitivities: Option<&Sensitivities>,
         method: &(impl LowRankCompressor<T> + ?Sized),
-        stats: &ActivationStats<T>,
+        calibration: impl Into<Calibration<'a, T>>,
         max_rank: usize,
     ) -> Result<(Self, Decomposition<T>)> {
+        let calibration = calibration.into();
         during("SharedInput::decompose", || {
             check_members(members)?;
             let scales = scales(members, sensitivities)?;
-            let decomposition = method.solve(&stack(members, &scales)?, stats.into(), max_rank)?;
-            let energy = |((profile, _), scale): (&(&LayerProfile, &Linear<T>), &f64)| {
-                scale * scale * profile.total_energy().unwrap_or(0.0)
-            };
-            let energies: Vec<f64> = members.iter().zip(&scales).map(energy).collect();
+            let decomposition = method.solve(&stack(members, &scales)?, calibration, max_rank)?;
+            let energies =
+                members.iter().zip(&scales).map(|((profile, _), scale)| scale * scale * profile.total_energy);
+            let energies: Vec<f64> = energies.collect();
             let (total, sum) = (decomposition.total_energy(), energies.iter().sum::<f64>());
             if (sum - total).abs() > SAME * total {
-                let expected = format!(
-                    "profiles from the method and the statistics of the group, with a total energy of {total:e}"
-                );
+                let expected = format!("profiles from the method and the data of the group, of total energy {total:e}");
                 return Err(Error::layers(expected, format!("{sum:e}")));
             }
             let factors = decomposition.truncate(decomposition.max_rank())?.into_layer();
             let full = factors.in_features().min(factors.out_features());
             let mut start = 0;
-            let mut found = Vec::with_capacity(members.len());
-            for (((profile, layer), energy), &scale) in members.iter().zip(energies).zip(&scales) {
-                let up = factors.up().subrows(start, layer.out_features());
+            let member = |(((profile, layer), energy), &scale): ((&(&LayerProfile, &Linear<T>), f64), &f64)| {
+                let out_features = layer.out_features();
+                let up = factors.up().subrows(start, out_features);
+                start += out_features;
                 let fraction = if energy > 0.0 { total / energy } else { 0.0 };
-                // `up` holds eigenvectors: the part of an eigenvalue in these rows is their squared norm.
-                let explained =
-                    |(column, part): (ColRef<'_, T>, &f64)| part * fraction * linalg::squared_norm(column.as_mat());
-                let explained: Vec<f64> = up.col_iter().zip(decomposition.explained()).map(explained).collect();
-                found.push(Member {
-                    name: profile.name().into(),
-                    out_features: layer.out_features(),
-                    bias: factors.bias().is_some(),
-                    scale,
-                    losses: tails(&explained, full),
-                });
-                start += layer.out_features();
-            }
+                // `up` holds eigenvectors: the part of an eigenvalue in these rows is their squared
+                // norm.
+                let explained = up.col_iter().zip(decomposition.explained());
+                let explained = explained.map(|(column, part)| part * fraction * linalg::squared_norm(column.as_mat()));
+                let losses = tails(&explained.collect::<Vec<_>>(), full);
+                Member { name: profile.name().into(), out_features, bias: factors.bias().is_some(), scale, losses }
+            };
             let shared = Self {
                 in_features: factors.in_features(),
-                members: found,
+                members: members.iter().zip(energies).zip(&scales).map(member).collect(),
                 corrects_bias: decomposition.corrects_bias(),
                 warnings: decomposition.facts().warnings.clone(),
             };
@@ -142,41 +138,40 @@ impl SharedInput {
         })
     }
 
-    /// Splits the compressed stacked layer into the layers of the group, in their order. Each has a copy of the shared `down`.
+    /// Splits the compressed stacked layer into the layers of the group, in their order. Each has a
+    /// copy of the shared `down`.
     ///
-    /// `originals` are the original layers, whose biases are kept if the method does not correct them.
+    /// `originals` are the original layers, whose biases are kept if the method does not correct
+    /// them.
     ///
     /// # Errors
     ///
-    /// A stacked layer or originals of other shapes; [`Error::Overflow`] if a factor leaves the range of `T`.
+    /// A stacked layer or originals of other shapes; [`Error::Overflow`] if a factor leaves the
+    /// range of `T`.
     pub fn split<T: Scalar>(
         &self,
         stacked: &LowRankLinear<T>,
         originals: &[&Linear<T>],
     ) -> Result<Vec<LowRankLinear<T>>> {
         during("SharedInput::split", || {
-            let shape = |what, expected, found| Err(Error::shape(what, expected, found));
             let outputs = self.members.iter().map(|member| member.out_features).sum();
-            if stacked.out_features() != outputs {
-                return shape("outputs of the stacked layer", outputs, stacked.out_features());
+            let mut shapes = vec![
+                ("outputs of the stacked layer", outputs, stacked.out_features()),
+                ("inputs of the stacked layer", self.in_features, stacked.in_features()),
+                ("original layers", self.members.len(), originals.len()),
+            ];
+            let pairs = || self.members.iter().zip(originals);
+            shapes.extend(pairs().map(|(m, o)| ("outputs of an original layer", m.out_features, o.out_features())));
+            if let Some(&(what, expected, found)) = shapes.iter().find(|(_, expected, found)| expected != found) {
+                return Err(Error::shape(what, expected, found));
             }
-            if stacked.in_features() != self.in_features {
-                return shape("inputs of the stacked layer", self.in_features, stacked.in_features());
-            }
-            if originals.len() != self.members.len() {
-                return shape("original layers", self.members.len(), originals.len());
-            }
-            let mut layers = Vec::with_capacity(self.members.len());
             let mut start = 0;
-            for (member, original) in self.members.iter().zip(originals) {
-                let rows = member.out_features;
-                if original.out_features() != rows {
-                    return shape("outputs of an original layer", rows, original.out_features());
-                }
+            let split = |(member, original): (&Member, &&Linear<T>)| {
+                let (rows, unit) = (member.out_features, member.scale.recip());
                 let mut up = linalg::zeros(rows, stacked.rank())?;
-                scale_into(up.as_mut(), stacked.up().subrows(start, rows), member.scale.recip());
-                let unscaled = |bias: ColRef<'_, T>| -> faer::Col<T> {
-                    bias.subrows(start, rows).iter().map(|b| T::from_f64(b.to_f64() / member.scale)).collect()
+                scale_into(up.as_mut(), stacked.up().subrows(start, rows), unit);
+                let unscaled = |bias: ColRef<'_, T>| -> Col<T> {
+                    bias.subrows(start, rows).iter().map(|b| T::from_f64(b.to_f64() * unit)).collect()
                 };
                 let bias = match self.corrects_bias {
                     true => stacked.bias().map(unscaled),
@@ -186,10 +181,10 @@ impl SharedInput {
                 if !finite || linalg::first_non_finite(up.as_ref()).is_some() {
                     return Err(Error::overflow("the factor `up` or the bias of a layer"));
                 }
-                layers.push(LowRankLinear::new(stacked.down().to_owned(), up, bias)?);
                 start += rows;
-            }
-            Ok(layers)
+                LowRankLinear::new(stacked.down().to_owned(), up, bias)
+            };
+            pairs().map(split).collect()
         })
     }
 
@@ -203,70 +198,38 @@ impl SharedInput {
         self.members.iter().map(|member| member.losses.len()).min().unwrap_or(0)
     }
 
-    /// The loss of a layer, by its index in the group, at this rank of the shared `down`: a squared relative error, as
-    /// [`LayerProfile::loss`]. `None` for a layer or a rank that does not exist.
+    /// The loss of a layer, by its index in the group, at this rank of the shared `down`: a squared
+    /// relative error, as [`LayerProfile::loss`]. `None` for a layer or a rank that does not exist.
     pub fn loss(&self, member: usize, rank: usize) -> Option<f64> {
         self.members.get(member)?.losses.get(rank.checked_sub(1)?).copied()
     }
 
     /// Parameters of all layers at this rank, biases included: `k (n + Σ mᵢ)`.
     pub fn parameters(&self, rank: usize) -> u64 {
-        self.members_at(rank).map(|(parameters, ..)| parameters).sum()
+        (0..self.members.len()).map(|index| self.at_rank(index, rank).0).sum()
     }
 
-    pub(super) fn warnings(&self) -> &[Warning] {
-        &self.warnings
-    }
-
-    /// Parameters, entries of the factors and loss of each layer at this rank. `down` counts with the first layer.
-    pub(super) fn members_at(&self, rank: usize) -> impl Iterator<Item = (u64, u64, f64)> {
-        self.members.iter().enumerate().map(move |(position, member)| {
-            let inputs = if position == 0 { self.in_features } else { 0 };
-            let factors = (rank as u64).saturating_mul((member.out_features + inputs) as u64);
-            let bias = if member.bias { member.out_features as u64 } else { 0 };
-            let loss = rank.checked_sub(1).and_then(|index| member.losses.get(index)).copied();
-            (factors + bias, factors, loss.unwrap_or(f64::INFINITY))
-        })
-    }
-
-    /// The largest loss of any layer.
-    pub(super) fn worst_loss(&self, rank: usize) -> f64 {
-        self.members_at(rank).map(|(.., loss)| loss).fold(0.0, f64::max)
+    /// Parameters, entries of the factors and loss of a layer at this rank. `down` counts with the
+    /// first layer.
+    pub(super) fn at_rank(&self, index: usize, rank: usize) -> (u64, u64, f64) {
+        let Some(member) = self.members.get(index) else { return (0, 0, f64::INFINITY) };
+        let inputs = if index == 0 { self.in_features } else { 0 };
+        let factors = (rank as u64).saturating_mul((member.out_features + inputs) as u64);
+        let bias = if member.bias { member.out_features as u64 } else { 0 };
+        (factors + bias, factors, self.loss(index, rank).unwrap_or(f64::INFINITY))
     }
 
     /// Refuses a profile that does not fit the group.
     pub(super) fn check(&self, layer: &LayerProfile) -> Result<()> {
-        let same = |member: &Member| member.name == layer.name() && member.out_features == layer.out_features();
-        let found = if !self.members.iter().any(same) || self.in_features != layer.in_features() {
-            "another shape"
-        } else if layer.is_by_data_errors() {
-            "losses by errors on the data"
-        } else {
-            return Ok(());
+        let shape = (layer.out_features(), layer.in_features());
+        let same = |member: &Member| member.name == layer.name() && (member.out_features, self.in_features) == shape;
+        let found = match self.members.iter().any(same) {
+            false => "another shape",
+            true if layer.by_data_errors => "losses by errors on the data",
+            true => return Ok(()),
         };
         let expected = format!("`{}` of the shape, and with the losses by energy, that its group has", layer.name());
         Err(Error::layers(expected, found.into()))
-    }
-
-    /// All ranks within the limits that make the group smaller, with the weighted loss of all layers.
-    pub(super) fn candidates(&self, members: &[(&LayerProfile, f64)], limits: Limits) -> Vec<Candidate> {
-        let original = members.iter().map(|(layer, _)| layer.parameters()).sum::<u64>();
-        let calls = members.first().map_or(1, |(layer, _)| layer.calls());
-        // The outputs of a shared `down` serve all layers only if these run equally often.
-        if members.iter().any(|(layer, _)| layer.calls() != calls) {
-            return Vec::new();
-        }
-        let candidate = |rank| {
-            let at = || self.members_at(rank).zip(members);
-            Candidate {
-                rank,
-                parameters: self.parameters(rank),
-                multiply_adds: self.members_at(rank).map(|(_, factors, _)| factors).sum::<u64>() * calls,
-                loss: at().map(|((.., loss), (_, weight))| weight * loss).sum(),
-            }
-        };
-        let ranks = limits.ranks(self.max_rank());
-        ranks.map(candidate).take_while(|candidate| candidate.parameters < original).collect()
     }
 }
 
@@ -285,8 +248,7 @@ fn check_members<T: Scalar>(members: &[(&LayerProfile, &Linear<T>)]) -> Result<(
         }
         if layer.in_features() != first.in_features() {
             let (expected, found) = (first.in_features(), layer.in_features());
-            let source = Error::shape("inputs, as the first layer has", expected, found);
-            return Err(Error::InLayer { layer: name.into(), source: Box::new(source) });
+            return Err(Error::shape("inputs, as the first layer has", expected, found).in_layer(name));
         }
         if layer.bias().is_some() != first.bias().is_some() {
             return refuse("layers that all have a bias or all have none", format!("another kind in `{name}`"));
@@ -295,24 +257,19 @@ fn check_members<T: Scalar>(members: &[(&LayerProfile, &Linear<T>)]) -> Result<(
     Ok(())
 }
 
-/// `√(wᵢ / eᵢ)` of each layer, divided by the largest.
+/// `√(wᵢ / eᵢ)` of each layer, divided by the largest; 1 for a layer without energy.
 fn scales<T>(members: &[(&LayerProfile, &Linear<T>)], sensitivities: Option<&Sensitivities>) -> Result<Vec<f64>> {
-    let weight = |(profile, _): &(&LayerProfile, &Linear<T>)| match sensitivities {
-        None => Ok(1.0),
-        Some(sensitivities) => sensitivities.get(profile.name()).ok_or_else(|| {
-            let expected = "a sensitivity for each layer of the group".into();
-            Error::layers(expected, format!("none for `{}`", profile.name()))
-        }),
-    };
+    let weight = |(profile, _): &(&LayerProfile, _)| sensitivities.map_or(Ok(1.0), |all| all.require(profile.name()));
     let weights: Vec<f64> = members.iter().map(weight).collect::<Result<_>>()?;
-    let largest = weights.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
-    let scale = |((profile, _), weight): (&(&LayerProfile, &Linear<T>), &f64)| {
-        let energy = profile.total_energy().filter(|&energy| energy > 0.0)?;
-        Some((weight / largest).max(NEGLIGIBLE).sqrt() / energy.sqrt())
+    let largest = |numbers: &[f64]| numbers.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
+    let heaviest = largest(&weights);
+    let scale = |((profile, _), weight): (&(&LayerProfile, _), &f64)| match profile.total_energy {
+        energy if energy > 0.0 => (weight / heaviest).max(NEGLIGIBLE).sqrt() / energy.sqrt(),
+        _ => 0.0,
     };
-    let scales: Vec<Option<f64>> = members.iter().zip(&weights).map(scale).collect();
-    let largest = scales.iter().flatten().copied().fold(f64::MIN_POSITIVE, f64::max);
-    Ok(scales.into_iter().map(|scale| scale.map_or(1.0, |scale| scale / largest)).collect())
+    let scales: Vec<f64> = members.iter().zip(&weights).map(scale).collect();
+    let largest = largest(&scales);
+    Ok(scales.into_iter().map(|scale| if scale > 0.0 { scale / largest } else { 1.0 }).collect())
 }
 
 /// The weights of all layers, each multiplied by its scale, on top of one another.
@@ -320,8 +277,7 @@ fn stack<T: Scalar>(members: &[(&LayerProfile, &Linear<T>)], scales: &[f64]) -> 
     let outputs = members.iter().map(|(_, layer)| layer.out_features()).sum();
     let inputs = members.first().map_or(0, |(_, layer)| layer.in_features());
     let mut weight = linalg::zeros(outputs, inputs)?;
-    let mut bias = Vec::new();
-    let mut start = 0;
+    let (mut bias, mut start) = (Vec::new(), 0);
     for ((_, layer), &scale) in members.iter().zip(scales) {
         scale_into(weight.as_mut().subrows_mut(start, layer.out_features()), layer.weight(), scale);
         bias.extend(layer.bias().into_iter().flat_map(|bias| bias.iter()).map(|b| T::from_f64(b.to_f64() * scale)));
@@ -339,6 +295,7 @@ fn scale_into<T: Scalar>(target: MatMut<'_, T>, source: MatRef<'_, T>, scale: f6
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::network::{Allocator, Budget, Choice, Strategy};
 
     /// Two layers of 6 × 6, which lose a tenth and an eighth less with every rank.
     fn group() -> (SharedInput, [LayerProfile; 2]) {
@@ -355,20 +312,29 @@ mod tests {
     #[test]
     fn candidates_are_smaller_and_count_weights_and_calls() {
         let (shared, layers) = group();
-        // 18 parameters for each rank: 4 ranks need the 72 of the original layers.
+        let sensitivities = Sensitivities::new([("query", 2.0), ("key", 0.5)]).unwrap();
+        // 18 parameters for each rank. The smallest rank excludes separate factors within the
+        // budget.
+        let plan = |rank: usize, layers: &[LayerProfile]| {
+            let allocator = Allocator::new(Budget::Parameters(18 * rank as u64)).with_min_rank(rank);
+            let allocator = allocator.with_strategy(Strategy::Sensitivity(sensitivities.clone()));
+            allocator.allocate_shared(layers, std::slice::from_ref(&shared))
+        };
         for calls in [1, 3] {
-            let [query, key] = layers.clone().map(|layer| layer.with_calls(calls));
-            let found = shared.candidates(&[(&query, 2.0), (&key, 0.5)], Limits::NONE);
-            assert_eq!(found.iter().map(|candidate| candidate.rank).collect::<Vec<_>>(), [1, 2, 3]);
-            for candidate in found {
-                let rank = candidate.rank as u64;
-                assert_eq!((candidate.parameters, candidate.multiply_adds), (18 * rank, 18 * rank * calls));
+            let layers = layers.clone().map(|layer| layer.with_calls(calls));
+            for rank in 1..=3 {
+                let plan = plan(rank, &layers).unwrap();
+                assert!(plan.layers.iter().all(|layer| layer.choice == Choice::Shared { group: 0, rank }));
+                let parameters = 18 * rank as u64;
+                assert_eq!((plan.parameters_after(), plan.multiply_adds_after()), (parameters, parameters * calls));
                 let loss = 2.0 * (1.0 - 0.1 * rank as f64) + 0.5 * (1.0 - 0.125 * rank as f64);
-                assert!((candidate.loss - loss).abs() < 1e-14);
+                assert!((plan.objective - loss).abs() < 1e-14);
             }
+            // 4 ranks need the 72 parameters of the original layers.
+            assert!(plan(4, &layers).unwrap().layers.iter().all(|layer| layer.choice == Choice::Original));
         }
         let [query, key] = layers;
-        assert_eq!(shared.candidates(&[(&query, 1.0), (&key.with_calls(2), 1.0)], Limits::NONE), []);
+        assert!(matches!(plan(1, &[query, key.with_calls(2)]), Err(Error::OutOfRange { .. })));
     }
 
     #[test]

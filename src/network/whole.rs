@@ -1,5 +1,7 @@
-//! The layers of a network with their statistics: decomposed, or compressed within a budget, in one call.
+//! The layers of a network with their statistics: decomposed, or compressed within a budget, in one
+//! call.
 
+use core::cmp::Reverse;
 use core::fmt;
 use core::ops::ControlFlow;
 use std::collections::BTreeMap;
@@ -7,19 +9,20 @@ use std::sync::Arc;
 
 use super::allocator::Allocator;
 use super::budget::Strategy;
-use super::memory;
-use super::parallel::{self, Task};
-use super::plan::{Choice, Plan};
+use super::plan::{Choice, LayerPlan, Plan};
 use super::profile::{self, LayerProfile};
 use super::progress::Progress;
 use super::shared::SharedInput;
 use crate::error::during;
-use crate::{ActivationStats, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Result, Scalar};
+use crate::{
+    ActivationStats, Calibration, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Result, Scalar,
+};
 
 /// The layers of a network, with their names and the statistics of their inputs.
 ///
-/// [`compress`](Self::compress) decomposes all layers, allocates a budget and returns the compressed layers with the plan. For
-/// networks whose decompositions exceed the memory, [`decompose`](Self::decompose) hands each one over as it is finished.
+/// [`compress`](Self::compress) decomposes all layers, allocates a budget and returns the
+/// compressed layers with the plan. For networks whose decompositions exceed the memory,
+/// [`decompose`](Self::decompose) hands each one over as it is finished.
 ///
 /// ```
 /// use dalr::network::{Allocator, Budget, Network, Sensitivities, Strategy};
@@ -47,7 +50,7 @@ use crate::{ActivationStats, Decomposition, Error, Linear, LowRankCompressor, Lo
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Network<'a, T> {
     layers: Vec<Layer<'a, T>>,
     max_ranks: BTreeMap<String, usize>,
@@ -59,7 +62,27 @@ struct Layer<'a, T> {
     name: String,
     shape: (usize, usize),
     samples: u64,
-    source: Source<'a, T>,
+    /// Whether the layer and its statistics take memory only while it is decomposed.
+    is_lazy: bool,
+    load: Box<Load<'a, T>>,
+}
+
+/// Returns a layer and its data.
+type Load<'a, T> = dyn Fn() -> Result<Loaded<'a, T>> + Send + Sync + 'a;
+
+/// A layer and its data in memory.
+enum Loaded<'a, T> {
+    Borrowed(&'a Linear<T>, Calibration<'a, T>),
+    Owned(Linear<T>, Arc<ActivationStats<T>>),
+}
+
+impl<T> Loaded<'_, T> {
+    fn parts(&self) -> (&Linear<T>, Calibration<'_, T>) {
+        match self {
+            Self::Borrowed(linear, calibration) => (linear, *calibration),
+            Self::Owned(linear, stats) => (linear, (&**stats).into()),
+        }
+    }
 }
 
 impl<T> fmt::Debug for Layer<'_, T> {
@@ -68,77 +91,30 @@ impl<T> fmt::Debug for Layer<'_, T> {
     }
 }
 
-/// A layer and its statistics, loaded when they are needed.
-type Load<'a, T> = dyn Fn() -> Result<(Linear<T>, Arc<ActivationStats<T>>)> + Send + Sync + 'a;
-
-enum Source<'a, T> {
-    Here(&'a Linear<T>, &'a ActivationStats<T>),
-    Elsewhere(Box<Load<'a, T>>),
-}
-
-/// A layer and its statistics in memory.
-enum Loaded<'a, T> {
-    Borrowed(&'a Linear<T>, &'a ActivationStats<T>),
-    Owned(Linear<T>, Arc<ActivationStats<T>>),
-}
-
-impl<T> Loaded<'_, T> {
-    fn linear(&self) -> &Linear<T> {
-        match self {
-            Self::Borrowed(linear, _) => linear,
-            Self::Owned(linear, _) => linear,
-        }
-    }
-
-    fn stats(&self) -> &ActivationStats<T> {
-        match self {
-            Self::Borrowed(_, stats) => stats,
-            Self::Owned(_, stats) => stats,
-        }
-    }
-}
-
-impl<'a, T: Scalar> Layer<'a, T> {
-    fn load(&self) -> Result<Loaded<'a, T>> {
-        let load = match &self.source {
-            Source::Here(linear, stats) => return Ok(Loaded::Borrowed(linear, stats)),
-            Source::Elsewhere(load) => load,
-        };
-        let (linear, stats) = load()?;
-        let found = (linear.out_features(), linear.in_features());
-        if found != self.shape {
-            let shape = |(m, n): (usize, usize)| format!("a {m} × {n} weight");
-            let (expected, found) = (shape(self.shape), shape(found));
-            return Err(Error::layers(expected, found));
-        }
-        Ok(Loaded::Owned(linear, stats))
-    }
-}
-
-impl<T> Default for Network<'_, T> {
-    fn default() -> Self {
-        let (layers, max_ranks, shared) = (Vec::new(), BTreeMap::new(), Vec::new());
-        Self { layers, max_ranks, shared, memory_limit: None }
-    }
-}
-
 impl<'a, T: Scalar> Network<'a, T> {
     /// Creates a network without layers and without a memory limit.
     pub fn new() -> Self {
-        Self::default()
+        let (layers, max_ranks, shared) = (Vec::new(), BTreeMap::new(), Vec::new());
+        Self { layers, max_ranks, shared, memory_limit: None }
     }
 
-    /// Adds a layer with the statistics of its inputs.
+    /// Adds a layer with its calibration data, most often the statistics of its inputs.
     #[must_use]
-    pub fn with_layer(mut self, name: impl Into<String>, layer: &'a Linear<T>, stats: &'a ActivationStats<T>) -> Self {
-        let shape = (layer.out_features(), layer.in_features());
-        let (samples, source) = (stats.samples(), Source::Here(layer, stats));
-        self.layers.push(Layer { name: name.into(), shape, samples, source });
+    pub fn with_layer(
+        mut self,
+        name: impl Into<String>,
+        layer: &'a Linear<T>,
+        calibration: impl Into<Calibration<'a, T>>,
+    ) -> Self {
+        let (shape, calibration) = ((layer.out_features(), layer.in_features()), calibration.into());
+        let load = Box::new(move || Ok(Loaded::Borrowed(layer, calibration)));
+        self.layers.push(Layer { name: name.into(), shape, samples: calibration.samples(), is_lazy: false, load });
         self
     }
 
-    /// Adds an out × in layer that `load` reads when its turn comes, on the thread that decomposes it. Its statistics have
-    /// this many samples. Layers that share their statistics can share the [`Arc`].
+    /// Adds an out × in layer that `load` reads when its turn comes, on the thread that decomposes
+    /// it. Its statistics have this many samples. Layers that share their statistics can share the
+    /// [`Arc`].
     ///
     /// ```
     /// use std::sync::Arc;
@@ -159,68 +135,95 @@ impl<'a, T: Scalar> Network<'a, T> {
         samples: u64,
         load: impl Fn() -> Result<(Linear<T>, Arc<ActivationStats<T>>)> + Send + Sync + 'a,
     ) -> Self {
-        let source = Source::Elsewhere(Box::new(load));
-        self.layers.push(Layer { name: name.into(), shape, samples, source });
+        let load = Box::new(move || {
+            let (linear, stats) = load()?;
+            let found = (linear.out_features(), linear.in_features());
+            if found != shape {
+                let weight = |(m, n): (usize, usize)| format!("a {m} × {n} weight");
+                return Err(Error::layers(weight(shape), weight(found)));
+            }
+            Ok(Loaded::Owned(linear, stats))
+        });
+        self.layers.push(Layer { name: name.into(), shape, samples, is_lazy: true, load });
         self
     }
 
-    /// Sets the rank up to which a layer is decomposed. The default is the largest rank that saves parameters.
+    /// Sets the rank up to which a layer is decomposed. The default is the largest rank that saves
+    /// parameters.
     #[must_use]
     pub fn with_max_rank(mut self, layer: impl Into<String>, rank: usize) -> Self {
         self.max_ranks.insert(layer.into(), rank);
         self
     }
 
-    /// States that these layers read the same input, so that [`compress`](Self::compress) may give them one `down`. They must
-    /// have the same statistics.
+    /// States that these layers read the same input, so that [`compress`](Self::compress) may give
+    /// them one `down`. They must have the same statistics.
     #[must_use]
     pub fn with_shared_input<N: Into<String>>(mut self, layers: impl IntoIterator<Item = N>) -> Self {
         self.shared.push(layers.into_iter().map(Into::into).collect());
         self
     }
 
-    /// Limits the memory of the layers that are decomposed together and of their results, by [estimate](Self::memory). Layers
-    /// and statistics that are in memory anyway do not count, nor do results that the caller keeps.
+    /// Limits the memory of the layers that are decomposed together and of their results, by
+    /// [estimate](Self::memory). Layers and statistics that are in memory anyway do not count, nor
+    /// do results that the caller keeps.
     #[must_use]
     pub fn with_memory_limit(mut self, bytes: usize) -> Self {
         self.memory_limit = Some(bytes);
         self
     }
 
-    /// An upper estimate of the bytes that the decomposition of a layer takes, its result included, and the layer and its
-    /// statistics if they are loaded for it. `None` for a name that no layer has.
+    /// An upper estimate of the bytes that the decomposition of a layer takes, its result included,
+    /// and the layer and its statistics if they are loaded for it. `None` for a name that no layer
+    /// has.
     pub fn memory(&self, layer: &str) -> Option<usize> {
         self.layers.iter().find(|other| other.name == layer).map(|layer| self.estimate(layer))
     }
 
     fn estimate(&self, layer: &Layer<'a, T>) -> usize {
-        let samples = usize::try_from(layer.samples).unwrap_or(usize::MAX);
-        let solving = memory::decomposition(layer.shape, samples, self.max_rank(layer), size_of::<T>());
-        match layer.source {
-            Source::Here(..) => solving,
-            Source::Elsewhere(_) => solving.saturating_add(memory::loaded(layer.shape, samples, size_of::<T>())),
-        }
+        let (m, n) = (layer.shape.0 as f64, layer.shape.1 as f64);
+        let (small, scalar, rank) = (m.min(n), size_of::<T>() as f64, self.max_rank(layer) as f64);
+        // Statistics keep samples until these take twice the memory of their second moment: `2 n`
+        // in `f32`.
+        let samples = layer.samples as f64;
+        let kept = samples.min(n * (8.0 / scalar));
+        // The samples centred, their outputs and their Gram matrix; or the second moment.
+        let moment = match kept < samples {
+            true => 3.0 * n * n,
+            false => kept * (2.5 * n + 2.0 * m) + 2.0 * kept.min(n).powi(2),
+        };
+        // All in `f64`: the weight, as it is and as `Q R`; the matrix to diagonalize, its
+        // eigenvectors, and as much again each for their check and for the workspace; the factors.
+        let solving = 8.0 * (3.0 * m * n + 8.0 * small * small + moment + 4.0 * rank * (m + n)) + 1e6;
+        // The samples, or the packed second moment and a quarter more for small batches. `Vec` may
+        // reserve twice the need.
+        let stats = 2.0 * (kept * n * scalar).max(if kept < samples { 5.0 * n * n } else { 0.0 });
+        let loading = if layer.is_lazy { (m * n + m) * scalar + stats + 64.0 * n } else { 0.0 };
+        // The conversion saturates.
+        (solving + loading) as usize
     }
 
     fn max_rank(&self, layer: &Layer<'a, T>) -> usize {
         self.max_ranks.get(&layer.name).copied().unwrap_or_else(|| saving_rank(layer.shape))
     }
 
-    /// Decomposes all layers in parallel as far as memory allows, and hands each decomposition over with the name of its layer
-    /// when it is finished: on the caller's thread, in no particular order.
+    /// Decomposes all layers in parallel as far as memory allows, and hands each decomposition over
+    /// with the name of its layer when it is finished: on the caller's thread, in no particular
+    /// order.
     ///
-    /// Several layers run at a time with one thread each, or one layer with parallel kernels. The first is chosen if at least
-    /// as many layers as threads are left, and the memory limit allows that many together. Without the `rayon` feature and inside
-    /// a rayon worker, the layers run one after the other. Rayon's own pool is used; a method with a number of threads of its
-    /// own keeps to that.
+    /// Several layers run at a time with one thread each, or one layer with parallel kernels. The
+    /// first is chosen if at least as many layers as threads are left, and the memory limit allows
+    /// that many together. Without the `rayon` feature and inside a rayon worker, the layers run
+    /// one after the other. Rayon's own pool is used; a method with a number of threads of its own
+    /// keeps to that.
     ///
     /// If `progress` cancels, the layers that have begun are finished and handed over.
     ///
     /// # Errors
     ///
-    /// Two layers of the same name, a rank for a name that no layer has, or a layer that exceeds the memory limit by itself,
-    /// before anything begins. [`Error::InLayer`] for the first layer that fails, after those that had begun are handed over.
-    /// An error of `deliver`.
+    /// Two layers of the same name, a rank for a name that no layer has, or a layer that exceeds
+    /// the memory limit by itself, before anything begins. [`Error::InLayer`] for the first layer
+    /// that fails, after those that had begun are handed over. An error of `deliver`.
     ///
     /// ```
     /// use dalr::network::{LayerProfile, Network, Progress};
@@ -242,157 +245,178 @@ impl<'a, T: Scalar> Network<'a, T> {
     /// # Ok(())
     /// # }
     /// ```
-    pub fn decompose<C>(
+    pub fn decompose(
         &self,
-        method: &C,
+        method: &(impl LowRankCompressor<T> + Sync + ?Sized),
         deliver: impl FnMut(&str, Decomposition<T>) -> Result<()>,
         progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
-    ) -> Result<()>
-    where
-        C: LowRankCompressor<T> + Sync + ?Sized,
-    {
-        during("Network::decompose", || {
-            self.decompose_some(&self.layers.iter().collect::<Vec<_>>(), method, deliver, progress)
-        })
+    ) -> Result<()> {
+        during("Network::decompose", || self.decompose_some(self.layers.iter().collect(), method, deliver, progress))
     }
 
-    fn decompose_some<C>(
+    fn decompose_some(
         &self,
-        layers: &[&Layer<'a, T>],
-        method: &C,
+        mut layers: Vec<&Layer<'a, T>>,
+        method: &(impl LowRankCompressor<T> + Sync + ?Sized),
         mut deliver: impl FnMut(&str, Decomposition<T>) -> Result<()>,
         progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
-    ) -> Result<()>
-    where
-        C: LowRankCompressor<T> + Sync + ?Sized,
-    {
+    ) -> Result<()> {
         let index = profile::index(self.layers.iter().map(|layer| layer.name.as_str()))?;
-        if let Some(name) = self.max_ranks.keys().find(|name| !index.contains_key(name.as_str())) {
-            let expected = "ranks for layers of the network".into();
-            return Err(Error::layers(expected, format!("one for `{name}`")));
-        }
+        profile::require_known(&index, self.max_ranks.keys(), "ranks")?;
         let limit = self.memory_limit.unwrap_or(usize::MAX);
-        let mut tasks = Vec::with_capacity(layers.len());
-        for &layer in layers {
-            let (name, memory) = (layer.name.as_str(), self.estimate(layer));
-            if memory > limit {
-                let available = format!("the limit of {limit} bytes");
-                let source = Error::memory(memory, available);
-                return Err(Error::InLayer { layer: name.into(), source: Box::new(source) });
-            }
-            tasks.push(Task { item: layer, name, memory });
+        if let Some(layer) = layers.iter().find(|layer| self.estimate(layer) > limit) {
+            let available = format!("the limit of {limit} bytes");
+            return Err(Error::memory(self.estimate(layer), available).in_layer(&layer.name));
         }
-        let work = |layer: &Layer<'a, T>| {
-            let loaded = layer.load()?;
-            method.solve(loaded.linear(), loaded.stats().into(), self.max_rank(layer))
+        // The largest first: then no thread waits long at the end, and layers of the same size run
+        // together.
+        layers.sort_by_key(|layer| Reverse(self.estimate(layer)));
+        let solve = |layer: &&Layer<'a, T>| {
+            let loaded = (layer.load)()?;
+            let (linear, calibration) = loaded.parts();
+            method.solve(linear, calibration, self.max_rank(layer))
         };
-        let deliver = |layer: &Layer<'a, T>, decomposition| deliver(&layer.name, decomposition);
-        parallel::for_each(&tasks, limit, work, deliver, progress)
+        let (total, mut done, mut cancelled) = (Some(layers.len()), 0, false);
+        let event = |layer: &Layer<'a, T>, finished, done| {
+            let layer = Some(layer.name.clone());
+            Progress { layer, finished, done, total, value: None }
+        };
+        let mut waiting = &layers[..];
+        while !waiting.is_empty() && !cancelled {
+            let (batch, rest) = waiting.split_at(self.batch_size(waiting, limit));
+            let begun = batch.iter().take_while(|layer| progress(&event(layer, false, done)).is_continue()).count();
+            cancelled = begun < batch.len();
+            let (batch, mut outcome) = (batch.split_at(begun).0, Ok(()));
+            for (layer, result) in batch.iter().zip(solve_all(batch, &solve)) {
+                let name = &layer.name;
+                match result.map_err(|error| error.in_layer(name)).and_then(|result| deliver(name, result)) {
+                    Ok(()) => {
+                        done += 1;
+                        cancelled |= progress(&event(layer, true, done)).is_break();
+                    }
+                    Err(error) => outcome = outcome.and(Err(error)),
+                }
+            }
+            outcome?;
+            waiting = rest;
+        }
+        Ok(())
     }
 
-    /// Compresses the network: decomposes the layers, allocates the budget, and returns the plan with the compressed layers by
-    /// name. Layers that stay original are not among them.
+    /// Compresses the network: decomposes the layers, allocates the budget, and returns the plan
+    /// with the compressed layers by name. Layers that stay original are not among them.
     ///
-    /// `allocator` is a [`Budget`](super::Budget) or an [`Allocator`]. All decompositions are kept until the plan is made; each
-    /// takes at most the memory of its layer, and the factors of a shared input as much again. Layers with a shared `down`
-    /// each have a copy of it; the plan counts its parameters once.
+    /// `allocator` is a [`Budget`](super::Budget) or an [`Allocator`]. All decompositions are kept
+    /// until the plan is made; each takes at most the memory of its layer, and the factors of a
+    /// shared input as much again. Layers with a shared `down` each have a copy of it; the plan
+    /// counts its parameters once.
     ///
     /// # Errors
     ///
-    /// As [`decompose`](Self::decompose), [`Allocator::allocate_shared`] and [`SharedInput::decompose`]; a shared input of a
-    /// layer that does not exist.
-    pub fn compress<C>(
+    /// As [`decompose`](Self::decompose), [`Allocator::allocate_shared`] and
+    /// [`SharedInput::decompose`]; a shared input of a layer that does not exist.
+    pub fn compress(
         &self,
-        method: &C,
+        method: &(impl LowRankCompressor<T> + Sync + ?Sized),
         allocator: impl Into<Allocator>,
-    ) -> Result<(Plan, BTreeMap<String, LowRankLinear<T>>)>
-    where
-        C: LowRankCompressor<T> + Sync + ?Sized,
-    {
+    ) -> Result<(Plan, BTreeMap<String, LowRankLinear<T>>)> {
         during("Network::compress", || {
             let allocator: Allocator = allocator.into();
-            let layers: Vec<&Layer<'a, T>> =
-                self.layers.iter().filter(|layer| !allocator.leaves(&layer.name)).collect();
+            let layers: Vec<_> = self.layers.iter().filter(|layer| !allocator.leaves(&layer.name)).collect();
             let mut decompositions = BTreeMap::new();
             let keep = |name: &str, decomposition| {
                 decompositions.insert(name.to_owned(), decomposition);
                 Ok(())
             };
-            self.decompose_some(&layers, method, keep, &mut Progress::ignore)?;
+            self.decompose_some(layers, method, keep, &mut Progress::ignore)?;
             let profile = |layer: &Layer<'a, T>| match decompositions.get(&layer.name) {
                 Some(decomposition) => Ok(LayerProfile::new(&layer.name, decomposition)),
-                None => LayerProfile::original(&layer.name, layer.shape, layer.load()?.linear().bias().is_some()),
+                None => LayerProfile::original(&layer.name, layer.shape, (layer.load)()?.parts().0.bias().is_some()),
             };
             let profiles = self.layers.iter().map(profile).collect::<Result<Vec<_>>>()?;
+            let sensitivities = match &allocator.strategy {
+                Strategy::Sensitivity(sensitivities) => Some(sensitivities),
+                _ => None,
+            };
             let (mut groups, mut stacked) = (Vec::new(), Vec::new());
             // A group with a layer that stays original cannot share its `down`.
             for names in self.shared.iter().filter(|names| !names.iter().any(|name| allocator.leaves(name))) {
-                let (shared, decomposition) = self.decompose_shared(names, &profiles, allocator.strategy(), method)?;
+                let loaded = self.load_all(names)?;
+                let (first, calibration) = loaded.first().ok_or_else(|| Error::empty("a shared input"))?.parts();
+                let profile = |name: &String| profiles.iter().find(|profile| profile.name() == name);
+                let members: Vec<_> =
+                    names.iter().filter_map(profile).zip(loaded.iter().map(|loaded| loaded.parts().0)).collect();
+                let outputs = members.iter().map(|(_, linear)| linear.out_features()).sum();
+                let rank = saving_rank((outputs, first.in_features()));
+                let (shared, joint) = SharedInput::decompose(&members, sensitivities, method, calibration, rank)?;
                 groups.push(shared);
-                stacked.push(decomposition);
+                stacked.push((names, joint));
             }
             let plan = allocator.allocate_shared(&profiles, &groups)?;
-            let mut compressed = BTreeMap::new();
-            let mut ranks = BTreeMap::new();
-            for layer in &plan.layers {
-                match (layer.choice, decompositions.get(&layer.name)) {
-                    (Choice::Rank(rank), Some(decomposition)) => {
-                        compressed.insert(layer.name.clone(), decomposition.truncate(rank)?.into_layer());
-                    }
-                    (Choice::Shared { group, rank }, _) => drop(ranks.insert(group, rank)),
-                    _ => {}
+            let (mut compressed, ranks) = (BTreeMap::new(), plan.ranks());
+            for (name, decomposition) in decompositions {
+                if let Some(&rank) = ranks.get(&name) {
+                    compressed.insert(name, decomposition.truncate(rank)?.into_layer());
                 }
             }
-            for (group, (shared, decomposition)) in groups.iter().zip(&stacked).enumerate() {
-                if let Some(&rank) = ranks.get(&group) {
-                    let layer =
-                        |name| self.layers.iter().find(|layer| layer.name == name).ok_or_else(|| not_shared(name));
-                    let loaded = shared.names().map(|name| layer(name)?.load()).collect::<Result<Vec<_>>>()?;
-                    let originals: Vec<&Linear<T>> = loaded.iter().map(Loaded::linear).collect();
-                    let layers = shared.split(decomposition.truncate(rank)?.layer(), &originals)?;
-                    compressed.extend(shared.names().map(str::to_owned).zip(layers));
+            for (group, (shared, (names, joint))) in groups.iter().zip(&stacked).enumerate() {
+                let rank = |layer: &LayerPlan| match layer.choice {
+                    Choice::Shared { group: other, rank } if other == group => Some(rank),
+                    _ => None,
+                };
+                if let Some(rank) = plan.layers.iter().find_map(rank) {
+                    let loaded = self.load_all(names)?;
+                    let originals: Vec<&Linear<T>> = loaded.iter().map(|loaded| loaded.parts().0).collect();
+                    let layers = shared.split(joint.truncate(rank)?.layer(), &originals)?;
+                    compressed.extend(names.iter().cloned().zip(layers));
                 }
             }
             Ok((plan, compressed))
         })
     }
 
-    /// Decomposes the layers of a shared input together, up to the largest rank that saves parameters.
-    fn decompose_shared<C>(
-        &self,
-        names: &[String],
-        profiles: &[LayerProfile],
-        strategy: &Strategy,
-        method: &C,
-    ) -> Result<(SharedInput, Decomposition<T>)>
-    where
-        C: LowRankCompressor<T> + ?Sized,
-    {
-        let mut loaded = Vec::with_capacity(names.len());
-        for name in names {
-            let layer = self.layers.iter().zip(profiles).find(|(layer, _)| layer.name == *name);
-            let (layer, profile) = layer.ok_or_else(|| not_shared(name))?;
-            loaded.push((profile, layer.load()?));
-        }
-        let members: Vec<_> = loaded.iter().map(|(profile, loaded)| (*profile, loaded.linear())).collect();
-        let Some(stats) = loaded.first().map(|(_, loaded)| loaded.stats()) else {
-            return Err(Error::empty("a shared input"));
+    /// Loads the layers of a shared input.
+    fn load_all(&self, names: &[String]) -> Result<Vec<Loaded<'a, T>>> {
+        let load = |name: &String| {
+            let layer = self.layers.iter().find(|layer| layer.name == *name).ok_or_else(|| {
+                Error::layers("shared inputs of layers of the network".into(), format!("one of `{name}`"))
+            });
+            (layer?.load)()
         };
-        let sensitivities = match strategy {
-            Strategy::Sensitivity(sensitivities) => Some(sensitivities),
-            _ => None,
-        };
-        let outputs = members.iter().map(|(profile, _)| profile.out_features()).sum();
-        SharedInput::decompose(&members, sensitivities, method, stats, saving_rank((outputs, stats.features())))
+        names.iter().map(load).collect()
     }
-}
 
-fn not_shared(name: &str) -> Error {
-    let expected = "shared inputs of layers of the network".into();
-    Error::layers(expected, format!("one of `{name}`"))
+    /// The number of layers to decompose next, in parallel if more than one.
+    ///
+    /// Without the feature `rayon` it is 1. Inside a rayon worker too, since the other threads have
+    /// work already.
+    #[cfg_attr(not(feature = "rayon"), allow(unused_mut, unused_variables))]
+    fn batch_size(&self, waiting: &[&Layer<'a, T>], mut free: usize) -> usize {
+        #[cfg(feature = "rayon")]
+        if rayon::current_thread_index().is_none() && rayon::current_num_threads() > 1 {
+            let threads = rayon::current_num_threads();
+            let fits = |layer: &&&Layer<'a, T>| {
+                let rest = free.checked_sub(self.estimate(layer));
+                free = rest.unwrap_or(free);
+                rest.is_some()
+            };
+            let count = waiting.iter().take(2 * threads).take_while(fits).count();
+            return if count < threads { 1 } else { count };
+        }
+        1
+    }
 }
 
 /// The largest rank that saves parameters, at least 1.
 fn saving_rank((m, n): (usize, usize)) -> usize {
     (m.saturating_mul(n).saturating_sub(1) / m.saturating_add(n).max(1)).clamp(1, m.min(n).max(1))
+}
+
+fn solve_all<E: Sync, R: Send>(batch: &[E], solve: &(impl Fn(&E) -> R + Sync)) -> Vec<R> {
+    #[cfg(feature = "rayon")]
+    if batch.len() > 1 {
+        use rayon::prelude::*;
+        return batch.par_iter().with_max_len(1).map(solve).collect();
+    }
+    batch.iter().map(solve).collect()
 }

@@ -3,7 +3,7 @@
 //! `cargo test --test fuzz --all-features` takes some seconds and always tries the same cases first. `DALR_FUZZ_SECONDS=60` gives each
 //! target a minute and new cases every time. A failure prints the line that repeats it, with `DALR_FUZZ_SEED`.
 
-#[path = "../common/mod.rs"]
+#[path = "../it/common/mod.rs"]
 mod common;
 
 mod compressors;

@@ -1,0 +1,34 @@
+//! The behaviour of the public interface, in one program: it is compiled and linked once.
+//!
+//! Tests that count allocations, kill a process or set up the thread pool are programs of their own.
+
+mod common;
+#[path = "../../examples/lenet_digits/network.rs"]
+#[allow(dead_code, reason = "each test of the LeNet uses a part of it")]
+mod lenet_network;
+
+mod api;
+mod behaviour;
+mod complaints;
+mod compressors;
+mod errors;
+mod golden;
+mod interop;
+mod lenet;
+mod network;
+mod operators;
+mod optimality;
+mod oracle;
+mod precision;
+mod properties;
+mod ratios;
+mod reports;
+#[cfg(feature = "serde")]
+mod serde;
+mod small_samples;
+#[cfg(feature = "safetensors")]
+mod storage;
+mod termination;
+mod text;
+
+use network::choices;

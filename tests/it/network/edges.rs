@@ -1,0 +1,158 @@
+//! What each kind of budget keeps to at its edges, and what plans warn of.
+
+use crate::choices;
+use crate::common::Spectrum;
+use dalr::network::{
+    Allocator, Budget, Choice, LayerProfile, OriginalReason, Plan, PlanWarning, Sensitivities, Strategy,
+};
+use dalr::{Dalr, LowRankCompressor, Ridge, Warning};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+/// A square layer with these energies, which are all there are.
+fn profile(name: &str, size: usize, energies: &[f64]) -> LayerProfile {
+    LayerProfile::from_energies(name, (size, size), false, energies, energies.iter().sum()).unwrap()
+}
+
+fn plan(budget: Budget, strategy: Strategy, layers: &[LayerProfile]) -> Plan {
+    Allocator::new(budget).with_strategy(strategy).allocate(layers).unwrap()
+}
+
+#[test]
+fn energy_alone_is_worth_a_warning_where_it_decides() {
+    let layers = [profile("fc1", 16, &[4.0, 2.0, 1.0, 1.0]), profile("fc2", 16, &[9.0, 1.0])];
+    for (budget, decides) in [
+        (Budget::Parameters(200), true),
+        (Budget::ParameterFraction(0.5), true),
+        (Budget::MultiplyAdds(200), true),
+        (Budget::MultiplyAddFraction(0.5), true),
+        (Budget::TotalError(0.4), true),
+        (Budget::LayerError(0.4), false),
+        (Budget::Rank(2), false),
+    ] {
+        for (strategy, by_energy) in [(Strategy::Energy, true), (Strategy::Uniform, false)] {
+            let plan = plan(budget, strategy, &layers);
+            let warned = plan.warnings.contains(&PlanWarning::EnergyAlone);
+            assert_eq!(warned, decides && by_energy, "{budget}");
+        }
+    }
+}
+
+#[test]
+fn gaps_are_worth_a_warning_where_they_are_to_be_small() {
+    // Dense or of rank 2: 64 or 32 parameters. Of 60, the multipliers buy the dense layer at 28/32.
+    let layer = [profile("fc1", 8, &[1.0; 8])];
+    let allocator = Allocator::new(Budget::Parameters(60)).with_limits("fc1", 2, 2);
+    let optimal = allocator.clone().with_strategy(Strategy::Energy).allocate(&layer).unwrap();
+    let uniform = allocator.allocate(&layer).unwrap();
+    for plan in [&optimal, &uniform] {
+        assert_eq!((choices(plan), plan.objective), (vec![Choice::Rank(2)], 0.75));
+        assert!((plan.lower_bound - 0.75 * (1.0 - 28.0 / 32.0)).abs() < 1e-12);
+    }
+    let share = |plan: &Plan| {
+        plan.warnings.iter().find_map(|warning| match warning {
+            PlanWarning::Gap { fraction } => Some(*fraction),
+            _ => None,
+        })
+    };
+    assert!(share(&optimal).is_some_and(|share| (share - 28.0 / 32.0).abs() < 1e-12));
+    assert_eq!(share(&uniform), None);
+}
+
+#[test]
+fn a_rank_is_taken_where_it_saves_something() {
+    let layers = [profile("fc1", 4, &[4.0, 2.0, 1.0, 1.0]), profile("fc2", 16, &[1.0; 16])];
+    // 2 · 8 is no less than 16.
+    let at = |rank: usize| Allocator::new(Budget::Rank(rank));
+    assert_eq!(choices(&at(1).allocate(&layers).unwrap()), [Choice::Rank(1); 2]);
+    assert_eq!(choices(&at(2).allocate(&layers).unwrap()), [Choice::Original, Choice::Rank(2)]);
+    // Limits give way to the nearest rank that they allow: not to none, whose number is nearer.
+    assert_eq!(choices(&at(1).with_limits("fc2", 5, 6).allocate(&layers).unwrap()), [Choice::Rank(1), Choice::Rank(5)]);
+    assert_eq!(
+        choices(&at(7).with_limits("fc2", 5, 6).allocate(&layers).unwrap()),
+        [Choice::Original, Choice::Rank(6)]
+    );
+}
+
+#[test]
+fn a_total_error_is_kept_to_its_last_digit() {
+    // Rank 1 loses a quarter, a relative error of just 0.5.
+    let layer = [profile("fc1", 8, &[3.0, 1.0])];
+    for (error, rank) in [(0.5_f64.next_down(), 2), (0.5 * (1.0 + 1e-14), 1)] {
+        for strategy in [Strategy::Energy, Strategy::Uniform] {
+            let plan = plan(Budget::TotalError(error), strategy, &layer);
+            assert_eq!(choices(&plan), [Choice::Rank(rank)]);
+            assert!(plan.total_error().unwrap() <= error);
+        }
+    }
+    // Whatever rounding there is in the sum of many.
+    let mut rng = StdRng::seed_from_u64(1);
+    for round in 0..300 {
+        let layers: Vec<LayerProfile> = (0..16)
+            .map(|index| {
+                let mut energies: Vec<f64> = (0..8).map(|_| rng.random_range(0.1..1.0)).collect();
+                energies.sort_by(|a, b| b.total_cmp(a));
+                profile(&format!("fc{index}"), 8, &energies)
+            })
+            .collect();
+        let weights = (0..16).map(|index| (format!("fc{index}"), rng.random_range(0.5..2.0)));
+        let strategy = Strategy::Sensitivity(Sensitivities::new(weights).unwrap());
+        let total = |error: f64| plan(Budget::TotalError(error), strategy.clone(), &layers).total_error().unwrap();
+        let error = total(0.5);
+        assert!(error <= 0.5 && total(error) <= error, "round {round}");
+        assert!(total(error.next_down()) < error, "round {round}");
+    }
+}
+
+#[test]
+fn uniform_within_a_total_error_counts_layers_that_can_be_compressed() {
+    // Rank 3 of 8, the last that saves anything, loses 5/8 of either layer. The head loses nothing,
+    // and does not count.
+    let layers = [
+        LayerProfile::original("head", (10, 8), false).unwrap(),
+        profile("fc1", 8, &[1.0; 8]),
+        profile("fc2", 8, &[2.0; 8]).with_calls(3),
+    ];
+    let error = (5.0_f64 / 8.0).sqrt();
+    let compressed = plan(Budget::TotalError(error * (1.0 + 1e-12)), Strategy::Uniform, &layers);
+    assert_eq!(choices(&compressed), [Choice::Original, Choice::Rank(3), Choice::Rank(3)]);
+    let original = plan(Budget::TotalError(error * (1.0 - 1e-12)), Strategy::Uniform, &layers);
+    assert_eq!(choices(&original), [Choice::Original; 3]);
+    let reason = |index: usize| original.layers[index].reason;
+    assert_eq!((reason(0), reason(1)), (Some(OriginalReason::Untouched), Some(OriginalReason::ErrorTooLarge)));
+}
+
+#[test]
+fn errors_below_resolution_are_not_taken_for_zero() {
+    // Half of the singular values are zero, so that rank 8 of 16 loses nothing but rounding.
+    let problem = crate::common::Recipe {
+        seed: 9,
+        out_features: 64,
+        in_features: 16,
+        samples: 60,
+        weight: Spectrum::Deficient,
+        data: Spectrum::Arithmetic,
+        mean: 0.0,
+        scale: 1.0,
+    }
+    .cook();
+    let method = Dalr::new().with_ridge(Ridge::None);
+    let decomposition = method.decompose(&problem.bare_layer::<f64>(), &problem.stats::<f64>(), 12).unwrap();
+    let layer = [LayerProfile::new("fc1", &decomposition)];
+    let found = layer[0].relative_error(8).unwrap();
+    let at = |error: f64| Allocator::new(Budget::LayerError(error)).allocate(&layer).unwrap();
+    let warnings = layer[0].report(8).unwrap().warnings;
+    let resolution = warnings.iter().find_map(|warning| match warning {
+        Warning::BelowResolution { resolution } => Some(*resolution),
+        _ => None,
+    });
+    let resolution = resolution.unwrap();
+    assert!(found < resolution && resolution < 1e-6, "{found:e}, {resolution:e}");
+    assert_eq!(choices(&at(1.01 * resolution)), [Choice::Rank(8)]);
+    assert_eq!(choices(&at(0.5 * (found + resolution))), [Choice::Original]);
+    // By errors on the data instead of energies, losses are their squares.
+    let by_errors = layer[0].clone().with_data_errors().unwrap();
+    for rank in 1..=12 {
+        assert_eq!(by_errors.loss(rank), layer[0].relative_error(rank).map(|error| error * error));
+    }
+}

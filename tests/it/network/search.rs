@@ -1,0 +1,314 @@
+//! Sensitivities and the joint search: the evaluations they ask for, their order, and the state
+//! after an error.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::error::Error as _;
+use std::ops::ControlFlow;
+
+use dalr::Error;
+use dalr::network::{Allocator, Budget, Choice, Evaluation, JointSearch, LayerProfile, Plan, Progress, Sensitivities};
+
+type Ranks = BTreeMap<String, usize>;
+
+/// Eigenvalues of `ratioⁱ`, complete.
+fn profile(name: &str, shape: (usize, usize), ratio: f64) -> LayerProfile {
+    let energies: Vec<f64> = (0..shape.0.min(shape.1)).map(|i| ratio.powi(i as i32)).collect();
+    LayerProfile::from_energies(name, shape, false, &energies, energies.iter().sum()).unwrap()
+}
+
+fn layers() -> Vec<LayerProfile> {
+    vec![profile("fc6", (20, 20), 0.8), profile("fc7", (20, 20), 0.9), profile("head", (2, 2), 0.5)]
+}
+
+fn uniform(layers: &[LayerProfile]) -> Plan {
+    Allocator::new(Budget::ParameterFraction(0.6)).allocate(layers).unwrap()
+}
+
+/// An error of the caller's own code.
+#[derive(Debug, PartialEq, thiserror::Error)]
+#[error("no device for {0}")]
+struct NoDevice(String);
+
+fn measure<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+    layers: &[LayerProfile],
+    evaluations: &mut Vec<Evaluation>,
+    evaluate: impl FnMut(&Ranks) -> Result<f64, E>,
+) -> dalr::Result<Option<Sensitivities>> {
+    Sensitivities::measure(layers, &uniform(layers), evaluations, evaluate, &mut Progress::ignore)
+}
+
+#[test]
+fn a_network_that_is_linear_in_its_layers_losses_is_measured_exactly() {
+    let layers = layers();
+    let plan = uniform(&layers);
+    let asked = RefCell::new(Vec::new());
+    let evaluate = |ranks: &Ranks| {
+        asked.borrow_mut().push(ranks.keys().cloned().collect::<String>());
+        let mut value = 0.25;
+        for (name, &rank) in ranks {
+            let layer = layers.iter().find(|layer| layer.name() == name).unwrap();
+            assert_eq!(plan.choice(name), Some(Choice::Rank(rank)));
+            value += if name == "fc6" { 3.0 } else { -0.5 } * layer.loss(rank).unwrap();
+        }
+        Ok::<f64, Error>(value)
+    };
+    let mut evaluations = Vec::new();
+    let sensitivities = measure(&layers, &mut evaluations, evaluate).unwrap().unwrap();
+    // The third layer cannot be made smaller: nothing to evaluate.
+    assert_eq!(asked.take(), ["", "fc6", "fc7"]);
+    assert!((sensitivities.get("fc6").unwrap() - 3.0).abs() < 1e-13);
+    assert!(sensitivities.iter().map(|(name, _)| name).eq(["fc6", "fc7"]));
+    assert!(sensitivities.iter().all(|(name, weight)| sensitivities.get(name) == Some(weight)));
+    // Better when compressed: noise.
+    assert_eq!((sensitivities.get("fc7"), sensitivities.get("head")), (Some(0.0), None));
+    assert!((sensitivities.with_floor(0.1).unwrap().get("fc7").unwrap() - 0.15).abs() < 1e-14);
+
+    // No evaluation is repeated, except for a layer that has changed.
+    measure(&layers, &mut evaluations, evaluate).unwrap().unwrap();
+    assert_eq!(asked.take(), [""; 0]);
+    let mut changed = layers.clone();
+    changed[1] = profile("fc7", (20, 20), 0.95);
+    let elsewhere = |ranks: &Ranks| {
+        asked.borrow_mut().push(format!("{ranks:?}"));
+        Ok::<f64, Error>(1.0)
+    };
+    measure(&changed, &mut evaluations, elsewhere).unwrap().unwrap();
+    assert_eq!(asked.take(), [r#"{"fc7": 5}"#]);
+    // Nothing to measure at all.
+    let plan = Plan::of_ranks(&layers, &Ranks::new()).unwrap();
+    let none = Sensitivities::measure(&layers[2..], &plan, &mut evaluations, evaluate, &mut Progress::ignore);
+    assert!(matches!(none, Err(Error::Empty { .. })), "{none:?}");
+}
+
+#[test]
+fn a_layer_that_the_plan_leaves_original_is_measured_where_it_could_be_compressed() {
+    let layers = layers();
+    let plan = Allocator::new(Budget::ParameterFraction(1.0)).allocate(&layers).unwrap();
+    let mut asked = Vec::new();
+    let evaluate = |ranks: &Ranks| {
+        asked.push(format!("{ranks:?}"));
+        Ok::<f64, Error>(1.0)
+    };
+    Sensitivities::measure(&layers, &plan, &mut Vec::new(), evaluate, &mut Progress::ignore).unwrap().unwrap();
+    // 9 · 40 is below 400, 10 · 40 is not.
+    assert_eq!(asked, ["{}", r#"{"fc6": 9}"#, r#"{"fc7": 9}"#]);
+}
+
+#[test]
+fn errors_of_the_callback_keep_the_evaluations_and_are_passed_on() {
+    let layers = layers();
+    let mut evaluations = Vec::new();
+    let failing = |ranks: &Ranks| if ranks.contains_key("fc7") { Err(NoDevice("fc7".into())) } else { Ok(0.5) };
+    let error = measure(&layers, &mut evaluations, failing).unwrap_err();
+    let message = "Sensitivities::measure: expected a value for `fc7` at rank 5, got an error: no device for fc7";
+    assert_eq!(error.to_string(), message);
+    assert_eq!(error.source().and_then(|source| source.downcast_ref()), Some(&NoDevice("fc7".into())));
+    assert_eq!(error.clone(), error);
+    assert_eq!(evaluations.len(), 2);
+    // Values that are not finite are refused, and not kept.
+    let error = measure(&layers, &mut evaluations, |_| Ok::<f64, Error>(f64::NAN)).unwrap_err();
+    assert!(matches!(error, Error::OutOfRange { .. }), "{error}");
+    assert_eq!(evaluations.len(), 2);
+    // Nothing measured is measured again; a message can be an error.
+    let mut asked = 0;
+    let rest = |_: &Ranks| {
+        asked += 1;
+        if asked > 1 { Err("asked for too much") } else { Ok(0.75) }
+    };
+    measure(&layers, &mut evaluations, rest).unwrap().unwrap();
+    assert_eq!(evaluations.len(), 3);
+}
+
+#[test]
+fn progress_reports_every_evaluation_and_can_cancel_between_them() {
+    let layers = layers();
+    let plan = uniform(&layers);
+    let value = |_: &Ranks| Ok::<f64, Error>(0.5);
+    let run = |evaluations: &mut Vec<Evaluation>, progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>| {
+        Sensitivities::measure(&layers, &plan, evaluations, value, progress).unwrap()
+    };
+    let mut evaluations = Vec::new();
+    let mut seen = Vec::new();
+    let mut once = |progress: &Progress| {
+        assert_eq!(progress.total, Some(3));
+        seen.push((progress.layer.clone(), progress.finished, progress.done, progress.value));
+        // After the second evaluation.
+        if progress.done < 2 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    };
+    assert_eq!(run(&mut evaluations, &mut once), None);
+    let event =
+        |layer: Option<&str>, finished: bool, done| (layer.map(str::to_owned), finished, done, finished.then_some(0.5));
+    let fc6 = Some("fc6");
+    assert_eq!(seen, [event(None, false, 0), event(None, true, 1), event(fc6, false, 1), event(fc6, true, 2)]);
+    assert_eq!(evaluations.len(), 2);
+    // Before an evaluation: the function is not called.
+    assert_eq!(run(&mut evaluations, &mut |_| ControlFlow::Break(())), None);
+    assert_eq!(evaluations.len(), 2);
+    // Cancelling after the last evaluation has no effect.
+    let mut late =
+        |progress: &Progress| if progress.finished { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+    assert!(run(&mut evaluations, &mut late).is_some());
+    let mut lines = Vec::new();
+    let mut print = |progress: &Progress| {
+        lines.push(progress.to_string());
+        ControlFlow::Continue(())
+    };
+    run(&mut Vec::new(), &mut print);
+    assert_eq!(lines[..3], ["0/3: the original network …", "1/3: the original network, 0.5", "1/3: fc6 …"]);
+}
+
+/// Accuracy in thousandths: each layer costs so many for every rank below 12.
+fn accuracy(each: [usize; 2]) -> impl Fn(&Ranks) -> Result<f64, NoDevice> {
+    move |ranks| {
+        let lost = |(name, each): (&str, usize)| ranks.get(name).map_or(0, |rank| each * (12 - rank));
+        let drop: usize = ["fc6", "fc7"].into_iter().zip(each).map(lost).sum();
+        Ok((900.0 - drop as f64) / 1000.0)
+    }
+}
+
+fn two() -> [LayerProfile; 2] {
+    // The first saves 40 parameters with every rank, the second 50.
+    [profile("fc6", (20, 20), 0.8), profile("fc7", (30, 20), 0.9)]
+}
+
+fn steps(path: &[Evaluation]) -> Vec<(&str, usize)> {
+    path[1..].iter().filter_map(|step| step.layer.as_deref().map(|name| (name, step.ranks[name]))).collect()
+}
+
+fn run(
+    search: &JointSearch,
+    layers: &[LayerProfile],
+    value: impl Fn(&Ranks) -> Result<f64, NoDevice>,
+) -> (Vec<Evaluation>, usize) {
+    let mut evaluations = Vec::new();
+    let path = search.run(layers, &mut evaluations, value, &mut Progress::ignore).unwrap();
+    (path, evaluations.len())
+}
+
+#[test]
+fn the_path_of_two_layers_is_the_one_worked_out_by_hand() {
+    // fc6 saves parameters from rank 9 on, fc7 from rank 11 on (11 · 50 < 600). Each rank that fc6
+    // is below 10 costs one thousandth, each that fc7 is below 12 three.
+    let value = |ranks: &Ranks| {
+        let lost = |name: &str, full: usize| ranks.get(name).map_or(0, |rank| full - rank);
+        Ok((900.0 - (lost("fc6", 10) + 3 * lost("fc7", 12)) as f64) / 1000.0)
+    };
+    let (path, evaluations) = run(&JointSearch::new(0.010).with_step_ranks(2), &two(), value);
+    // Thousandths lost in all with the one or the other compressed further: 1 or 3; 3 or 1 + 3; 5
+    // or 3 + 3; 7 or 5 + 3; 9 or 7 + 3. Then fc6 is at its end, and fc7 would make it 9 + 3.
+    assert_eq!(steps(&path), [("fc6", 9), ("fc6", 7), ("fc6", 5), ("fc6", 3), ("fc6", 1)]);
+    assert_eq!(path.iter().map(|step| step.value).collect::<Vec<_>>(), [0.9, 0.899, 0.897, 0.895, 0.893, 0.891]);
+    assert_eq!((path[0].layer.as_ref(), path[0].parameters), (None, 400 + 600));
+    assert_eq!(path[5].parameters, 40 + 600);
+    assert_eq!(path[5].ranks, [("fc6".to_owned(), 1)].into());
+    // The original; two for each of five steps; one that was too much, for there was only one layer
+    // left.
+    assert_eq!(evaluations, 1 + 5 * 2 + 1);
+}
+
+#[test]
+fn layers_take_turns_when_each_step_hurts_more_than_the_last() {
+    // Squares: the better option is the layer that was compressed less; equals go to the one that
+    // leaves fewer parameters.
+    let value = |ranks: &Ranks| {
+        let lost = |rank: &usize| (10 - rank.min(&10)).pow(2);
+        Ok((1000.0 - ranks.values().map(lost).sum::<usize>() as f64) / 1000.0)
+    };
+    let layers = [profile("fc6", (20, 20), 0.8), profile("fc7", (20, 20), 0.9), profile("fc8", (22, 20), 0.9)];
+    let (path, _) = run(&JointSearch::new(0.012).with_step_ranks(1), &layers, value);
+    // fc8 goes to rank 10 for nothing; then all to 9 at one thousandth each, fc8 first since it
+    // saves 42 parameters and the others 40; then all to 8 at three more each, 6, 9, 12 in all. One
+    // more step would make it 12 + 5.
+    let expected = [("fc8", 10), ("fc8", 9), ("fc6", 9), ("fc7", 9), ("fc8", 8), ("fc6", 8), ("fc7", 8)];
+    assert_eq!(steps(&path), expected);
+    assert_eq!(path[7].value, 0.988);
+    assert!(path.is_sorted_by(|a, b| a.parameters > b.parameters), "{path:?}");
+}
+
+#[test]
+fn a_drop_that_nothing_exceeds_ends_at_the_smallest_ranks() {
+    let search = JointSearch::new(0.5).with_step_fraction(0.5).with_min_rank(2);
+    let (path, _) = run(&search, &two(), accuracy([1, 1]));
+    // 9, 4, 2 and 11, 5, 2.
+    assert_eq!((path.len(), path[6].ranks.values().copied().collect::<Vec<_>>()), (1 + 6, vec![2, 2]));
+    let (path, _) = run(&JointSearch::new(0.5).with_rank_multiple(4), &two(), accuracy([1, 1]));
+    assert_eq!(path.last().unwrap().ranks.values().copied().collect::<Vec<_>>(), [4, 4]);
+}
+
+#[test]
+fn evaluations_survive_errors_cancelling_and_storage() {
+    let layers = two();
+    let search = JointSearch::new(0.010).with_step_ranks(1);
+    let mut reference = Vec::new();
+    let whole = search.run(&layers, &mut reference, accuracy([1, 2]), &mut Progress::ignore).unwrap();
+
+    let mut state = Vec::new();
+    let (mut calls, good) = (0, accuracy([1, 2]));
+    let failing = |ranks: &Ranks| {
+        calls += 1;
+        if calls > 4 { Err(NoDevice("the fifth".into())) } else { good(ranks) }
+    };
+    let error = search.run(&layers, &mut state, failing, &mut Progress::ignore).unwrap_err();
+    assert_eq!(error.source().and_then(|source| source.downcast_ref()), Some(&NoDevice("the fifth".into())));
+    assert!(matches!(&error, Error::Callback { subject, .. } if subject == "`fc7` at rank 10"), "{error:?}");
+    assert_eq!(state.len(), 4);
+
+    let mut later = |progress: &Progress| {
+        assert_eq!(progress.total, None);
+        if progress.done < 6 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    };
+    let part = search.run(&layers, &mut state, accuracy([1, 2]), &mut later).unwrap();
+    assert_eq!(state.len(), 6);
+    assert_eq!(part, whole[..part.len()]);
+    let mut early = |_: &Progress| ControlFlow::Break(());
+    assert_eq!(search.run(&layers, &mut Vec::new(), accuracy([1, 2]), &mut early).unwrap(), []);
+
+    #[cfg(feature = "serde")]
+    {
+        let text = serde_json::to_string(&state).unwrap();
+        assert_eq!(serde_json::from_str::<Vec<Evaluation>>(&text).unwrap(), state);
+        state = serde_json::from_str(&text).unwrap();
+    }
+    let mut more = 0;
+    let counted = |ranks: &Ranks| {
+        more += 1;
+        good(ranks)
+    };
+    assert_eq!(search.run(&layers, &mut state, counted, &mut Progress::ignore).unwrap(), whole);
+    assert_eq!((more + 6, &state), (reference.len(), &reference));
+    let refuse = |_: &Ranks| -> Result<f64, NoDevice> { unreachable!() };
+    assert_eq!(search.run(&layers, &mut state, refuse, &mut Progress::ignore).unwrap(), whole);
+
+    // Evaluations of a layer that has changed do not count.
+    let others = [layers[0].clone(), profile("fc7", (30, 20), 0.95)];
+    search.run(&others, &mut state, accuracy([1, 2]), &mut Progress::ignore).unwrap();
+    assert!(state.len() > reference.len());
+}
+
+#[test]
+fn refusals() {
+    let layers = two();
+    let refused = |search: &JointSearch, layers: &[LayerProfile]| {
+        search.run(layers, &mut Vec::new(), accuracy([1, 1]), &mut Progress::ignore).unwrap_err()
+    };
+    for search in [
+        JointSearch::new(-0.01),
+        JointSearch::new(f64::NAN),
+        JointSearch::new(0.01).with_step_ranks(0),
+        JointSearch::new(0.01).with_step_fraction(1.0),
+        JointSearch::new(0.01).with_step_fraction(f64::NAN),
+        JointSearch::new(0.01).with_rank_multiple(0),
+        JointSearch::new(0.01).with_min_rank(0),
+    ] {
+        assert!(matches!(refused(&search, &layers), Error::OutOfRange { .. }), "{search:?}");
+    }
+    let search = JointSearch::new(0.01);
+    let twice = refused(&search, &[layers[0].clone(), layers[0].clone()]);
+    assert!(matches!(twice, Error::Layers { operation: "JointSearch::run", .. }));
+    assert!(matches!(refused(&search, &[]), Error::Empty { .. }));
+    let layers = [layers[0].clone(), layers[0].clone()];
+    let plan = uniform(&two());
+    let measured = Sensitivities::measure(&layers, &plan, &mut Vec::new(), accuracy([1, 1]), &mut Progress::ignore);
+    assert!(matches!(measured, Err(Error::Layers { .. })));
+}

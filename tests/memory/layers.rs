@@ -1,0 +1,135 @@
+//! Statistics and solves of single layers stay within the documented memory.
+
+use dalr::{
+    ActivationPruning, ActivationStats, Dalr, Linear, LowRankCompressor, Rank, Ridge, Scalar, Solver, TruncatedSvd,
+    relative_output_error, select_ridge,
+};
+use faer::{Col, Mat};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use crate::common::{cast, gaussian};
+use crate::{MEMORY, peak};
+
+/// Runs a test alone, once the matrix library has reserved its buffers.
+fn alone(run: impl FnOnce() + Send) {
+    crate::alone(|| {
+        check_shape::<f32>(64, 48, 40, 1e9);
+        check_shape::<f64>(64, 48, 40, 1e9);
+        run();
+    });
+}
+
+/// A layer with few outputs or few inputs, and a few samples.
+fn check_shape<T: Scalar>(m: usize, n: usize, samples: usize, most: f64) {
+    let mut rng = StdRng::seed_from_u64(1);
+    let weight = cast::<T>(gaussian(&mut rng, m, n).as_ref());
+    let inputs = cast::<T>(gaussian(&mut rng, samples, n).as_ref());
+    let layer = Linear::new(weight, Some(Col::zeros(m))).unwrap();
+    let mut stats = ActivationStats::new(n);
+    stats.update(inputs.as_ref()).unwrap();
+    let rank = m.min(n) / 2;
+    // In `f64`, whatever `T` is; a square of the long side would be a thousand times as much.
+    let involved = 8 * (m * n + samples * n + samples * m);
+    let mut worst = 0.0_f64;
+    let mut check = |what: &str, run: &dyn Fn()| {
+        let ((), peak) = peak(run);
+        worst = worst.max(peak as f64 / involved as f64);
+        assert!(peak as f64 <= most * involved as f64, "{m} × {n}, {what}: {peak} bytes, {involved} involved");
+    };
+    let ridges = [Ridge::None, Ridge::Shrinkage, Ridge::Relative(0.1), Ridge::Paper(1.0), Ridge::Exact(1.0)];
+    for ridge in ridges {
+        check(&format!("{ridge:?}"), &|| {
+            let decomposition = Dalr::new().with_ridge(ridge).decompose(&layer, &stats, rank).unwrap();
+            decomposition.truncate(rank).unwrap().evaluate(&layer, &stats).unwrap();
+        });
+    }
+    for correct in [false, true] {
+        check("svd", &|| {
+            let method = TruncatedSvd::new().with_bias_correction(correct).with_solver(Solver::DenseEigen);
+            method.compress(&layer, &stats, Rank::Fixed(rank)).unwrap();
+        });
+    }
+    check("pruning", &|| {
+        ActivationPruning::mean().inputs(&layer, &stats, rank).unwrap();
+    });
+    check("select_ridge", &|| {
+        select_ridge(&layer, &stats, &stats, Rank::Fixed(rank), &ridges).unwrap();
+    });
+    check("relative_output_error", &|| {
+        relative_output_error(&layer, &layer, &stats).unwrap();
+    });
+    println!("{m} × {n}, {samples} samples of {} bytes: {worst:.1} times what is involved", size_of::<T>());
+}
+
+#[test]
+fn memory_depends_on_the_short_side_of_a_weight() {
+    // 3.2 · 10⁹ numbers in a square of the long side: 26 GB.
+    alone(|| {
+        for (m, n) in [(8, 57_000), (57_000, 8)] {
+            check_shape::<f32>(m, n, 12, 4.0);
+            check_shape::<f64>(m, n, 12, 4.0);
+        }
+    });
+}
+
+/// Statistics take the documented memory, however many samples come, and no more on the way there.
+fn check_growth<T: Scalar>(features: usize, batch: usize) {
+    let mut rng = StdRng::seed_from_u64(2);
+    let inputs: Mat<T> = cast(gaussian(&mut rng, batch, features).as_ref());
+    // Blocks of 256 columns of the lower triangle: half of the square, and a little more.
+    let scatter = 4 * features * (features + 256);
+    let before = MEMORY.current_usage();
+    let mut stats = ActivationStats::<T>::new(features);
+    let held = || MEMORY.current_usage() - before;
+    let mut bounded = None;
+    MEMORY.reset_peak_usage();
+    for _ in 0..8 * features / batch {
+        stats.update(inputs.as_ref()).unwrap();
+        if format!("{stats:?}").contains("covariance") {
+            // The scatter, a quarter more for the waiting samples, and some vectors.
+            let bound = 5 * scatter / 4 + 100 * features;
+            assert!(held() <= bound, "{} > {bound}", held());
+            assert!(held() <= *bounded.get_or_insert(held()) + 4 * features * batch);
+        }
+    }
+    let (peak, held) = (MEMORY.peak_usage() - before, held());
+    println!("{features} inputs of {} bytes: {held} held, {peak} at the peak, {scatter} for a scatter", size_of::<T>());
+    assert!(bounded.is_some());
+    // Samples worth two scatters in a buffer that doubles, once more while it moves, and the scatter
+    // that replaces them.
+    assert!(peak <= 8 * scatter, "{peak} > 8 · {scatter}");
+}
+
+#[test]
+fn statistics_stop_growing() {
+    alone(|| {
+        check_growth::<f32>(512, 100);
+        check_growth::<f32>(700, 300);
+        check_growth::<f64>(300, 50);
+    });
+}
+
+/// The limit holds for the memory allocated, not only for the memory counted.
+#[test]
+fn memory_limits_hold() {
+    alone(|| {
+        let mut rng = StdRng::seed_from_u64(3);
+        let inputs = gaussian(&mut rng, 20, 200);
+        let limit = 500_000;
+        let before = MEMORY.current_usage();
+        let mut stats = ActivationStats::new(200).with_memory_limit(limit);
+        for _ in 0..60 {
+            stats.update(inputs.as_ref()).unwrap();
+            let held = MEMORY.current_usage() - before;
+            // Six numbers for each input beside samples and scatter.
+            assert!(held <= limit + 100 * 200, "{held} > {limit}");
+        }
+        // Refused without having been asked for.
+        let wide = Mat::<f32>::zeros(2, 100_000);
+        let mut stats = ActivationStats::new(100_000).with_memory_limit(limit);
+        let (outcome, peak) = peak(|| stats.update(wide.as_ref()));
+        // A message at the most.
+        assert!(matches!(outcome, Err(dalr::Error::Memory { .. })) && peak < 1000, "{peak}: {outcome:?}");
+    });
+}
