@@ -1,4 +1,4 @@
-//! The command `dalr`. `README.md` describes it.
+//! The command `dalr`. `docs/command-line.md` describes it.
 
 mod args;
 mod calibration;

@@ -30,7 +30,7 @@ pub struct Selection {
     pub notes: Vec<String>,
 }
 
-/// Applies the rules of the README to every tensor of the model.
+/// Applies the rules of `docs/command-line.md` to every tensor of the model.
 pub fn select(args: &SourceArgs, model: &ModelFile, calibration: &Calibration) -> Result<Selection> {
     let inputs = args.inputs()?;
     let (include, exclude) = (globs("--include", &args.include)?, globs("--exclude", &args.exclude)?);
