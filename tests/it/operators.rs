@@ -47,7 +47,7 @@ impl<T: Scalar> Setup<T> {
     fn new((m, n, p): (usize, usize, usize), bias: bool) -> Self {
         let mut rng = StdRng::seed_from_u64((m * 10_000 + n * 100 + p) as u64);
         let weight = cast(with_spectrum(&mut rng, m, n, Spectrum::Arithmetic).as_ref());
-        let bias = bias.then(|| cast(gaussian(&mut rng, m, 1).as_ref()).col(0).to_owned());
+        let bias = bias.then(|| cast::<T>(gaussian(&mut rng, m, 1).as_ref()).col(0).to_owned());
         let centre = gaussian(&mut rng, 1, n);
         let spread = with_spectrum(&mut rng, p, n, Spectrum::Arithmetic);
         let inputs = Mat::from_fn(p, n, |i, j| spread[(i, j)] + 0.2 * centre[(0, j)]);
