@@ -77,7 +77,8 @@ fn solvers(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// The outputs' leading directions, as other libraries find them: by a whole singular value decomposition.
+/// The outputs' leading directions, as other libraries find them: by a whole singular value
+/// decomposition.
 fn decompositions(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("decompositions");
     group.sample_size(10);

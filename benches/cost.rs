@@ -1,6 +1,8 @@
-//! How the cost grows with the shape of a problem and the number of threads, and how well the solver is chosen: Markdown tables.
+//! How the cost grows with the shape of a problem and the number of threads, and how well the
+//! solver is chosen: Markdown tables.
 //!
-//! `cargo bench --bench cost -- [statistics] [phases] [growth] [threads] [grid]`; without arguments, all of them. Best of several runs each.
+//! `cargo bench --bench cost -- [statistics] [phases] [growth] [threads] [grid]`; without
+//! arguments, all of them. Best of several runs each.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -13,7 +15,8 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use rand_distr::StandardNormal;
 
-/// Inputs after a ReLU whose spectrum decays: 256 latent directions and a little noise. One sample per row, contiguous.
+/// Inputs after a ReLU whose spectrum decays: 256 latent directions and a little noise. One sample
+/// per row, contiguous.
 struct Inputs {
     numbers: Vec<f32>,
     features: usize,
@@ -183,7 +186,7 @@ fn phases() {
         drop(product(up.transpose(), weight.as_ref()));
         drop(product(outputs.transpose(), up.as_ref()));
     });
-    row("`down` and the certificate", factors, size(n, k, n + p));
+    row("`down` and the predicted error", factors, size(n, k, n + p));
     let gram = best(|| {
         let outputs = outputs.as_ref();
         let lower = faer::linalg::matmul::triangular::BlockStructure::TriangularLower;

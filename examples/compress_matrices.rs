@@ -1,7 +1,10 @@
-//! Compresses one layer from files and says how long each step took: our side of `benches/peers/compare.py`.
+//! Compresses one layer from files and says how long each step took: our side of
+//! `benches/peers/compare.py`.
 //!
-//! `compress_matrices WEIGHT.f32 INPUTS.f32 OUT IN SAMPLES RANK THREADS FACTORS.f32 [METHOD]` reads `f32` numbers in row-major order,
-//! the inputs batch by batch, and writes `up` and then `down` likewise. METHOD: dalr-plain (no ridge, bias kept; the default), dalr, svd; statistics stops after these.
+//! `compress_matrices WEIGHT.f32 INPUTS.f32 OUT IN SAMPLES RANK THREADS FACTORS.f32 [METHOD]` reads
+//! `f32` numbers in row-major order, the inputs batch by batch, and writes `up` and then `down`
+//! likewise. METHOD: dalr-plain (no ridge, bias kept; the default), dalr, svd; statistics stops
+//! after these.
 
 use std::error::Error;
 use std::fs::File;

@@ -1,4 +1,5 @@
-//! Compresses one layer, from random numbers to the report: `cargo run --release --example quickstart`.
+//! Compresses one layer, from random numbers to the report: `cargo run --release --example
+//! quickstart`.
 
 use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, Rank};
 use faer::{Col, Mat};

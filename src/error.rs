@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-/// The error type of this crate. Each variant names the operation, what it expected and what it got.
+/// The error type of this crate. Each variant names the operation, what it expected and what it
+/// got.
 ///
 /// An operation that fails does not change the object it was called on.
 ///
@@ -180,7 +181,8 @@ pub enum Error {
         found: String,
     },
 
-    /// Names of layers do not match: a name occurs twice, no layer has it, or a layer lacks a value.
+    /// Names of layers do not match: a name occurs twice, no layer has it, or a layer lacks a
+    /// value.
     #[error("{operation}: expected {expected}, got {found}")]
     Layers {
         /// The operation that failed.

@@ -1,17 +1,17 @@
 //! Activation-aware low-rank compression of neural network layers.
 //!
-//! A fully connected layer `y = W x + b` with `m × n` weights becomes two smaller ones, `down`
-//! (`k × n`) and `up` (`m × k`), with `k (m + n)` weights. Truncated SVD chooses them so that the
-//! *weight* changes least. When a network works on a domain of its own, its inputs use a small part of
-//! what the weight can do. [`Dalr`] chooses the factors so that the layer's *outputs on that domain*
-//! change least:
+//! A fully connected layer `y = W x + b` with `m × n` weights becomes two smaller ones, `down` (`k
+//! × n`) and `up` (`m × k`), with `k (m + n)` weights. Truncated SVD chooses them so that the
+//! *weight* changes least. When a network works on a domain of its own, its inputs use a small part
+//! of what the weight can do. [`Dalr`] chooses the factors so that the layer's *outputs on that
+//! domain* change least:
 //!
 //! ```text
 //! min over C of rank k and b̂:   Σᵢ wᵢ ‖W xᵢ + b − C xᵢ − b̂‖²
 //! ```
 //!
-//! The method started from *Domain-Adaptive Deep Network Compression* (DALR; Masana et al., ICCV 2017,
-//! [arXiv 1709.01041](https://arxiv.org/abs/1709.01041)).
+//! The method started from *Domain-Adaptive Deep Network Compression* (DALR; Masana et al., ICCV
+//! 2017, [arXiv 1709.01041](https://arxiv.org/abs/1709.01041)).
 //!
 //! ```
 //! use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, Rank};
@@ -40,14 +40,15 @@
 //! | the paper to reproduce | [`Dalr::paper`], [`ActivationPruning`] |
 //! | a method of your own | [`LowRankCompressor`], [`Decomposition::new`] |
 //!
-//! Statistics are summed in `f64` whatever the [`Scalar`]. Solves of large `f32` layers run in `f32`
-//! while the squared error stays within `1e-4` of the optimum, and in `f64` otherwise. The same input
-//! on the same number of threads gives the same bits on the same kind of processor. A function that
-//! fails returns an [`Error`] and changes nothing. The features are listed in [`interop`].
+//! Statistics are summed in `f64` whatever the [`Scalar`]. Solves of large `f32` layers run in
+//! `f32` while the squared error stays within `1e-4` of the optimum, and in `f64` otherwise. The
+//! same input on the same number of threads gives the same bits on the same kind of processor. A
+//! function that fails returns an [`Error`] and changes nothing. The features are listed in
+//! [`interop`].
 #![forbid(unsafe_code)]
 // The library returns an `Error` where it could panic. These lints do not see two things: indices
-// into faer's matrices, which come from loops over their sizes, and integer arithmetic, which counts
-// numbers that are in memory and so cannot overflow.
+// into faer's matrices, which come from loops over their sizes, and integer arithmetic, which
+// counts numbers that are in memory and so cannot overflow.
 #![deny(
     clippy::exit,
     clippy::expect_used,

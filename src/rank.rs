@@ -7,8 +7,8 @@ use crate::{Error, Result};
 
 /// The rank of a compressed layer, or a rule that determines it.
 ///
-/// For a weight of shape `m × n` the rank lies between 1 and `min(m, n)`; it saves parameters only below
-/// [`break_even`](Self::break_even), `mn / (m + n)`.
+/// For a weight of shape `m × n` the rank lies between 1 and `min(m, n)`; it saves parameters only
+/// below [`break_even`](Self::break_even), `mn / (m + n)`.
 ///
 /// ```
 /// use dalr::Rank;
@@ -51,7 +51,8 @@ pub(crate) struct Spectrum<'a> {
 }
 
 impl Rank {
-    /// The rank at which two factors take as many parameters as the `out × in` weight, `mn / (m + n)`.
+    /// The rank at which two factors take as many parameters as the `out × in` weight, `mn / (m +
+    /// n)`.
     ///
     /// ```
     /// assert_eq!(dalr::Rank::break_even(10, 84).floor(), 8.0);
@@ -74,8 +75,8 @@ impl Rank {
         (allowed as usize).min(out_features).min(in_features)
     }
 
-    /// The rank up to which a problem must be solved before this rule can be resolved to a multiple of
-    /// `multiple`. Refuses everything that can be refused without solving.
+    /// The rank up to which a problem must be solved before this rule can be resolved to a multiple
+    /// of `multiple`. Refuses everything that can be refused without solving.
     pub(crate) fn bound(self, shape: (usize, usize), multiple: usize) -> Result<usize> {
         let (m, n) = shape;
         let full = m.min(n);
@@ -197,8 +198,8 @@ impl fmt::Display for Rank {
     }
 }
 
-/// Reads `64`, `ratio:0.4`, `energy:0.99` and `error:0.05`. Compressing checks whether the layer can
-/// have such a rank.
+/// Reads `64`, `ratio:0.4`, `energy:0.99` and `error:0.05`. Compressing checks whether the layer
+/// can have such a rank.
 ///
 /// ```
 /// use dalr::Rank;
@@ -222,7 +223,7 @@ impl FromStr for Rank {
             Some(("error", number)) => number.parse().ok().map(Self::RelativeError),
             Some(_) => None,
         };
-        rank.ok_or_else(|| Error::text(expected, text.into()))
+        rank.ok_or_else(|| Error::text(expected, text.into()).during("Rank::from_str"))
     }
 }
 

@@ -104,8 +104,8 @@ impl fmt::Display for Report {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Warning {
-    /// There are fewer (effective) samples than inputs, so the statistics cannot tell all directions
-    /// apart.
+    /// There are fewer (effective) samples than inputs, so the statistics cannot tell all
+    /// directions apart.
     FewSamples {
         /// Effective number of samples.
         samples: f64,
@@ -114,8 +114,8 @@ pub enum Warning {
     },
     /// The inputs do not vary. The weight alone decided, as in truncated SVD.
     NoVariation,
-    /// The problem determines fewer directions than the rank: few samples, inputs that do not vary, or
-    /// a weight of low rank. The others are the leading ones of the weight.
+    /// The problem determines fewer directions than the rank: few samples, inputs that do not vary,
+    /// or a weight of low rank. The others are the leading ones of the weight.
     Filled {
         /// Number of eigenvalues above rounding.
         determined: usize,

@@ -22,7 +22,8 @@ const FEATURES: usize = 160;
 const ROWS: usize = 8;
 const KILLS: usize = 60;
 
-/// The state after a number of steps follows from the one before: 80 steps of samples, then a scatter of 200 kilobytes and a product in every fifth step.
+/// The state after a number of steps follows from the one before: 80 steps of samples, then a
+/// scatter of 200 kilobytes and a product in every fifth step.
 fn step(stats: &mut ActivationStats<f32>) {
     let mut rng = StdRng::seed_from_u64(stats.samples());
     let batch = gaussian(&mut rng, ROWS, FEATURES);

@@ -1,4 +1,5 @@
-//! The same input on the same number of threads gives the same bits; other numbers of threads agree to rounding.
+//! The same input on the same number of threads gives the same bits; other numbers of threads agree
+//! to rounding.
 
 #[path = "it/common/mod.rs"]
 mod common;
@@ -16,7 +17,8 @@ use rand::rngs::StdRng;
 
 const RUNS: usize = 10;
 
-/// Two threads, however many the machine has; to be called before anything else starts rayon's pool.
+/// Two threads, however many the machine has; to be called before anything else starts rayon's
+/// pool.
 fn two_threads() {
     static POOL: Once = Once::new();
     POOL.call_once(|| rayon::ThreadPoolBuilder::new().num_threads(2).build_global().unwrap());
@@ -107,7 +109,8 @@ fn statistics() {
     check_statistics::<f64>(300, 700, "covariance");
 }
 
-/// A layer and inputs for it of which the leading dimensions stand out, in the weight and in the data.
+/// A layer and inputs for it of which the leading dimensions stand out, in the weight and in the
+/// data.
 struct Case<T> {
     layer: Linear<T>,
     inputs: Mat<T>,
@@ -159,7 +162,8 @@ fn check_compressor<T: Scalar>(
     let [a, b] = [&one, &two].map(|compressed| compressed.report().relative_error().unwrap());
     let size = (case.layer.in_features() + case.layer.out_features()) as f64;
     println!("{what}: {} threads differ by {difference:.1e}, errors by {:.1e}", one.report().solver, (a - b).abs());
-    // An iteration stops within this of the optimal energy; single precision decides within its own.
+    // An iteration stops within this of the optimal energy; single precision decides within its
+    // own.
     let energy = match one.report().solver.starts_with("block Lanczos") {
         true if T::EPSILON > f64::EPSILON => 5e-5,
         true => 1e-12,

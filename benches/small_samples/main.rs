@@ -1,7 +1,8 @@
 //! What few samples are worth on real activations: the Markdown table of `docs/small_samples.md`.
 //!
-//! `cargo bench --bench small_samples -- [--seeds N] [FOLDER...]`: the LeNet of this repository, then every folder that
-//! `activations.py` has written; `run.sh` does all of it. Every number comes from the public interface.
+//! `cargo bench --bench small_samples -- [--seeds N] [FOLDER...]`: the LeNet of this repository,
+//! then every folder that `activations.py` has written; `run.sh` does all of it. Every number comes
+//! from the public interface.
 
 #[path = "../../examples/lenet_digits/network.rs"]
 #[allow(dead_code)]
@@ -121,7 +122,8 @@ impl Cell {
     }
 }
 
-/// The three dense layers of the LeNet: the images it was fine-tuned on calibrate, the others judge.
+/// The three dense layers of the LeNet: the images it was fine-tuned on calibrate, the others
+/// judge.
 fn lenet() -> Fallible<Vec<Site>> {
     let data = Data::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("data/lenet_digits.safetensors"))?;
     let network = &data.target;

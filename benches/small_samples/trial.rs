@@ -1,5 +1,5 @@
-//! One trial of few samples: what the default, and a ridge chosen on as many other samples, lose on data that neither saw, over
-//! what truncated SVD with a corrected bias loses.
+//! One trial of few samples: what the default, and a ridge chosen on as many other samples, lose on
+//! data that neither saw, over what truncated SVD with a corrected bias loses.
 
 use dalr::{
     ActivationStats, Dalr, Linear, LowRankCompressor, Rank, Result, Ridge, TruncatedSvd, relative_output_error,
@@ -35,7 +35,8 @@ pub enum Draw {
 }
 
 impl Site {
-    /// Statistics of some samples and, if there are as many left, of as many others taken in the same way.
+    /// Statistics of some samples and, if there are as many left, of as many others taken in the
+    /// same way.
     pub fn draw(
         &self,
         draw: Draw,

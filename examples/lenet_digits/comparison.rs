@@ -28,8 +28,8 @@ pub struct Row {
     pub parameters: usize,
     /// On the test images.
     pub accuracy: f64,
-    /// Of the layer's outputs (the network's, when all are compressed) on the test images, relative to
-    /// how the dense ones vary there.
+    /// Of the layer's outputs (the network's, when all are compressed) on the test images, relative
+    /// to how the dense ones vary there.
     pub relative_error: f64,
 }
 

@@ -11,7 +11,8 @@ use crate::comparison::{Comparison, LAYERS, METHODS};
 const SIZE: (u32, u32) = (1080, 800);
 const FONT: &str = "sans-serif";
 
-/// Grey for what ignores the data, ochre for pruning, blues for DALR; the recommended method is the boldest.
+/// Grey for what ignores the data, ochre for pruning, blues for DALR; the recommended method is the
+/// boldest.
 fn style(method: &str) -> (RGBColor, u32) {
     match method {
         "svd" => (RGBColor(150, 150, 150), 2),

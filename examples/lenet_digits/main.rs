@@ -1,7 +1,7 @@
 //! Compresses a LeNet that was fine-tuned on optical digits, by every method of the DALR paper.
 //!
-//! `cargo run --release --example lenet_digits [-- --json FILE]` prints accuracies, errors and parameters, and draws
-//! `target/lenet_digits.svg`.
+//! `cargo run --release --example lenet_digits [-- --json FILE]` prints accuracies, errors and
+//! parameters, and draws `target/lenet_digits.svg`.
 
 mod comparison;
 mod figure;

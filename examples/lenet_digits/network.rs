@@ -131,8 +131,8 @@ fn relu(mut matrix: Mat<f32>) -> Mat<f32> {
     matrix
 }
 
-/// A 5×5 convolution as a linear layer on unfolded patches, ReLU, and the maximum over 2×2 squares. Rows hold
-/// `channels × side × side` numbers.
+/// A 5×5 convolution as a linear layer on unfolded patches, ReLU, and the maximum over 2×2 squares.
+/// Rows hold `channels × side × side` numbers.
 fn pooled_convolution(kernel: &Linear<f32>, images: MatRef<'_, f32>, side: usize) -> Result<Mat<f32>> {
     let (inner, half) = (side - 4, (side - 4) / 2);
     let channels = kernel.out_features();
@@ -154,8 +154,8 @@ fn pooled_convolution(kernel: &Linear<f32>, images: MatRef<'_, f32>, side: usize
     Ok(result)
 }
 
-/// 8×8 images of values 0 to 16 become SIDE × SIDE images of values 0 to 1, by bilinear interpolation between
-/// pixel centres, as in `data/train_lenet.py`.
+/// 8×8 images of values 0 to 16 become SIDE × SIDE images of values 0 to 1, by bilinear
+/// interpolation between pixel centres, as in `data/train_lenet.py`.
 fn enlarged(images: &[&[u8]]) -> Mat<f32> {
     let place = |at: usize| {
         let position = ((at as f32 + 0.5) * 8.0 / SIDE as f32 - 0.5).max(0.0);

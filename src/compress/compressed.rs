@@ -47,8 +47,8 @@ impl<T: Scalar> Compressed<T> {
     /// Returns the relative error on other data, as
     /// [`relative_output_error`](crate::relative_output_error) defines it.
     ///
-    /// The residual is computed in `f64`, so the error is accurate down to rounding. The mismatch of
-    /// the bias counts.
+    /// The residual is computed in `f64`, so the error is accurate down to rounding. The mismatch
+    /// of the bias counts.
     ///
     /// # Errors
     ///

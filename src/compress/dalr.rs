@@ -8,16 +8,16 @@ use crate::{Linear, Result, Scalar, Solver};
 
 /// Domain-adaptive low-rank compression (Masana et al., ICCV 2017), improved.
 ///
-/// Minimises the change of the layer's outputs on the calibration data. With [`Ridge::None`] that is,
-/// over all `C` of rank `k`, and over `b̂` if the bias is corrected:
+/// Minimises the change of the layer's outputs on the calibration data. With [`Ridge::None`] that
+/// is, over all `C` of rank `k`, and over `b̂` if the bias is corrected:
 ///
 /// ```text
 /// Σᵢ wᵢ ‖W xᵢ + b − C xᵢ − b̂‖²,   solved by   C = U_k U_kᵀ W,   b̂ = b + (W − C) μ
 /// ```
 ///
-/// The columns of `U_k` are the leading eigenvectors of `W S Wᵀ`. `S` is the covariance of the inputs
-/// and `μ` their mean; if the bias is kept, `S` is the second moment about zero. The other ridges
-/// regularize `S` first. No matrix is inverted, and `S` may be singular.
+/// The columns of `U_k` are the leading eigenvectors of `W S Wᵀ`. `S` is the covariance of the
+/// inputs and `μ` their mean; if the bias is kept, `S` is the second moment about zero. The other
+/// ridges regularize `S` first. No matrix is inverted, and `S` may be singular.
 ///
 /// [`new`](Self::new) is the recommended method and goes beyond the paper;
 /// [`paper`](Self::paper) is the published one. With [`Ridge::None`], [`Ridge::Shrinkage`] and
@@ -58,15 +58,15 @@ pub struct Dalr {
 }
 
 impl Dalr {
-    /// The recommended method: [`Ridge::Shrinkage`], and the bias corrected jointly with the weight if
-    /// the layer has one. A layer without a bias stays without.
+    /// The recommended method: [`Ridge::Shrinkage`], and the bias corrected jointly with the weight
+    /// if the layer has one. A layer without a bias stays without.
     pub fn new() -> Self {
         Self { ridge: Ridge::Shrinkage, correct_bias: None, solver: Solver::Auto, threads: 0, rank_multiple: 1 }
     }
 
-    /// The published method, eq. 11 of the paper to the letter: `λ` is absolute, on `X Xᵀ` not divided
-    /// by the number of samples, inputs are not centred, and the bias is kept. The authors' code uses
-    /// `λ = 1000`, its notebook 10.
+    /// The published method, eq. 11 of the paper to the letter: `λ` is absolute, on `X Xᵀ` not
+    /// divided by the number of samples, inputs are not centred, and the bias is kept. The authors'
+    /// code uses `λ = 1000`, its notebook 10.
     ///
     /// ```
     /// # use dalr::{Dalr, Ridge};
@@ -86,8 +86,8 @@ impl Dalr {
     /// Overrides the automatic treatment of the bias.
     ///
     /// `true` centres the inputs and sets `b̂ = b + (W − C) μ`, which is jointly optimal. A layer
-    /// without a bias gets one. `false` uses the second moment about zero and keeps the bias. With the
-    /// two absolute ridges, `true` corrects the bias (eq. 4) after the uncentred solve.
+    /// without a bias gets one. `false` uses the second moment about zero and keeps the bias. With
+    /// the two absolute ridges, `true` corrects the bias (eq. 4) after the uncentred solve.
     #[must_use]
     pub fn with_bias_correction(mut self, correct: bool) -> Self {
         self.correct_bias = Some(correct);
@@ -101,8 +101,8 @@ impl Dalr {
         self
     }
 
-    /// Sets the number of threads, at most those of rayon's pool. 0, the default, means one inside a
-    /// rayon worker and the whole pool elsewhere.
+    /// Sets the number of threads, at most those of rayon's pool. 0, the default, means one inside
+    /// a rayon worker and the whole pool elsewhere.
     #[must_use]
     pub fn with_threads(mut self, threads: usize) -> Self {
         self.threads = threads;
@@ -110,7 +110,8 @@ impl Dalr {
     }
 
     /// Makes every rank a multiple of this number, as some hardware prefers: ratios round down,
-    /// energies and errors up, a fixed rank must match. 1 by default; 0 is an error when compressing.
+    /// energies and errors up, a fixed rank must match. 1 by default; 0 is an error when
+    /// compressing.
     #[must_use]
     pub fn with_rank_multiple(mut self, multiple: usize) -> Self {
         self.rank_multiple = multiple;

@@ -178,8 +178,8 @@ impl<T: Scalar> Decomposition<T> {
     /// Makes a decomposition from any two factors, for methods outside of this crate.
     ///
     /// `up` is out × k and `down` k × in. The factors must be nested: the first `j` columns of `up`
-    /// and rows of `down` form the layer of rank `j`. With `correct_bias` the compressed bias is
-    /// `b + (W − C) μ`, which takes samples; otherwise the bias is kept. The predicted errors follow
+    /// and rows of `down` form the layer of rank `j`. With `correct_bias` the compressed bias is `b
+    /// + (W − C) μ`, which takes samples; otherwise the bias is kept. The predicted errors follow
     /// from the calibration data, if there are any. The energies are those that each rank explains
     /// of the weight, until [`with_energies`](Self::with_energies) replaces them.
     ///

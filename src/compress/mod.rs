@@ -100,8 +100,8 @@ pub trait LowRankCompressor<T: Scalar> {
         self.solve(layer, calibration.into(), max_rank)
     }
 
-    /// As [`compress_with`](Self::compress_with), for anything that converts into a [`Calibration`]:
-    /// `&stats`.
+    /// As [`compress_with`](Self::compress_with), for anything that converts into a
+    /// [`Calibration`]: `&stats`.
     ///
     /// # Errors
     ///

@@ -308,7 +308,8 @@ mod tests {
         compare("tall with a ridge", &Case { shape: (9, 6), ridge: 0.1, ..CASE });
         compare("bias kept", &Case { correct_bias: false, ..CASE });
         compare("bias kept with a ridge", &Case { correct_bias: false, ridge: 0.2, ..CASE });
-        // Four samples determine three directions about their mean; the weight determines the others.
+        // Four samples determine three directions about their mean; the weight determines the
+        // others.
         compare("few samples", &Case { samples: 4, ..CASE });
         compare("a large weight", &Case { scale: 1e120, ..CASE });
     }

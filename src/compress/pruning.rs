@@ -59,8 +59,8 @@ impl ActivationPruning {
     ///
     /// # Errors
     ///
-    /// Statistics of another width or without samples; a rank out of range, or one that only a spectrum can tell
-    /// ([`Rank::Energy`], [`Rank::RelativeError`]).
+    /// Statistics of another width or without samples; a rank out of range, or one that only a
+    /// spectrum can tell ([`Rank::Energy`], [`Rank::RelativeError`]).
     pub fn inputs<T: Scalar>(
         &self,
         layer: &Linear<T>,
@@ -73,8 +73,8 @@ impl ActivationPruning {
         })
     }
 
-    /// Drops outputs, that is rows of the weight, by statistics of the layer's outputs **after** the activation
-    /// function; the dropped ones become zero.
+    /// Drops outputs, that is rows of the weight, by statistics of the layer's outputs **after**
+    /// the activation function; the dropped ones become zero.
     ///
     /// # Errors
     ///

@@ -25,10 +25,10 @@ pub enum Ridge {
     None,
     /// `(1 − ρ) S + ρ (tr S / n) I`, with `ρ` estimated from the data.
     ///
-    /// `ρ` lies between two estimates: that of the oracle approximating estimator (Chen et al. 2010,
-    /// eq. 23), which is too small for choosing a rank, and that of a ridge as large as the noise
-    /// outside of the dominant directions (`docs/mathematics.md`, "How much to shrink"). It is 1 up
-    /// to eight degrees of freedom and vanishes as samples grow.
+    /// `ρ` lies between two estimates: that of the oracle approximating estimator (Chen et al.
+    /// 2010, eq. 23), which is too small for choosing a rank, and that of a ridge as large as the
+    /// noise outside of the dominant directions (`docs/mathematics.md`, "How much to shrink"). It
+    /// is 1 up to eight degrees of freedom and vanishes as samples grow.
     Shrinkage,
     /// `S + λI` with `λ = r · tr S / n`: `r` times the mean second moment of an input.
     #[cfg_attr(feature = "serde", serde(alias = "Anchored"))]
@@ -123,6 +123,6 @@ impl FromStr for Ridge {
             Some(("exact", number)) => number.parse().ok().map(Self::Exact),
             _ => None,
         };
-        ridge.ok_or_else(|| Error::text(expected, text.into()))
+        ridge.ok_or_else(|| Error::text(expected, text.into()).during("Ridge::from_str"))
     }
 }

@@ -8,8 +8,9 @@ use crate::{Error, Result, Scalar};
 
 /// `R = W S (S + λI)⁻¹`, outputs × inputs: the minimiser of `‖W X − R X‖² + λ‖R‖²`, for `S = X Xᵀ`.
 ///
-/// With fewer samples than inputs it is `W X (XᵀX + λI)⁻¹ Xᵀ`, and nothing of size inputs × inputs is
-/// formed. Where `λ` drowns in rounding (or is zero) the inverse becomes the pseudo-inverse, its limit.
+/// With fewer samples than inputs it is `W X (XᵀX + λI)⁻¹ Xᵀ`, and nothing of size inputs × inputs
+/// is formed. Where `λ` drowns in rounding (or is zero) the inverse becomes the pseudo-inverse, its
+/// limit.
 pub(super) fn ridge_regression<T: Scalar>(
     weight: MatRef<'_, f64>,
     moment: &dyn SecondMoment<T>,
@@ -36,8 +37,8 @@ pub(super) fn ridge_regression<T: Scalar>(
     }
 }
 
-/// `(A + λI)⁻¹ B` for a positive semidefinite `A`, or `(A + λI)⁺ B` where `λ` is lost in rounding: `f64`'s, or what is said of the
-/// matrix, relative to its trace.
+/// `(A + λI)⁻¹ B` for a positive semidefinite `A`, or `(A + λI)⁺ B` where `λ` is lost in rounding:
+/// `f64`'s, or what is said of the matrix, relative to its trace.
 fn solve_shifted(matrix: Mat<f64>, lambda: f64, right: Mat<f64>, (rounding, par): (f64, Par)) -> Result<Mat<f64>> {
     let dimension = matrix.nrows();
     let trace: f64 = (0..dimension).map(|i| matrix[(i, i)]).sum();
@@ -72,7 +73,8 @@ mod tests {
     use crate::covariance::second_moment;
     use crate::linalg::SplitMix64;
 
-    /// `(A + λI) X = B` for ridges below, among and above the eigenvalues, and the pseudo-inverse without one.
+    /// `(A + λI) X = B` for ridges below, among and above the eigenvalues, and the pseudo-inverse
+    /// without one.
     #[test]
     fn a_ridge_of_any_size_is_added() -> Result<()> {
         let n = 6;
@@ -135,7 +137,8 @@ mod tests {
         Ok(())
     }
 
-    /// Rounding in a scatter of single precision hides directions of some 10⁻⁴ of the mean variance, and none of 10⁻³.
+    /// Rounding in a scatter of single precision hides directions of some 10⁻⁴ of the mean
+    /// variance, and none of 10⁻³.
     #[test]
     fn what_single_precision_resolves_is_regressed_on() -> Result<()> {
         let (inputs, small) = (512, 7);

@@ -1,4 +1,5 @@
-//! Truncated SVD of the weight, with and without bias correction: the baselines of the paper (section 4.1).
+//! Truncated SVD of the weight, with and without bias correction: the baselines of the paper
+//! (section 4.1).
 
 use super::problem::{Inputs, Regularization, Statement, Target};
 use super::{Calibration, Decomposition, LowRankCompressor};
@@ -8,8 +9,8 @@ use crate::{Linear, Result, Scalar, Solver};
 
 /// Truncated singular value decomposition: the rank-k matrix closest to the weight itself.
 ///
-/// It does not look at data. With `W = Σ sᵢ uᵢ vᵢᵀ`, its singular values in descending order (Eckart
-/// and Young 1936):
+/// It does not look at data. With `W = Σ sᵢ uᵢ vᵢᵀ`, its singular values in descending order
+/// (Eckart and Young 1936):
 ///
 /// ```text
 /// C = Σ_{i≤k} sᵢ uᵢ vᵢᵀ,   ‖W − C‖² = Σ_{i>k} sᵢ²
@@ -55,8 +56,8 @@ impl TruncatedSvd {
         Self { correct_bias: false, solver: Solver::Auto, threads: 0, rank_multiple: 1 }
     }
 
-    /// With `true`, sets the bias to `b̂ = b + (W − C) μ` (eq. 4 of the paper) for the mean input `μ`,
-    /// which keeps the mean output. A layer without a bias gets one. Needs samples.
+    /// With `true`, sets the bias to `b̂ = b + (W − C) μ` (eq. 4 of the paper) for the mean input
+    /// `μ`, which keeps the mean output. A layer without a bias gets one. Needs samples.
     #[must_use]
     pub fn with_bias_correction(mut self, correct: bool) -> Self {
         self.correct_bias = correct;
@@ -70,8 +71,8 @@ impl TruncatedSvd {
         self
     }
 
-    /// Sets the number of threads, at most those of rayon's pool. 0, the default, means one inside a
-    /// rayon worker and the whole pool elsewhere.
+    /// Sets the number of threads, at most those of rayon's pool. 0, the default, means one inside
+    /// a rayon worker and the whole pool elsewhere.
     #[must_use]
     pub fn with_threads(mut self, threads: usize) -> Self {
         self.threads = threads;
@@ -79,7 +80,8 @@ impl TruncatedSvd {
     }
 
     /// Makes every rank a multiple of this number, as some hardware prefers: ratios round down,
-    /// energies and errors up, a fixed rank must match. 1 by default; 0 is an error when compressing.
+    /// energies and errors up, a fixed rank must match. 1 by default; 0 is an error when
+    /// compressing.
     #[must_use]
     pub fn with_rank_multiple(mut self, multiple: usize) -> Self {
         self.rank_multiple = multiple;

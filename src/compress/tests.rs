@@ -162,14 +162,16 @@ fn pairs_of_one_side_are_those_of_the_other() {
     assert!(orthonormal.norm_max() < 1e-14);
 }
 
-/// What is solved is the problem in plain numbers, whatever the size of the weight and the form of the statistics.
+/// What is solved is the problem in plain numbers, whatever the size of the weight and the form of
+/// the statistics.
 fn check_solutions<T: Scalar>(tolerance: f64) {
     let rank = 3;
     for times in FORMS {
         for ratio in [None, Some(0.0), Some(0.4)] {
             let mut before: Option<Vec<f64>> = None;
             for size in SIZES {
-                // A mean that all inputs share, and weights that cancel it: the energy is far smaller than its terms.
+                // A mean that all inputs share, and weights that cancel it: the energy is far
+                // smaller than its terms.
                 let mean = |i: usize| (0..FEATURES).map(|j| entry(i, j)).sum::<f64>() / FEATURES as f64;
                 let weight = Mat::from_fn(7, FEATURES, |i, j| size * (entry(i, j) - mean(i)));
                 let inputs = Mat::from_fn(9, FEATURES, |i, j| entry(i, j) + 1.0);
@@ -234,7 +236,8 @@ fn eigenvalues_count_above_rounding() {
     let noise = 4.0 * f64::EPSILON * 3.0;
     for size in SIZES {
         for (least, counts) in [(1.5 * noise, true), (0.4 * noise, false)] {
-            // The fourth output is all but zero in relation to the others; the fifth is zero, so that four pairs are not all there are.
+            // The fourth output is all but zero in relation to the others; the fifth is zero, so
+            // that four pairs are not all there are.
             let given = diagonal::<f64>(size, &[1.0, 1.0, 1.0, least.sqrt(), 0.0], &[1.0; 4], 1);
             assert!(given.solve(3).is_some());
             assert_eq!(given.solve(4).is_some(), counts, "{size}, {least:e}");
@@ -253,7 +256,8 @@ fn what_is_left_out_decides_whether_single_precision_will_do() {
             assert!(given.solve(1).is_some(), "{size}, {left}");
         }
     }
-    // The data leave out enough, and the weight alone does not: of three outputs alike and one that is small.
+    // The data leave out enough, and the weight alone does not: of three outputs alike and one that
+    // is small.
     for (small, enough) in [(0.004, false), (0.006, true)] {
         let small: f64 = 3.0 * small / (1.0 - small);
         let mut given = diagonal::<f32>(64.0, &[1.0, 1.0, 1.0, small.sqrt()], &[1.0, 1.0, 1.0, 4.0], 1);

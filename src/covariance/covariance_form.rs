@@ -48,8 +48,8 @@ impl<T: Scalar> CovarianceForm<T> {
         Accumulator::new(features, if multiplies { count.clamp(most, segment_rows(features)) } else { 0 })
     }
 
-    /// Adds samples for which room is [prepared](Self::prepare). `channels` must have observed them,
-    /// and have the origin of this form.
+    /// Adds samples for which room is [prepared](Self::prepare). `channels` must have observed
+    /// them, and have the origin of this form.
     pub(super) fn add(&mut self, batch: Batch<'_, T>, channels: &Channels, accumulator: &mut Accumulator<T>, par: Par) {
         let features = self.waiting.features();
         let most = most_waiting::<T>(features);

@@ -5,7 +5,8 @@ use super::sample_form::Samples;
 use super::scatter::Scatter;
 use crate::{Error, Result, Scalar};
 
-/// The memory of samples, in units of that of the scatter, beyond which the covariance form is used.
+/// The memory of samples, in units of that of the scatter, beyond which the covariance form is
+/// used.
 ///
 /// Solving from samples is faster well past 1 (an example is VGG19's fc7, 5994 samples of 4096
 /// inputs). With 2, fewer `f64` samples than inputs always stay in sample form.

@@ -102,8 +102,8 @@ impl<T: Scalar> Samples<T> {
         })
     }
 
-    /// Fills a `features × samples` matrix with one sample per column, less `centre`, times the root
-    /// of its weight, times `factor`.
+    /// Fills a `features × samples` matrix with one sample per column, less `centre`, times the
+    /// root of its weight, times `factor`.
     pub(super) fn fill_centred(&self, mut target: MatMut<'_, f64>, centre: &Centre<'_>, factor: f64, par: Par) {
         for batch in self.batches() {
             let (columns, rest) = target.split_at_col_mut(batch.len());

@@ -48,8 +48,8 @@ impl Scatter {
         linalg::zeros(features, BLOCK.min(features))
     }
 
-    /// `+= factor · D samples · samplesᵀ D` with the scales on the diagonal of `D`: multiplied in `T`,
-    /// scaled and summed in `f64`.
+    /// `+= factor · D samples · samplesᵀ D` with the scales on the diagonal of `D`: multiplied in
+    /// `T`, scaled and summed in `f64`.
     pub(super) fn add_native_samples<T: Scalar>(
         &mut self,
         samples: MatRef<'_, T>,
@@ -81,8 +81,8 @@ impl Scatter {
         self.precision = self.precision.max(other.precision);
     }
 
-    /// `self · right · factor`, for `features × columns`. The entries may have any size in the range of
-    /// `f64` as long as those of the result do.
+    /// `self · right · factor`, for `features × columns`. The entries may have any size in the
+    /// range of `f64` as long as those of the result do.
     pub(super) fn multiply(&self, right: MatRef<'_, f64>, factor: f64, par: Par) -> Result<Mat<f64>> {
         let ordinary = |size: f64| (1e-100..1e100).contains(&size);
         let size = linalg::max_abs(right);

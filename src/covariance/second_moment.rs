@@ -10,9 +10,9 @@ const NEGLIGIBLE: f64 = 1.0 / (1_u128 << 88) as f64;
 
 /// A symmetric positive semidefinite `S`, inputs × inputs, known by its products with vectors.
 ///
-/// All methods use `S` divided by `2^exponent`. This brings its mean diagonal entry near 1 and keeps
-/// results clear of overflow and underflow. A new source of statistics implements the three required
-/// methods, and those of the others that it can do at a lower cost.
+/// All methods use `S` divided by `2^exponent`. This brings its mean diagonal entry near 1 and
+/// keeps results clear of overflow and underflow. A new source of statistics implements the three
+/// required methods, and those of the others that it can do at a lower cost.
 pub(crate) trait SecondMoment<T: Scalar> {
     fn scale(&self) -> &Scale;
 
@@ -96,8 +96,8 @@ pub(crate) trait SecondMoment<T: Scalar> {
         Ok(None)
     }
 
-    /// `X`, `features × samples`, with `S = X Xᵀ`; `None` unless the samples are kept and fewer than
-    /// the inputs.
+    /// `X`, `features × samples`, with `S = X Xᵀ`; `None` unless the samples are kept and fewer
+    /// than the inputs.
     fn root(&self, _par: Par) -> Result<Option<Mat<f64>>> {
         Ok(None)
     }
@@ -110,8 +110,8 @@ pub(crate) trait SecondMoment<T: Scalar> {
         let size = self.features() as f64;
         let mut dense = self.scaled(par)?;
         dense *= faer::Scale(keep);
-        // The norm of a random symmetric matrix grows with the root of its size. Without rounding of
-        // `f32` there is no second attempt.
+        // The norm of a random symmetric matrix grows with the root of its size. Without rounding
+        // of `f32` there is no second attempt.
         let (least, most) = (4.0 * f64::EPSILON * size, self.rounding() / 8.0 * size.sqrt());
         for lift in core::iter::once(least).chain((most > least).then_some(most)) {
             let mut lifted = linalg::widened(dense.as_ref(), 1.0)?;
@@ -122,7 +122,8 @@ pub(crate) trait SecondMoment<T: Scalar> {
                 *added = ridge + lift * diagonal;
                 lifted[(index, index)] = diagonal + *added;
                 if diagonal + *added <= 0.0 {
-                    // An input that never varies: any positive number factors, and is removed below.
+                    // An input that never varies: any positive number factors, and is removed
+                    // below.
                     lifted[(index, index)] = 1.0;
                     dead.push(index);
                 }
@@ -153,8 +154,8 @@ impl Scale {
         Self { exponent, trace: trace * power_of_two(-exponent), diagonal }
     }
 
-    /// The factor from a sum over samples of this total weight to the divided `S`. It is zero if `S`
-    /// is nothing but rounding.
+    /// The factor from a sum over samples of this total weight to the divided `S`. It is zero if
+    /// `S` is nothing but rounding.
     pub(super) fn factor(&self, weight: f64) -> f64 {
         if self.trace == 0.0 { 0.0 } else { power_of_two(-self.exponent) / weight }
     }

@@ -29,8 +29,8 @@ pub(crate) fn second_moment<T: Scalar>(
 }
 
 impl<T: Scalar> ActivationStats<T> {
-    /// Covariance `Σ = (1/w) Σ wᵢ (xᵢ − μ)(xᵢ − μ)ᵀ`, inputs × inputs, divided by the total weight (not
-    /// by one less).
+    /// Covariance `Σ = (1/w) Σ wᵢ (xᵢ − μ)(xᵢ − μ)ᵀ`, inputs × inputs, divided by the total weight
+    /// (not by one less).
     ///
     /// Allocates `8 n²` bytes; the compressors do not need it.
     ///

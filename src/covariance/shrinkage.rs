@@ -100,8 +100,8 @@ fn random_block(rows: usize, columns: usize, random: &mut SplitMix64) -> Result<
 
 /// `ρ / (1 − ρ) = l^(1 − w) max(l, u)^w` for `d > 8`, with `w = (min(1, n / d) + 8 / d) / 2`.
 ///
-/// `l = ρ_o / (1 − ρ_o)` are the odds of the oracle approximating `ρ_o`, and `u = b n / (d − 8)` with
-/// the fraction `b` of `tr S` that is uncertain.
+/// `l = ρ_o / (1 − ρ_o)` are the odds of the oracle approximating `ρ_o`, and `u = b n / (d − 8)`
+/// with the fraction `b` of `tr S` that is uncertain.
 fn between_the_bounds(trace: f64, trace_of_square: f64, features: usize, freedom: f64, uncertain: f64) -> f64 {
     let n = features as f64;
     let rho = oracle_approximating(trace, trace_of_square, features, freedom);
@@ -180,8 +180,8 @@ mod tests {
         assert_eq!(between_the_bounds(f64::NAN, 18.0, 3, 20.0, 1.0), 1.0);
     }
 
-    /// Twenty samples of a plane in 40 dimensions, as many of all 40 with a decaying spectrum, and too
-    /// few of either.
+    /// Twenty samples of a plane in 40 dimensions, as many of all 40 with a decaying spectrum, and
+    /// too few of either.
     #[test]
     fn a_domain_of_few_dimensions_is_trusted() {
         let mut random = SplitMix64::new();
@@ -204,8 +204,8 @@ mod tests {
         assert!(odds(full.0) > 1.2 * odds(full.1) && (0.1..0.9).contains(&full.2), "{full:?}");
     }
 
-    /// `S` is 10¹⁰ times the identity up to rounding in `tr S²`. So many samples would otherwise give
-    /// an intensity near 0.
+    /// `S` is 10¹⁰ times the identity up to rounding in `tr S²`. So many samples would otherwise
+    /// give an intensity near 0.
     #[test]
     fn dispersion_that_is_rounding_is_none() {
         for (noise, whole) in [(4.0, true), (12.0, false)] {

@@ -14,17 +14,17 @@ use crate::{Error, Result, Scalar};
 ///
 /// It holds the total weight `w = Σ wᵢ`, the mean `μ`, the samples or their covariance, and of each
 /// input the extremes, the mean magnitude and the activation rate. Batches may have any size and
-/// memory layout. All sums are `f64`, whatever `T` is, pooled as in Chan, Golub and LeVeque (1983) and
-/// measured from the first sample: results stay accurate even when the mean is 10⁶ times the standard
-/// deviation.
+/// memory layout. All sums are `f64`, whatever `T` is, pooled as in Chan, Golub and LeVeque (1983)
+/// and measured from the first sample: results stay accurate even when the mean is 10⁶ times the
+/// standard deviation.
 ///
-/// There are two forms. The *sample form* keeps the samples, which is exact and faster to solve from.
-/// When they would take twice the memory of the covariance, the object changes to the *covariance
-/// form* and stops growing: the scatter matrix, half of `8 n²` bytes, and a quarter more for samples
-/// that wait until they are enough for a fast product. Results do not depend on the form, with one
-/// exception. `f32` data of 512 inputs or more are multiplied in `f32` in covariance form, about a
-/// thousand samples at a time. Each entry of the covariance then has a relative rounding error of
-/// about `10⁻⁶ √(Σ_ii Σ_jj)`, which the solvers account for.
+/// There are two forms. The *sample form* keeps the samples, which is exact and faster to solve
+/// from. When they would take twice the memory of the covariance, the object changes to the
+/// *covariance form* and stops growing: the scatter matrix, half of `8 n²` bytes, and a quarter
+/// more for samples that wait until they are enough for a fast product. Results do not depend on
+/// the form, with one exception. `f32` data of 512 inputs or more are multiplied in `f32` in
+/// covariance form, about a thousand samples at a time. Each entry of the covariance then has a
+/// relative rounding error of about `10⁻⁶ √(Σ_ii Σ_jj)`, which the solvers account for.
 ///
 /// [`merge`](Self::merge) combines statistics of several parts of the data. Layers that read the same
 /// input share one object.

@@ -79,7 +79,8 @@ impl Channels {
 }
 
 impl<T: Scalar> ActivationStats<T> {
-    /// The names of the arrays over the inputs, in the order of [`for_each_array`](Self::for_each_array).
+    /// The names of the arrays over the inputs, in the order of
+    /// [`for_each_array`](Self::for_each_array).
     pub(crate) fn channel_names() -> [&'static str; 6] {
         Channels::default().arrays().map(|(name, _)| name)
     }
@@ -131,8 +132,8 @@ impl<T: Scalar> ActivationStats<T> {
     }
 
     /// Statistics of this head with the arrays that `fill` writes, piece by piece in the order of
-    /// [`for_each_array`](Self::for_each_array). They must be [validated](Self::validate_parts) before
-    /// use.
+    /// [`for_each_array`](Self::for_each_array). They must be [validated](Self::validate_parts)
+    /// before use.
     pub(crate) fn from_parts(head: &Head, mut fill: impl FnMut(PieceMut<'_, T>) -> Result<()>) -> Result<Self> {
         let mut channels = Channels::starting_at(zeros(head.channels())?);
         let Channels { origin, offset, minimum, maximum, absolute, active } = &mut channels;

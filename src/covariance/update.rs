@@ -22,8 +22,8 @@ impl<T: Scalar> ActivationStats<T> {
     /// # Errors
     ///
     /// A batch without rows, of another width, with a NaN or an infinity, or with entries so large
-    /// that their squares overflow; not enough memory, or more than the limit. The statistics are then
-    /// unchanged.
+    /// that their squares overflow; not enough memory, or more than the limit. The statistics are
+    /// then unchanged.
     ///
     /// # Cost
     ///
@@ -34,8 +34,8 @@ impl<T: Scalar> ActivationStats<T> {
 
     /// Adds a batch with one weight per row.
     ///
-    /// A weight of 2 has the effect of the same sample twice. A weight of 0 (for padding, say) leaves
-    /// the sample out, of [`samples`](Self::samples) too.
+    /// A weight of 2 has the effect of the same sample twice. A weight of 0 (for padding, say)
+    /// leaves the sample out, of [`samples`](Self::samples) too.
     ///
     /// # Errors
     ///
@@ -62,8 +62,8 @@ impl<T: Scalar> ActivationStats<T> {
     ///
     /// # Errors
     ///
-    /// Statistics of another width; counts or entries that overflow; not enough memory, or more than
-    /// the limit. This object is then unchanged.
+    /// Statistics of another width; counts or entries that overflow; not enough memory, or more
+    /// than the limit. This object is then unchanged.
     ///
     /// # Cost
     ///

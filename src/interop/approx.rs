@@ -1,5 +1,5 @@
-//! Comparisons of layers up to a tolerance, for tests: `AbsDiffEq`, `RelativeEq` and `UlpsEq` of the
-//! crate `approx`.
+//! Comparisons of layers up to a tolerance, for tests: `AbsDiffEq`, `RelativeEq` and `UlpsEq` of
+//! the crate `approx`.
 //!
 //! [`Linear`] and [`LowRankLinear`] compare entry by entry, as matrices of nalgebra and ndarray do. Layers
 //! of different shapes are not equal, nor is a layer with a bias equal to one without.
@@ -24,8 +24,8 @@
 //! # }
 //! ```
 //!
-//! Choose a tolerance relative to the size of the weight: rounding in a factor is `ε` times its norm, not
-//! `ε` times each entry.
+//! Choose a tolerance relative to the size of the weight: rounding in a factor is `ε` times its
+//! norm, not `ε` times each entry.
 
 use ::approx::{AbsDiffEq, RelativeEq, UlpsEq};
 use faer::{ColRef, MatRef};

@@ -1,7 +1,8 @@
-//! `f16` and `bf16` of the crate `half`: batches and weights are read exactly, factors are rounded once.
+//! `f16` and `bf16` of the crate `half`: batches and weights are read exactly, factors are rounded
+//! once.
 //!
-//! Layers and statistics are in `f32` or `f64`. These functions convert numbers of 16 bits from and to
-//! them. `f32` represents every `f16` and `bf16` exactly.
+//! Layers and statistics are in `f32` or `f64`. These functions convert numbers of 16 bits from and
+//! to them. `f32` represents every `f16` and `bf16` exactly.
 //!
 //! ```
 //! use dalr::interop::half::{round, widen, widen_column};
@@ -29,9 +30,9 @@
 //! For arrays of ndarray and nalgebra matrices of these types, use `view` of `interop::ndarray` and
 //! `interop::nalgebra` first.
 //!
-//! Factors in 16 bits have a relative rounding error of `2⁻¹¹` (`f16`) or `2⁻⁸` (`bf16`) in each entry.
-//! [`Compressed::evaluate`](crate::Compressed::evaluate) measures the error before this rounding; run the
-//! converted layer to measure it afterwards.
+//! Factors in 16 bits have a relative rounding error of `2⁻¹¹` (`f16`) or `2⁻⁸` (`bf16`) in each
+//! entry. [`Compressed::evaluate`](crate::Compressed::evaluate) measures the error before this
+//! rounding; run the converted layer to measure it afterwards.
 
 use core::fmt::{Debug, Display};
 
@@ -115,8 +116,8 @@ stored_in_16_bits!(f16, bf16);
 
 /// Rounds to `f32`, an inexact number to the neighbour with an odd significand.
 ///
-/// Rounding the result to at least two digits less is the same as rounding once (Boldo and Melquiond
-/// 2008). The crate `half` rounds `f64` twice, or drops its lower half.
+/// Rounding the result to at least two digits less is the same as rounding once (Boldo and
+/// Melquiond 2008). The crate `half` rounds `f64` twice, or drops its lower half.
 fn to_odd(number: f64) -> f32 {
     let nearest = number as f32;
     let error = number - f64::from(nearest);

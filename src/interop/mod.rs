@@ -1,4 +1,5 @@
-//! Conversions from and to the types and formats of other libraries, one module per optional feature.
+//! Conversions from and to the types and formats of other libraries, one module per optional
+//! feature.
 //!
 //! | feature | brings |
 //! |---|---|

@@ -1,4 +1,5 @@
-//! nalgebra matrices and vectors: views of them without a copy, and copies back, for `f32` and `f64`.
+//! nalgebra matrices and vectors: views of them without a copy, and copies back, for `f32` and
+//! `f64`.
 //!
 //! ```
 //! use dalr::interop::nalgebra::{to_column, to_faer, to_nalgebra, view};
@@ -30,8 +31,8 @@
 //! | any other nalgebra view (nalgebra gives access to single numbers only) | [`Mat`] | [`to_faer`], a copy |
 //! | factors, outputs | `DMatrix` | [`to_nalgebra`], a copy |
 //!
-//! A batch of sequences is a list of matrices, tokens × in. Update the statistics with each of them, or
-//! stack them into one matrix.
+//! A batch of sequences is a list of matrices, tokens × in. Update the statistics with each of
+//! them, or stack them into one matrix.
 
 use faer::{Col, ColRef, Mat, MatRef};
 use nalgebra::storage::{IsContiguous, RawStorage};
@@ -39,8 +40,8 @@ use nalgebra::{DMatrix, DVector, Dim, Matrix, Vector};
 
 /// Returns a faer view of a nalgebra matrix, without a copy.
 ///
-/// Accepts every matrix that nalgebra can show as a slice: `DMatrix`, `SMatrix`, vectors, a column of a
-/// matrix.
+/// Accepts every matrix that nalgebra can show as a slice: `DMatrix`, `SMatrix`, vectors, a column
+/// of a matrix.
 ///
 /// ```
 /// use dalr::interop::nalgebra::view;
@@ -54,7 +55,8 @@ pub fn view<T, R: Dim, C: Dim, S: RawStorage<T, R, C> + IsContiguous>(matrix: &M
     MatRef::from_column_major_slice(matrix.as_slice(), matrix.nrows(), matrix.ncols())
 }
 
-/// Copies a nalgebra matrix or view with any strides: a weight, or a batch that [`view`] does not accept.
+/// Copies a nalgebra matrix or view with any strides: a weight, or a batch that [`view`] does not
+/// accept.
 ///
 /// ```
 /// use dalr::interop::nalgebra::to_faer;

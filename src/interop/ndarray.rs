@@ -31,8 +31,8 @@
 //! | factors, outputs, and parts of them | [`ArrayView2`] | [`as_ndarray`], no copy |
 //! | the same | [`Array2`] | [`to_ndarray`], a copy in rows |
 //!
-//! A [`Linear`](crate::Linear) owns its weight, so that is copied once. The crate `faer-ext`, by faer's
-//! author, makes the views.
+//! A [`Linear`](crate::Linear) owns its weight, so that is copied once. The crate `faer-ext`, by
+//! faer's author, makes the views.
 
 use faer::{Col, ColRef, MatRef};
 use faer_ext::{IntoFaer, IntoNdarray};
@@ -57,9 +57,9 @@ pub fn view<T>(array: &ArrayRef2<T>) -> MatRef<'_, T> {
 
 /// Reshapes a batch whose last axis is the inputs to samples × in.
 ///
-/// A batch × sequence × in array gives batch · sequence samples; an array of one axis is a single sample.
-/// The batch is copied only if its leading axes do not lie at one distance in memory, as those of a
-/// contiguous array do.
+/// A batch × sequence × in array gives batch · sequence samples; an array of one axis is a single
+/// sample. The batch is copied only if its leading axes do not lie at one distance in memory, as
+/// those of a contiguous array do.
 ///
 /// # Errors
 ///

@@ -1,4 +1,5 @@
-//! Layers as data: their sizes, and the numbers of each matrix row by row. What is read is validated as by the constructors.
+//! Layers as data: their sizes, and the numbers of each matrix row by row. What is read is
+//! validated as by the constructors.
 
 use faer::{Col, Mat, MatRef};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -32,7 +33,7 @@ fn numbers<T: Scalar>(matrix: MatRef<'_, T>) -> Vec<T> {
 fn matrix<T: Scalar>(what: &'static str, numbers: &[T], rows: usize, columns: usize) -> Result<Mat<T>> {
     let expected = rows.saturating_mul(columns);
     if numbers.len() != expected {
-        return Err(Error::shape(what, expected, numbers.len()));
+        return Err(Error::shape(what, expected, numbers.len()).during("deserialize"));
     }
     if expected == 0 {
         // Refused by the constructors; not made before, since the other side may be of any length.

@@ -66,7 +66,8 @@ fn departure(basis: &Mat<f64>) -> f64 {
     (basis.transpose() * basis - Mat::<f64>::identity(basis.ncols(), basis.ncols())).norm_max()
 }
 
-/// Three columns of lengths 5, 13 and 2; the second leaves the span of the first by `sine` of its length.
+/// Three columns of lengths 5, 13 and 2; the second leaves the span of the first by `sine` of its
+/// length.
 fn columns(sine: f64) -> Mat<f64> {
     let cosine = (1.0 - sine * sine).sqrt();
     let turned = [5.0 * cosine, 12.0 * cosine, 13.0 * sine, 0.0, 0.0];
@@ -78,7 +79,8 @@ fn a_basis_tells_how_far_each_column_reaches() -> Result<()> {
     for sine in [1.0, 0.6, 2e-3, 5e-4, 1e-7] {
         let given = columns(sine);
         let (basis, reach) = orthonormal_columns(given.clone(), Par::Seq)?;
-        // By Cholesky digits are lost where columns nearly coincide, but never more than the angle accepted there costs.
+        // By Cholesky digits are lost where columns nearly coincide, but never more than the angle
+        // accepted there costs.
         let lost = if sine > 1e-3 { 1e-15 / (sine * sine) } else { 0.0 } + 1e-14;
         assert!(departure(&basis) < lost, "{sine}: {:e}", departure(&basis));
         for (ours, expected) in reach.iter().zip([5.0, 13.0 * sine, 2.0]) {

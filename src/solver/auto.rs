@@ -2,9 +2,9 @@
 //!
 //! A cost is a number of multiply–adds (MACs). The unit is one MAC of a large matrix product in the
 //! operator's own precision; MACs of slower operations count as several. The counts of MACs are
-//! derived below. The factors for slower operations were fitted to measurements, by
-//! `cargo bench --bench cost -- phases` and `-- grid`; the latter prints the distance of each choice
-//! from the fastest.
+//! derived below. The factors for slower operations were fitted to measurements, by `cargo bench
+//! --bench cost -- phases` and `-- grid`; the latter prints the distance of each choice from the
+//! fastest.
 
 use super::lanczos::Widths;
 use super::{PsdOperator, Solver};
@@ -15,13 +15,13 @@ pub(crate) const DOUBLE: f64 = 2.0;
 
 /// Cost of a dense eigendecomposition, over `d³`.
 ///
-/// The reduction to tridiagonal form takes `⅔ d³` MACs, divide and conquer and the transformation of
-/// the eigenvectors about `2 d³`. Half of the reduction is matrix–vector products, which read the
-/// matrix from memory for every column. It takes two thirds of the time, hence `4 + 2`.
+/// The reduction to tridiagonal form takes `⅔ d³` MACs, divide and conquer and the transformation
+/// of the eigenvectors about `2 d³`. Half of the reduction is matrix–vector products, which read
+/// the matrix from memory for every column. It takes two thirds of the time, hence `4 + 2`.
 const DENSE_PER_CUBE: f64 = 6.0;
 
-/// Cost of a dense eigendecomposition, over `d²`, that does not grow with the matrix product's rate:
-/// small kernels for each of the `d` columns. It exceeds the cubic term below `d = 667`.
+/// Cost of a dense eigendecomposition, over `d²`, that does not grow with the matrix product's
+/// rate: small kernels for each of the `d` columns. It exceeds the cubic term below `d = 667`.
 const DENSE_PER_SQUARE: f64 = 4000.0;
 
 /// The smallest dimension for which block Lanczos is considered. A dense solution takes a few
@@ -32,8 +32,8 @@ const LEAST_DIMENSION: usize = 256;
 /// MACs. Each block reads the operator once.
 const MEMORY_BOUND_WIDTH: f64 = 32.0;
 
-/// Dense eigendecompositions of the projected operator. Most problems converge with a basis of three
-/// vectors for each pair, and convergence is tested three times until then.
+/// Dense eigendecompositions of the projected operator. Most problems converge with a basis of
+/// three vectors for each pair, and convergence is tested three times until then.
 const RITZ_SOLUTIONS: f64 = 3.0;
 
 /// Estimates the cost of a dense eigendecomposition.
@@ -45,8 +45,8 @@ pub(crate) fn dense(dimension: usize) -> f64 {
 /// Estimates the cost of `count` eigenpairs by block Lanczos, for an operator that takes `macs` for
 /// each vector. `None` if the dimension is too small, or the basis would fill the space.
 ///
-/// A basis of `s` vectors takes `s` products with the operator. Vector `j` is projected out of those
-/// before it in up to four passes of `2 d j` MACs, which add up to `4 d s²`.
+/// A basis of `s` vectors takes `s` products with the operator. Vector `j` is projected out of
+/// those before it in up to four passes of `2 d j` MACs, which add up to `4 d s²`.
 pub(crate) fn lanczos(dimension: usize, count: usize, macs: f64) -> Option<f64> {
     let widths = Widths::new(dimension, count);
     let basis = widths.expected_basis(count);

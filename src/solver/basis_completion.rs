@@ -34,7 +34,8 @@ impl PsdOperator<f64> for Complement {
     }
 }
 
-/// Extends orthonormal columns `U` to `count` by the leading left singular vectors of `(I − UUᵀ) F`.
+/// Extends orthonormal columns `U` to `count` by the leading left singular vectors of `(I − UUᵀ)
+/// F`.
 ///
 /// This is the limit of the solution with a relative ridge as the ridge goes to zero. In null
 /// directions of the data, the result is that of plain truncated SVD.
@@ -68,8 +69,8 @@ pub(crate) fn complete_basis(
     Ok(completed)
 }
 
-/// `(I − UUᵀ) F` up to a factor, orthogonal to `U` relative to its own size; zero if only rounding is
-/// left.
+/// `(I − UUᵀ) F` up to a factor, orthogonal to `U` relative to its own size; zero if only rounding
+/// is left.
 fn outside(basis: MatRef<'_, f64>, factor: MatRef<'_, f64>, par: Par) -> Result<Mat<f64>> {
     let mut rest = unit_size(factor)?;
     let mut size = linalg::squared_norm(rest.as_ref());
@@ -97,8 +98,8 @@ mod tests {
 
     #[test]
     fn the_rest_of_a_factor_is_orthogonal_relative_to_its_own_size() -> Result<()> {
-        // Four thousandths of the factor lie outside. One projection leaves hundreds of rounding errors
-        // relative to this rest.
+        // Four thousandths of the factor lie outside. One projection leaves hundreds of rounding
+        // errors relative to this rest.
         let entry = |i: usize, j: usize| ((i * 31 + j * 17 + i * j) % 23) as f64 / 11.0 - 1.0;
         let basis = linalg::thin_qr(Mat::from_fn(50, 1, |i, _| entry(i, 5)), Par::Seq)?.0;
         let inside = Mat::from_fn(1, 20, |_, j| 7.0 + entry(3, j));

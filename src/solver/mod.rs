@@ -45,9 +45,9 @@ pub enum Solver {
     /// Forms the matrix and diagonalises it, `O(d³)` for dimension `d`. The algorithm is divide and
     /// conquer. If it fails, the solver falls back to a singular value decomposition.
     DenseEigen,
-    /// Never forms the matrix: applies it to about `3k` vectors for `k` eigenpairs. The algorithm is
-    /// block Lanczos with full reorthogonalisation, and random vectors verify its convergence. If it
-    /// does not converge, the solver falls back to [`DenseEigen`](Self::DenseEigen).
+    /// Never forms the matrix: applies it to about `3k` vectors for `k` eigenpairs. The algorithm
+    /// is block Lanczos with full reorthogonalisation, and random vectors verify its convergence.
+    /// If it does not converge, the solver falls back to [`DenseEigen`](Self::DenseEigen).
     BlockLanczos,
 }
 
@@ -133,7 +133,7 @@ impl FromStr for Solver {
             "auto" => Ok(Self::Auto),
             "dense-eigen" => Ok(Self::DenseEigen),
             "block-lanczos" => Ok(Self::BlockLanczos),
-            _ => Err(Error::text("one of auto, dense-eigen, block-lanczos", text.into())),
+            _ => Err(Error::text("one of auto, dense-eigen, block-lanczos", text.into()).during("Solver::from_str")),
         }
     }
 }

@@ -63,9 +63,9 @@ pub trait PsdOperator<T: Scalar> {
 
     /// Size of the rounding noise in [`apply`](Self::apply), as an eigenvalue.
     ///
-    /// Eigenvalues up to this size carry no information and may come out negative. The solver always
-    /// adds rounding relative to the largest eigenvalue, so 0, the default, suits most operators.
-    /// Return more if large terms cancel.
+    /// Eigenvalues up to this size carry no information and may come out negative. The solver
+    /// always adds rounding relative to the largest eigenvalue, so 0, the default, suits most
+    /// operators. Return more if large terms cancel.
     fn noise(&self) -> f64 {
         0.0
     }
@@ -76,8 +76,8 @@ pub trait PsdOperator<T: Scalar> {
         (self.dimension() as f64).powi(2)
     }
 
-    /// Cost of [`assemble`](Self::assemble) in MACs. The default is the cost of applying the operator
-    /// to the identity.
+    /// Cost of [`assemble`](Self::assemble) in MACs. The default is the cost of applying the
+    /// operator to the identity.
     fn assembly_macs(&self) -> f64 {
         self.dimension() as f64 * self.macs()
     }

@@ -162,7 +162,8 @@ fn dense_matrices_may_be_as_unsymmetric_as_rounding_and_noise_allow() {
     assert!(!refused(0.99e-3, 1e-3) && refused(1.01e-3, 1e-3));
 }
 
-/// Products in single precision differ from those of the transpose by much more than the rounding of `f64`.
+/// Products in single precision differ from those of the transpose by much more than the rounding
+/// of `f64`.
 #[test]
 fn a_matrix_that_is_symmetric_to_single_precision_is_solved() -> Result<()> {
     let values: Vec<f64> = (0..12).map(|i| 0.5_f64.powi(i)).collect();
@@ -201,8 +202,8 @@ fn the_costs_that_an_operator_states_decide() -> Result<()> {
     Ok(())
 }
 
-/// faer's eigendecomposition was reported to give up on an 11 × 11 matrix. The fallback is not faer's
-/// eigendecomposition, and solves such matrices.
+/// faer's eigendecomposition was reported to give up on an 11 × 11 matrix. The fallback is not
+/// faer's eigendecomposition, and solves such matrices.
 #[test]
 fn the_fallback_solves_an_eleven_by_eleven() -> Result<()> {
     let spectra =
@@ -221,7 +222,8 @@ fn the_fallback_solves_an_eleven_by_eleven() -> Result<()> {
 
 #[test]
 fn algorithms_end_at_once_on_a_matrix_that_is_not_finite() -> Result<()> {
-    // The solver checks matrices before. Without the second check, faer would run for hours on these.
+    // The solver checks matrices before. Without the second check, faer would run for hours on
+    // these.
     for bad in [f64::NAN, f64::INFINITY] {
         let matrix = Mat::full(600, 600, bad);
         for algorithm in &dense::ALGORITHMS {
@@ -382,7 +384,8 @@ impl<T: Scalar> PsdOperator<T> for Diagonal<T> {
     }
 }
 
-/// Solves by block Lanczos alone and checks orthogonality, and that the energy captured is the optimum.
+/// Solves by block Lanczos alone and checks orthogonality, and that the energy captured is the
+/// optimum.
 fn check_lanczos<T: Scalar>(name: &str, values: &[f64], count: usize, widths: lanczos::Widths) -> Eigenpairs {
     let operator = Diagonal::<T>::new(values);
     let pairs = lanczos::top_eigenpairs(&operator, count, widths, Par::Seq).unwrap();

@@ -1,4 +1,5 @@
-//! Random bytes and good files with something wrong against whatever reads: an error, or something sound.
+//! Random bytes and good files with something wrong against whatever reads: an error, or something
+//! sound.
 
 use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, Rank};
 use faer::Mat;
@@ -52,7 +53,8 @@ fn is_sound(mut stats: ActivationStats<f32>) {
         let layer = Linear::new(Mat::from_fn(3, features, |i, j| ((i * 5 + j) % 7) as f32), None).unwrap();
         if let Ok(compressed) = Dalr::new().compress(&layer, &stats, Rank::Fixed(1)) {
             let error = compressed.report().relative_error().unwrap();
-            assert!(error >= 0.0 && error.is_finite(), "{error}");
+            // Infinite if the loaded statistics do not vary.
+            assert!(error >= 0.0, "{error}");
         }
     }
     let copy = stats.clone();

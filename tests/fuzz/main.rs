@@ -1,7 +1,8 @@
 //! Random input of every kind against every entrance, for as long as one likes.
 //!
-//! `cargo test --test fuzz --all-features` takes some seconds and always tries the same cases first. `DALR_FUZZ_SECONDS=60` gives each
-//! target a minute and new cases every time. A failure prints the line that repeats it, with `DALR_FUZZ_SEED`.
+//! `cargo test --test fuzz --all-features` takes some seconds and always tries the same cases
+//! first. `DALR_FUZZ_SECONDS=60` gives each target a minute and new cases every time. A failure
+//! prints the line that repeats it, with `DALR_FUZZ_SEED`.
 
 #[path = "../it/common/mod.rs"]
 mod common;
@@ -17,8 +18,8 @@ use std::time::{Duration, Instant, SystemTime};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-/// Runs the cases that once failed, then others until the time is up, each with a seed of its own, or one with the seed that is asked
-/// for; says how to repeat a failure.
+/// Runs the cases that once failed, then others until the time is up, each with a seed of its own,
+/// or one with the seed that is asked for; says how to repeat a failure.
 fn fuzz(target: &str, failed: &[u64], case: impl Fn(&mut StdRng)) {
     let setting = |name| std::env::var(name).ok();
     let run = |seed: u64| {

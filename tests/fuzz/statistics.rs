@@ -1,4 +1,5 @@
-//! Any sequence of updates, merges, saves and loads gives what two plain passes over all samples give.
+//! Any sequence of updates, merges, saves and loads gives what two plain passes over all samples
+//! give.
 
 use dalr::{ActivationStats, Scalar};
 use faer::{Mat, MatRef};
@@ -66,7 +67,8 @@ impl World {
     }
 }
 
-/// Hands rows over in one of the memory layouts that there are: a three-axis batch with padding between samples among them.
+/// Hands rows over in one of the memory layouts that there are: a three-axis batch with padding
+/// between samples among them.
 fn in_some_layout<T: Scalar, R>(rng: &mut StdRng, rows: &[Vec<f64>], with: impl FnOnce(MatRef<'_, T>) -> R) -> R {
     let (count, features) = (rows.len(), rows[0].len());
     let entry = |i: usize, j: usize| T::from_f64(rows[i][j]);
@@ -140,7 +142,8 @@ fn case<T: Scalar>(rng: &mut StdRng) {
             6 => *stats = through_a_file(stats),
             7 => refuse(rng, &world, stats),
             8 => {
-                // Collapses at the next update: there is room for the collapsed form and what is kept, not for more.
+                // Collapses at the next update: there is room for the collapsed form and what is
+                // kept, not for more.
                 let kept = seen.rows.len() * (world.features * size_of::<T>() + 8);
                 let collapsed = collapsed::<T>(world.features);
                 let limit = if rng.random() { kept + collapsed } else { rng.random_range(0..4 * collapsed) };
@@ -197,7 +200,8 @@ fn refuse<T: Scalar>(rng: &mut StdRng, world: &World, stats: &mut ActivationStat
     assert!(before.to_safetensors().unwrap() == stats.to_safetensors().unwrap());
 }
 
-/// Tolerances are so many `ε` of the span of an input, and of its size only where a number of that size is rounded.
+/// Tolerances are so many `ε` of the span of an input, and of its size only where a number of that
+/// size is rounded.
 fn check<T: Scalar>(stats: &ActivationStats<T>, seen: &Seen) {
     let count = seen.rows.len();
     assert_eq!(stats.samples(), count as u64);
@@ -235,9 +239,10 @@ fn check<T: Scalar>(stats: &ActivationStats<T>, seen: &Seen) {
         spans.push(span);
         sizes.push(size);
     }
-    // Collapsed statistics of wide layers in `f32` are multiplied in `f32`, and squares of what is small against the span underflow there.
-    // Where products repeat, as those of constant batches do, rounding errors all go to one side: they grow with the number of samples,
-    // not with its root.
+    // Collapsed statistics of wide layers in `f32` are multiplied in `f32`, and squares of what is
+    // small against the span underflow there. Where products repeat, as those of constant batches
+    // do, rounding errors all go to one side: they grow with the number of samples, not with its
+    // root.
     let narrow = size_of::<T>() == 4 && features >= 512 && format!("{stats:?}").contains("covariance");
     let single = if narrow { (16.0 + count as f64 / 2.0) * f64::from(f32::EPSILON) } else { 0.0 };
     let underflow = if narrow { count as f64 * 2_f64.powi(-118) } else { 0.0 };

@@ -1,5 +1,5 @@
-//! What the public API promises beyond the properties: warnings, the three states of the bias, filling, selection,
-//! determinism, pruning.
+//! What the public API promises beyond the properties: warnings, the three states of the bias,
+//! filling, selection, determinism, pruning.
 
 use crate::common::{self, Problem, Recipe, Spectrum, gaussian, stats, weight_of};
 use dalr::solver::{PsdOperator, top_eigenpairs};
@@ -91,7 +91,8 @@ fn inputs_that_never_vary_give_truncated_svd_and_a_warning() {
     assert_eq!(dalr.report().relative_error(), Some(0.0));
 }
 
-/// Of collapsed statistics the energy is what a root of the moment and the ridge has beyond the ridge.
+/// Of collapsed statistics the energy is what a root of the moment and the ridge has beyond the
+/// ridge.
 #[test]
 fn a_ridge_that_dwarfs_the_data_hides_no_error() {
     fn check<T: Scalar>(tolerance: f64) {
@@ -116,7 +117,8 @@ fn a_ridge_that_dwarfs_the_data_hides_no_error() {
     check::<f64>(1e4 * f64::EPSILON);
 }
 
-/// The paper's ridge spreads the weight of a constant input over those that go along with it in the uncentred moment.
+/// The paper's ridge spreads the weight of a constant input over those that go along with it in the
+/// uncentred moment.
 #[test]
 fn an_error_relative_to_nothing_is_infinite_and_not_zero() {
     let layer = Linear::new(Mat::from_fn(2, 3, |i, j| if j == 0 { 1.0 + i as f64 } else { 0.0 }), None).unwrap();
@@ -269,7 +271,8 @@ fn both_solvers_reach_the_same_error_and_certify_it() {
             let compressed = method(solver).compress_with(&layer, (&stats).into(), Rank::Fixed(20)).unwrap();
             let measured = compressed.evaluate(&layer, &stats).unwrap();
             let predicted = compressed.report().relative_error().unwrap();
-            // A difference of energies, to within the rounding of single precision relative to the whole.
+            // A difference of energies, to within the rounding of single precision relative to the
+            // whole.
             let rounding = (predicted * predicted - measured * measured).abs() / f64::from(f32::EPSILON);
             assert!(rounding < 16.0, "{name}: {predicted} {measured}");
             (compressed, measured)
@@ -281,7 +284,8 @@ fn both_solvers_reach_the_same_error_and_certify_it() {
     }
 }
 
-/// A rank that is a large share of a large layer: a dense solve, in single precision where the data are.
+/// A rank that is a large share of a large layer: a dense solve, in single precision where the data
+/// are.
 #[test]
 fn large_ranks_of_large_layers_are_solved_as_well_in_single_precision() {
     let mut rng = StdRng::seed_from_u64(12);
@@ -377,8 +381,8 @@ fn layers_in_parallel_agree_with_one_after_the_other() {
     }
 }
 
-/// Statistics of `f32` samples are as good as of the same numbers in `f64`, also where the mean is a thousand times the
-/// spread and where channels lie six orders of magnitude apart.
+/// Statistics of `f32` samples are as good as of the same numbers in `f64`, also where the mean is
+/// a thousand times the spread and where channels lie six orders of magnitude apart.
 #[test]
 fn statistics_of_wide_layers_are_as_good_as_in_double_precision() {
     let (n, p) = (520, 1700);
@@ -441,7 +445,8 @@ fn collapsed_statistics_of_deficient_data_are_solved() {
     }
 }
 
-/// Inputs with a mean, seen from zero: one direction dominates, and single precision must not decide the others.
+/// Inputs with a mean, seen from zero: one direction dominates, and single precision must not
+/// decide the others.
 #[test]
 fn a_dominant_direction_hides_nothing_from_any_solver() {
     let mut rng = StdRng::seed_from_u64(14);
@@ -478,7 +483,8 @@ fn weights_that_value_all_directions_alike_leave_the_choice_to_the_data() {
     assert!(auto <= dense * (1.0 + 1e-4), "{auto} {dense}");
 }
 
-/// Under a limit with room for the scatter and some samples, statistics never get stuck, whatever the batches.
+/// Under a limit with room for the scatter and some samples, statistics never get stuck, whatever
+/// the batches.
 #[test]
 fn a_memory_limit_with_room_to_collapse_never_blocks_the_way() {
     let rows = Mat::from_fn(400, 100, |i, j| ((i * 7 + j * 3) % 31) as f64);

@@ -1,8 +1,10 @@
 //! What users of other implementations report, one test for each: none of it may happen here.
 //!
-//! Numbers in brackets are issues of public repositories, the motivation of a test. Every error is compared with a plain computation in
-//! `f64` on the same numbers: of the outputs by multiplying them out, of what can be had at best by the Jacobi oracle.
-//! Memory has a [test of its own](../memory.rs), since an allocator sees all threads; convolutions have no type here that would take them.
+//! Numbers in brackets are issues of public repositories, the motivation of a test. Every error is
+//! compared with a plain computation in `f64` on the same numbers: of the outputs by multiplying
+//! them out, of what can be had at best by the Jacobi oracle. Memory has a [test of its
+//! own](../memory.rs), since an allocator sees all threads; convolutions have no type here that
+//! would take them.
 
 use std::cell::Cell;
 
@@ -235,7 +237,8 @@ fn a_rank_past_break_even() {
     }
 }
 
-/// The compressed layer takes longer than the dense one (SoLA #2, tensorly-torch #35): the report counts what either takes.
+/// The compressed layer takes longer than the dense one (SoLA #2, tensorly-torch #35): the report
+/// counts what either takes.
 #[test]
 fn a_compressed_layer_that_is_slower_than_the_dense_one() {
     let (m, n) = (30, 20);
@@ -252,8 +255,8 @@ fn a_compressed_layer_that_is_slower_than_the_dense_one() {
     }
 }
 
-/// Inputs with more than two axes, of which the wrong one is indexed (fasterai): samples are the rows of a contiguous batch × sequence ×
-/// inputs buffer, and another width is refused.
+/// Inputs with more than two axes, of which the wrong one is indexed (fasterai): samples are the
+/// rows of a contiguous batch × sequence × inputs buffer, and another width is refused.
 #[test]
 fn inputs_with_three_axes() {
     let (batch, sequence, features) = (3, 5, 8);
@@ -302,9 +305,10 @@ fn inputs_with_three_axes() {
     assert_eq!(stats.samples(), 15);
 }
 
-/// A decomposition that does not converge puts NaN into the layer, or an exception into the run (musco-pytorch #14, faer's `NoConvergence` on
-/// an 11 × 11). That another solver takes over is tested beside the solvers, which are made to give up there; here one does so
-/// on its own, on evenly spaced eigenvalues.
+/// A decomposition that does not converge puts NaN into the layer, or an exception into the run
+/// (musco-pytorch #14, faer's `NoConvergence` on an 11 × 11). That another solver takes over is
+/// tested beside the solvers, which are made to give up there; here one does so on its own, on
+/// evenly spaced eigenvalues.
 #[test]
 fn a_solver_that_gives_up() {
     let n = 520;
@@ -335,8 +339,8 @@ fn a_solver_that_gives_up() {
     }
 }
 
-/// Results differ from run to run (SVD-LLM #20, #27, #34, #43): neither repeating nor another order of the samples changes them.
-/// [More on bits](../determinism.rs).
+/// Results differ from run to run (SVD-LLM #20, #27, #34, #43): neither repeating nor another order
+/// of the samples changes them. [More on bits](../determinism.rs).
 #[test]
 fn results_that_differ_from_run_to_run() {
     fn check<T: Scalar>(case: &Case, form: Form) {
@@ -358,8 +362,8 @@ fn results_that_differ_from_run_to_run() {
     }
 }
 
-/// Factors from an inverse of the covariance are as unbalanced as it is badly conditioned (peft #2317): here `up` is orthonormal and
-/// `down` no longer than the weight, whatever the data.
+/// Factors from an inverse of the covariance are as unbalanced as it is badly conditioned (peft
+/// #2317): here `up` is orthonormal and `down` no longer than the weight, whatever the data.
 #[test]
 fn unbalanced_factors() {
     let mut case = Case::random(22, SHAPE);
@@ -376,7 +380,8 @@ fn unbalanced_factors() {
     }
 }
 
-/// Short samples are damped until nothing of them is left (peft #2317): a domain of few dimensions shows in few samples.
+/// Short samples are damped until nothing of them is left (peft #2317): a domain of few dimensions
+/// shows in few samples.
 #[test]
 fn a_covariance_that_is_damped_too_much() {
     let domain = gaussian(&mut rng(24), 4, SHAPE.1);
@@ -471,8 +476,8 @@ fn a_rank_search_that_takes_hours() {
     assert_eq!(counting.0.get(), 1);
 }
 
-/// The result cannot be saved or loaded elsewhere (TransformerCompression #139, #188): factors are plain numbers, out × in as PyTorch has
-/// them, and make the same layer again.
+/// The result cannot be saved or loaded elsewhere (TransformerCompression #139, #188): factors are
+/// plain numbers, out × in as PyTorch has them, and make the same layer again.
 #[test]
 fn a_result_that_cannot_be_saved() {
     use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -515,7 +520,8 @@ fn a_result_that_cannot_be_saved() {
     assert_eq!(loaded.forward(inputs.as_ref()).unwrap(), layer.forward(inputs.as_ref()).unwrap());
 }
 
-/// Of what was done, the report can be kept beside the factors, and what was asked for be read from a file.
+/// Of what was done, the report can be kept beside the factors, and what was asked for be read from
+/// a file.
 #[cfg(feature = "serde")]
 #[test]
 fn a_report_that_cannot_be_saved() {

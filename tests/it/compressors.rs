@@ -1,5 +1,5 @@
-//! Methods from outside of the crate, built on [`Decomposition::new`]: their predicted errors are the
-//! ones that are measured. Truncated SVD without calibration data.
+//! Methods from outside of the crate, built on [`Decomposition::new`]: their predicted errors are
+//! the ones that are measured. Truncated SVD without calibration data.
 
 use dalr::{
     ActivationStats, Calibration, Compressed, Dalr, Decomposition, Error, Linear, LowRankCompressor, Rank, Result,
@@ -212,8 +212,8 @@ fn truncated_svd_takes_no_calibration_data() {
     assert!(matches!(Dalr::new().compress(&layer, none, Rank::Fixed(1)), Err(Error::NoSamples { .. })));
 }
 
-/// Every method, with and without a bias, kept and corrected, also on inputs whose mean is 10⁶ times
-/// their spread: one denominator, the original outputs about their mean.
+/// Every method, with and without a bias, kept and corrected, also on inputs whose mean is 10⁶
+/// times their spread: one denominator, the original outputs about their mean.
 #[test]
 fn relative_errors_have_one_denominator() {
     let plain = Case::random(34, SHAPE).map_inputs(|x, _, j| x * 0.8_f64.powi(j as i32));

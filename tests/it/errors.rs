@@ -182,7 +182,7 @@ fn ranks() {
         );
         refused(
             Dalr::new().decompose(&layer, &stats, rank),
-            &format!("Dalr::decompose: expected a rank from 1 to 4 for a 6 × 4 weight, got {rank}"),
+            &format!("Dalr::solve: expected a rank from 1 to 4 for a 6 × 4 weight, got {rank}"),
         );
     }
     refused(
@@ -239,19 +239,19 @@ fn methods() {
     ] {
         refused(
             Dalr::new().with_ridge(ridge).decompose(&layer, &stats, 2),
-            &format!("Dalr::decompose: expected the ridge to be finite and not negative, got {shown}"),
+            &format!("Dalr::solve: expected the ridge to be finite and not negative, got {shown}"),
         );
     }
     let none = "expected statistics of at least one sample with a positive weight, got none";
     let unfed = ActivationStats::new(4);
-    refused(Dalr::new().decompose(&layer, &unfed, 2), &format!("Dalr::decompose: {none}"));
+    refused(Dalr::new().decompose(&layer, &unfed, 2), &format!("Dalr::solve: {none}"));
     let corrected = TruncatedSvd::new().with_bias_correction(true);
-    refused(corrected.decompose(&layer, &unfed, 2), &format!("TruncatedSvd::decompose: {none}"));
+    refused(corrected.decompose(&layer, &unfed, 2), &format!("TruncatedSvd::solve: {none}"));
     assert!(TruncatedSvd::new().decompose(&layer, &unfed, 2).is_ok());
     let narrow = ActivationStats::new(3);
     let width = "expected 4 inputs in the statistics (as the layer has), got 3";
-    refused(TruncatedSvd::new().decompose(&layer, &narrow, 2), &format!("TruncatedSvd::decompose: {width}"));
-    refused(Dalr::new().decompose(&layer, &narrow, 2), &format!("Dalr::decompose: {width}"));
+    refused(TruncatedSvd::new().decompose(&layer, &narrow, 2), &format!("TruncatedSvd::solve: {width}"));
+    refused(Dalr::new().decompose(&layer, &narrow, 2), &format!("Dalr::solve: {width}"));
 
     let compressed = Dalr::new().compress(&layer, &stats, Rank::Fixed(2)).unwrap();
     refused(compressed.evaluate(&layer, &unfed), &format!("Compressed::evaluate: {none}"));
@@ -304,7 +304,7 @@ fn numbers_out_of_range() {
     let huge = Linear::new(Mat::from_fn(6, 4, |i, j| if i % 4 == j { 1e300 } else { 0.0 }), None).unwrap();
     refused(
         Dalr::new().compress(&huge, &stats, Rank::Fixed(2)),
-        "Dalr::decompose: expected the energy of the outputs within the range of its type, got an overflow",
+        "Dalr::solve: expected the energy of the outputs within the range of its type, got an overflow",
     );
     // Inputs that are there, but whose squares are not; none at all are fine.
     let layer = Linear::new(Mat::from_fn(6, 4, |i, j| (i * j) as f64), Some(Col::zeros(6))).unwrap();
@@ -315,7 +315,7 @@ fn numbers_out_of_range() {
         refused(
             Dalr::new().compress(&layer, &tiny, Rank::Fixed(2)),
             &format!(
-                "Dalr::decompose: expected the spread of some input to be at least 1e-161 (or that of all to be zero), \
+                "Dalr::solve: expected the spread of some input to be at least 1e-161 (or that of all to be zero), \
                  lest its square be lost, got {spread}"
             ),
         );
@@ -338,7 +338,7 @@ fn numbers_out_of_range() {
     let layer = Linear::new(Mat::full(2, 2, 3e38_f32), None).unwrap();
     refused(
         TruncatedSvd::new().compress(&layer, &stats, Rank::Fixed(1)),
-        "TruncatedSvd::decompose: expected the factor `down` within the range of its type, got an overflow",
+        "TruncatedSvd::solve: expected the factor `down` within the range of its type, got an overflow",
     );
 }
 
@@ -352,7 +352,7 @@ fn energies_of_which_only_the_sum_is_too_large() {
     for ridge in [Ridge::None, Ridge::Shrinkage, Ridge::Exact(1e-9)] {
         refused(
             Dalr::new().with_ridge(ridge).decompose(&layer, &stats, 2),
-            "Dalr::decompose: expected the energy of the outputs within the range of its type, got an overflow",
+            "Dalr::solve: expected the energy of the outputs within the range of its type, got an overflow",
         );
     }
 }

@@ -1,4 +1,5 @@
-//! The whole way, on a real network and real data: the claims of `docs/benchmarks.md` about the LeNet.
+//! The whole way, on a real network and real data: the claims of `docs/benchmarks.md` about the
+//! LeNet.
 
 #[path = "../../examples/lenet_digits/comparison.rs"]
 mod comparison;
@@ -82,7 +83,7 @@ fn what_does_not_pay_is_said() {
 
 /// Statistics of real activations: batches of an odd size, ReLU zeros, dead inputs.
 #[test]
-fn certificates_hold_on_real_activations() {
+fn predicted_errors_hold_on_real_activations() {
     let network = &data().target;
     let features = network.features(data().train.images.as_ref()).unwrap();
     let mut stats = ActivationStats::<f32>::new(400);
@@ -113,7 +114,8 @@ fn certificates_hold_on_real_activations() {
     }
 }
 
-/// Eight images for a layer of 400 inputs: legal, never worse than the baseline, and said to be few.
+/// Eight images for a layer of 400 inputs: legal, never worse than the baseline, and said to be
+/// few.
 #[test]
 fn a_handful_of_samples_does_no_harm() {
     let network = &data().target;

@@ -1,6 +1,7 @@
 //! The behaviour of the public interface, in one program: it is compiled and linked once.
 //!
-//! Tests that count allocations, kill a process or set up the thread pool are programs of their own.
+//! Tests that count allocations, kill a process or set up the thread pool are programs of their
+//! own.
 
 mod common;
 #[path = "../../examples/lenet_digits/network.rs"]

@@ -205,8 +205,8 @@ impl PsdOperator<f64> for Counting {
     }
 }
 
-/// Few eigenpairs of a large operator take a fraction of the products that its matrix would take. All
-/// of them, and those of a small operator, take the matrix.
+/// Few eigenpairs of a large operator take a fraction of the products that its matrix would take.
+/// All of them, and those of a small operator, take the matrix.
 #[test]
 fn the_automatic_solver_takes_few_products_where_few_suffice() {
     for (dimension, count, iterates) in [(2000, 4, true), (1200, 10, true), (400, 300, false), (60, 4, false)] {

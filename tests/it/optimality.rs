@@ -1,4 +1,5 @@
-//! Nothing of the same rank comes below what we claim to be the minimum: alternating least squares tries, from many starts.
+//! Nothing of the same rank comes below what we claim to be the minimum: alternating least squares
+//! tries, from many starts.
 
 use crate::common::{SPECTRA, gaussian, stats, weight_of, with_spectrum};
 use dalr::{Compressed, Dalr, Linear, LowRankCompressor, Rank, Ridge};
@@ -10,11 +11,12 @@ const PROBLEMS: u64 = 40;
 const STARTS: usize = 8;
 const ROUNDS: usize = 60;
 
-/// `min tr((T − A B) M (T − A B)ᵀ)` over `A`, `m × k`, and `B`, `k × n`: what every objective here is, given the right target `T` and
-/// moment `M`, once the bias is out of the way.
+/// `min tr((T − A B) M (T − A B)ᵀ)` over `A`, `m × k`, and `B`, `k × n`: what every objective here
+/// is, given the right target `T` and moment `M`, once the bias is out of the way.
 ///
-/// Each half is a linear least squares problem. It is solved on a root of `M`, one row per sample, by QR with pivoting, so that neither a
-/// singular `M` nor squared condition numbers stand in the way of a good opponent.
+/// Each half is a linear least squares problem. It is solved on a root of `M`, one row per sample,
+/// by QR with pivoting, so that neither a singular `M` nor squared condition numbers stand in the
+/// way of a good opponent.
 struct Alternating<'a> {
     /// `X` with `XᵀX = M`.
     root: MatRef<'a, f64>,
@@ -109,7 +111,8 @@ impl Contest {
     }
 }
 
-/// The uncentred objective, `‖W X − C X‖²`, and with ridges `tr (W − C)(κ S + λ I)(W − C)ᵀ`, with or without the mean.
+/// The uncentred objective, `‖W X − C X‖²`, and with ridges `tr (W − C)(κ S + λ I)(W − C)ᵀ`, with
+/// or without the mean.
 #[test]
 fn nothing_beats_an_anchored_solve() {
     let ridges = [Ridge::None, Ridge::Relative(0.05), Ridge::Relative(3.0), Ridge::Shrinkage];
@@ -141,7 +144,8 @@ fn nothing_beats_an_anchored_solve() {
     }
 }
 
-/// `Σ ‖W xᵢ + b − C xᵢ − b̂‖²` over weight and bias at once: the opponent knows nothing of centring, it fits `b̂` beside `A`.
+/// `Σ ‖W xᵢ + b − C xᵢ − b̂‖²` over weight and bias at once: the opponent knows nothing of centring,
+/// it fits `b̂` beside `A`.
 #[test]
 fn nothing_beats_a_joint_solve_for_weight_and_bias() {
     let mut contest = Contest::default();
@@ -176,7 +180,8 @@ fn nothing_beats_a_joint_solve_for_weight_and_bias() {
     contest.finish("weight and bias");
 }
 
-/// Eq. 7 of the paper, `‖W X − C X‖² + λ‖C‖²`: least squares against `W X` on the samples and against zero on `√λ I`.
+/// Eq. 7 of the paper, `‖W X − C X‖² + λ‖C‖²`: least squares against `W X` on the samples and
+/// against zero on `√λ I`.
 #[test]
 fn nothing_beats_the_exact_ridge() {
     for lambda in [1e-3, 0.3, 30.0] {

@@ -35,8 +35,8 @@ fn wide(matrix: MatRef<'_, f32>) -> Mat<f64> {
     Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| f64::from(matrix[(i, j)]))
 }
 
-/// Squared error of the replacement relative to the outputs, on the centred inputs, in `f64`, from the
-/// factors.
+/// Squared error of the replacement relative to the outputs, on the centred inputs, in `f64`, from
+/// the factors.
 fn squared_error(weight: &Mat<f32>, low: &dalr::LowRankLinear<f32>, inputs: MatRef<'_, f32>) -> f64 {
     let inputs = wide(inputs);
     let mean = Mat::<f64>::ones(1, inputs.nrows()) * &inputs * faer::Scale(1.0 / inputs.nrows() as f64);

@@ -1,7 +1,8 @@
-//! Residuals in units of rounding, as LAPACK tests its drivers: every solver, both scalars, all below 35.
+//! Residuals in units of rounding, as LAPACK tests its drivers: every solver, both scalars, all
+//! below 35.
 //!
-//! `cargo test --test ratios -- --nocapture` prints the worst of each family. The unit tests of the solver
-//! test each dense algorithm and the completion of a basis in the same way.
+//! `cargo test --test ratios -- --nocapture` prints the worst of each family. The unit tests of the
+//! solver test each dense algorithm and the completion of a basis in the same way.
 
 use crate::common::families::{FAMILIES, Family, SIZES, Worst, orthogonality};
 use crate::common::{self, cast, orthogonal};
@@ -32,7 +33,8 @@ fn is_single<T: Scalar>() -> bool {
     T::EPSILON > f64::EPSILON
 }
 
-/// Powers of two at which `ε` times the largest eigenvalue is just a normal number, and at which the trace is just finite.
+/// Powers of two at which `ε` times the largest eigenvalue is just a normal number, and at which
+/// the trace is just finite.
 fn ends_of_range<T: Scalar>() -> [(f64, &'static str); 3] {
     let (low, high) = if is_single::<T>() { (-103, 117) } else { (-970, 1013) };
     [(1.0, "1"), (2_f64.powi(low), "near underflow"), (2_f64.powi(high), "near overflow")]
@@ -45,14 +47,16 @@ fn symmetric(rotation: &Mat<f64>, values: &[f64]) -> Mat<f64> {
     Mat::from_fn(n, n, |i, j| (product[(i, j)] + product[(j, i)]) / 2.0)
 }
 
-/// The worst of `‖A V − V Λ‖ / (‖A‖ n ε)`, `‖I − VᵀV‖ / (n ε)`, the eigenvalues' errors and the captured energy's.
+/// The worst of `‖A V − V Λ‖ / (‖A‖ n ε)`, `‖I − VᵀV‖ / (n ε)`, the eigenvalues' errors and the
+/// captured energy's.
 ///
-/// `ε` is that of the algorithm: the dense one works in `f64`, block Lanczos in the operator's scalar.
+/// `ε` is that of the algorithm: the dense one works in `f64`, block Lanczos in the operator's
+/// scalar.
 ///
-/// Block Lanczos may stop before its basis fills the space. The energy that it can still miss,
-/// `Σ min(r, r²/gap)`, is then below a fraction of the energy left out: `1e-12`, or `5e-5` for `f32`, four
-/// times that after a verification, or `8 ε` of the trace. An energy may be off by that bound `δ`, and a
-/// residual by `max(δ, √(δ ‖A‖))`. The ratios are relative to these bounds as well.
+/// Block Lanczos may stop before its basis fills the space. The energy that it can still miss, `Σ
+/// min(r, r²/gap)`, is then below a fraction of the energy left out: `1e-12`, or `5e-5` for `f32`,
+/// four times that after a verification, or `8 ε` of the trace. An energy may be off by that bound
+/// `δ`, and a residual by `max(δ, √(δ ‖A‖))`. The ratios are relative to these bounds as well.
 fn ratio<T: Scalar>(matrix: &Mat<f64>, exact: &[f64], pairs: &Eigenpairs, scale: f64) -> f64 {
     let (n, count) = (exact.len(), pairs.values.len());
     let norm = exact[0].max(f64::MIN_POSITIVE);
@@ -70,7 +74,8 @@ fn ratio<T: Scalar>(matrix: &Mat<f64>, exact: &[f64], pairs: &Eigenpairs, scale:
     let values: Vec<f64> = pairs.values.iter().map(|value| value / scale).collect();
     let applied = matrix * vectors;
     let residual = &applied - Mat::from_fn(n, count, |i, j| vectors[(i, j)] * values[j]);
-    // Rounding of its entries makes a singular matrix slightly indefinite, and values below zero are given as zero.
+    // Rounding of its entries makes a singular matrix slightly indefinite, and values below zero
+    // are given as zero.
     let unit = |value: f64| if value > 0.0 { rounding } else { entries } + delta + (delta * norm).sqrt();
     let columns = residual.col_iter().zip(&values);
     let residual = columns.map(|(column, &value)| column.norm_l2() / unit(value)).fold(0.0, f64::max);
@@ -153,8 +158,8 @@ fn nothing_to_solve_is_refused() {
     }
 }
 
-/// A weight and samples with common singular directions: `W = P diag(s) Vᵀ`, `X = G diag(t) Vᵀ`, so that the solution
-/// of every objective is known in closed form.
+/// A weight and samples with common singular directions: `W = P diag(s) Vᵀ`, `X = G diag(t) Vᵀ`, so
+/// that the solution of every objective is known in closed form.
 struct Aligned {
     weight: Mat<f64>,
     inputs: Mat<f64>,
@@ -188,7 +193,8 @@ impl Aligned {
 struct Objective {
     name: &'static str,
     method: Box<dyn Fn(Solver) -> Compressor>,
-    /// `κ` and `λ` of `tr (W − C)(κ S + λ I)(W − C)ᵀ`; with `shrinking`, of `tr (W − C) S (W − C)ᵀ + λ ‖C‖²`.
+    /// `κ` and `λ` of `tr (W − C)(κ S + λ I)(W − C)ᵀ`; with `shrinking`, of `tr (W − C) S (W − C)ᵀ
+    /// + λ ‖C‖²`.
     data: f64,
     ridge: f64,
     shrinking: bool,
@@ -242,7 +248,8 @@ fn objectives(problem: &Aligned, data_scale: f64) -> Vec<Objective> {
 }
 
 impl Objective {
-    /// The energy of a direction with singular value `s` in the weight and eigenvalue `t` in the data.
+    /// The energy of a direction with singular value `s` in the weight and eigenvalue `t` in the
+    /// data.
     fn energy(&self, s: f64, t: f64) -> f64 {
         if !self.shrinking {
             s * s * (self.data * t + self.ridge)
@@ -261,11 +268,13 @@ impl Objective {
     }
 }
 
-/// Optimality `(f(C) − min f) / (‖W‖² ‖κ S + λ I‖ n ε)`, energies in the same units, and `‖I − UᵀU‖ / (m ε)` of `up`.
+/// Optimality `(f(C) − min f) / (‖W‖² ‖κ S + λ I‖ n ε)`, energies in the same units, and `‖I − UᵀU‖
+/// / (m ε)` of `up`.
 ///
-/// `‖W‖² ‖S‖` rather than `f(0)`, since rounding in `W S Wᵀ` is that of `|W| |S| |W|ᵀ`, as the notes on mathematics say. `ε` is that of the
-/// scalar, to which the factors are rounded. Block Lanczos may miss `4 · 1e-12` of the energy left out in `f64`, and in single
-/// precision `2e-4` of it, as documented where that path is chosen.
+/// `‖W‖² ‖S‖` rather than `f(0)`, since rounding in `W S Wᵀ` is that of `|W| |S| |W|ᵀ`, as the
+/// notes on mathematics say. `ε` is that of the scalar, to which the factors are rounded. Block
+/// Lanczos may miss `4 · 1e-12` of the energy left out in `f64`, and in single precision `2e-4` of
+/// it, as documented where that path is chosen.
 fn compressors_on_every_family<T: Scalar>(solver: Solver, sizes: &[usize], name: &str) {
     let ends = if is_single::<T>() { (2_f64.powi(-100), 2_f64.powi(100)) } else { (2_f64.powi(-450), 2_f64.powi(450)) };
     for (at, family) in FAMILIES.into_iter().enumerate() {

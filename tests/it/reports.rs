@@ -49,7 +49,8 @@ fn the_resolution_of_an_error_is_rounding_in_the_terms_that_cancel() {
     let share = |i: usize| if i.is_multiple_of(2) { 1e6 } else { -1e6 };
     let differ = |i: usize, j: usize| if (i / 2 + j).is_multiple_of(2) { 0.5 } else { -0.5 };
     let stats = crate::common::stats(Mat::from_fn(8, 2, |i, j| share(i) + differ(i, j)).as_ref());
-    // Of an energy of 1 + 4, the terms are Σ_j ‖W_j‖² S_jj = 2 · 5 · 1e12; rounding is 4 n ε of them.
+    // Of an energy of 1 + 4, the terms are Σ_j ‖W_j‖² S_jj = 2 · 5 · 1e12; rounding is 4 n ε of
+    // them.
     let expected = (8.0 * f64::EPSILON * 10.0 * 1e12 / 5.0_f64).sqrt();
     for ridge in [Ridge::None, Ridge::Exact(0.0)] {
         let method = Dalr::new().with_ridge(ridge).with_bias_correction(false);

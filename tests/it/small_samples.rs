@@ -1,5 +1,6 @@
-//! Few samples of real activations, drawn at random: on data that neither saw, the default never loses more than 1 % to truncated
-//! SVD with a corrected bias from the same samples. `docs/small_samples.md` has more layers than can be shipped.
+//! Few samples of real activations, drawn at random: on data that neither saw, the default never
+//! loses more than 1 % to truncated SVD with a corrected bias from the same samples.
+//! `docs/small_samples.md` has more layers than can be shipped.
 
 #[path = "../../benches/small_samples/trial.rs"]
 #[allow(dead_code)]
@@ -98,10 +99,12 @@ fn lenet_never_loses_to_truncated_svd() {
     for site in lenet() {
         let ratios = ratios(&site, &[8, 32, 128, 512, 1000], 10);
         let beyond: Vec<f64> = ratios.iter().flatten().copied().filter(|&ratio| ratio > BOUND).collect();
-        // Ten outputs of much the same singular value: at rank 1, where nine tenths of the output are lost either way, luck decides which.
+        // Ten outputs of much the same singular value: at rank 1, where nine tenths of the output
+        // are lost either way, luck decides which.
         let lucky = if site.layers[0].0 == "fc3" { 1 } else { 0 };
         assert!(beyond.len() <= lucky && beyond.iter().all(|&ratio| ratio < 1.03), "{}: {beyond:?}", site.layers[0].0);
-        // Eight samples are left to truncated SVD; from then on the default wins, the more so the more it saw.
+        // Eight samples are left to truncated SVD; from then on the default wins, the more so the
+        // more it saw.
         let medians = medians(&ratios);
         assert!((medians[0] - 1.0).abs() < 1e-3 && medians.is_sorted_by(|few, many| many < few), "{medians:?}");
     }

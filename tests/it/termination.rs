@@ -1,5 +1,5 @@
-//! Operators that break their contract. Each gives an error, or a result with the residual that it states,
-//! after a number of products that is bounded by the size.
+//! Operators that break their contract. Each gives an error, or a result with the residual that it
+//! states, after a number of products that is bounded by the size.
 
 use core::cell::Cell;
 
@@ -16,8 +16,8 @@ const SOLVERS: [Solver; 3] = [Solver::Auto, Solver::DenseEigen, Solver::BlockLan
 
 type Entry = fn(usize, usize, usize) -> f64;
 
-/// A matrix that is `early` for the first products and `late` from call number `turns` on, with any trace
-/// and noise. Counts calls and vectors.
+/// A matrix that is `early` for the first products and `late` from call number `turns` on, with any
+/// trace and noise. Counts calls and vectors.
 #[derive(Clone)]
 struct Hostile {
     dimension: usize,
@@ -59,8 +59,9 @@ impl Hostile {
         Self { noise, ..self }
     }
 
-    /// A bound on the vectors that the solver may multiply, a fallback to the dense algorithm included: 40 for
-    /// each pair and each vector of a block, two blocks for a verification, and the identity.
+    /// A bound on the vectors that the solver may multiply, a fallback to the dense algorithm
+    /// included: 40 for each pair and each vector of a block, two blocks for a verification, and
+    /// the identity.
     fn bound(&self, count: usize) -> usize {
         40 * (count + 64) + 128 + self.dimension
     }
@@ -377,7 +378,8 @@ fn costs_that_cannot_be_choose_some_solver() {
     }
 }
 
-/// The data lie in the null space of the weight, so the trace of the operator is rounding of either sign.
+/// The data lie in the null space of the weight, so the trace of the operator is rounding of either
+/// sign.
 #[test]
 fn a_weight_that_is_blind_to_the_data_is_no_broken_contract() {
     let (n, rank) = (30, 10);

@@ -96,8 +96,8 @@ fn check_growth<T: Scalar>(features: usize, batch: usize) {
     let (peak, held) = (MEMORY.peak_usage() - before, held());
     println!("{features} inputs of {} bytes: {held} held, {peak} at the peak, {scatter} for a scatter", size_of::<T>());
     assert!(bounded.is_some());
-    // Samples worth two scatters in a buffer that doubles, once more while it moves, and the scatter
-    // that replaces them.
+    // Samples worth two scatters in a buffer that doubles, once more while it moves, and the
+    // scatter that replaces them.
     assert!(peak <= 8 * scatter, "{peak} > 8 · {scatter}");
 }
 

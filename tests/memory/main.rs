@@ -1,7 +1,8 @@
-//! Memory that is allocated, as the allocator sees it: one test at a time, since it sees all threads.
+//! Memory that is allocated, as the allocator sees it: one test at a time, since it sees all
+//! threads.
 //!
-//! Users of other implementations report 90 GB of host memory (SVD-LLM #3, #29) and 89 TB for the shape of a full SVD
-//! (tensorly-torch #32).
+//! Users of other implementations report 90 GB of host memory (SVD-LLM #3, #29) and 89 TB for the
+//! shape of a full SVD (tensorly-torch #32).
 
 #[path = "../it/common/mod.rs"]
 mod common;

@@ -65,8 +65,8 @@ pub enum Command {
         #[arg(long)]
         out: PathBuf,
     },
-    /// Measures time, bytes sent and memory of each part on generated data. Rank 0 prints a line of JSON;
-    /// the program `scale` prints tables.
+    /// Measures time, bytes sent and memory of each part on generated data. Rank 0 prints a line of
+    /// JSON; the program `scale` prints tables.
     Measure(dalr_mpi::measure::Sizes),
 }
 
@@ -76,8 +76,8 @@ pub struct Data {
     /// The model, a safetensors file. `{rank}` stands for the rank.
     #[arg(long, requires = "shards", conflicts_with = "generate")]
     model: Option<PathBuf>,
-    /// A folder of safetensors files with tensors `NAME.input`, divided among the ranks. With `{rank}` in
-    /// it: one folder for each rank.
+    /// A folder of safetensors files with tensors `NAME.input`, divided among the ranks. With
+    /// `{rank}` in it: one folder for each rank.
     #[arg(long, requires = "model")]
     shards: Option<PathBuf>,
     /// Generates a model and samples. Sizes of layers as `OUTxIN,OUTxIN`.

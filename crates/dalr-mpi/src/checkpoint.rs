@@ -1,9 +1,9 @@
 //! Checkpoints of a rank's statistics on disk. A kill loses at most the batches since the last one.
 //!
 //! A checkpoint is a folder `FOLDER/rank-R/batches-N` with the statistics of every layer, as
-//! `ActivationStats::save` writes them, and `identity.json`, which identifies their data. The folder is
-//! written under another name and renamed once it is complete, so a kill never leaves files of two
-//! states. After that the checkpoint before it is removed.
+//! `ActivationStats::save` writes them, and `identity.json`, which identifies their data. The
+//! folder is written under another name and renamed once it is complete, so a kill never leaves
+//! files of two states. After that the checkpoint before it is removed.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
@@ -50,7 +50,8 @@ impl Checkpoints {
         let fail = |error: io::Error| Failure::file(&folder, error);
         fs::create_dir_all(&folder).map_err(fail)?;
         let lock = File::create(folder.join("lock")).map_err(fail)?;
-        // The system releases the lock when the process ends. Ranks of a killed job take a moment to end.
+        // The system releases the lock when the process ends. Ranks of a killed job take a moment
+        // to end.
         for _ in 0..ATTEMPTS {
             match lock.try_lock() {
                 Ok(()) => return Ok(Self { folder, identity, _lock: lock }),
@@ -61,8 +62,8 @@ impl Checkpoints {
         Err(Failure::file(&folder, "expected to be alone, got another job at work on these checkpoints"))
     }
 
-    /// The last checkpoint, if there is one. A checkpoint that is damaged or of other data is an error:
-    /// to start again without a message could waste days.
+    /// The last checkpoint, if there is one. A checkpoint that is damaged or of other data is an
+    /// error: to start again without a message could waste days.
     pub fn load(&self, layers: usize) -> Result<Option<State>> {
         let mut all = self.all()?;
         all.sort();

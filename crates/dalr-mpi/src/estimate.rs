@@ -86,8 +86,8 @@ impl Rates {
     }
 }
 
-/// Number of vectors multiplied: each is summed over the ranks, 8 bytes an entry, besides some sums over
-/// the inputs.
+/// Number of vectors multiplied: each is summed over the ranks, 8 bytes an entry, besides some sums
+/// over the inputs.
 pub fn vectors_of(measured: &Measured) -> f64 {
     let numbers = measured.solve_summed.first().copied().unwrap_or(0) as f64 / 8.0;
     (numbers / measured.sizes.features as f64 - 2.0).max(1.0).floor()
@@ -103,8 +103,8 @@ pub fn calibration(rates: &Rates, cluster: &Cluster, features: f64, samples: f64
     samples * features * features * cluster.crowding / (rates.calibration * cluster.cores * cluster.ranks as f64)
 }
 
-/// Seconds of a tree reduction. In every round a scatter passes through the sender, the network and the
-/// receiver. The pairs of a round work at the same time, but take turns if they share cores.
+/// Seconds of a tree reduction. In every round a scatter passes through the sender, the network and
+/// the receiver. The pairs of a round work at the same time, but take turns if they share cores.
 pub fn reduction(rates: &Rates, cluster: &Cluster, bytes: f64) -> f64 {
     let round = |pairs: f64| {
         let turns = if cluster.crowding > 1.0 || cluster.ranks as f64 > pairs * 2.0 {

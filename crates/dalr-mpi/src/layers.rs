@@ -33,9 +33,9 @@ struct Head {
     report: String,
 }
 
-/// Compresses all layers to a fraction of their weights' parameters. Returns the results on rank 0, in
-/// the order of the layers, and nothing on the other ranks. Leaves out layers for which no rank is small
-/// enough.
+/// Compresses all layers to a fraction of their weights' parameters. Returns the results on rank 0,
+/// in the order of the layers, and nothing on the other ranks. Leaves out layers for which no rank
+/// is small enough.
 ///
 /// A layer's statistics are merged on the rank that solves it, which [`assign`] chooses by cost.
 pub fn compress(

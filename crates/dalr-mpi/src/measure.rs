@@ -82,8 +82,8 @@ pub fn measure(ranks: &Ranks, sizes: &Sizes) -> Result<()> {
     let shape = Shape { name: "layer0".into(), outputs: sizes.features, inputs: sizes.features };
     let shard = Shard::generated(1, rows, sizes.samples / rows, rank, size);
     let calibrated = || -> Result<f64> {
-        // The limit allows a scatter but no sample form, so that the covariance form is measured, as for
-        // large data.
+        // The limit allows a scatter but no sample form, so that the covariance form is measured,
+        // as for large data.
         let mut stats = limited(sizes.features);
         let mut time = 0.0;
         for index in 0..shard.batches() {
@@ -174,8 +174,8 @@ fn waiting(features: usize) -> usize {
     (features / 4).clamp(1, 512.max((1 << 22) / features))
 }
 
-/// Memory of this process in bytes, from Linux: `VmRSS` for the current, `VmHWM` for the peak since the
-/// last reset. 0 on other systems.
+/// Memory of this process in bytes, from Linux: `VmRSS` for the current, `VmHWM` for the peak since
+/// the last reset. 0 on other systems.
 pub fn status(name: &str) -> u64 {
     let text = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));

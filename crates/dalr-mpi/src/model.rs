@@ -21,7 +21,8 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// The largest rank that keeps at most this fraction of the weight's parameters; 0 if there is none.
+    /// The largest rank that keeps at most this fraction of the weight's parameters; 0 if there is
+    /// none.
     pub fn rank(&self, keep: f64) -> usize {
         Rank::within(keep, (self.outputs, self.inputs))
     }

@@ -16,13 +16,13 @@ use crate::ranks::Ranks;
 /// Columns of the matrix that are formed and summed at a time.
 const COLUMNS: usize = 256;
 
-/// One rank's part of the operator: the outputs `Z_r = F X_r` of its samples, dimension × samples, in
-/// segments.
+/// One rank's part of the operator: the outputs `Z_r = F X_r` of its samples, dimension × samples,
+/// in segments.
 ///
-/// `F S Fᵀ = (1/p) Σ_r Z_r Z_rᵀ`. Each rank computes `Z_r (Z_rᵀ V)` for a block `V`, and a sum over the
-/// ranks adds these dimension × block matrices. The size of the messages does not depend on the number
-/// of samples. All of the multiplication is shared; if each rank multiplied by `F` in every step, that
-/// part would not become faster with more ranks.
+/// `F S Fᵀ = (1/p) Σ_r Z_r Z_rᵀ`. Each rank computes `Z_r (Z_rᵀ V)` for a block `V`, and a sum over
+/// the ranks adds these dimension × block matrices. The size of the messages does not depend on the
+/// number of samples. All of the multiplication is shared; if each rank multiplied by `F` in every
+/// step, that part would not become faster with more ranks.
 pub struct ShardOperator<'a> {
     ranks: &'a Ranks,
     segments: &'a [Mat<f64>],
@@ -84,8 +84,8 @@ impl<'a> ShardOperator<'a> {
         self.seconds.get()
     }
 
-    /// Pairs of a matrix `P` and a weight `w`: the sum of `w P Pᵀ` is this rank's part of the operator.
-    /// The columns of the ridge's part `λ F Fᵀ` are divided among the ranks.
+    /// Pairs of a matrix `P` and a weight `w`: the sum of `w P Pᵀ` is this rank's part of the
+    /// operator. The columns of the ridge's part `λ F Fᵀ` are divided among the ranks.
     fn parts(&self) -> impl Iterator<Item = (MatRef<'_, f64>, f64)> {
         let (rank, size, columns) = (self.ranks.rank(), self.ranks.size(), self.factor.ncols());
         let (start, end) = (rank * columns / size, (rank + 1) * columns / size);
@@ -129,8 +129,9 @@ impl PsdOperator<f64> for ShardOperator<'_> {
         self.factor.nrows()
     }
 
-    /// All ranks arrive here together with the same block, bit for bit, or stop together: each runs the
-    /// same iteration on the same sums, and a rank that leaves it by an error joins this agreement.
+    /// All ranks arrive here together with the same block, bit for bit, or stop together: each runs
+    /// the same iteration on the same sums, and a rank that leaves it by an error joins this
+    /// agreement.
     fn apply(&self, block: MatRef<'_, f64>, mut result: MatMut<'_, f64>) -> dalr::Result<()> {
         let start = Instant::now();
         result.fill(0.0);

@@ -14,8 +14,8 @@ enum Content<'a> {
     Copy { model: &'a ModelFile, name: &'a str },
 }
 
-/// Writes `NAME.0.weight`, `NAME.1.weight` and `NAME.1.bias` for every layer, in `F32`, and copies all
-/// tensors of the model that these do not replace. The file appears complete or not at all.
+/// Writes `NAME.0.weight`, `NAME.1.weight` and `NAME.1.bias` for every layer, in `F32`, and copies
+/// all tensors of the model that these do not replace. The file appears complete or not at all.
 pub fn write(path: &Path, model: Option<&ModelFile>, layers: &[(&str, &LowRankLinear<f32>)]) -> Result<()> {
     let mut writer = ModelWriter::new();
     for &(name, layer) in layers {

@@ -39,7 +39,8 @@ impl Ranks {
         self.size
     }
 
-    /// Bytes that this rank has sent to others, and bytes that it has contributed to sums over all ranks.
+    /// Bytes that this rank has sent to others, and bytes that it has contributed to sums over all
+    /// ranks.
     pub fn traffic(&self) -> (u64, u64) {
         (self.sent.get(), self.reduced.get())
     }
@@ -91,17 +92,19 @@ impl Ranks {
         }
     }
 
-    /// Returns the value if no rank failed, and the failure of the first rank that failed otherwise.
+    /// Returns the value if no rank failed, and the failure of the first rank that failed
+    /// otherwise.
     ///
     /// All ranks must call this at the same point of the program, which `step` names, and before
-    /// anything that waits for other ranks. A failure that was agreed on passes through: all ranks have
-    /// it.
+    /// anything that waits for other ranks. A failure that was agreed on passes through: all ranks
+    /// have it.
     pub fn agree<T>(&self, step: &str, result: Result<T>) -> Result<T> {
         self.agree_on(step, 0, result)
     }
 
-    /// As [`agree`](Self::agree); also fails if the ranks are not at the same step, or have different
-    /// `state`s. The sums that follow would otherwise block, or combine unrelated numbers.
+    /// As [`agree`](Self::agree); also fails if the ranks are not at the same step, or have
+    /// different `state`s. The sums that follow would otherwise block, or combine unrelated
+    /// numbers.
     pub fn agree_on<T>(&self, step: &str, state: u64, result: Result<T>) -> Result<T> {
         if let Err(Failure::Agreed { .. }) = result {
             return result;

@@ -10,11 +10,11 @@ use crate::stream::{Receiver, Sender};
 
 /// Merges every rank's statistics into those of `root`, where they are returned.
 ///
-/// In each of `⌈log₂ ranks⌉` rounds half of the remaining ranks send their statistics to another one. The
-/// bytes go straight from the scatter of the sender into a second scatter of the receiver, some megabytes
-/// at a time. So no rank holds more than two scatters. Samples arrive in the order of the ranks, from
-/// `root` on, and stay in sample form as long as in one process. An error on one rank is returned on all
-/// ranks.
+/// In each of `⌈log₂ ranks⌉` rounds half of the remaining ranks send their statistics to another
+/// one. The bytes go straight from the scatter of the sender into a second scatter of the receiver,
+/// some megabytes at a time. So no rank holds more than two scatters. Samples arrive in the order
+/// of the ranks, from `root` on, and stay in sample form as long as in one process. An error on one
+/// rank is returned on all ranks.
 pub fn reduce<T: Scalar>(ranks: &Ranks, stats: ActivationStats<T>, root: usize) -> Result<Option<ActivationStats<T>>> {
     let size = ranks.size();
     let place = (ranks.rank() + size - root) % size;

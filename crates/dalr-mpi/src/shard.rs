@@ -35,15 +35,15 @@ pub fn with_rank(path: &Path, rank: usize) -> PathBuf {
     path.to_string_lossy().replace(RANK, &rank.to_string()).into()
 }
 
-/// A rank's part of `count` items. Neighbours stay together, so that the samples keep their order over
-/// all ranks.
+/// A rank's part of `count` items. Neighbours stay together, so that the samples keep their order
+/// over all ranks.
 fn part(count: usize, rank: usize, size: usize) -> core::ops::Range<usize> {
     rank * count / size..(rank + 1) * count / size
 }
 
 impl Shard {
-    /// This rank's part of the files of a folder, sorted by name; all files of a folder with `{rank}` in
-    /// its path.
+    /// This rank's part of the files of a folder, sorted by name; all files of a folder with
+    /// `{rank}` in its path.
     pub fn files(folder: &Path, rank: usize, size: usize) -> Result<Self> {
         let own = folder.to_string_lossy().contains(RANK);
         let folder = with_rank(folder, rank);
@@ -73,7 +73,8 @@ impl Shard {
         }
     }
 
-    /// Distinguishes this shard from others: names and lengths of its files, or the generator's settings.
+    /// Distinguishes this shard from others: names and lengths of its files, or the generator's
+    /// settings.
     pub fn identity(&self) -> Result<String> {
         let files = match self {
             Self::Files(files) => files,
@@ -148,8 +149,8 @@ impl Batch {
     }
 }
 
-/// An input of a generated sample. Half of the inputs are zero, as after a ReLU; later inputs vary less,
-/// and all share one direction.
+/// An input of a generated sample. Half of the inputs are zero, as after a ReLU; later inputs vary
+/// less, and all share one direction.
 fn sample(seed: u64, number: usize, input: usize, inputs: usize) -> f32 {
     let own = uniform(seed, (number * (inputs + 1) + input + 1) as u64);
     let shared = uniform(seed, (number * (inputs + 1)) as u64);

@@ -16,8 +16,8 @@ use crate::ranks::Ranks;
 /// Samples that are widened and multiplied at a time.
 const PIECE: usize = 512;
 
-/// A variance below this fraction of the squared mean is the rounding of a constant input, as in the
-/// library: `(2⁻⁴⁴)²`.
+/// A variance below this fraction of the squared mean is the rounding of a constant input, as in
+/// the library: `(2⁻⁴⁴)²`.
 const NEGLIGIBLE: f64 = 1.0 / (1_u128 << 88) as f64;
 
 /// The operation in errors.
@@ -60,9 +60,9 @@ struct Sums {
 
 /// Solves as `Dalr` does on one machine with all samples, in `f64` and up to rounding.
 ///
-/// `batches` are this rank's, samples × inputs. Each is read once. This rank keeps the outputs of its
-/// samples on the smaller side of the weight, `8 min(m, n)` bytes for a sample. Sums are taken about
-/// the first sample of all, so that a large mean costs no accuracy.
+/// `batches` are this rank's, samples × inputs. Each is read once. This rank keeps the outputs of
+/// its samples on the smaller side of the weight, `8 min(m, n)` bytes for a sample. Sums are taken
+/// about the first sample of all, so that a large mean costs no accuracy.
 pub fn solve<T: Scalar>(
     ranks: &Ranks,
     layer: &Linear<T>,

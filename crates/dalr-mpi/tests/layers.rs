@@ -1,4 +1,5 @@
-//! Many layers, from files to a file: the result is that of one process, and costs decide the ranks.
+//! Many layers, from files to a file: the result is that of one process, and costs decide the
+//! ranks.
 
 mod common;
 

@@ -56,7 +56,8 @@ fn compare(name: &str, case: &Case) {
         .with_threads(1);
     let single = compressor.decompose(&layer, &stats, rank).unwrap();
     let (energy, total): (f64, f64) = (single.energies().iter().sum(), single.total_energy());
-    // Every energy is a sum over samples and inputs. The iteration stops at 10⁻¹² of the energy left out.
+    // Every energy is a sum over samples and inputs. The iteration stops at 10⁻¹² of the energy
+    // left out.
     let rounding = 64.0 * n as f64 * f64::EPSILON;
     assert!((number(&line, "energy") / energy - 1.0).abs() < rounding, "{line} against {energy:e}");
     assert!((number(&line, " of ") / total - 1.0).abs() < rounding, "{line} against {total:e}");
@@ -71,7 +72,8 @@ fn compare(name: &str, case: &Case) {
     let (down, up) = (tensor(&file, "layer0.0.weight"), tensor(&file, "layer0.1.weight"));
     let wide =
         |matrix: faer::MatRef<'_, f32>| Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| f64::from(matrix[(i, j)]));
-    // Factors are stored in single precision. Lanczos errs in directions by the root of its error in energy.
+    // Factors are stored in single precision. Lanczos errs in directions by the root of its error
+    // in energy.
     let rounding = if solver == "dense" { 16.0 * f64::from(f32::EPSILON) } else { 1e-5 };
     let product = wide(expected.up()) * wide(expected.down());
     assert!(distance((&up * &down).as_ref(), product.as_ref()) < rounding * (rank as f64).sqrt());
@@ -103,7 +105,8 @@ fn block_lanczos_as_one_process() {
     );
 }
 
-/// Sums are over blocks of at most 64 vectors, and a few over the inputs, whatever the number of samples.
+/// Sums are over blocks of at most 64 vectors, and a few over the inputs, whatever the number of
+/// samples.
 #[test]
 fn sums_do_not_grow_with_the_samples() {
     let measure = |samples: &str| -> Measured {

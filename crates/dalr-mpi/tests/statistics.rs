@@ -58,9 +58,9 @@ fn in_every_form_as_one_process() {
     assert_eq!(compare("one", 1, 3, 50), ["samples", "samples", "samples"]);
 }
 
-/// A receiver holds two scatters, its own and the one that arrives, with a buffer of up to a quarter of a
-/// scatter each, and messages. A third scatter in any form, as bytes to send for example, would exceed
-/// the limits.
+/// A receiver holds two scatters, its own and the one that arrives, with a buffer of up to a
+/// quarter of a scatter each, and messages. A third scatter in any form, as bytes to send for
+/// example, would exceed the limits.
 #[test]
 fn no_rank_holds_more_than_two_scatters() {
     let line = succeed(

@@ -9,7 +9,8 @@ use faer::{Mat, mat};
 /// Bytes of the covariance form of two inputs, and no room for samples beside it.
 const COVARIANCE_OF_TWO: usize = 56;
 
-/// Two samples `2⁴⁴ ± step` have a variance of `step²`. Up to a step of 1 that is rounding noise, which nothing sees.
+/// Two samples `2⁴⁴ ± step` have a variance of `step²`. Up to a step of 1 that is rounding noise,
+/// which nothing sees.
 #[test]
 fn rounding_noise_of_a_constant_is_exactly_zero() -> Result<()> {
     let large = 2_f64.powi(44);
@@ -110,7 +111,8 @@ fn with_covariance(covariance: Mat<f64>, precision: f64) -> Result<ActivationSta
     Ok(stats)
 }
 
-/// Half of `S`, with and without a quarter of the identity, and a lift of `4 ε n`. The last input never varies.
+/// Half of `S`, with and without a quarter of the identity, and a lift of `4 ε n`. The last input
+/// never varies.
 #[test]
 fn a_root_of_a_moment_and_a_ridge() -> Result<()> {
     let stats = with_covariance(mat![[2.0, 1.0, 0.0], [1.0, 4.0, 0.0], [0.0, 0.0, 0.0]], f64::EPSILON)?;
@@ -127,8 +129,8 @@ fn a_root_of_a_moment_and_a_ridge() -> Result<()> {
     Ok(())
 }
 
-/// Products in `f32` may leave a correlation of `1 + 10⁻⁷`, which is lifted by `√2 · 2⁻²²`; `1 + 10⁻⁶`
-/// is not rounding.
+/// Products in `f32` may leave a correlation of `1 + 10⁻⁷`, which is lifted by `√2 · 2⁻²²`; `1 +
+/// 10⁻⁶` is not rounding.
 #[test]
 fn a_root_in_spite_of_rounding_in_single_precision() -> Result<()> {
     let single = f64::from(f32::EPSILON);

@@ -54,12 +54,12 @@ fn linear<T: Scalar>(
     Ok(candle_nn::Linear::new(write(weight, weight.shape().into(), dtype, device)?, bias))
 }
 
-/// A compressed layer as a module of candle: `down`, rank × in, without a bias, then `up`, out × rank,
-/// with the bias.
+/// A compressed layer as a module of candle: `down`, rank × in, without a bias, then `up`, out ×
+/// rank, with the bias.
 ///
 /// It accepts the same inputs as a
-/// [`candle_nn::Linear`](https://docs.rs/candle-nn/0.11/candle_nn/struct.Linear.html) of the same size. Its
-/// factors are constants; those of [`trainable`](Self::trainable) are variables.
+/// [`candle_nn::Linear`](https://docs.rs/candle-nn/0.11/candle_nn/struct.Linear.html) of the same
+/// size. Its factors are constants; those of [`trainable`](Self::trainable) are variables.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -93,7 +93,8 @@ pub struct LowRankLinear {
 }
 
 impl LowRankLinear {
-    /// Copies the factors of a compressed layer to constant tensors, each entry rounded once to `dtype`.
+    /// Copies the factors of a compressed layer to constant tensors, each entry rounded once to
+    /// `dtype`.
     ///
     /// # Errors
     ///
@@ -107,13 +108,14 @@ impl LowRankLinear {
         })
     }
 
-    /// Reads factors from a [`VarBuilder`](https://docs.rs/candle-nn/0.11/candle_nn/type.VarBuilder.html).
+    /// Reads factors from a
+    /// [`VarBuilder`](https://docs.rs/candle-nn/0.11/candle_nn/type.VarBuilder.html).
     ///
     /// Their names are `0.weight`, `1.weight` and `1.bias`, those of PyTorch's
-    /// `nn.Sequential(nn.Linear(in, rank, bias=False), nn.Linear(rank, out))`. The program `dalr` and
-    /// [`tensors`](Self::tensors) use the same names. The builder of a
-    /// [`VarMap`](https://docs.rs/candle-nn/0.11/candle_nn/struct.VarMap.html) makes them variables of that
-    /// map.
+    /// `nn.Sequential(nn.Linear(in, rank, bias=False), nn.Linear(rank, out))`. The program `dalr`
+    /// and [`tensors`](Self::tensors) use the same names. The builder of a
+    /// [`VarMap`](https://docs.rs/candle-nn/0.11/candle_nn/struct.VarMap.html) makes them variables
+    /// of that map.
     ///
     /// # Errors
     ///
@@ -163,7 +165,8 @@ impl LowRankLinear {
         })
     }
 
-    /// The variables `down`, `up` and bias; empty unless the layer came from [`trainable`](Self::trainable).
+    /// The variables `down`, `up` and bias; empty unless the layer came from
+    /// [`trainable`](Self::trainable).
     pub fn variables(&self) -> &[Var] {
         &self.variables
     }
@@ -194,7 +197,8 @@ impl LowRankLinear {
         self.down.weight().dims().first().copied().unwrap_or(0)
     }
 
-    /// Returns factors and bias with the names that [`load`](Self::load) and PyTorch expect, for a file.
+    /// Returns factors and bias with the names that [`load`](Self::load) and PyTorch expect, for a
+    /// file.
     ///
     /// ```
     /// use std::collections::HashMap;

@@ -1,5 +1,5 @@
-//! candle tensors and layers: statistics while a model runs, and compressed layers as modules that replace
-//! the original ones, for inference and training.
+//! candle tensors and layers: statistics while a model runs, and compressed layers as modules that
+//! replace the original ones, for inference and training.
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor};
@@ -47,9 +47,9 @@
 //! | a compressed layer | a [`Module`](https://docs.rs/candle-core/0.11/candle_core/trait.Module.html) | [`LowRankLinear`], and `dalr::LowRankLinear::try_from(&module)` back |
 //! | a factor | a tensor | [`to_tensor`], a copy |
 //!
-//! Tensors of `F32`, `F16` and `BF16` are read as `f32` or `f64`, exactly, and `F64` as `f64`. They may have
-//! strides, and are copied from other devices to the processor's memory. Other dtypes are an
-//! [`Error::NumberType`]; so is `F64` for statistics in `f32`, which would lose digits.
+//! Tensors of `F32`, `F16` and `BF16` are read as `f32` or `f64`, exactly, and `F64` as `f64`. They
+//! may have strides, and are copied from other devices to the processor's memory. Other dtypes are
+//! an [`Error::NumberType`]; so is `F64` for statistics in `f32`, which would lose digits.
 //!
 //! `?` converts errors of this crate to candle's, so a model's `forward` can call it.
 
@@ -68,8 +68,8 @@ fn refused(error: candle_core::Error) -> Error {
     Error::library("candle", error)
 }
 
-/// For functions of candle that call this crate, such as a module's `forward`. `candle_core::Error::Wrapped`
-/// keeps the error and its message.
+/// For functions of candle that call this crate, such as a module's `forward`.
+/// `candle_core::Error::Wrapped` keeps the error and its message.
 impl From<Error> for candle_core::Error {
     fn from(error: Error) -> Self {
         Self::wrap(error)

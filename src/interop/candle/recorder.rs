@@ -14,9 +14,9 @@ use crate::{ActivationStats, Error, Result, Scalar};
 
 /// Collects statistics of the inputs of chosen layers, by name, while a model runs.
 ///
-/// candle's modules have no hooks, so build the model with [`watch`](Self::watch) around the layers to
-/// compress. If several layers have a shared input (query, key and value), watch one of them and use its
-/// statistics for all. Clones of a recorder are the same recorder.
+/// candle's modules have no hooks, so build the model with [`watch`](Self::watch) around the layers
+/// to compress. If several layers have a shared input (query, key and value), watch one of them and
+/// use its statistics for all. Clones of a recorder are the same recorder.
 ///
 /// Use `Recorder<f32>` for models in `F32`, `F16` or `BF16`, as for [`update`].
 #[derive(Clone, Debug)]
@@ -73,8 +73,8 @@ impl<T: Scalar + WithDType> Recorder<T> {
 
     /// Wraps a layer, or any other module, so that the recorder sees its inputs.
     ///
-    /// A forward pass fails if the inputs cannot be recorded (not finite, or another width than before),
-    /// since statistics without a batch would be wrong.
+    /// A forward pass fails if the inputs cannot be recorded (not finite, or another width than
+    /// before), since statistics without a batch would be wrong.
     ///
     /// # Errors
     ///
@@ -100,11 +100,12 @@ impl<T: Scalar + WithDType> Recorder<T> {
         Ok(Recorded { module, name, recorder: self.clone() })
     }
 
-    /// Runs a model on a batch with padding. `weights`, batch × sequence, is the weight of each sample, 0 for
-    /// padding.
+    /// Runs a model on a batch with padding. `weights`, batch × sequence, is the weight of each
+    /// sample, 0 for padding.
     ///
-    /// The weights apply to every watched layer and to all forward passes within `run`. Threads that run at
-    /// the same time need a recorder each; [`ActivationStats::merge`] combines their statistics.
+    /// The weights apply to every watched layer and to all forward passes within `run`. Threads
+    /// that run at the same time need a recorder each; [`ActivationStats::merge`] combines their
+    /// statistics.
     ///
     /// ```
     /// use candle_core::{DType, Device, Tensor};
@@ -183,7 +184,8 @@ impl<T: Scalar + WithDType> Recorder<T> {
     }
 }
 
-/// Updates of statistics are all-or-nothing, so they are valid even after a panic of another thread.
+/// Updates of statistics are all-or-nothing, so they are valid even after a panic of another
+/// thread.
 fn lock<V>(mutex: &Mutex<V>) -> MutexGuard<'_, V> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

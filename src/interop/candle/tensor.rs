@@ -10,14 +10,17 @@ use crate::interop::samples_and_inputs;
 use crate::linalg;
 use crate::{ActivationStats, Error, Result, Scalar};
 
-/// Adds a batch whose last axis is the inputs: each token of a batch × sequence × in tensor is a sample.
+/// Adds a batch whose last axis is the inputs: each token of a batch × sequence × in tensor is a
+/// sample.
 ///
-/// Tensors with another type than the statistics, with strides or on other devices are copied first.
+/// Tensors with another type than the statistics, with strides or on other devices are copied
+/// first.
 ///
 /// # Errors
 ///
-/// Those of [`ActivationStats::update`]; [`Error::Shape`] for a tensor without axes, [`Error::NumberType`]
-/// for a dtype that `T` cannot hold, [`Error::Library`] if candle cannot copy from the tensor's device.
+/// Those of [`ActivationStats::update`]; [`Error::Shape`] for a tensor without axes,
+/// [`Error::NumberType`] for a dtype that `T` cannot hold, [`Error::Library`] if candle cannot copy
+/// from the tensor's device.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -39,12 +42,13 @@ pub fn update<T: Scalar + WithDType>(stats: &mut ActivationStats<T>, batch: &Ten
 
 /// Adds a batch as [`update`] does, with a weight for each sample: 0 for padding.
 ///
-/// The weights have the batch's axes except the last, like an attention mask: batch × sequence for a
-/// batch × sequence × in tensor. Their dtype is a float that `T` can hold, `U8`, `U32` or `I64`.
+/// The weights have the batch's axes except the last, like an attention mask: batch × sequence for
+/// a batch × sequence × in tensor. Their dtype is a float that `T` can hold, `U8`, `U32` or `I64`.
 ///
 /// # Errors
 ///
-/// Those of [`update`] and of [`ActivationStats::update_weighted`]; [`Error::Shape`] for weights with other axes.
+/// Those of [`update`] and of [`ActivationStats::update_weighted`]; [`Error::Shape`] for weights
+/// with other axes.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -119,8 +123,8 @@ pub fn samples<T: Scalar + WithDType>(batch: &Tensor) -> Result<Mat<T>> {
 /// # Errors
 ///
 /// [`Error::NumberType`] for a dtype other than `F64`, `F32`, `F16` and `BF16`, [`Error::Overflow`] if an
-/// entry is beyond its range, [`Error::Memory`] if the copy does not fit, [`Error::Library`] if candle
-/// cannot copy to the device.
+/// entry is beyond its range, [`Error::Memory`] if the copy does not fit, [`Error::Library`] if
+/// candle cannot copy to the device.
 ///
 /// ```
 /// use candle_core::{DType, Device};
@@ -162,8 +166,8 @@ fn matrix<T: Scalar + WithDType>(tensor: &Tensor, rows: usize, columns: usize) -
     })
 }
 
-/// Calls `use_numbers` with a tensor's numbers as rows × columns in row-major order, without a copy if the
-/// tensor is contiguous and of type `T`.
+/// Calls `use_numbers` with a tensor's numbers as rows × columns in row-major order, without a copy
+/// if the tensor is contiguous and of type `T`.
 fn read<T: Scalar + WithDType, R>(
     tensor: &Tensor,
     rows: usize,
@@ -211,7 +215,8 @@ fn widened<T: Scalar, H: Half>(
     widen(rows_of(numbers, window, rows, columns)?)
 }
 
-/// A window of a tensor's memory as a matrix. candle's operations keep the window within the memory.
+/// A window of a tensor's memory as a matrix. candle's operations keep the window within the
+/// memory.
 fn rows_of<'a, E>(
     numbers: &'a [E],
     window: core::ops::Range<usize>,

@@ -159,7 +159,8 @@ impl TensorWriter<'_> {
     }
 }
 
-/// The length and the text of the header of a file with these tensors, whose data follow in this order.
+/// The length and the text of the header of a file with these tensors, whose data follow in this
+/// order.
 pub(super) fn header<'a>(
     metadata: impl Iterator<Item = (&'a str, &'a str)>,
     tensors: impl Iterator<Item = (&'a str, &'a TensorInfo)>,

@@ -40,7 +40,8 @@ fn a_hundred_rounding_errors_are_accepted_and_no_more() -> Result<()> {
     assert!(accepted(|matrix, par| shifted(matrix, par, &[(N - 1, 150.0)]))?.is_none());
     // The residual alone is too large.
     assert!(accepted(|matrix, par| shifted(matrix, par, &[(N - 1, 150.0), (0, -150.0)]))?.is_none());
-    // The sum alone is wrong: the lowest pair is not asked for. Errors of a sum add up to `√N` times more.
+    // The sum alone is wrong: the lowest pair is not asked for. Errors of a sum add up to `√N`
+    // times more.
     assert!(accepted(|matrix, par| shifted(matrix, par, &[(0, 200.0)]))?.is_some());
     assert!(accepted(|matrix, par| shifted(matrix, par, &[(0, 500.0)]))?.is_none());
     Ok(())

@@ -24,8 +24,8 @@ pub(super) fn allowed_loss<T: Scalar>(magnitude: &Magnitude, captured: f64) -> f
 
 /// A bound on the energy that the leading `count` Ritz vectors miss.
 ///
-/// Each misses at most its residual, and at most its residual squared over the distance to the first
-/// Ritz value that is left out.
+/// Each misses at most its residual, and at most its residual squared over the distance to the
+/// first Ritz value that is left out.
 pub(super) fn possible_loss(ritz: &Ritz, count: usize, residuals: &[f64]) -> f64 {
     let outside = ritz.values.get(count).copied().unwrap_or(0.0);
     let loss =

@@ -10,8 +10,8 @@ use crate::{Error, Result, Scalar};
 /// Largest accepted ratio of the stated trace to the trace that the first products suggest.
 ///
 /// The tolerance is relative to the trace, so a trace that is far too large would accept anything.
-/// For an operator of rank one the estimate is `χ²` distributed with as many degrees of freedom as the
-/// block has vectors, 8 at least: it is this far off in one of 10¹¹ cases.
+/// For an operator of rank one the estimate is `χ²` distributed with as many degrees of freedom as
+/// the block has vectors, 8 at least: it is this far off in one of 10¹¹ cases.
 const TRACE_DOUBT: f64 = 1000.0;
 
 /// A residual of this fraction of the operator's size keeps its digits when it is rescaled.
@@ -149,8 +149,8 @@ impl<T: Scalar> Space<T> {
             let found = format!("{} at row {row} of a product", product[(row, column)]);
             return Err(Error::invalid_operator(found));
         }
-        // A product of a unit vector is at most as long as the largest eigenvalue, which is at most the
-        // trace.
+        // A product of a unit vector is at most as long as the largest eigenvalue, which is at most
+        // the trace.
         let (largest, size) = (linalg::max_abs(product.as_ref()), &self.magnitude);
         if largest > 2.0 * size.trace + self.dimension() as f64 * size.noise {
             return Err(size.contradicted(format!("a product with an entry of {:e}", size.restored(largest))));
@@ -248,8 +248,8 @@ impl<T: Scalar> Space<T> {
 
     /// An orthonormal block, orthogonal to the basis, that contains the span of `block`.
     ///
-    /// Random columns replace those that are dependent or only rounding, and add those that are missing
-    /// to `width`.
+    /// Random columns replace those that are dependent or only rounding, and add those that are
+    /// missing to `width`.
     pub(super) fn orthonormal(&mut self, block: Mat<T>, width: usize) -> Result<Mat<T>> {
         let dimension = self.dimension();
         let room = self.basis.ncols() - self.size;
@@ -274,8 +274,8 @@ impl<T: Scalar> Space<T> {
             columns = orthonormal;
             weak = lengths.iter().enumerate().filter(|&(_, &length)| length <= floor).map(|(index, _)| index).collect();
             if weak.is_empty() {
-                // Rescaling a residual also rescales its part inside the basis. That part is large if the
-                // residual was almost zero.
+                // Rescaling a residual also rescales its part inside the basis. That part is large
+                // if the residual was almost zero.
                 if lengths.iter().all(|&length| length > CLEAR * self.scale()) {
                     self.project_out_once(columns.as_mut())?;
                 } else {

@@ -31,8 +31,8 @@ impl Ritz {
 }
 
 impl<T: Scalar> Space<T> {
-    /// The eigenpairs of the projected operator, in the precision of the products; `None` if they could
-    /// not be computed.
+    /// The eigenpairs of the projected operator, in the precision of the products; `None` if they
+    /// could not be computed.
     pub(super) fn ritz(&self) -> Result<Option<Ritz>> {
         let projected = self.projected.as_ref().submatrix(0, 0, self.size, self.size);
         let projected = linalg::rounded::<T>("the projected operator", projected)?;
@@ -44,8 +44,8 @@ impl<T: Scalar> Space<T> {
         Ok(Some(Ritz { values: values.into_iter().rev().collect(), vectors }))
     }
 
-    /// Bounds on `‖H x − θ x‖` of the leading Ritz pairs: the lengths of `directions · coupling` times their
-    /// coordinates.
+    /// Bounds on `‖H x − θ x‖` of the leading Ritz pairs: the lengths of `directions · coupling`
+    /// times their coordinates.
     pub(super) fn residual_norms(&self, ritz: &Ritz, count: usize) -> Result<Vec<f64>> {
         let mut norms = vec![0.0; count];
         for residual in self.residual.iter().chain(&self.deferred) {
@@ -63,7 +63,8 @@ impl<T: Scalar> Space<T> {
         Ok(norms)
     }
 
-    /// Keeps the leading Ritz vectors as the basis, and the directions outside of it, coupled to them.
+    /// Keeps the leading Ritz vectors as the basis, and the directions outside of it, coupled to
+    /// them.
     pub(super) fn restart(&mut self, ritz: &Ritz, keep: usize) -> Result<()> {
         let coordinates = ritz.vectors.as_ref().subcols(0, keep);
         for residual in self.residual.iter_mut().chain(&mut self.deferred) {

@@ -15,7 +15,8 @@ fn ritz(values: &[f64]) -> Ritz {
 fn captured_energy_and_possible_loss_are_those_computed_by_hand() {
     let ritz = ritz(&[6.0, 3.0, 1.0, -0.5]);
     assert_eq!([0, 1, 3, 4].map(|count| ritz.captured(count)), [0.0, 6.0, 10.0, 10.0]);
-    // 6 is 5 above the first value left out, 3 is 2 above: 1²/5, and a residual beyond its gap counts whole.
+    // 6 is 5 above the first value left out, 3 is 2 above: 1²/5, and a residual beyond its gap
+    // counts whole.
     assert!((possible_loss(&ritz, 2, &[1.0, 4.0]) - (0.2 + 4.0)).abs() < 1e-15);
     assert!((possible_loss(&ritz, 1, &[2.0]) - 4.0 / 3.0).abs() < 1e-15);
     // Nothing is left out: the gap is to zero.
@@ -50,7 +51,8 @@ fn residuals_are_those_of_the_directions_left_outside() -> Result<()> {
     let size = Magnitude { exponent: 0, trace: 10.0, noise: 0.0 };
     let mut space = Space::<f64>::new(6, 4, size, Par::Seq)?;
     space.size = 2;
-    // Orthogonal directions of lengths 2 and 3, each coupled to one vector of the basis; one of length 4 is deferred.
+    // Orthogonal directions of lengths 2 and 3, each coupled to one vector of the basis; one of
+    // length 4 is deferred.
     let directions = Mat::from_fn(6, 2, |i, j| if i == j + 2 { 2.0 + j as f64 } else { 0.0 });
     space.residual = Some(Residual { directions, coupling: Mat::identity(2, 2) });
     let (c, s) = (0.8, 0.6);
@@ -141,8 +143,8 @@ fn products_may_be_as_unsymmetric_as_rounding_and_noise_allow() -> Result<()> {
 
 #[test]
 fn directions_that_do_not_fit_end_the_iteration() -> Result<()> {
-    // Room for two of three directions; for three of three; and a basis that fills the space, where surplus
-    // directions are dropped.
+    // Room for two of three directions; for three of three; and a basis that fills the space, where
+    // surplus directions are dropped.
     for (capacity, dimension, width) in [(4, 6, 0), (5, 6, 3), (4, 4, 2)] {
         let mut space =
             Space::<f64>::new(dimension, capacity, Magnitude { exponent: 0, trace: 1.0, noise: 0.0 }, Par::Seq)?;
@@ -169,8 +171,9 @@ fn a_trace_may_be_negative_by_the_noise_of_every_entry() {
 
 #[test]
 fn directions_found_by_the_verification_continue_the_iteration() {
-    // Each of three eigenvalues has more copies than a block finds at a time. The iteration has found 176 copies of
-    // the first when products lead to nothing new; the verification block adds 16. But 200 are asked for.
+    // Each of three eigenvalues has more copies than a block finds at a time. The iteration has
+    // found 176 copies of the first when products lead to nothing new; the verification block adds
+    // 16. But 200 are asked for.
     let copies = [(260, 1.0), (300, 0.9), (700, 0.1)];
     let values: Vec<f64> = copies.iter().flat_map(|&(count, value)| vec![value; count]).collect();
     let widths = Widths { block: 16, basis: 1112 };

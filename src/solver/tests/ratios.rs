@@ -1,7 +1,7 @@
 //! Residuals in units of rounding, as in LAPACK's tests, for the private functions of the solver.
 //!
-//! `tests/ratios.rs` does the same for the public functions. These tests cover each dense algorithm,
-//! single precision and the completion of a basis.
+//! `tests/ratios.rs` does the same for the public functions. These tests cover each dense
+//! algorithm, single precision and the completion of a basis.
 
 use super::*;
 
@@ -86,7 +86,8 @@ fn check(what: &str, family: &str, ratios: impl IntoIterator<Item = (f64, String
 
 #[test]
 fn every_dense_algorithm_is_accurate_on_every_spectrum() -> Result<()> {
-    // The smallest at which eigenvalues down to ε stay normal, and the largest whose trace is finite.
+    // The smallest at which eigenvalues down to ε stay normal, and the largest whose trace is
+    // finite.
     let scales = [1.0, f64::MIN_POSITIVE / f64::EPSILON, f64::MAX / 1024.0];
     for (at, algorithm) in dense::ALGORITHMS.iter().enumerate() {
         for family in FAMILIES {
@@ -138,7 +139,8 @@ fn single_precision_is_accurate_to_its_rounding() -> Result<()> {
 
 #[test]
 fn completed_bases_are_orthonormal_and_optimal_on_every_spectrum() -> Result<()> {
-    // Squares of the factor are formed: these are the extremes of the range for its singular values.
+    // Squares of the factor are formed: these are the extremes of the range for its singular
+    // values.
     let scales = [1.0, f64::MIN_POSITIVE / f64::EPSILON, f64::MAX / 1024.0];
     for family in FAMILIES {
         let mut ratios = Vec::new();

@@ -1,5 +1,6 @@
-//! A layer and its inputs as numbers, compressed in either precision and either form of the statistics, and compared with plain
-//! computations in `f64`: of the outputs by multiplying them out, of what can be had at best by the Jacobi oracle.
+//! A layer and its inputs as numbers, compressed in either precision and either form of the
+//! statistics, and compared with plain computations in `f64`: of the outputs by multiplying them
+//! out, of what can be had at best by the Jacobi oracle.
 
 use dalr::{ActivationStats, Compressed, Dalr, Linear, LowRankCompressor, Rank, Report, Ridge, Scalar};
 use faer::{Col, Mat, MatRef};
@@ -79,10 +80,18 @@ impl Case {
         Mat::from_fn(self.samples(), self.inputs.ncols(), |i, j| self.inputs[(i, j)] - mean[j])
     }
 
-    /// Squared singular values of the outputs, descending: the energy that each dimension of the best layer captures.
+    /// Squared singular values of the outputs, descending: the energy that each dimension of the
+    /// best layer captures.
     pub fn energies(&self) -> Vec<f64> {
         let outputs = self.seen() * self.weight.transpose();
         jacobi::svd(outputs.as_ref()).values.iter().map(|value| value * value).collect()
+    }
+
+    /// The squared sum of the original outputs about their mean.
+    pub fn variance(&self) -> f64 {
+        let mean = mean(&self.inputs);
+        let centred = Mat::from_fn(self.samples(), self.inputs.ncols(), |i, j| self.inputs[(i, j)] - mean[j]);
+        (centred * self.weight.transpose()).squared_norm_l2()
     }
 
     /// `‖Y − Ŷ‖` over all samples, by running both layers.
@@ -117,8 +126,8 @@ impl Case {
         }
     }
 
-    /// Compresses without a ridge, in both precisions and both forms of the statistics: the error reported is the one measured, and
-    /// nothing of this rank can have a smaller one.
+    /// Compresses without a ridge, in both precisions and both forms of the statistics: the error
+    /// reported is the one measured, and nothing of this rank can have a smaller one.
     #[track_caller]
     pub fn check(&self, rank: usize) -> Vec<Outcome> {
         let wide = self.inputs.ncols() >= WIDE.1;
@@ -136,11 +145,12 @@ impl Case {
         let compressed = method.compress(&case.layer(), &stats, Rank::Fixed(rank)).unwrap();
         let outcome = case.outcome(&compressed);
         let energies = case.energies();
-        let (total, least) = (energies.iter().sum::<f64>(), energies.iter().skip(rank).sum::<f64>());
-        // Energies are known to rounding of the terms that add up to them, and so are squared errors.
+        let least = energies.iter().skip(rank).sum::<f64>();
+        // Energies are known to rounding of the terms that add up to them, and so are squared
+        // errors.
         let precision = if narrow_products { f64::from(f32::EPSILON) } else { f64::EPSILON };
         let known = 10.0 * precision * case.terms(&case.seen()).powi(2);
-        let reported = outcome.report.relative_error().unwrap() * total.sqrt();
+        let reported = outcome.report.relative_error().unwrap() * case.variance().sqrt();
         let at_most = |one: f64, other: f64, what: &str| {
             let bound = (other * other + known).sqrt() + outcome.rounding;
             assert!(one <= bound, "{form:?}, {} bytes, rank {rank}, {what}: {one:e} > {bound:e}", size_of::<T>());
@@ -168,7 +178,8 @@ impl Form {
             updated.ok().map(|()| stats).filter(|_| collapsed == (self == Self::Collapsed))
         };
         let empty = || ActivationStats::new(inputs.ncols());
-        // A limit that leaves room for a scatter and for no samples beside it makes these give way at once.
+        // A limit that leaves room for a scatter and for no samples beside it makes these give way
+        // at once.
         let row = inputs.ncols() * size_of::<T>();
         let mut limits = (0..200).map(|more| 8 * inputs.ncols().pow(2) + more * row);
         let limited = |limit| attempt(empty().with_memory_limit(limit));

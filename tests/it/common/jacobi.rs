@@ -1,7 +1,9 @@
-//! One-sided Jacobi singular value decomposition: an oracle that shares nothing with the library's solvers.
+//! One-sided Jacobi singular value decomposition: an oracle that shares nothing with the library's
+//! solvers.
 //!
-//! It rotates pairs of columns until all are orthogonal (Hestenes 1958): no tridiagonal form, no shifts, no products of
-//! matrices, and small singular values come out with a relative accuracy that no bidiagonalisation has (Demmel and Veselić 1992).
+//! It rotates pairs of columns until all are orthogonal (Hestenes 1958): no tridiagonal form, no
+//! shifts, no products of matrices, and small singular values come out with a relative accuracy
+//! that no bidiagonalisation has (Demmel and Veselić 1992).
 
 use faer::{Mat, MatRef};
 

@@ -167,8 +167,8 @@ pub fn weight_of<T: Scalar>(layer: &LowRankLinear<T>) -> Mat<f64> {
     wide(layer.up()) * wide(layer.down())
 }
 
-/// Squared sum of the differences between what two layers give, by running both; and that of the dense
-/// outputs, less their mean if `centred`, or without the bias.
+/// Squared sum of the differences between what two layers give, by running both; and that of the
+/// dense outputs, less their mean if `centred`, or without the bias.
 pub fn run_both(layer: &Linear<f64>, low: &LowRankLinear<f64>, inputs: MatRef<'_, f64>, centred: bool) -> (f64, f64) {
     let (dense, compressed) = (layer.forward(inputs).unwrap(), low.forward(inputs).unwrap());
     let error = (&dense - compressed).squared_norm_l2();

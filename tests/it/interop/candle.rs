@@ -161,7 +161,8 @@ fn layers_go_to_candle_and_back() {
 
 #[test]
 fn numbers_are_rounded_once_and_never_to_infinity() {
-    // A little more than half-way between 1 and the next 16-bit number. Rounding to `f32` first would lose it.
+    // A little more than half-way between 1 and the next 16-bit number. Rounding to `f32` first
+    // would lose it.
     let number = 1.0 + 2_f64.powi(-11) + 2_f64.powi(-40);
     let rounded = to_tensor(faer::mat![[number]].as_ref(), DType::F16, &CPU).unwrap();
     assert_eq!(samples::<f64>(&rounded).unwrap()[(0, 0)], 1.0 + 2_f64.powi(-10));

@@ -90,7 +90,8 @@ fn faer_matrices_are_shown_without_a_copy() {
     assert_eq!(to_column(&cut(&to_vector(matrix.col(2)), &[every(-2)])), faer::col![52.0, 32.0, 12.0]);
 }
 
-/// Checks the samples in the order of the leading axes, for any memory layout, and whether they were copied.
+/// Checks the samples in the order of the leading axes, for any memory layout, and whether they
+/// were copied.
 #[track_caller]
 fn assert_samples(batch: ndarray::ArrayView3<'_, f32>, copied: bool) {
     let flat = samples(&batch).unwrap();

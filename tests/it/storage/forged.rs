@@ -230,7 +230,7 @@ fn invalid_scatters() {
     assert!(load(&good).is_ok());
     let (header, data) = take_apart(&good);
     let fewer = replaced(&header, "\"sample_count\":\"2\"", "\"sample_count\":\"1\"");
-    refused(&fewer, &data, "no more gathered samples than there are");
+    refused(&fewer, &data, "no more waiting samples than there are");
 }
 
 /// As many samples as one product takes never wait.
@@ -256,7 +256,7 @@ fn too_many_gathered_samples() {
             .replace(&format!(",{end}]"), &format!(",{moved}]"))
             .replace(&format!("[{end},"), &format!("[{moved},"));
     }
-    refused(&replaced(&header, "{", "{"), &more, "fewer gathered samples than a product takes");
+    refused(&replaced(&header, "{", "{"), &more, "fewer waiting samples than a product takes");
 }
 
 #[test]

@@ -154,7 +154,10 @@ impl<T: Scalar> ActivationStats<T> {
     fn write(&self, layout: &Layout, target: &mut impl Write) -> io::Result<()> {
         let mut target = Summed { stream: target, sum: crc32fast::Hasher::new() };
         target.stream_all(&layout.header)?;
-        target.numbers(&self.means().collect::<Vec<f64>>())?;
+        let mut means = self.means().peekable();
+        while means.peek().is_some() {
+            target.numbers(&means.by_ref().take(CHUNK).collect::<Vec<f64>>())?;
+        }
         self.for_each_array(|piece| match piece {
             Piece::Double(numbers) => target.numbers(numbers),
             Piece::Native(numbers) => target.numbers(numbers),
