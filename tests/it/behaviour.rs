@@ -1,7 +1,7 @@
 //! What the public API promises beyond the properties: warnings, the three states of the bias, filling, selection,
 //! determinism, pruning.
 
-use crate::common::{Problem, Recipe, Spectrum, gaussian, stats, weight_of};
+use crate::common::{self, Problem, Recipe, Spectrum, gaussian, stats, weight_of};
 use dalr::solver::{PsdOperator, top_eigenpairs};
 use dalr::{
     ActivationPruning, ActivationStats, Dalr, Linear, LowRankCompressor, Rank, Ridge, Scalar, Solver, TruncatedSvd,

@@ -7,7 +7,7 @@
 use std::cell::Cell;
 
 use crate::common::case::{Case, FORMS, Form, SHAPE, WIDE};
-use crate::common::{cast, gaussian, jacobi, weight_of};
+use crate::common::{self, cast, gaussian, jacobi, weight_of};
 use dalr::{
     ActivationStats, Calibration, Dalr, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Rank, Report,
     Ridge, Scalar, Solver, TruncatedSvd, Warning, select_ridge,

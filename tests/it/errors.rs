@@ -1,6 +1,6 @@
 //! Every refusal, with its message, and that nothing changes when something is refused.
 
-use crate::common::Spectrum;
+use crate::common::{self, Spectrum};
 use dalr::{
     ActivationPruning, ActivationStats, Dalr, Error, Linear, LowRankCompressor, LowRankLinear, Rank, Ridge,
     TruncatedSvd, relative_output_error, select_ridge,

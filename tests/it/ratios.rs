@@ -4,7 +4,7 @@
 //! test each dense algorithm and the completion of a basis in the same way.
 
 use crate::common::families::{FAMILIES, Family, SIZES, Worst, orthogonality};
-use crate::common::{cast, orthogonal};
+use crate::common::{self, cast, orthogonal};
 use dalr::solver::{Eigenpairs, PsdOperator, top_eigenpairs};
 use dalr::{ActivationStats, Dalr, Error, Linear, LowRankCompressor, Result, Ridge, Scalar, Solver, TruncatedSvd};
 use faer::{Mat, MatMut, MatRef, Scale};

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
+use crate::files::{json_map, require_free};
 
 /// Compresses neural networks by activation-aware low-rank factors.
 #[derive(Parser, Debug)]
@@ -265,21 +265,4 @@ impl InspectArgs {
         }
         Ok(())
     }
-}
-
-/// Refuses to replace a file without `--force`.
-pub fn require_free(path: &Path, force: bool) -> Result<()> {
-    match std::fs::symlink_metadata(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(Error::io(path)(error)),
-        Ok(metadata) if metadata.is_dir() => Err(Error::format(path, "the name of a file", "a folder")),
-        Ok(_) if force => Ok(()),
-        Ok(_) => Err(Error::Refused(format!("{} exists: pass --force to replace it", path.display()))),
-    }
-}
-
-/// Reads a JSON file of names and values.
-pub fn json_map<V: DeserializeOwned>(path: &Path, expected: &str) -> Result<BTreeMap<String, V>> {
-    let text = std::fs::read(path).map_err(Error::io(path))?;
-    serde_json::from_slice(&text).map_err(|error| Error::format(path, expected, error.to_string()))
 }

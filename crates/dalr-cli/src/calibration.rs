@@ -11,7 +11,7 @@ use dalr::{ActivationStats, Scalar};
 
 use crate::error::{Error, Result};
 use crate::interrupt;
-use crate::selection::Layer;
+use crate::layer::Layer;
 
 /// `kind` in the metadata of a file of statistics.
 const STATISTICS: &str = "dalr.ActivationStats";

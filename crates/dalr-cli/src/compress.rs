@@ -2,16 +2,18 @@
 
 use std::path::Path;
 
-use dalr::interop::safetensors::{ModelFile, replace_file};
+use dalr::interop::safetensors::ModelFile;
 use dalr::network::{Allocator, Budget, LayerProfile, Sensitivities, Strategy};
 
-use crate::args::{self, Allocation, CompressArgs, Method};
+use crate::args::{Allocation, CompressArgs, Method};
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
+use crate::files::{json_map, require_free, save};
+use crate::layer::Layer;
 use crate::output::Output;
 use crate::progress::{Progress, Verbosity};
 use crate::report::Outcome;
-use crate::selection::{Layer, Selection, select};
+use crate::selection::{Selection, select};
 use crate::solve::Pass;
 use crate::work::{Settings, Work};
 
@@ -63,14 +65,9 @@ fn both_passes(
     let ranks = plan.ranks();
     let output = Output { model, layers, ranks: &ranks, work, method: &args.method.name() };
     // Another program may have written the file since the start.
-    args::require_free(&args.out, args.force)?;
+    require_free(&args.out, args.force)?;
     output.write(&args.out, progress)?;
     Ok(outcome.summary(verbosity == Verbosity::Verbose))
-}
-
-/// Writes a text file atomically.
-pub fn save(path: &Path, text: &str) -> Result<()> {
-    replace_file(path, |file| file.write_all(text.as_bytes()).map_err(Error::io(path)))
 }
 
 /// How the budget is allocated.
@@ -90,7 +87,7 @@ fn allocator(args: &CompressArgs, layers: &[Layer]) -> Result<Allocator> {
 }
 
 fn sensitivities(path: &Path, layers: &[Layer]) -> Result<Sensitivities> {
-    let mut weights = args::json_map::<f64>(path, "a JSON object {\"layer\": weight, …}")?;
+    let mut weights = json_map::<f64>(path, "a JSON object {\"layer\": weight, …}")?;
     let mut named = Vec::new();
     for Layer { name, .. } in layers {
         let weight = weights.remove(name);

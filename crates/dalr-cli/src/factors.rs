@@ -15,7 +15,7 @@ use dalr::network::LayerProfile;
 use dalr::{Decomposition, Scalar};
 
 use crate::error::{Error, Result};
-use crate::selection::Layer;
+use crate::layer::Layer;
 
 /// Bytes that are read at a time.
 const PIECE: usize = 1 << 20;

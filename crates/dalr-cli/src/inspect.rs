@@ -7,12 +7,13 @@ use serde_json::json;
 
 use crate::args::InspectArgs;
 use crate::calibration::{Calibration, Statistics};
-use crate::compress::save;
 use crate::error::{Error, Result};
+use crate::files::save;
 use crate::interrupt;
+use crate::layer::Layer;
 use crate::progress::{Progress, Verbosity};
 use crate::report::{copied, passed, percent, pretty, table};
-use crate::selection::{Layer, Selection, select};
+use crate::selection::{Selection, select};
 use crate::solve::{groups, read};
 
 /// The fractions of a layer's parameters at which its error is listed.

@@ -1,12 +1,14 @@
-//! The command `dalr`. `README.md` describes it.
+//! The command `dalr`. `docs/command-line.md` describes it.
 
 mod args;
 mod calibration;
 mod compress;
 mod error;
 mod factors;
+mod files;
 mod inspect;
 mod interrupt;
+mod layer;
 mod output;
 mod progress;
 mod report;

@@ -9,8 +9,8 @@ use serde_json::{Map, Value, json};
 use crate::error::{Error, Result};
 use crate::factors::{Factors, write_bias};
 use crate::interrupt;
+use crate::layer::Layer;
 use crate::progress::Progress;
-use crate::selection::Layer;
 use crate::work::Work;
 
 /// Bytes that are copied at a time.

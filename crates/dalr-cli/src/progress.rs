@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::args::Cli;
-use crate::selection::Layer;
+use crate::layer::Layer;
 
 /// How much the program prints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,47 +8,10 @@ use globset::{Glob, GlobSet, GlobSetBuilder};
 use crate::args::SourceArgs;
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
+use crate::layer::Layer;
 
 const NOT_INCLUDED: &str = "not included";
 const EXCLUDED: &str = "excluded";
-
-/// A linear layer of the model.
-#[derive(Clone, Debug)]
-pub struct Layer {
-    pub name: String,
-    pub out_features: usize,
-    pub in_features: usize,
-    pub dtype: FloatDtype,
-    pub has_bias: bool,
-    /// The name of its input in the calibration data.
-    pub input: String,
-}
-
-impl Layer {
-    pub fn weight(&self) -> String {
-        format!("{}.weight", self.name)
-    }
-
-    pub fn bias(&self) -> String {
-        format!("{}.bias", self.name)
-    }
-
-    /// The rank from which on the factors have as many parameters as the weight.
-    pub fn break_even(&self) -> f64 {
-        dalr::Rank::break_even(self.out_features, self.in_features)
-    }
-
-    /// The largest rank with fewer parameters than the weight, and at least 1.
-    pub fn useful_rank(&self) -> usize {
-        let saving = (self.break_even().ceil() as usize).saturating_sub(1);
-        saving.clamp(1, self.out_features.min(self.in_features))
-    }
-
-    /// Parameters of the original layer, bias included.
-    pub fn parameters(&self) -> usize {
-        self.out_features * (self.in_features + usize::from(self.has_bias))
-    }
-}
 
 /// A tensor that is not a layer, and is copied.
 #[derive(Clone, Debug)]
@@ -67,7 +30,7 @@ pub struct Selection {
     pub notes: Vec<String>,
 }
 
-/// Applies the rules of the README to every tensor of the model.
+/// Applies the rules of `docs/command-line.md` to every tensor of the model.
 pub fn select(args: &SourceArgs, model: &ModelFile, calibration: &Calibration) -> Result<Selection> {
     let inputs = args.inputs()?;
     let (include, exclude) = (globs("--include", &args.include)?, globs("--exclude", &args.exclude)?);

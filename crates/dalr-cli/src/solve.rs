@@ -13,8 +13,8 @@ use crate::calibration::{Calibration, Statistics};
 use crate::error::{Error, Result};
 use crate::factors::{Factors, Solved};
 use crate::interrupt;
+use crate::layer::Layer;
 use crate::progress::Progress;
-use crate::selection::Layer;
 use crate::work::Work;
 
 /// The ridge of the authors' code.

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
-use crate::compress::save;
 use crate::error::{Error, Result};
+use crate::files::save;
 
 /// Everything on which the solved layers depend, by name.
 pub type Settings = BTreeMap<String, String>;

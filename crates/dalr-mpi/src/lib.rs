@@ -23,6 +23,7 @@ pub mod measure;
 pub mod model;
 pub mod operator;
 pub mod output;
+pub mod random;
 pub mod ranks;
 pub mod reduce;
 pub mod schedule;

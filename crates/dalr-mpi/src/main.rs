@@ -66,6 +66,12 @@ fn run(ranks: &Ranks, command: &Command) -> Result<()> {
             Ok(())
         }
         Command::Compress { data, keeping, keep, out } => {
+            let legal = if *keep > 0.0 && *keep <= 1.0 {
+                Ok(())
+            } else {
+                Err(Failure::Refused(format!("expected --keep in (0, 1], got {keep}")))
+            };
+            ranks.agree("the fraction to keep", legal)?;
             let prepared = prepare(ranks, data)?;
             ranks.same("fraction to keep", &keep.to_string())?;
             let stats = gather(ranks, &prepared, data, keeping)?;

@@ -7,7 +7,7 @@ use dalr::{Linear, Rank};
 use faer::{Col, Mat};
 
 use crate::error::{Failure, Result};
-use crate::shard::uniform;
+use crate::random::uniform;
 
 /// A layer's name and size.
 #[derive(Clone, Debug, PartialEq)]

@@ -46,7 +46,7 @@ mod tests {
         let (jobs, ranks) = (7, 3);
         let mut largest_ratio = 1.0_f64;
         for seed in 0..60 {
-            let costs: Vec<f64> = (0..jobs).map(|i| f64::from(crate::shard::uniform(seed, i)).abs() + 0.05).collect();
+            let costs: Vec<f64> = (0..jobs).map(|i| f64::from(crate::random::uniform(seed, i)).abs() + 0.05).collect();
             let schedules = (0..3_usize.pow(jobs as u32)).map(|code| {
                 let assigned: Vec<usize> = (0..jobs as u32).map(|job| code / 3_usize.pow(job) % 3).collect();
                 longest(&costs, &assigned, ranks)

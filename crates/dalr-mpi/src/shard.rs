@@ -8,6 +8,7 @@ use faer::Mat;
 
 use crate::error::{Failure, Result};
 use crate::model::Shape;
+use crate::random::uniform;
 
 /// Stands for the rank in a path, for files on a disk that only this rank's machine has.
 pub const RANK: &str = "{rank}";
@@ -154,12 +155,4 @@ fn sample(seed: u64, number: usize, input: usize, inputs: usize) -> f32 {
     let shared = uniform(seed, (number * (inputs + 1)) as u64);
     let spread = 1.0 / (1.0 + 8.0 * input as f32 / inputs as f32);
     (spread * own + 0.3 * shared * if input.is_multiple_of(3) { 1.0 } else { -0.5 }).max(0.0)
-}
-
-/// A pseudorandom number in [−1, 1) from two others (Vigna's splitmix64).
-pub fn uniform(seed: u64, index: u64) -> f32 {
-    let mut z = seed.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    ((z ^ (z >> 31)) >> 40) as f32 / (1_u32 << 23) as f32 - 1.0
 }

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use common::{Folder, generated, kill, run, save, start, stopped_with, succeed, tensors_of, words};
-use dalr_mpi::shard::{Shard, uniform};
+use dalr_mpi::random::uniform;
+use dalr_mpi::shard::Shard;
 use faer::Mat;
 
 /// Batches in the checkpoint of each rank; `None` without one.
@@ -125,7 +126,12 @@ fn ranks_that_contradict_each_other_stop() {
     let ended = start(&[part("3", "0.4"), part("1", "0.5")]).end();
     stopped_with(&ended, ranks, &["rank 3: ", "fraction to keep", "`0.4`", "`0.5`"]);
 
-    // Each rank has a disk of its own. Rank 1 has the same layers with other numbers; rank 3 gets a NaN later.
+    for keep in ["0", "1.5", "NaN"] {
+        stopped_with(&start(&[part("2", keep)]).end(), 2, &["rank 0: ", "--keep in (0, 1]", keep]);
+    }
+
+    // Each rank has a disk of its own. Rank 1 has the same layers with other numbers; rank 3 gets a
+    // NaN later.
     let names = ["layer0.weight".to_string(), "layer0.bias".to_string()];
     for rank in 0..ranks {
         fs::create_dir(folder.path(&format!("shards-{rank}"))).unwrap();

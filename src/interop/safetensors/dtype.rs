@@ -31,22 +31,12 @@ pub enum FloatDtype {
 impl FloatDtype {
     /// Returns the floating-point dtype, or `None` for any other.
     pub fn of(dtype: Dtype) -> Option<Self> {
-        match dtype {
-            Dtype::F64 => Some(Self::F64),
-            Dtype::F32 => Some(Self::F32),
-            Dtype::F16 => Some(Self::F16),
-            Dtype::BF16 => Some(Self::BF16),
-            _ => None,
-        }
+        [Self::F64, Self::F32, Self::F16, Self::BF16].into_iter().find(|float| Dtype::from(*float) == dtype)
     }
 
     /// Bytes of one number.
     pub fn width(self) -> usize {
-        match self {
-            Self::F64 => 8,
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
-        }
+        Dtype::from(self).bitsize() / 8
     }
 
     /// Calls `visit` with every number of `bytes`, in order. Ignores a last incomplete number.

@@ -204,30 +204,12 @@ impl ModelFile {
     /// [`Error::Memory`].
     pub fn matrix<T: Scalar>(&self, name: &str) -> Result<Mat<T>> {
         during("ModelFile::matrix", || {
-            let (_, place) = self.place(name)?;
-            let (columns, leading) = place.info.shape.split_last().map_or((1, &[][..]), |(last, rest)| (*last, rest));
-            let dtype = float(&place.info)?;
-            if place.info.bytes == 0 {
+            let (_, Place { info, .. }) = self.place(name)?;
+            if info.bytes == 0 {
                 // The header bounds the axes only by the length of the data.
                 return Err(Error::empty("the tensor"));
             }
-            let rows = leading.iter().product();
-            let mut matrix = linalg::zeros::<T>(rows, columns)?;
-            let together = (PIECE / (dtype.width() * columns)).max(ROWS);
-            let mut numbers = Vec::new();
-            let mut first = 0;
-            self.visit(name, .., together * columns * dtype.width(), |bytes| {
-                numbers.clear();
-                dtype.decode(bytes, |number| numbers.push(T::from_f64(number)));
-                let count = numbers.len() / columns;
-                for (column, target) in matrix.as_mut().subrows_mut(first, count).col_iter_mut().enumerate() {
-                    let source = numbers.iter().skip(column).step_by(columns);
-                    target.iter_mut().zip(source).for_each(|(to, from)| *to = *from);
-                }
-                first += count;
-                Ok::<_, Error>(())
-            })?;
-            Ok(matrix)
+            self.read(name, info.shape.last().copied().unwrap_or(1))
         })
     }
 
@@ -237,19 +219,32 @@ impl ModelFile {
     ///
     /// As [`matrix`](Self::matrix).
     pub fn vector<T: Scalar>(&self, name: &str) -> Result<Col<T>> {
-        during("ModelFile::vector", || {
-            let (_, place) = self.place(name)?;
-            let dtype = float(&place.info)?;
-            let mut numbers = Vec::new();
-            self.visit(name, .., PIECE, |bytes| {
-                let count = bytes.len() / dtype.width();
-                let memory = |_| linalg::out_of_memory(count.saturating_mul(size_of::<T>()));
-                numbers.try_reserve(count).map_err(memory)?;
-                dtype.decode(bytes, |number| numbers.push(T::from_f64(number)));
-                Ok::<_, Error>(())
-            })?;
-            Ok(numbers.into_iter().collect())
-        })
+        during("ModelFile::vector", || Ok(self.read::<T>(name, 1)?.col(0).to_owned()))
+    }
+
+    /// Reads a tensor as rows of this many numbers.
+    fn read<T: Scalar>(&self, name: &str, columns: usize) -> Result<Mat<T>> {
+        let (_, Place { info, .. }) = self.place(name)?;
+        let (what, expected) = ("the tensor", "F64, F32, F16 or BF16");
+        let dtype = FloatDtype::of(info.dtype)
+            .ok_or_else(|| Error::number_type(what, expected, format!("{:?}", info.dtype)))?;
+        let row = columns * dtype.width();
+        let rows = usize::try_from(info.bytes).unwrap_or(usize::MAX) / row;
+        let mut matrix = linalg::zeros::<T>(rows, columns)?;
+        let mut numbers = Vec::new();
+        let mut first = 0;
+        self.visit(name, .., (PIECE / row).max(ROWS) * row, |bytes| {
+            numbers.clear();
+            dtype.decode(bytes, |number| numbers.push(T::from_f64(number)));
+            let count = numbers.len() / columns;
+            for (column, target) in matrix.as_mut().subrows_mut(first, count).col_iter_mut().enumerate() {
+                let source = numbers.iter().skip(column).step_by(columns);
+                target.iter_mut().zip(source).for_each(|(to, from)| *to = *from);
+            }
+            first += count;
+            Ok::<_, Error>(())
+        })?;
+        Ok(matrix)
     }
 
     /// Copies a tensor's data to a file that is being written, byte for byte.
@@ -265,12 +260,6 @@ impl ModelFile {
         let place = self.tensors.get(name).and_then(|place| Some((self.files.get(place.file)?, place)));
         place.ok_or_else(|| format_error(&self.path, format!("a tensor `{name}`"), "none"))
     }
-}
-
-fn float(info: &TensorInfo) -> Result<FloatDtype> {
-    let (what, expected) = ("the tensor", "F64, F32, F16 or BF16");
-    let found = || format!("{:?}", info.dtype);
-    FloatDtype::of(info.dtype).ok_or_else(|| Error::number_type(what, expected, found()))
 }
 
 /// The header of a file and the position of its data. Allocates no more than the file holds.

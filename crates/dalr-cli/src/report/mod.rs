@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 
 use crate::args::CompressArgs;
 use crate::error::{Error, Result};
-use crate::selection::{Layer, Passed, Selection};
+use crate::layer::Layer;
+use crate::selection::{Passed, Selection};
 
 /// Everything that is reported.
 pub struct Outcome<'a> {

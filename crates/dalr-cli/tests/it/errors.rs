@@ -175,8 +175,7 @@ fn a_full_disk_is_an_error_that_leaves_nothing_half_done() {
     let large = Tensor::of(Dtype::F64, &[40_000], &random(1, 1, 40_000, 1.0));
     model.with("large", large).write(&folder.path("model.safetensors"));
     let limited = |kilobytes: usize| {
-        // The signal that goes with the limit is ignored: what remains is an error, as on a full
-        // disk.
+        // Without the signal of the limit, a write fails as on a full disk.
         let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$0\" \"$@\"", kilobytes * 2);
         let mut command = std::process::Command::new("sh");
         let inner = folder.command(&OK);
@@ -191,7 +190,7 @@ fn a_full_disk_is_an_error_that_leaves_nothing_half_done() {
         let left = folder.names();
         assert!(!left.iter().any(|name| name == "out.safetensors" || name.ends_with(".partial")), "{left:?}");
     }
-    // Once there is room, what was solved is not lost.
+    // Once there is room, a resumed run uses the solved layers.
     let output = folder.run(&["--rank", "3", "--resume"]);
     assert!(output.status.success(), "{}", said(&output));
     assert!(said(&output).contains("layer 2/2 layer.1: solved before"), "{}", said(&output));

@@ -57,7 +57,7 @@ impl Folder {
         self.command(options).output().unwrap()
     }
 
-    /// Runs and reads what came out.
+    /// Runs and reads the output.
     pub fn compress(&self, options: &[&str]) -> Tensors {
         let output = self.run(options);
         assert!(output.status.success(), "{options:?}: {}", said(&output));

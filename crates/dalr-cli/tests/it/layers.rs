@@ -88,8 +88,7 @@ fn check<T: Scalar>(
     assert_eq!(part("1.bias").is_some(), low.bias().is_some(), "{name}");
     let (Some(found), Some(expected)) = (part("1.bias"), low.bias()) else { return };
     assert_eq!((found.dtype, &found.shape), (original.dtype, &vec![original.shape[0]]), "{name}");
-    // Rounding of factors and bias to the weight's type: its epsilon times the size of what is
-    // summed up.
+    // Rounding of factors and bias to the weight's dtype: its epsilon times the size of the terms.
     let epsilon = match original.dtype {
         Dtype::F16 => f64::from(half::f16::EPSILON),
         Dtype::BF16 => f64::from(half::bf16::EPSILON),
@@ -156,7 +155,7 @@ fn every_method_is_the_library_s() {
         let out = folder.compress(&all);
         assert_eq!(out.tensors["block.0.full.0.weight"].shape[0], 6);
         assert_eq!(out.metadata["dalr.method"], options[0]);
-        // Solved up to that rank alone, so up to rounding: compared by what the layers do.
+        // This solve stops at another rank, so the products agree up to rounding, not the factors.
         for (index, name) in ["block.0.full", "block.1.full", "block.1.bare"].into_iter().enumerate() {
             let expected = match index {
                 0 => product(

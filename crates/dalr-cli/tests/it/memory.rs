@@ -9,16 +9,15 @@ use crate::harness::{Folder, Tensors, layer, random, said, stack};
 
 const SIZE: usize = 384;
 const LAYERS: usize = 3;
-/// Of the table that is passed through, and of the samples of each layer.
+/// Bytes of the copied table, and samples of each layer.
 const TABLE: usize = 256 << 20;
 const SAMPLES: usize = 20_000;
-/// Kilobytes of data that the process may have beyond what it takes for a tiny model, nearly all of
-/// which is address space that matrix products reserve whatever their size: twice the cache of the
-/// machine, 64 MB here and a gigabyte there. (Code and what the kernel caches of files do not
-/// count.)
+/// Kilobytes of data that the process may have beyond those for a tiny model. The latter are nearly
+/// all address space that matrix products reserve: twice the cache of the machine, from 64 MB to a
+/// gigabyte. Code and the kernel's cache of files do not count.
 const ROOM: usize = 32 << 10;
 
-/// Files are written piece by piece here as well: the test runs on small machines, too.
+/// Writes the files piece by piece, so that the test runs on small machines.
 fn write(folder: &Folder) {
     let mut header = serde_json::Map::new();
     let mut end = 0;
@@ -94,6 +93,6 @@ fn a_model_larger_than_the_memory_is_compressed() {
     let output = limited(&folder, tiny + ROOM);
     assert!(output.status.success(), "{tiny} kB: {}", said(&output));
     assert!(size("out.safetensors") > TABLE as u64);
-    // The limit is one: there is no getting by with what the tiny model takes.
+    // The limit has an effect: that of the tiny model is too small.
     assert!(!limited(&folder, tiny).status.success(), "{tiny} kB");
 }

@@ -1,4 +1,4 @@
-//! Which tensors are layers, what they read, and which rank they get.
+//! The rules for layers, their inputs and their ranks.
 
 use dalr::ActivationStats;
 use dalr::faer::MatRef;
@@ -149,7 +149,7 @@ fn unsupported_tensors_pass_with_a_reason_and_are_refused_by_name() {
         );
         assert_eq!(out.tensors[&format!("{name}.weight")], model.tensors[&format!("{name}.weight")]);
     }
-    // Samples of what is no layer are not silently ignored.
+    // Samples of a tensor that is not a layer get a note.
     assert!(
         said(&output).contains("no layer reads `conv.input` of the calibration data (`conv.weight`: 3-D"),
         "{}",

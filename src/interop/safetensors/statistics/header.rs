@@ -11,7 +11,7 @@ use std::path::Path;
 use ::safetensors::tensor::Metadata;
 
 use crate::covariance::{BLOCK, Head, ScatterHead};
-use crate::interop::safetensors::{Dtype, TensorInfo, format_error, writer::header};
+use crate::interop::safetensors::{Dtype, FloatDtype, TensorInfo, format_error, writer::header};
 use crate::{ActivationStats, Error, Result, Scalar};
 
 /// Marks a safetensors file as one of statistics.
@@ -33,9 +33,14 @@ pub(super) struct Layout {
     pub(super) length: u64,
 }
 
-/// The name of the precision of the samples, and their dtype.
-fn precision<T>() -> (&'static str, Dtype) {
-    if size_of::<T>() == size_of::<f32>() { ("f32", Dtype::F32) } else { ("f64", Dtype::F64) }
+/// The dtype of numbers of this type.
+pub(super) fn precision<T>() -> FloatDtype {
+    if size_of::<T>() == size_of::<f32>() { FloatDtype::F32 } else { FloatDtype::F64 }
+}
+
+/// Its name in the metadata.
+fn precision_name<T>() -> &'static str {
+    if precision::<T>() == FloatDtype::F32 { "f32" } else { "f64" }
 }
 
 impl Layout {
@@ -51,7 +56,7 @@ impl Layout {
             shapes.push(("scatter", Dtype::F64, vec![head.scatter_entries()?]));
         }
         // After the `f64` arrays, so that every tensor is aligned.
-        shapes.push(("samples", precision::<T>().1, vec![kept, head.features]));
+        shapes.push(("samples", precision::<T>().into(), vec![kept, head.features]));
         shapes.push(("checksum", Dtype::U32, vec![1]));
         let info = |(name, dtype, shape): (_, _, Vec<_>)| Some((name, TensorInfo::new(dtype, &shape)?));
         let arrays: Vec<_> = shapes.into_iter().map(info).collect::<Option<_>>()?;
@@ -98,7 +103,7 @@ fn fields<T>(head: &Head) -> Vec<(&'static str, String)> {
     let mut fields = vec![
         ("kind", KIND.into()),
         ("version", VERSION.to_string()),
-        ("precision", precision::<T>().0.into()),
+        ("precision", precision_name::<T>().into()),
         ("form", if head.scatter.is_some() { "scatter" } else { "samples" }.into()),
         ("features", head.features.to_string()),
         ("sample_count", head.samples.to_string()),
@@ -153,7 +158,7 @@ fn head_of<T>(fields: &Fields<'_>) -> Result<Head> {
         let expected = format!("a version from 1 to {VERSION}, which this release reads,");
         return Err(fields.refuse(expected, version.to_string()));
     }
-    fields.require("precision", precision::<T>().0)?;
+    fields.require("precision", precision_name::<T>())?;
     let scatter = match fields.text("form")? {
         "samples" => None,
         "scatter" => Some(ScatterHead {

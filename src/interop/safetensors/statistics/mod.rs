@@ -6,7 +6,7 @@ mod header;
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-use self::header::{LONGEST, Layout};
+use self::header::{LONGEST, Layout, precision};
 use super::{format_error, io_error, positioned, replace_file};
 use crate::covariance::{Piece, PieceMut, zeros};
 use crate::error::during;
@@ -228,19 +228,14 @@ impl<S: Write> Summed<'_, S> {
         self.stream.write_all(bytes)
     }
 
-    #[allow(clippy::indexing_slicing, reason = "no chunk is longer than the room for one")]
     fn numbers<N: Scalar>(&mut self, numbers: &[N]) -> io::Result<()> {
-        let mut bytes = [0; CHUNK * size_of::<f64>()];
+        let dtype = precision::<N>();
+        let mut bytes = Vec::with_capacity(CHUNK * dtype.width());
         for numbers in numbers.chunks(CHUNK) {
-            let bytes = &mut bytes[..size_of_val(numbers)];
-            for (to, from) in bytes.chunks_exact_mut(size_of::<N>()).zip(numbers) {
-                // Widening and narrowing back are exact.
-                match to.len() {
-                    4 => to.copy_from_slice(&(from.to_f64() as f32).to_le_bytes()),
-                    _ => to.copy_from_slice(&from.to_f64().to_le_bytes()),
-                }
-            }
-            self.stream_all(bytes)?;
+            bytes.clear();
+            // Widening and narrowing back are exact.
+            numbers.iter().for_each(|number| _ = dtype.encode(number.to_f64(), &mut bytes));
+            self.stream_all(&bytes)?;
         }
         Ok(())
     }
@@ -253,19 +248,16 @@ impl<S: Read> Summed<'_, S> {
         Ok(())
     }
 
-    #[allow(clippy::indexing_slicing, reason = "no chunk is longer than the room for one")]
     fn read_numbers<N: Scalar>(&mut self, numbers: &mut [N]) -> io::Result<()> {
-        let mut bytes = [0; CHUNK * size_of::<f64>()];
+        let dtype = precision::<N>();
+        let mut bytes = Vec::with_capacity(CHUNK * dtype.width());
         for numbers in numbers.chunks_mut(CHUNK) {
-            let bytes = &mut bytes[..size_of_val(numbers)];
-            self.fill_all(bytes)?;
-            for (to, from) in numbers.iter_mut().zip(bytes.chunks_exact(size_of::<N>())) {
-                *to = N::from_f64(match *from {
-                    [a, b, c, d] => f64::from(f32::from_le_bytes([a, b, c, d])),
-                    [a, b, c, d, e, f, g, h] => f64::from_le_bytes([a, b, c, d, e, f, g, h]),
-                    _ => f64::NAN,
-                });
-            }
+            bytes.resize(numbers.len() * dtype.width(), 0);
+            self.fill_all(&mut bytes)?;
+            let mut numbers = numbers.iter_mut();
+            dtype.decode(&bytes, |number| {
+                numbers.by_ref().take(1).for_each(|to| *to = N::from_f64(number));
+            });
         }
         Ok(())
     }
