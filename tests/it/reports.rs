@@ -3,8 +3,6 @@
 use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, Rank, Ridge, Warning};
 use faer::{Col, Mat, mat};
 
-use crate::common;
-
 fn stats(samples: usize, inputs: usize) -> ActivationStats<f64> {
     crate::common::stats(Mat::from_fn(samples, inputs, |i, j| ((i * 11 + j * 7 + i * j) % 13) as f64).as_ref())
 }

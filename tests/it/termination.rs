@@ -3,8 +3,6 @@
 
 use core::cell::Cell;
 
-use crate::common;
-
 use dalr::solver::{Eigenpairs, PsdOperator, top_eigenpairs};
 use dalr::{Dalr, Error, Linear, LowRankCompressor, Ridge};
 use dalr::{Result, Scalar, Solver};
