@@ -1,6 +1,7 @@
 //! DALR: changes the layer's outputs on the calibration data least.
 
-use super::problem::{Inputs, Statement};
+use super::problem::Inputs;
+use super::statement::Statement;
 use super::{Calibration, Decomposition, LowRankCompressor, Ridge};
 use crate::error::during;
 use crate::linalg;

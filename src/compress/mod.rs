@@ -14,6 +14,7 @@ mod ridge_regression;
 mod select_ridge;
 mod solve;
 mod solver_choice;
+mod statement;
 mod svd;
 
 pub use self::calibration::Calibration;

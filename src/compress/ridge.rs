@@ -3,7 +3,7 @@
 use core::fmt;
 use core::str::FromStr;
 
-use super::problem::{Regularization, Target};
+use super::statement::{Regularization, Target};
 use crate::{Error, Result};
 
 /// How [`Dalr`](crate::Dalr) regularizes the second moment `S` of the inputs.

@@ -1,7 +1,8 @@
 //! Truncated SVD of the weight, with and without bias correction: the baselines of the paper
 //! (section 4.1).
 
-use super::problem::{Inputs, Regularization, Statement, Target};
+use super::problem::Inputs;
+use super::statement::{Regularization, Statement, Target};
 use super::{Calibration, Decomposition, LowRankCompressor};
 use crate::error::during;
 use crate::linalg;

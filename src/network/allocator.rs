@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::budget::{Budget, Strategy};
 use super::knapsack::{self, Class, neighbours};
+use super::layer_profile::{self, LayerProfile, Limits};
 use super::plan::{Choice, LayerPlan, OriginalReason, Plan, PlanWarning};
-use super::profile::{self, LayerProfile, Limits};
-use super::shared::SharedInput;
+use super::shared_input::SharedInput;
 use crate::error::during;
 use crate::{Error, Result};
 
@@ -172,8 +172,8 @@ impl Allocator {
                 let expected = format!("a rank that is a multiple of {}", self.limits.multiple);
                 return Err(Error::rank(expected, rank.to_string()));
             }
-            let mut index = profile::positions(layers)?;
-            profile::require_known(&index, self.exceptions.keys(), "limits")?;
+            let mut index = layer_profile::positions(layers)?;
+            layer_profile::require_known(&index, self.exceptions.keys(), "limits")?;
             let grouped: BTreeSet<&str> = groups.iter().flat_map(SharedInput::names).collect();
             let (mut plans, mut candidates) = (Vec::with_capacity(layers.len()), Vec::with_capacity(layers.len()));
             for (position, layer) in layers.iter().enumerate() {

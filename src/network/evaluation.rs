@@ -3,7 +3,7 @@
 use core::ops::ControlFlow;
 use std::collections::BTreeMap;
 
-use super::profile::LayerProfile;
+use super::layer_profile::LayerProfile;
 use super::progress::Progress;
 use crate::{Error, Result};
 

@@ -47,24 +47,24 @@
 )]
 mod allocator;
 mod budget;
+mod compress_network;
 mod evaluation;
+mod joint_search;
 #[allow(clippy::indexing_slicing, reason = "every index is a position in the items of its own class")]
 mod knapsack;
+mod layer_profile;
 mod plan;
-mod profile;
 mod progress;
-mod search;
 mod sensitivities;
-mod shared;
-mod whole;
+mod shared_input;
 
 pub use self::allocator::Allocator;
 pub use self::budget::{Budget, Strategy};
+pub use self::compress_network::Network;
 pub use self::evaluation::Evaluation;
+pub use self::joint_search::JointSearch;
+pub use self::layer_profile::LayerProfile;
 pub use self::plan::{Choice, LayerPlan, OriginalReason, Plan, PlanWarning};
-pub use self::profile::LayerProfile;
 pub use self::progress::Progress;
-pub use self::search::JointSearch;
 pub use self::sensitivities::Sensitivities;
-pub use self::shared::SharedInput;
-pub use self::whole::Network;
+pub use self::shared_input::SharedInput;

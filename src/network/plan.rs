@@ -3,7 +3,7 @@
 use core::fmt;
 use std::collections::BTreeMap;
 
-use super::profile::{self, LayerProfile, Limits};
+use super::layer_profile::{self, LayerProfile, Limits};
 use crate::error::during;
 use crate::{Report, Result, Warning};
 
@@ -191,7 +191,7 @@ impl Plan {
     /// ```
     pub fn of_ranks(layers: &[LayerProfile], ranks: &BTreeMap<String, usize>) -> Result<Self> {
         during("Plan::of_ranks", || {
-            profile::require_known(&profile::positions(layers)?, ranks.keys(), "ranks")?;
+            layer_profile::require_known(&layer_profile::positions(layers)?, ranks.keys(), "ranks")?;
             let plan = |layer: &LayerProfile| {
                 let (weight, reason) = match layer.saving_ranks(Limits::NONE).is_empty() {
                     _ if layer.max_rank() == 0 => (0.0, OriginalReason::Untouched),

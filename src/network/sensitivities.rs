@@ -4,8 +4,8 @@ use core::ops::ControlFlow;
 use std::collections::BTreeMap;
 
 use super::evaluation::{AnyError, Evaluation, Evaluator, boxed};
+use super::layer_profile::{self, LayerProfile, Limits};
 use super::plan::{Choice, Plan};
-use super::profile::{self, LayerProfile, Limits};
 use super::progress::Progress;
 use crate::error::during;
 use crate::{Error, Result};
@@ -108,7 +108,7 @@ impl Sensitivities {
         progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
     ) -> Result<Option<Self>> {
         during("Sensitivities::measure", || {
-            profile::positions(layers)?;
+            layer_profile::positions(layers)?;
             let measurable: Vec<_> = layers.iter().filter_map(|layer| measurable(layer, plan)).collect();
             if measurable.is_empty() {
                 return Err(Error::empty("the layers that can be compressed"));

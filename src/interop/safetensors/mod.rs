@@ -112,8 +112,8 @@
 
 mod dtype;
 mod model;
-mod positioned;
-mod replace;
+mod positioned_read;
+mod replace_file;
 mod statistics;
 mod writer;
 
@@ -128,7 +128,7 @@ pub use ::safetensors::tensor::Dtype;
 
 pub use self::dtype::FloatDtype;
 pub use self::model::{ModelFile, TensorInfo};
-pub use self::replace::replace_file;
+pub use self::replace_file::replace_file;
 pub use self::writer::{ModelWriter, TensorWriter};
 
 /// Bytes that are read or written at a time.

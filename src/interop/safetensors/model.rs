@@ -8,7 +8,7 @@ use ::safetensors::tensor::Metadata;
 use crc32fast::Hasher;
 use faer::{Col, Mat};
 
-use super::positioned::Positioned;
+use super::positioned_read::Positioned;
 use super::{Dtype, FloatDtype, PIECE, TensorWriter, format_error, io_error};
 use crate::error::during;
 use crate::{Error, Result, Scalar, linalg};

@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 
 use self::header::{LONGEST, Layout, precision};
-use super::{format_error, io_error, positioned, replace_file};
+use super::{format_error, io_error, positioned_read, replace_file};
 use crate::covariance::{Piece, PieceMut, zeros};
 use crate::error::during;
 use crate::linalg;
@@ -49,7 +49,7 @@ impl<T: Scalar> ActivationStats<T> {
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         during("ActivationStats::load", || {
             let path = path.as_ref();
-            let (file, length) = positioned::open(path)?;
+            let (file, length) = positioned_read::open(path)?;
             Self::read(path, length, file)
         })
     }

@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use super::allocator::Allocator;
 use super::budget::Strategy;
+use super::layer_profile::{self, LayerProfile};
 use super::plan::{Choice, LayerPlan, Plan};
-use super::profile::{self, LayerProfile};
 use super::progress::Progress;
-use super::shared::SharedInput;
+use super::shared_input::SharedInput;
 use crate::error::during;
 use crate::{
     ActivationStats, Calibration, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Result, Scalar,
@@ -261,8 +261,8 @@ impl<'a, T: Scalar> Network<'a, T> {
         mut deliver: impl FnMut(&str, Decomposition<T>) -> Result<()>,
         progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
     ) -> Result<()> {
-        let index = profile::index(self.layers.iter().map(|layer| layer.name.as_str()))?;
-        profile::require_known(&index, self.max_ranks.keys(), "ranks")?;
+        let index = layer_profile::index(self.layers.iter().map(|layer| layer.name.as_str()))?;
+        layer_profile::require_known(&index, self.max_ranks.keys(), "ranks")?;
         let limit = self.memory_limit.unwrap_or(usize::MAX);
         if let Some(layer) = layers.iter().find(|layer| self.estimate(layer) > limit) {
             let available = format!("the limit of {limit} bytes");

@@ -2,7 +2,7 @@
 
 use faer::{Col, ColRef, MatMut, MatRef};
 
-use super::profile::{LayerProfile, tails};
+use super::layer_profile::{LayerProfile, tails};
 use super::sensitivities::Sensitivities;
 use crate::error::during;
 use crate::{

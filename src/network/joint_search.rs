@@ -4,7 +4,7 @@ use core::ops::ControlFlow;
 use std::collections::BTreeMap;
 
 use super::evaluation::{AnyError, Evaluation, Evaluator, boxed};
-use super::profile::{self, LayerProfile, Limits};
+use super::layer_profile::{self, LayerProfile, Limits};
 use super::progress::Progress;
 use crate::error::during;
 use crate::{Error, Result};
@@ -111,7 +111,7 @@ impl JointSearch {
     ) -> Result<Vec<Evaluation>> {
         during("JointSearch::run", || {
             self.validate()?;
-            profile::positions(layers)?;
+            layer_profile::positions(layers)?;
             let all: Vec<(&str, Vec<usize>)> =
                 layers.iter().map(|layer| (layer.name(), layer.saving_ranks(self.limits))).collect();
             let evaluate = &mut boxed(evaluate);
