@@ -346,7 +346,7 @@ mod tests {
         for other in [of_shape("query", (5, 6)), of_shape("query", (6, 5)), of_shape("value", (6, 6))] {
             let expected = "of the shape, and with the losses by energy, that its group has, got another shape";
             let message = format!("test: expected `{}` {expected}", other.name());
-            assert_eq!(shared.check(&other).unwrap_err().to_string(), message);
+            assert_eq!(shared.check(&other).unwrap_err().during("test").to_string(), message);
         }
     }
 }
