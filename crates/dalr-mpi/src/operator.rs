@@ -121,7 +121,7 @@ pub fn fingerprint(block: MatRef<'_, f64>) -> u64 {
 /// An agreement as an error of the library, which returns it from the solve.
 fn as_operator_error(failure: Failure) -> Error {
     let subject = "the samples on all ranks".into();
-    Error::Callback { operation: "ShardOperator::apply", subject, source: Arc::new(failure) }
+    Error::Callback { operation: "ShardOperator::apply", subject, source: Arc::new(Box::new(failure)) }
 }
 
 impl PsdOperator<f64> for ShardOperator<'_> {
