@@ -130,7 +130,7 @@ fn lenet() -> Fallible<Vec<Site>> {
     let layers: [Layer; 3] = network.layers();
     let inputs = |images: MatRef<'_, f32>| Fallible::Ok(activations(&layers, network.features(images)?.as_ref())?);
     let (calibration, held_out) = (inputs(data.train.images.as_ref())?, inputs(data.test.images.as_ref())?);
-    let sites = network.dense.iter().zip(calibration).zip(held_out).enumerate();
+    let sites = network.linear.iter().zip(calibration).zip(held_out).enumerate();
     sites
         .map(|(index, ((layer, calibration), held_out))| {
             let mut stats = ActivationStats::new(layer.in_features());

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds the package and runs its tests. Needs a Rust toolchain with rustfmt and clippy that burn accepts; says that it skips where there is an older one.
+# Builds the package and runs its tests. Needs rustfmt and clippy, and a Rust toolchain that burn
+# supports; skips with an older one.
 set -euo pipefail
 cd "$(dirname "$0")"
 export CARGO_TERM_COLOR=never CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/../../target/burn}

@@ -1,4 +1,4 @@
-//! Every method at every rank: accuracy of the network, error of the layer, parameters.
+//! Compares all methods at all ranks: accuracy of the network, error of the layer, parameters.
 
 use dalr::{
     ActivationPruning, ActivationStats, Dalr, Decomposition, Linear, LowRankCompressor, Rank, Result, Ridge,
@@ -12,7 +12,7 @@ use super::network::{Data, Layer, accuracy, activations};
 pub const RANKS: [usize; 9] = [1, 2, 3, 4, 6, 8, 12, 16, 32];
 pub const LAYERS: [&str; 3] = ["fc1", "fc2", "fc3"];
 
-/// Ranks of the three layers together, and `λ`, in the notebook that came with the paper.
+/// The notebook of the paper compresses the three layers to these ranks, with this `λ`.
 pub const NOTEBOOK_RANKS: [usize; 3] = [15, 15, 10];
 const NOTEBOOK_LAMBDA: f64 = 10.0;
 
@@ -22,34 +22,35 @@ pub const METHODS: [&str; 6] = ["svd", "svd+bc", "pruning-mean", "pruning-max", 
 pub struct Row {
     pub layer: &'static str,
     pub method: &'static str,
-    /// Of the layer; of the first of them when all are compressed.
+    /// Rank of the layer; that of fc1 if all layers are compressed.
     pub rank: usize,
-    /// Of the layer, or of all three, biases included.
+    /// Parameters of the layer, or of all three, biases included.
     pub parameters: usize,
-    /// On the test images.
+    /// Accuracy of the network on the test images.
     pub accuracy: f64,
-    /// Of the layer's outputs (the network's, when all are compressed) on the test images, relative
-    /// to how the dense ones vary there.
+    /// Error of the layer's outputs on the test images, or of the network's if all layers are
+    /// compressed. The denominator is the original outputs about their mean.
     pub relative_error: f64,
 }
 
 #[derive(Serialize)]
 pub struct Comparison {
-    pub dense_accuracy: f64,
+    pub original_accuracy: f64,
     pub source_accuracy: f64,
     pub rows: Vec<Row>,
-    /// The least error that any weight of a rank can have on the test images: fc1 and fc2, by rank.
+    /// The smallest error that any weight of a rank can have on the test images: fc1 and fc2, by
+    /// rank.
     #[serde(skip)]
     pub optimum: [Vec<f64>; 2],
-    /// Warnings of the reports, of the joint compression by `dalr`.
+    /// Warnings of `dalr` when all three layers are compressed.
     #[serde(skip)]
     pub warnings: Vec<String>,
-    /// Dense parameters of fc1, fc2, fc3.
+    /// Parameters of the original fc1, fc2 and fc3.
     #[serde(skip)]
-    pub dense_parameters: [usize; 3],
+    pub original_parameters: [usize; 3],
 }
 
-/// A layer's solutions by one method, for every rank.
+/// The solutions of one method for a layer, for every rank.
 enum Solutions {
     LowRank(Box<Decomposition<f32>>),
     Pruning(ActivationPruning),
@@ -85,43 +86,42 @@ pub fn compare(data: &Data) -> Result<Comparison> {
     let labels = &data.test.labels;
     let source_features = data.source.features(data.test.images.as_ref())?;
     let source_outputs = activations(&data.source.layers(), source_features.as_ref())?;
-    let dense = data.target.layers();
-    let calibration = activations(&dense, data.target.features(data.train.images.as_ref())?.as_ref())?;
-    let test = activations(&dense, data.target.features(data.test.images.as_ref())?.as_ref())?;
+    let original = data.target.layers();
+    let calibration = activations(&original, data.target.features(data.train.images.as_ref())?.as_ref())?;
+    let test = activations(&original, data.target.features(data.test.images.as_ref())?.as_ref())?;
 
-    // One sample per row, as `update` takes them; all 1000 in one batch here.
-    let gather = |inputs: &Mat<f32>| {
+    let statistics = |inputs: &Mat<f32>| {
         let mut stats = ActivationStats::new(inputs.ncols());
         stats.update(inputs.as_ref())?;
         Result::Ok(stats)
     };
-    let stats = [gather(&calibration[0])?, gather(&calibration[1])?, gather(&calibration[2])?];
-    let test_stats = [gather(&test[0])?, gather(&test[1])?];
+    let stats = [statistics(&calibration[0])?, statistics(&calibration[1])?, statistics(&calibration[2])?];
+    let test_stats = [statistics(&test[0])?, statistics(&test[1])?];
 
     let run = |layers: &[Layer; 3]| activations(layers, test[0].as_ref()).map(|[.., outputs]| outputs);
     let mut rows = Vec::new();
     let mut warnings = Vec::new();
     for method in METHODS {
-        let mut joint = dense.clone();
+        let mut joint = original.clone();
         for index in 0..3 {
-            let layer = &data.target.dense[index];
+            let layer = &data.target.linear[index];
             let solutions = Solutions::solve(method, layer, &stats[index])?;
-            let (replacement, said) = solutions.at(NOTEBOOK_RANKS[index], layer, &stats[index])?;
+            let (replacement, warned) = solutions.at(NOTEBOOK_RANKS[index], layer, &stats[index])?;
             joint[index] = replacement;
             if method == "dalr" {
-                warnings.extend(said.into_iter().map(|warning| format!("{}: {warning}", LAYERS[index])));
+                warnings.extend(warned.into_iter().map(|warning| format!("{}: {warning}", LAYERS[index])));
             }
             if index == 2 {
                 continue;
             }
             for rank in RANKS {
                 let (replacement, _) = solutions.at(rank, layer, &stats[index])?;
-                let as_dense = match &replacement {
-                    Layer::Dense(layer) => layer.clone(),
+                let as_one_matrix = match &replacement {
+                    Layer::Original(layer) => layer.clone(),
                     Layer::LowRank(layer) => layer.to_linear()?,
                     Layer::Pruned(layer) => layer.to_linear()?,
                 };
-                let mut layers = dense.clone();
+                let mut layers = original.clone();
                 layers[index] = replacement;
                 rows.push(Row {
                     layer: LAYERS[index],
@@ -129,7 +129,7 @@ pub fn compare(data: &Data) -> Result<Comparison> {
                     rank,
                     parameters: layers[index].parameters(),
                     accuracy: accuracy(run(&layers)?.as_ref(), labels),
-                    relative_error: relative_output_error(layer, &as_dense, &test_stats[index])?,
+                    relative_error: relative_output_error(layer, &as_one_matrix, &test_stats[index])?,
                 });
             }
         }
@@ -146,27 +146,27 @@ pub fn compare(data: &Data) -> Result<Comparison> {
 
     let optimum = |index: usize| {
         let ideal = Dalr::new().with_ridge(Ridge::None).with_bias_correction(true);
-        let ideal = ideal.decompose(&data.target.dense[index], &test_stats[index], RANKS[RANKS.len() - 1])?;
+        let ideal = ideal.decompose(&data.target.linear[index], &test_stats[index], RANKS[RANKS.len() - 1])?;
         Result::Ok(RANKS.iter().filter_map(|&rank| ideal.relative_error(rank)).collect())
     };
     Ok(Comparison {
-        dense_accuracy: accuracy(test[3].as_ref(), labels),
+        original_accuracy: accuracy(test[3].as_ref(), labels),
         source_accuracy: accuracy(source_outputs[3].as_ref(), labels),
         rows,
         optimum: [optimum(0)?, optimum(1)?],
         warnings,
-        dense_parameters: data.target.dense.each_ref().map(Linear::parameters),
+        original_parameters: data.target.linear.each_ref().map(Linear::parameters),
     })
 }
 
 impl Comparison {
-    /// The share of the dense layer's parameters that a row's rank pays for.
-    pub fn share(&self, row: &Row) -> f64 {
-        let dense: usize = match LAYERS.iter().position(|&name| name == row.layer) {
-            Some(index) => self.dense_parameters[index],
-            None => self.dense_parameters.iter().sum(),
+    /// The parameters of a row as a fraction of the original ones.
+    pub fn fraction(&self, row: &Row) -> f64 {
+        let original: usize = match LAYERS.iter().position(|&name| name == row.layer) {
+            Some(index) => self.original_parameters[index],
+            None => self.original_parameters.iter().sum(),
         };
-        row.parameters as f64 / dense as f64
+        row.parameters as f64 / original as f64
     }
 
     pub fn find(&self, layer: &str, method: &str, rank: usize) -> Option<&Row> {
@@ -174,18 +174,18 @@ impl Comparison {
     }
 }
 
-/// Root mean square of the difference, relative to how `dense` varies.
-fn distance(dense: MatRef<'_, f32>, other: MatRef<'_, f32>) -> f64 {
+/// Root of the squared difference over the squared `original` about its mean.
+fn distance(original: MatRef<'_, f32>, other: MatRef<'_, f32>) -> f64 {
     let (mut error, mut total) = (0.0, 0.0);
-    for (dense, other) in dense.col_iter().zip(other.col_iter()) {
-        let mean = dense.iter().map(|&x| f64::from(x)).sum::<f64>() / dense.nrows() as f64;
-        error += dense.iter().zip(other.iter()).map(|(&a, &b)| f64::from(a - b).powi(2)).sum::<f64>();
-        total += dense.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>();
+    for (original, other) in original.col_iter().zip(other.col_iter()) {
+        let mean = original.iter().map(|&x| f64::from(x)).sum::<f64>() / original.nrows() as f64;
+        error += original.iter().zip(other.iter()).map(|(&a, &b)| f64::from(a - b).powi(2)).sum::<f64>();
+        total += original.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>();
     }
     (error / total).sqrt()
 }
 
-/// Whether two factors of this rank take fewer parameters than the layer.
-pub fn pays(rank: usize, layer: &Linear<f32>) -> bool {
+/// Whether two factors of this rank have fewer parameters than the layer.
+pub fn saves(rank: usize, layer: &Linear<f32>) -> bool {
     (rank as f64) < Rank::break_even(layer.out_features(), layer.in_features())
 }

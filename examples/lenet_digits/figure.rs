@@ -1,4 +1,4 @@
-//! The picture: accuracy and error against the share of parameters.
+//! Draws accuracy and error against the fraction of parameters.
 
 use std::error::Error;
 use std::path::Path;
@@ -11,8 +11,7 @@ use crate::comparison::{Comparison, LAYERS, METHODS};
 const SIZE: (u32, u32) = (1080, 800);
 const FONT: &str = "sans-serif";
 
-/// Grey for what ignores the data, ochre for pruning, blues for DALR; the recommended method is the
-/// boldest.
+/// Grey for SVD, ochre for pruning, blue for DALR; the recommended method has the thickest line.
 fn style(method: &str) -> (RGBColor, u32) {
     match method {
         "svd" => (RGBColor(150, 150, 150), 2),
@@ -45,10 +44,10 @@ fn draw_panel(
     layer: &str,
     accuracy: bool,
 ) -> Result<(), Box<dyn Error>> {
-    let what = if accuracy { "accuracy of the network" } else { "relative error of the layer's outputs" };
+    let quantity = if accuracy { "accuracy of the network" } else { "relative error of the layer's outputs" };
     let top = if accuracy { 1.0 } else { 1.8 };
     let mut chart = ChartBuilder::on(panel)
-        .caption(format!("{layer}: {what}"), (FONT, 20))
+        .caption(format!("{layer}: {quantity}"), (FONT, 20))
         .margin(12)
         .x_label_area_size(44)
         .y_label_area_size(52)
@@ -57,26 +56,27 @@ fn draw_panel(
         .configure_mesh()
         .light_line_style(TRANSPARENT)
         .bold_line_style(RGBColor(228, 228, 228))
-        .x_desc("parameters, share of the dense layer")
-        .x_label_formatter(&|share| format!("{:.0} %", 100.0 * share))
+        .x_desc("parameters, fraction of the original layer")
+        .x_label_formatter(&|fraction| format!("{:.0} %", 100.0 * fraction))
         .y_label_formatter(&|value| format!("{value:.1}"))
         .label_style((FONT, 14))
         .draw()?;
     if accuracy {
-        let (dense, dashes) = (comparison.dense_accuracy, BLACK.stroke_width(1));
-        chart.draw_series(DashedLineSeries::new([(0.008, dense), (0.8, dense)], 6, 5, dashes))?;
-        chart.draw_series([Text::new("dense", (0.0085, dense + 0.045), (FONT, 14))])?;
+        let (original, dashes) = (comparison.original_accuracy, BLACK.stroke_width(1));
+        chart.draw_series(DashedLineSeries::new([(0.008, original), (0.8, original)], 6, 5, dashes))?;
+        chart.draw_series([Text::new("original", (0.0085, original + 0.045), (FONT, 14))])?;
     }
     if let (false, Some(index)) = (accuracy, LAYERS.iter().position(|&name| name == layer)) {
-        let shares = comparison.rows.iter().filter(|row| (row.layer, row.method) == (layer, METHODS[0]));
-        let optimum = shares.map(|row| comparison.share(row)).zip(comparison.optimum[index].iter().copied());
+        let rows = comparison.rows.iter().filter(|row| (row.layer, row.method) == (layer, METHODS[0]));
+        let optimum = rows.map(|row| comparison.fraction(row)).zip(comparison.optimum[index].iter().copied());
         chart.draw_series(DashedLineSeries::new(optimum, 3, 4, BLACK.stroke_width(1)))?;
     }
     for method in METHODS {
         let (colour, width) = style(method);
         let rows = comparison.rows.iter().filter(|row| (row.layer, row.method) == (layer, method));
-        let points: Vec<(f64, f64)> =
-            rows.map(|row| (comparison.share(row), if accuracy { row.accuracy } else { row.relative_error })).collect();
+        let points: Vec<(f64, f64)> = rows
+            .map(|row| (comparison.fraction(row), if accuracy { row.accuracy } else { row.relative_error }))
+            .collect();
         chart.draw_series(LineSeries::new(points.clone(), colour.stroke_width(width)))?;
         chart.draw_series(points.into_iter().map(|point| Circle::new(point, width + 1, colour.filled())))?;
     }

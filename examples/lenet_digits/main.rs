@@ -1,4 +1,4 @@
-//! Compresses a LeNet that was fine-tuned on optical digits, by every method of the DALR paper.
+//! Compresses a LeNet that was fine-tuned on optical digits by every method of the DALR paper.
 //!
 //! `cargo run --release --example lenet_digits [-- --json FILE]` prints accuracies, errors and
 //! parameters, and draws `target/lenet_digits.svg`.
@@ -10,7 +10,7 @@ mod network;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
-use comparison::{Comparison, LAYERS, METHODS, NOTEBOOK_RANKS, RANKS, compare, pays};
+use comparison::{Comparison, LAYERS, METHODS, NOTEBOOK_RANKS, RANKS, compare, saves};
 use network::Data;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -40,38 +40,40 @@ fn print(data: &Data, comparison: &Comparison) {
         data.test.labels.len()
     );
     println!("  trained on MNIST only      accuracy {:.4}", comparison.source_accuracy);
-    println!("  fine-tuned on {} digits  accuracy {:.4}", data.train.labels.len(), comparison.dense_accuracy);
-    println!("\nEach cell: accuracy of the network / error of the layer's outputs on the test images, relative to");
-    println!("how the dense outputs vary. Optimum: the least error of any weight of that rank. All methods but");
-    println!("pruning have the parameters given; pruning keeps as many inputs as these pay for.");
+    println!("  fine-tuned on {} digits  accuracy {:.4}", data.train.labels.len(), comparison.original_accuracy);
+    println!("\nEach cell: accuracy of the network / relative error of the layer's outputs, on the test images.");
+    println!("Optimum: the smallest error that any weight of the rank can have. All methods except pruning have");
+    println!("the parameters given; pruning keeps as many inputs as fit into that number.");
     for (index, name) in LAYERS.into_iter().take(2).enumerate() {
-        let layer = &data.target.dense[index];
-        let dense = comparison.dense_parameters[index];
-        println!("\n{name}: {} → {}, {dense} parameters", layer.in_features(), layer.out_features());
+        let layer = &data.target.linear[index];
+        let original = comparison.original_parameters[index];
+        println!("\n{name}: {} → {}, {original} parameters", layer.in_features(), layer.out_features());
         print!("rank parameters");
         METHODS.iter().for_each(|method| print!(" {method:>13}"));
         println!("  optimum");
         for (at, rank) in RANKS.into_iter().enumerate() {
             let rows = METHODS.map(|method| comparison.find(name, method, rank));
             let parameters = rows[0].map_or(0, |row| row.parameters);
-            print!("{rank:>4} {parameters:>5} {:>3.0}%", 100.0 * parameters as f64 / dense as f64);
+            print!("{rank:>4} {parameters:>5} {:>3.0}%", 100.0 * parameters as f64 / original as f64);
             for row in rows.into_iter().flatten() {
                 print!("  {:.3} / {:.3}", row.accuracy, row.relative_error);
             }
             println!(
                 "    {:.3}{}",
                 comparison.optimum[index][at],
-                if pays(rank, layer) { "" } else { "  does not pay" }
+                if saves(rank, layer) { "" } else { "  saves nothing" }
             );
         }
     }
-    let dense: usize = comparison.dense_parameters.iter().sum();
-    println!("\nfc1, fc2 and fc3 at the ranks {NOTEBOOK_RANKS:?} of the paper's notebook, {dense} parameters dense");
-    println!("(error: of the network's outputs)");
+    let original: usize = comparison.original_parameters.iter().sum();
+    println!(
+        "\nfc1, fc2 and fc3 at the ranks {NOTEBOOK_RANKS:?} of the paper's notebook, originally {original} parameters"
+    );
+    println!("(the error is that of the network's outputs)");
     for row in comparison.rows.iter().filter(|row| row.layer == "all") {
-        let (name, share) = (row.method, 100.0 * comparison.share(row));
+        let (name, percent) = (row.method, 100.0 * comparison.fraction(row));
         println!(
-            "  {name:<13} {:>6} parameters ({share:.0} %)  accuracy {:.3}  error {:.3}",
+            "  {name:<13} {:>6} parameters ({percent:.0} %)  accuracy {:.3}  error {:.3}",
             row.parameters, row.accuracy, row.relative_error
         );
     }

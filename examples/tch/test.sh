@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Builds the package and runs its tests. Needs a Rust toolchain with rustfmt and clippy, a C++ compiler and the PyTorch that tch asks for: either LIBTORCH_USE_PYTORCH=1 and
-# that PyTorch in the Python that is found first, or LIBTORCH with the folder of libtorch.
+# Builds the package and runs its tests. Needs Rust with rustfmt and clippy, a C++ compiler, and the
+# PyTorch that tch requires: either LIBTORCH_USE_PYTORCH=1 and that PyTorch in the default Python,
+# or LIBTORCH with the folder of libtorch.
 set -euo pipefail
 cd "$(dirname "$0")"
 export CARGO_TERM_COLOR=never CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/../../target/tch}
 
 if [ -n "${LIBTORCH_USE_PYTORCH:-}" ]; then
-  # Its libraries, and those that they need, are found by Python alone.
+  # Only Python knows the folders of its libraries.
   libraries=$(python3 -c '
 import pathlib, torch
 site = pathlib.Path(torch.__file__).parent.parent

@@ -45,7 +45,7 @@ fn a_singular_covariance() {
             for form in FORMS {
                 let method = Dalr::new().with_ridge(ridge).with_bias_correction(case.bias.is_some());
                 let compressed = method.compress(&case.layer::<f64>(), &form.of(&case.inputs), Rank::Fixed(4)).unwrap();
-                let total = case.energies().iter().sum::<f64>().sqrt();
+                let total = case.variance().sqrt();
                 let (error, measured) =
                     (compressed.report().relative_error().unwrap(), case.outcome(&compressed).measured);
                 assert!((error * total - measured).abs() <= 1e-7 * total, "{ridge:?}, {form:?}: {error} {measured}");

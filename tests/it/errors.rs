@@ -270,7 +270,7 @@ fn methods() {
     constant.update(Mat::ones(10, 4).as_ref()).unwrap();
     refused(
         compressed.evaluate(&layer, &constant),
-        "Compressed::evaluate: expected the variance of the dense outputs to be positive, so that an error can be \
+        "Compressed::evaluate: expected the variance of the original outputs to be positive, so that an error can be \
          relative to it, got 0",
     );
     refused(

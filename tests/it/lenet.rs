@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use crate::lenet_network::{self as network, Data};
-use comparison::{Comparison, METHODS, RANKS, compare, pays};
+use comparison::{Comparison, METHODS, RANKS, compare, saves};
 use dalr::{ActivationStats, Dalr, LowRankCompressor, Rank, Ridge, TruncatedSvd, Warning, relative_output_error};
 
 fn data() -> &'static Data {
@@ -34,7 +34,7 @@ fn accuracy(layer: &str, method: &str, rank: usize) -> f64 {
 fn fine_tuning_pays_and_the_network_computes_what_it_did_in_training() {
     // What data/train_lenet.py printed.
     assert!((results().source_accuracy - 0.6236).abs() < 1e-4, "{}", results().source_accuracy);
-    assert!((results().dense_accuracy - 0.9536).abs() < 1e-4, "{}", results().dense_accuracy);
+    assert!((results().original_accuracy - 0.9536).abs() < 1e-4, "{}", results().original_accuracy);
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn every_row_is_there() {
     for method in METHODS {
         let joint = results().find("all", method, 15).unwrap();
         // The notebook's ranks take a fifth of the parameters; pruning gets no more than that.
-        assert!((0.2..0.2035).contains(&results().share(joint)), "{}", results().share(joint));
+        assert!((0.2..0.2035).contains(&results().fraction(joint)), "{}", results().fraction(joint));
     }
 }
 
@@ -71,13 +71,13 @@ fn accuracy_follows() {
     }
     let joint = ["svd", "pruning-mean", "pruning-max", "dalr"].map(|method| accuracy("all", method, 15));
     assert!(joint[3] >= joint[0] && joint[0] > joint[2] && joint[2] > joint[1], "{joint:?}");
-    assert!(joint[3] > results().dense_accuracy - 0.01);
+    assert!(joint[3] > results().original_accuracy - 0.01);
 }
 
 #[test]
 fn what_does_not_pay_is_said() {
-    assert_eq!(results().dense_parameters, [48120, 10164, 850]);
-    assert!(pays(8, &data().target.dense[2]) && !pays(10, &data().target.dense[2]));
+    assert_eq!(results().original_parameters, [48120, 10164, 850]);
+    assert!(saves(8, &data().target.linear[2]) && !saves(10, &data().target.linear[2]));
     assert!(results().warnings.iter().any(|warning| warning.starts_with("fc3: rank 10 is past break-even (8.9)")));
 }
 
@@ -94,7 +94,7 @@ fn predicted_errors_hold_on_real_activations() {
     assert!(rates.iter().all(|rate| (0.0..=1.0).contains(rate)));
     let half = stats.fraction_gathering(0.5).unwrap();
     assert!(half > 0.05 && half < 0.5, "{half}");
-    let layer = &network.dense[0];
+    let layer = &network.linear[0];
     let methods: [&dyn LowRankCompressor<f32>; 4] = [
         &Dalr::new(),
         &Dalr::new().with_ridge(Ridge::None),
@@ -126,7 +126,7 @@ fn a_handful_of_samples_does_no_harm() {
         stats
     };
     let (few, test) = (gather(&data().train.images, 8), gather(&data().test.images, 797));
-    let layer = &network.dense[0];
+    let layer = &network.linear[0];
     let held_out = |method: &dyn LowRankCompressor<f32>| {
         let compressed = method.compress_with(layer, (&few).into(), Rank::Fixed(16)).unwrap();
         let warned = compressed.report().warnings.contains(&Warning::FewSamples { samples: 8.0, inputs: 400 });

@@ -36,7 +36,7 @@ fn lenet() -> Vec<Site> {
         activations(&layers, features.as_ref()).unwrap()
     };
     let (calibration, held_out) = (inputs(&data.train.images), inputs(&data.test.images));
-    let sites = ["fc1", "fc2", "fc3"].iter().zip(&data.target.dense).zip(calibration).zip(held_out);
+    let sites = ["fc1", "fc2", "fc3"].iter().zip(&data.target.linear).zip(calibration).zip(held_out);
     sites
         .map(|(((name, layer), calibration), held_out)| Site {
             layers: vec![((*name).into(), layer.clone())],

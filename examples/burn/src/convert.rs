@@ -1,7 +1,7 @@
-//! Numbers from burn's tensors into faer's matrices, and back.
+//! Converts burn's tensors to faer's matrices, and back.
 //!
-//! burn stores the weight of a layer as in × out, row by row. Those are the bytes of out × in, column by column, as faer stores a
-//! matrix: nothing is transposed, neither here nor there.
+//! burn stores the weight of a layer as in × out in row-major order. faer stores out × in in
+//! column-major order, which has the same bytes, so that nothing is transposed.
 
 use burn::module::Param;
 use burn::nn::Linear;
@@ -13,9 +13,9 @@ use half::{bf16, f16};
 
 use crate::{Error, Result};
 
-/// `f32` and `f64`: what dalr computes in and burn can read tensors as.
+/// A type that dalr computes in and burn reads tensors as: `f32` or `f64`.
 pub trait Number: Scalar + Element {
-    /// The name, for complaints.
+    /// The name in error messages.
     const NAME: &'static str;
 }
 
@@ -27,54 +27,57 @@ impl Number for f64 {
     const NAME: &'static str = "f64";
 }
 
-/// A layer of burn as one of dalr. Weights of 16 bits are read exactly; those of `f64` go into `f64` alone.
+/// Copies a layer of burn to one of dalr, exactly.
 ///
 /// # Errors
 ///
-/// [`Error::Type`] for numbers that `T` does not hold, quantised ones among them; [`Error::Dalr`] for an empty weight, a bias of another length, a NaN
-/// or an infinity.
+/// [`Error::Type`] for a dtype that `T` cannot represent exactly, such as `f64` in `f32`, and for
+/// quantized numbers; [`Error::Dalr`] for an empty weight, a bias of another length, a NaN or an
+/// infinity.
 pub fn to_dalr<T: Number>(layer: &Linear) -> Result<dalr::Linear<T>> {
     Ok(dalr::Linear::new(matrix(&layer.weight)?, layer.bias.as_ref().map(column).transpose()?)?)
 }
 
-/// A layer of dalr as a trainable one of burn, its numbers rounded to `dtype`.
+/// Copies a layer of dalr to a trainable one of burn, each number rounded once to `dtype`.
 ///
 /// # Errors
 ///
-/// [`Error::Type`] for a type that is not of floating-point numbers or that the device does not have; [`Error::Dalr`] for
-/// numbers beyond its range.
+/// [`Error::Type`] for a dtype that is not a floating-point type or that the device does not
+/// support; [`Error::Dalr`] for numbers beyond its range.
 pub fn to_burn<T: Number>(layer: &dalr::Linear<T>, device: &Device, dtype: DType) -> Result<Linear> {
     linear(layer.weight(), layer.bias(), device, dtype)
 }
 
-/// Adds a batch of a layer's inputs to its statistics: a tensor of any number of axes, the last of them the inputs. All others are samples.
+/// Adds a batch of a layer's inputs to its statistics. The last axis has the inputs; all other axes
+/// are samples.
 ///
 /// # Errors
 ///
-/// [`Error::Type`] for numbers that `T` does not hold; [`Error::Dalr`] for a last axis of another width, a NaN or an infinity. The statistics are then as they were.
+/// [`Error::Type`] for a dtype that `T` cannot represent exactly; [`Error::Dalr`] for a last axis
+/// of another width, a NaN or an infinity. After an error the statistics are unchanged.
 pub fn observe<T: Number, const D: usize>(stats: &mut ActivationStats<T>, batch: &Tensor<D>) -> Result<()> {
     let dims = batch.dims();
     let Some((&inputs, leading)) = dims.split_last() else {
-        let what = "axis or more in the batch, the last of them the inputs";
+        let what = "axis or more in the batch, the last one with the inputs";
         return Err(dalr::Error::Shape { operation: "observe", what, expected: 1, found: 0 }.into());
     };
     let values = read(batch)?;
     Ok(stats.update(MatRef::from_row_major_slice(&values, leading.iter().product(), inputs))?)
 }
 
-/// A weight as out × in.
+/// Returns a weight as out × in.
 pub(crate) fn matrix<T: Number>(weight: &Param<Tensor<2>>) -> Result<Mat<T>> {
     let weight = weight.val();
     let [inputs, outputs] = weight.dims();
     Ok(MatRef::from_column_major_slice(&read::<T, 2>(&weight)?, outputs, inputs).to_owned())
 }
 
-/// A bias.
+/// Returns a bias.
 pub(crate) fn column<T: Number>(bias: &Param<Tensor<1>>) -> Result<Col<T>> {
     Ok(read(&bias.val())?.into_iter().collect())
 }
 
-/// A trainable layer of burn from a weight, out × in, and a bias.
+/// Creates a trainable layer of burn from an out × in weight and a bias.
 pub(crate) fn linear<T: Number>(
     weight: MatRef<'_, T>,
     bias: Option<ColRef<'_, T>>,
@@ -92,20 +95,20 @@ pub(crate) fn linear<T: Number>(
     Ok(Linear { weight: Param::from_tensor(Tensor::from_data(weight_data, (device, dtype))), bias })
 }
 
-/// The numbers of a tensor, row by row. Read as they are or not at all.
+/// Returns the numbers of a tensor in row-major order, if `T` represents them exactly.
 fn read<T: Number, const D: usize>(tensor: &Tensor<D>) -> Result<Vec<T>> {
-    let held = match tensor.dtype() {
+    let exact = match tensor.dtype() {
         DType::F32 | DType::Flex32 | DType::F16 | DType::BF16 => true,
         DType::F64 => T::dtype() == DType::F64,
         _ => false,
     };
-    if !held {
+    if !exact {
         return Err(Error::Type { found: tensor.dtype(), into: T::NAME });
     }
     Ok(tensor.try_to_vec_as()?)
 }
 
-/// The columns of a matrix, one after the other, each number rounded once.
+/// Returns the numbers of a matrix in column-major order, each rounded once.
 fn data<T: Number, const D: usize>(
     matrix: MatRef<'_, T>,
     shape: [usize; D],

@@ -1,28 +1,28 @@
-//! What can go wrong between burn and dalr.
+//! The error type of this package.
 
 use burn::tensor::{DType, TensorReadError};
 
-/// Why a tensor or a layer was refused.
+/// The reason why a tensor or a layer was refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The library's own complaint: a shape that does not fit, a NaN, an overflow. It says what was expected and what came.
+    /// An error of the library: a shape that does not fit, a NaN, an overflow.
     #[error(transparent)]
     Dalr(#[from] dalr::Error),
 
-    /// A type of numbers that cannot be converted without loss, or that the device does not have.
-    #[error("expected numbers that {into} holds, got {found:?}")]
+    /// A dtype that cannot be converted without loss, or that the device does not support.
+    #[error("expected a dtype that {into} supports, got {found:?}")]
     Type {
-        /// The type that came.
+        /// The dtype of the tensor, or the one asked for.
         found: DType,
-        /// What it should have gone into.
+        /// The destination: a type, a layer or the device.
         into: &'static str,
     },
 
-    /// The device did not hand a tensor over.
-    #[error("a tensor could not be read from its device: {0}")]
+    /// A tensor could not be read from its device.
+    #[error("expected to read a tensor from its device, got an error: {0}")]
     Read(#[from] TensorReadError),
 }
 
-/// The result of everything here that can fail.
+/// A `Result` with this package's [`Error`].
 pub type Result<T, E = Error> = core::result::Result<T, E>;

@@ -1,4 +1,5 @@
-//! Layers of [burn](https://burn.dev) compressed by dalr: in as [`Linear`](burn::nn::Linear), out as [`LowRankLinear`], which is a module like any other.
+//! Compresses layers of [burn](https://burn.dev) with dalr: a [`Linear`](burn::nn::Linear) becomes
+//! a [`LowRankLinear`], which is a module of burn too.
 //!
 //! ```no_run
 //! use burn::nn::LinearConfig;
@@ -7,19 +8,19 @@
 //!
 //! # fn main() -> dalr_burn::Result<()> {
 //! let device = Device::default();
-//! let dense = LinearConfig::new(12, 16).init(&device);
+//! let layer = LinearConfig::new(12, 16).init(&device);
 //! let batch = Tensor::<3>::random([4, 10, 12], Distribution::Default, &device); // batch × sequence × inputs
 //!
 //! let mut stats = ActivationStats::<f32>::new(12);
 //! dalr_burn::observe(&mut stats, &batch)?; // 40 samples
-//! let (compressed, report) = dalr_burn::compress(&dense, &stats, &Dalr::new(), Rank::Fixed(4))?;
+//! let (compressed, report) = dalr_burn::compress(&layer, &stats, &Dalr::new(), Rank::Fixed(4))?;
 //! assert_eq!(compressed.forward(batch).dims(), [4, 10, 16]);
 //! println!("{report}");
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! There is no backend here and no optimiser: whatever device the layer is on, its replacement is on too.
+//! The package works with every backend. The compressed layer is on the device of the original one.
 #![forbid(unsafe_code)]
 #![deny(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
 

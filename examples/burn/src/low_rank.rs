@@ -1,29 +1,31 @@
-//! Two thin layers in the place of a dense one, as a module of burn.
+//! A compressed layer as a module of burn.
 
 use burn::config::Config;
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{DType, Device, Tensor};
-use dalr::{ActivationStats, LowRankCompressor, Rank, Report};
+use dalr::{Calibration, LowRankCompressor, Rank, Report};
 
 use crate::convert::{self, Number};
 use crate::{Result, to_dalr};
 
-/// A compressed layer `up(down(x))`: trained, moved and recorded as every module of burn.
+/// A compressed layer `up(down(x))`. It can be trained, moved and recorded like every module of
+/// burn.
 #[derive(Module, Debug)]
 pub struct LowRankLinear {
-    /// From the inputs to the rank, without a bias.
+    /// The first factor, from the inputs to the latent dimension, without a bias.
     pub down: Linear,
-    /// From the rank to the outputs, with the bias if there is one.
+    /// The second factor, from the latent dimension to the outputs, with the bias if there is one.
     pub up: Linear,
 }
 
-/// The sizes of a [`LowRankLinear`], to make one that a record is then loaded into.
+/// The sizes of a [`LowRankLinear`]; a record can be loaded into the layer that
+/// [`init`](Self::init) makes.
 #[derive(Config, Debug)]
 pub struct LowRankLinearConfig {
     /// Number of inputs.
     pub d_input: usize,
-    /// Width of the waist between the factors.
+    /// Inner dimension of the factors.
     pub rank: usize,
     /// Number of outputs.
     pub d_output: usize,
@@ -33,7 +35,7 @@ pub struct LowRankLinearConfig {
 }
 
 impl LowRankLinearConfig {
-    /// A layer of these sizes with weights drawn at random, as burn's own.
+    /// Creates a layer of these sizes with random weights, drawn as in burn's own layers.
     pub fn init(&self, device: &Device) -> LowRankLinear {
         LowRankLinear {
             down: LinearConfig::new(self.d_input, self.rank).with_bias(false).init(device),
@@ -43,11 +45,11 @@ impl LowRankLinearConfig {
 }
 
 impl LowRankLinear {
-    /// The factors of dalr as layers of burn, their numbers rounded to `dtype`.
+    /// Copies the factors of a compressed layer, each number rounded once to `dtype`.
     ///
     /// # Errors
     ///
-    /// As [`to_burn`](crate::to_burn).
+    /// Those of [`to_burn`](crate::to_burn).
     pub fn new<T: Number>(factors: &dalr::LowRankLinear<T>, device: &Device, dtype: DType) -> Result<Self> {
         Ok(Self {
             down: convert::linear(factors.down(), None, device, dtype)?,
@@ -55,14 +57,14 @@ impl LowRankLinear {
         })
     }
 
-    /// The factors as they are now, after training for instance.
+    /// Copies the factors to a layer of dalr, for example after training.
     ///
     /// # Errors
     ///
-    /// As [`to_dalr`], and for a `down` that was given a bias.
+    /// Those of [`to_dalr`]; a `down` with a bias.
     pub fn to_dalr<T: Number>(&self) -> Result<dalr::LowRankLinear<T>> {
         if let Some(bias) = &self.down.bias {
-            let what = "entries in the bias of the factor `down` (it has none)";
+            let what = "entries in the bias of the factor `down`";
             let found = bias.lazy_shape().num_elements();
             return Err(dalr::Error::Shape { operation: "to_dalr", what, expected: 0, found }.into());
         }
@@ -70,30 +72,31 @@ impl LowRankLinear {
         Ok(dalr::LowRankLinear::new(convert::matrix(&self.down.weight)?, convert::matrix(&self.up.weight)?, bias)?)
     }
 
-    /// The outputs, of as many axes as the inputs.
+    /// Returns the outputs, with as many axes as the inputs.
     ///
     /// # Panics
     ///
-    /// As burn's own layers: if the last axis is not the inputs.
+    /// If the last axis does not have the width of the inputs, like burn's own layers.
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
         self.up.forward(self.down.forward(input))
     }
 }
 
-/// Compresses a layer of burn: two layers for it, of its type and on its device, and what that cost.
+/// Compresses a layer of burn. Returns two layers of its dtype on its device, and the report.
 ///
-/// The precision is that of the statistics: `ActivationStats::<f32>` for weights of 16 or 32 bits.
+/// `calibration` is anything that converts into a [`Calibration`], such as `&stats`. It determines
+/// the precision: use `ActivationStats::<f32>` for weights of 16 or 32 bits.
 ///
 /// # Errors
 ///
-/// As [`to_dalr`] and [`LowRankCompressor::compress`].
-pub fn compress<T: Number>(
+/// Those of [`to_dalr`], [`LowRankCompressor::compress_with`] and [`to_burn`](crate::to_burn).
+pub fn compress<'a, T: Number>(
     layer: &Linear,
-    stats: &ActivationStats<T>,
-    method: &impl LowRankCompressor<T>,
+    calibration: impl Into<Calibration<'a, T>>,
+    method: &(impl LowRankCompressor<T> + ?Sized),
     rank: Rank,
 ) -> Result<(LowRankLinear, Report)> {
-    let compressed = method.compress(&to_dalr(layer)?, stats, rank)?;
+    let compressed = method.compress_with(&to_dalr(layer)?, calibration.into(), rank)?;
     let weight = layer.weight.val();
     let replacement = LowRankLinear::new(compressed.layer(), &weight.device(), weight.dtype())?;
     Ok((replacement, compressed.report().clone()))

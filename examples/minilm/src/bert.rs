@@ -1,4 +1,4 @@
-//! The network, with a place for every linear layer that anything may be put into.
+//! The network, whose linear layers can be replaced by other modules.
 
 use std::collections::HashMap;
 
@@ -7,30 +7,31 @@ use candle_core::{D, DType, Tensor};
 use candle_nn::{LayerNorm, Linear, Module, ops::softmax_last_dim};
 use dalr::interop::candle::LowRankLinear;
 
-/// The numbers of a model file, by name.
+/// The tensors of a model file, by name.
 pub type Tensors = HashMap<String, Tensor>;
 
-/// What stands where a linear layer was.
-pub type Slot = Box<dyn Module + Send + Sync>;
+/// A linear layer, or the module that replaces it.
+pub type Layer = Box<dyn Module + Send + Sync>;
 
-/// What is needed of `config.json`.
+/// The entries of `config.json` that the network needs.
 #[derive(Clone, Debug, serde::Deserialize)]
 pub struct Config {
-    /// Width of the states between the blocks.
+    /// Width of the hidden states.
     pub hidden_size: usize,
-    /// How many blocks there are.
+    /// Number of blocks.
     pub num_hidden_layers: usize,
-    /// How many heads attend side by side.
+    /// Number of attention heads.
     pub num_attention_heads: usize,
-    /// The longest text, in tokens.
+    /// Largest number of tokens of a text.
     pub max_position_embeddings: usize,
-    /// What is added to a variance before its root is divided by.
+    /// The `ε` that layer normalization adds to a variance.
     pub layer_norm_eps: f64,
-    /// The activation between the two layers that follow attention.
+    /// The activation between the two layers after attention.
     pub hidden_act: String,
 }
 
-/// The linear layers of a block, and which of them reads what that layer reads: a recorder needs to see it once.
+/// The linear layers of a block, each with the layer whose inputs are recorded for it. Query, key
+/// and value read the same input, so that one recording serves all three.
 const LAYERS: [(&str, &str); 6] = [
     ("attention.self.query", "attention.self.query"),
     ("attention.self.key", "attention.self.query"),
@@ -41,25 +42,28 @@ const LAYERS: [(&str, &str); 6] = [
 ];
 
 impl Config {
-    /// Every linear layer of the blocks in order, and the layer whose inputs are its own.
+    /// Returns the names of all linear layers in order, each with the name of the layer whose
+    /// inputs are recorded for it.
     pub fn layers(&self) -> impl Iterator<Item = (String, String)> {
         let blocks = (0..self.num_hidden_layers).map(|block| format!("encoder.layer.{block}"));
-        blocks.flat_map(|block| LAYERS.map(|(layer, read)| (format!("{block}.{layer}"), format!("{block}.{read}"))))
+        blocks.flat_map(|block| {
+            LAYERS.map(|(layer, recorded)| (format!("{block}.{layer}"), format!("{block}.{recorded}")))
+        })
     }
 }
 
 struct Block {
-    query: Slot,
-    key: Slot,
-    value: Slot,
-    attended: Slot,
+    query: Layer,
+    key: Layer,
+    value: Layer,
+    attended: Layer,
     attention_norm: LayerNorm,
-    intermediate: Slot,
-    output: Slot,
+    intermediate: Layer,
+    output: Layer,
     output_norm: LayerNorm,
 }
 
-/// A BERT whose sentence embeddings are the mean over the tokens.
+/// A BERT whose sentence embeddings are means over the tokens.
 pub struct Bert {
     words: Tensor,
     positions: Tensor,
@@ -70,16 +74,17 @@ pub struct Bert {
 }
 
 impl Bert {
-    /// The network of these tensors, with what `slot` makes of each linear layer.
-    pub fn with_slots(
+    /// Builds the network of these tensors. `replace` gets each linear layer with its name, and
+    /// returns the module to use.
+    pub fn with_layers(
         tensors: &Tensors,
         config: &Config,
-        mut slot: impl FnMut(&str, Linear) -> Result<Slot>,
+        mut replace: impl FnMut(&str, Linear) -> Result<Layer>,
     ) -> Result<Self> {
-        ensure!(config.hidden_act == "gelu", "the activation `{}` is not known here, only `gelu`", config.hidden_act);
+        ensure!(config.hidden_act == "gelu", "expected the activation `gelu`, got `{}`", config.hidden_act);
         ensure!(
             config.num_attention_heads > 0 && config.hidden_size.is_multiple_of(config.num_attention_heads),
-            "{} heads do not share a width of {}",
+            "{} heads do not divide a width of {}",
             config.num_attention_heads,
             config.hidden_size
         );
@@ -90,13 +95,13 @@ impl Bert {
         let mut blocks = Vec::with_capacity(config.num_hidden_layers);
         for block in 0..config.num_hidden_layers {
             let name = format!("encoder.layer.{block}");
-            let mut layer = |part: &str| -> Result<Slot> {
+            let mut layer = |part: &str| -> Result<Layer> {
                 let name = format!("{name}.{part}");
-                // A model that was compressed before is run as it is.
+                // A model that was compressed before keeps its compressed layers.
                 if tensors.contains_key(&format!("{name}.0.weight")) {
                     return Ok(Box::new(compressed(tensors, &name)?));
                 }
-                slot(&name, dense(tensors, &name)?)
+                replace(&name, linear(tensors, &name)?)
             };
             blocks.push(Block {
                 query: layer("attention.self.query")?,
@@ -119,19 +124,20 @@ impl Bert {
         })
     }
 
-    /// The network as the tensors have it.
+    /// Builds the network without replacing a layer.
     pub fn new(tensors: &Tensors, config: &Config) -> Result<Self> {
-        Self::with_slots(tensors, config, |_, layer| Ok(Box::new(layer)))
+        Self::with_layers(tensors, config, |_, layer| Ok(Box::new(layer)))
     }
 
-    /// Embeddings of unit length, texts × width, of token numbers and their mask (1 where a token is, 0 for padding), both texts × tokens.
+    /// Returns embeddings of unit length, texts × width. `ids` and `mask` are texts × tokens; the
+    /// mask is 1 for a token and 0 for padding.
     pub fn forward(&self, ids: &Tensor, mask: &Tensor) -> candle_core::Result<Tensor> {
         let (texts, tokens) = ids.dims2()?;
         let mut state = self.words.index_select(&ids.flatten_all()?, 0)?.reshape((texts, tokens, ()))?;
         state = state.broadcast_add(&self.positions.narrow(0, 0, tokens)?)?.broadcast_add(&self.kind)?;
         state = self.norm.forward(&state)?;
         let present = mask.to_dtype(DType::F32)?;
-        // Minus infinity, near enough, where there is no token to attend to.
+        // A large negative score, whose softmax is zero, for padding.
         let absent = present.affine(1e9, -1e9)?.reshape((texts, 1, 1, tokens))?;
         for block in &self.blocks {
             let context = block.attend(&state, &absent, self.heads)?;
@@ -140,7 +146,7 @@ impl Bert {
             state = block.output_norm.forward(&(block.output.forward(&hidden)? + state)?)?;
         }
         let sum = state.broadcast_mul(&present.unsqueeze(2)?)?.sum(1)?;
-        // The number of tokens would cancel: only the direction is left.
+        // The sum is enough: the norm cancels the number of tokens.
         sum.broadcast_div(&sum.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?)
     }
 }
@@ -148,7 +154,7 @@ impl Bert {
 impl Block {
     fn attend(&self, state: &Tensor, absent: &Tensor, heads: usize) -> candle_core::Result<Tensor> {
         let (texts, tokens, width) = state.dims3()?;
-        let split = |layer: &Slot| {
+        let split = |layer: &Layer| {
             let all = layer.forward(state)?.reshape((texts, tokens, heads, width / heads))?;
             all.transpose(1, 2)?.contiguous()
         };
@@ -163,18 +169,18 @@ fn get(tensors: &Tensors, name: &str) -> Result<Tensor> {
     tensors.get(name).cloned().with_context(|| format!("the model has no tensor `{name}`"))
 }
 
-/// A linear layer of the model file.
-pub fn dense(tensors: &Tensors, name: &str) -> Result<Linear> {
+/// Returns a linear layer of the model file.
+pub fn linear(tensors: &Tensors, name: &str) -> Result<Linear> {
     Ok(Linear::new(get(tensors, &format!("{name}.weight"))?, Some(get(tensors, &format!("{name}.bias"))?)))
 }
 
-/// Two thin layers in its place, as they were saved.
+/// Returns a layer of the model file that was saved compressed.
 fn compressed(tensors: &Tensors, name: &str) -> Result<LowRankLinear> {
     let (down, up) = (get(tensors, &format!("{name}.0.weight"))?, get(tensors, &format!("{name}.1.weight"))?);
     let ((rank, inputs), (outputs, _)) = (down.dims2()?, up.dims2()?);
     let bias = tensors.contains_key(&format!("{name}.1.bias"));
-    let own = tensors.iter().filter(|(key, _)| key.starts_with(&format!("{name}.")));
-    let own: Tensors = own.map(|(key, tensor)| (key.clone(), tensor.clone())).collect();
-    let builder = candle_nn::VarBuilder::from_tensors(own, down.dtype(), down.device());
+    let parts = tensors.iter().filter(|(key, _)| key.starts_with(&format!("{name}.")));
+    let parts: Tensors = parts.map(|(key, tensor)| (key.clone(), tensor.clone())).collect();
+    let builder = candle_nn::VarBuilder::from_tensors(parts, down.dtype(), down.device());
     Ok(LowRankLinear::load(inputs, rank, outputs, bias, builder.pp(name))?)
 }

@@ -1,30 +1,33 @@
-//! Calibration, decompositions, ranks, and the layers that come of them.
+//! Calibrates, decomposes the linear layers, plans their ranks, and builds the compressed model.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device};
 use dalr::interop::candle::{LowRankLinear, Recorder};
-use dalr::network::{Allocator, Budget, Choice, Decomposer, Job, LayerProfile, Plan, Probe, Probes, Strategy};
+use dalr::network::{Allocator, Budget, LayerProfile, Network, Plan, Sensitivities, Strategy};
 use dalr::{ActivationStats, Dalr, Decomposition, Linear, LowRankCompressor, TruncatedSvd};
 
-use crate::bert::{Bert, Config, Tensors, dense};
+use crate::bert::{Bert, Config, Tensors, linear};
 use crate::encoder::Batch;
-use crate::judge::{cosine, embeddings};
+use crate::evaluation::{cosine, embeddings};
 use crate::options::{Allocation, Method, Options};
 use crate::progress;
 
-/// What every layer reads on the texts, by the name of the layer that was watched.
+/// Sensitivities are raised to this fraction of their mean: a single measurement is noisy.
+const SENSITIVITY_FLOOR: f64 = 0.05;
+
+/// Returns the statistics of the layers' inputs on these texts. Layers that read the same input are
+/// recorded once, under the name of the first.
 pub fn calibrate(
     tensors: &Tensors,
     config: &Config,
     batches: &[Batch],
 ) -> Result<BTreeMap<String, ActivationStats<f32>>> {
     let recorder = Recorder::<f32>::new();
-    let watched: Vec<String> = config.layers().map(|(_, read)| read).collect();
-    let model = Bert::with_slots(tensors, config, |name, layer| {
-        // Query, key and value read the same: it is seen once.
-        if watched.iter().any(|read| read == name) {
+    let recorded: Vec<String> = config.layers().map(|(_, recorded)| recorded).collect();
+    let model = Bert::with_layers(tensors, config, |name, layer| {
+        if recorded.iter().any(|recorded| recorded == name) {
             Ok(Box::new(recorder.watch(name, layer)?))
         } else {
             Ok(Box::new(layer))
@@ -32,92 +35,84 @@ pub fn calibrate(
     })?;
     let bar = progress::bar("calibrating", batches.len());
     for batch in bar.wrap_iter(batches.iter()) {
-        recorder.weighted(&batch.mask, || batch.embed(&model))?; // padding counts nothing
+        recorder.weighted(&batch.mask, || batch.embed(&model))?; // padding has weight 0
     }
     Ok(recorder.take())
 }
 
-/// The layers, decomposed for every rank that saves anything, and what they lose at each.
+/// The decompositions of all linear layers, for every rank that saves parameters.
 pub struct Layers {
-    names: Vec<String>,
-    decompositions: Vec<Decomposition<f32>>,
+    decompositions: BTreeMap<String, Decomposition<f32>>,
     profiles: Vec<LayerProfile>,
 }
 
 impl Layers {
-    /// Decomposes every linear layer of the blocks.
+    /// Decomposes the linear layers of all blocks.
     pub fn decompose(
         tensors: &Tensors,
         config: &Config,
-        seen: &BTreeMap<String, ActivationStats<f32>>,
+        stats: &BTreeMap<String, ActivationStats<f32>>,
         method: Method,
     ) -> Result<Self> {
         let mut layers = Vec::new();
-        for (name, read) in config.layers() {
+        for (name, recorded) in config.layers() {
             ensure!(tensors.contains_key(&format!("{name}.weight")), "`{name}` is compressed already, or missing");
-            let layer = Linear::<f32>::try_from(&dense(tensors, &name)?).with_context(|| format!("layer `{name}`"))?;
-            layers.push((name, layer, seen.get(&read).with_context(|| format!("`{read}` never ran"))?));
+            let layer = Linear::<f32>::try_from(&linear(tensors, &name)?).with_context(|| format!("layer `{name}`"))?;
+            let stats = stats.get(&recorded).with_context(|| format!("no statistics of `{recorded}`"))?;
+            layers.push((name, layer, stats));
         }
-        let jobs: Vec<_> = layers.iter().map(|(name, layer, stats)| Job::new(name, layer, *stats)).collect();
-        let mut found: Vec<Option<Decomposition<f32>>> = vec![None; jobs.len()];
-        let keep = |index: usize, decomposition| {
-            if let Some(place) = found.get_mut(index) {
-                *place = Some(decomposition);
-            }
+        let mut network = Network::new();
+        for (name, layer, stats) in &layers {
+            network = network.with_layer(name, layer, stats);
+        }
+        let mut decompositions = BTreeMap::new();
+        let keep = |name: &str, decomposition| {
+            decompositions.insert(name.to_owned(), decomposition);
             Ok(())
         };
-        let bar = progress::bar("decomposing", jobs.len());
-        let _ = Decomposer::new().decompose(compressor(method).as_ref(), &jobs, keep, &mut progress::follow(&bar))?;
+        let bar = progress::bar("decomposing", layers.len());
+        network.decompose(compressor(method).as_ref(), keep, &mut progress::follow(&bar))?;
         bar.finish_and_clear();
-        drop(jobs);
-        let decompositions: Vec<_> = found.into_iter().flatten().collect();
-        let names: Vec<String> = layers.into_iter().map(|(name, ..)| name).collect();
-        let profiles = names.iter().zip(&decompositions).map(|(name, layer)| LayerProfile::new(name, layer)).collect();
-        Ok(Self { names, decompositions, profiles })
+        let profile = |(name, ..): &(String, _, _)| -> Result<LayerProfile> {
+            let decomposition = decompositions.get(name).with_context(|| format!("no decomposition of `{name}`"))?;
+            Ok(LayerProfile::new(name, decomposition))
+        };
+        Ok(Self { profiles: layers.iter().map(profile).collect::<Result<_>>()?, decompositions })
     }
 
-    /// Shares the budget among them.
-    pub fn plan(&self, tensors: &Tensors, config: &Config, probes: &[Batch], options: &Options) -> Result<Plan> {
-        let budget = Budget::ParameterShare(options.keep);
+    /// Allocates the budget to the layers. Sensitivities are measured on `batches`.
+    pub fn plan(&self, tensors: &Tensors, config: &Config, batches: &[Batch], options: &Options) -> Result<Plan> {
+        let budget = Budget::ParameterFraction(options.keep);
         let allocator = Allocator::new(budget).with_rank_multiple(options.rank_multiple);
         let uniform = allocator.allocate(&self.profiles)?;
         if options.allocation == Allocation::Uniform {
             return Ok(uniform);
         }
-        let original = embeddings(&Bert::new(tensors, config)?, probes)?;
-        let evaluate = |probe: Probe<'_>| -> Result<f64> {
-            let Probe::Layer { name, rank } = probe else { return Ok(0.0) };
-            let one = BTreeMap::from([(name.to_owned(), self.layer(name, rank)?)]);
-            let model = with_layers(tensors, config, &one)?;
-            Ok(1.0 - cosine(&original, &embeddings(&model, probes)?)?)
+        let original = embeddings(&Bert::new(tensors, config)?, batches)?;
+        let evaluate = |ranks: &BTreeMap<String, usize>| -> Result<f64> {
+            let model = with_compressed(tensors, config, &self.compressed(ranks)?)?;
+            Ok(1.0 - cosine(&original, &embeddings(&model, batches)?)?)
         };
-        let mut measured = Probes::new();
-        let bar = progress::bar("probing", self.names.len());
-        let _ = measured.measure(&self.profiles, &uniform, evaluate, &mut progress::follow(&bar))?;
+        let bar = progress::bar("sensitivity", self.profiles.len());
+        let (mut evaluations, mut follow) = (Vec::new(), progress::follow(&bar));
+        let measured = Sensitivities::measure(&self.profiles, &uniform, &mut evaluations, evaluate, &mut follow)?;
         bar.finish_and_clear();
-        let strategy = Strategy::Sensitivity(measured.sensitivities()?.with_floor(0.05)?);
-        Ok(allocator.with_strategy(strategy).allocate(&self.profiles)?)
+        let sensitivities = measured.context("the measurement was cancelled")?.with_floor(SENSITIVITY_FLOOR)?;
+        Ok(allocator.with_strategy(Strategy::Sensitivity(sensitivities)).allocate(&self.profiles)?)
     }
 
-    /// The layers of a plan as modules; those that stay dense are not among them.
-    pub fn compressed(&self, plan: &Plan) -> Result<BTreeMap<String, LowRankLinear>> {
-        let mut layers = BTreeMap::new();
-        for (name, choice) in self.names.iter().zip(plan.choices()) {
-            if let Choice::Rank(rank) = choice {
-                layers.insert(name.clone(), self.layer(name, rank)?);
-            }
-        }
-        Ok(layers)
-    }
-
-    fn layer(&self, name: &str, rank: usize) -> Result<LowRankLinear> {
-        let mut layers = self.names.iter().zip(&self.decompositions);
-        let (_, decomposition) = layers.find(|(own, _)| *own == name).with_context(|| format!("no layer `{name}`"))?;
-        Ok(LowRankLinear::new(decomposition.truncate(rank)?.layer(), DType::F32, &Device::Cpu)?)
+    /// Returns the layers of these names, compressed to these ranks, as modules.
+    pub fn compressed(&self, ranks: &BTreeMap<String, usize>) -> Result<BTreeMap<String, LowRankLinear>> {
+        let compress = |(name, &rank): (&String, &usize)| {
+            let decomposition = self.decompositions.get(name).with_context(|| format!("no layer `{name}`"))?;
+            let layer = decomposition.truncate(rank)?.into_layer();
+            Ok((name.clone(), LowRankLinear::new(&layer, DType::F32, &Device::Cpu)?))
+        };
+        ranks.iter().map(compress).collect()
     }
 }
 
-fn compressor(method: Method) -> Box<dyn LowRankCompressor<f32> + Send + Sync> {
+fn compressor(method: Method) -> Box<dyn LowRankCompressor<f32> + Sync> {
     match method {
         Method::Dalr => Box::new(Dalr::new()),
         Method::Svd => Box::new(TruncatedSvd::new()),
@@ -125,16 +120,16 @@ fn compressor(method: Method) -> Box<dyn LowRankCompressor<f32> + Send + Sync> {
     }
 }
 
-/// The network with some of its layers replaced.
-pub fn with_layers(tensors: &Tensors, config: &Config, layers: &BTreeMap<String, LowRankLinear>) -> Result<Bert> {
-    Bert::with_slots(tensors, config, |name, layer| match layers.get(name) {
-        Some(replacement) => Ok(Box::new(replacement.clone())),
-        None => Ok(Box::new(layer)),
+/// Returns the network with compressed layers in place of the original ones.
+pub fn with_compressed(tensors: &Tensors, config: &Config, layers: &BTreeMap<String, LowRankLinear>) -> Result<Bert> {
+    Bert::with_layers(tensors, config, |name, original| match layers.get(name) {
+        Some(compressed) => Ok(Box::new(compressed.clone())),
+        None => Ok(Box::new(original)),
     })
 }
 
-/// The tensors of the compressed model, named as PyTorch and [`Bert`] find them.
-pub fn replaced(tensors: &Tensors, layers: &BTreeMap<String, LowRankLinear>) -> Tensors {
+/// Returns the tensors of the compressed model, with the names that PyTorch and [`Bert`] expect.
+pub fn compressed_tensors(tensors: &Tensors, layers: &BTreeMap<String, LowRankLinear>) -> Tensors {
     let mut all = tensors.clone();
     for (name, layer) in layers {
         all.remove(&format!("{name}.weight"));

@@ -1,4 +1,4 @@
-//! Texts in, embeddings out.
+//! Reads models, and turns texts into batches of tokens.
 
 use std::path::Path;
 
@@ -8,21 +8,21 @@ use tokenizers::{Tokenizer, TruncationParams};
 
 use crate::bert::{Bert, Config};
 
-/// As sentence transformers cut them.
+/// Texts are cut to this many tokens, as in sentence transformers.
 const TOKENS: usize = 128;
 
-/// Turns texts into token numbers.
+/// Converts texts to token ids.
 pub struct Encoder(Tokenizer);
 
-/// Token numbers and their mask, texts × tokens each.
+/// Token ids and their mask, texts × tokens each.
 pub struct Batch {
     ids: Tensor,
-    /// 1 where a token is, 0 for padding.
+    /// 1 for a token, 0 for padding.
     pub mask: Tensor,
 }
 
 impl Encoder {
-    /// Reads `tokenizer.json` of a model's folder.
+    /// Reads `tokenizer.json` in a model's folder.
     pub fn load(folder: &Path, config: &Config) -> Result<Self> {
         let path = folder.join("tokenizer.json");
         let mut tokenizer = Tokenizer::from_file(&path).map_err(|error| anyhow!("{}: {error}", path.display()))?;
@@ -32,9 +32,9 @@ impl Encoder {
         Ok(Self(tokenizer))
     }
 
-    /// Batches of at most `size` texts, each as long as its longest.
+    /// Returns batches of at most `size` texts, each padded to its longest text.
     pub fn batches(&self, texts: &[String], size: usize) -> Result<Vec<Batch>> {
-        ensure!(size > 0, "a batch needs texts");
+        ensure!(size > 0, "expected a batch size of at least 1, got 0");
         texts.chunks(size).map(|texts| self.batch(texts)).collect()
     }
 
@@ -57,22 +57,23 @@ impl Encoder {
 }
 
 impl Batch {
-    /// Embeddings of unit length, texts × width.
+    /// Returns embeddings of unit length, texts × width.
     pub fn embed(&self, model: &Bert) -> candle_core::Result<Tensor> {
         model.forward(&self.ids, &self.mask)
     }
 
-    /// How many texts there are, and how many tokens in the longest.
+    /// Number of texts, and of tokens in the longest.
     pub fn shape(&self) -> (usize, usize) {
         self.ids.dims2().unwrap_or_default()
     }
 }
 
-/// `config.json` and `model.safetensors` of a model's folder.
+/// Reads `config.json` and `model.safetensors` in a model's folder.
 pub fn load(folder: &Path) -> Result<(Config, crate::bert::Tensors)> {
     let path = folder.join("config.json");
     let text = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let config = serde_json::from_slice(&text).with_context(|| format!("{} is not a BERT's", path.display()))?;
+    let config = serde_json::from_slice(&text)
+        .with_context(|| format!("{} is not the configuration of a BERT", path.display()))?;
     let path = folder.join("model.safetensors");
     let tensors = candle_core::safetensors::load(&path, &Device::Cpu);
     Ok((config, tensors.with_context(|| format!("cannot read {}", path.display()))?))

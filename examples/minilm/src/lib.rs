@@ -1,11 +1,13 @@
-//! all-MiniLM-L6-v2, or another BERT with mean pooling, compressed in candle: calibrated on texts, all linear layers replaced, and judged by its
-//! embeddings and by the time that a forward pass takes.
+//! Compresses all-MiniLM-L6-v2, or another BERT with mean pooling, in candle.
+//!
+//! Calibrates on texts, replaces the linear layers, and compares embeddings and forward passes with
+//! the original network.
 #![forbid(unsafe_code)]
 
 pub mod bert;
 pub mod compress;
 pub mod encoder;
-pub mod judge;
+pub mod evaluation;
 pub mod options;
 pub mod progress;
 pub mod texts;

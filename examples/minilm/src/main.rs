@@ -1,20 +1,20 @@
-//! The order of things, and what is printed.
+//! The program: calibrates, compresses, compares and prints.
 
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use dalr_minilm::bert::Bert;
-use dalr_minilm::compress::{Layers, calibrate, replaced, with_layers};
+use dalr_minilm::compress::{Layers, calibrate, compressed_tensors, with_compressed};
 use dalr_minilm::encoder::{Encoder, load};
-use dalr_minilm::judge::{Time, cosine, embeddings, time};
+use dalr_minilm::evaluation::{Time, cosine, embeddings, time};
 use dalr_minilm::options::Options;
 use dalr_minilm::texts;
 
-/// Texts in a batch, where it is not what is measured.
+/// Texts in a batch, except where the time is measured.
 const BATCH: usize = 64;
 
-/// From here on a network counts as faster: less is noise.
+/// A smaller speed-up counts as noise.
 const FASTER: f64 = 1.05;
 
 fn main() -> Result<()> {
@@ -25,29 +25,29 @@ fn main() -> Result<()> {
     let (calibration, held_out) = texts::split(&texts, options.calibration, options.held_out)?;
 
     let started = Instant::now();
-    let padded_little = |texts: &[String]| encoder.batches(&texts::by_length(texts), BATCH);
-    let calibration = padded_little(calibration)?;
-    let seen = calibrate(&tensors, &config, &calibration)?;
-    let samples = seen.values().map(|stats| stats.samples()).max().unwrap_or(0);
+    let batches = |texts: &[String]| encoder.batches(&texts::by_length(texts), BATCH);
+    let calibration = batches(calibration)?;
+    let stats = calibrate(&tensors, &config, &calibration)?;
+    let samples = stats.values().map(|stats| stats.samples()).max().unwrap_or(0);
     println!("calibrated on {} texts, {samples} tokens: {:.1} s", options.calibration, started.elapsed().as_secs_f64());
 
     let started = Instant::now();
-    let layers = Layers::decompose(&tensors, &config, &seen, options.method)?;
+    let layers = Layers::decompose(&tensors, &config, &stats, options.method)?;
     println!("decomposed {} layers for every rank: {:.1} s", config.layers().count(), started.elapsed().as_secs_f64());
     let started = Instant::now();
-    let probes = padded_little(texts.get(..options.probes.clamp(1, options.calibration)).unwrap_or(&texts))?;
-    let plan = layers.plan(&tensors, &config, &probes, &options)?;
-    let compressed = layers.compressed(&plan)?;
-    println!("shared the budget: {:.1} s", started.elapsed().as_secs_f64());
-    let report = plan.report();
+    let count = options.sensitivity_texts.clamp(1, options.calibration);
+    let sensitivity_batches = batches(texts.get(..count).unwrap_or(&texts))?;
+    let plan = layers.plan(&tensors, &config, &sensitivity_batches, &options)?;
+    let compressed = layers.compressed(&plan.ranks())?;
+    println!("allocated the budget: {:.1} s", started.elapsed().as_secs_f64());
     if options.layers {
-        println!("\n{report}\n");
+        println!("\n{plan}\n");
     }
 
-    let (before, after) = (Bert::new(&tensors, &config)?, with_layers(&tensors, &config, &compressed)?);
-    let batches = padded_little(held_out)?;
-    let similarity = cosine(&embeddings(&before, &batches)?, &embeddings(&after, &batches)?)?;
-    let (old, new) = (report.parameters_before(), report.parameters_after());
+    let (before, after) = (Bert::new(&tensors, &config)?, with_compressed(&tensors, &config, &compressed)?);
+    let held_out_batches = batches(held_out)?;
+    let similarity = cosine(&embeddings(&before, &held_out_batches)?, &embeddings(&after, &held_out_batches)?)?;
+    let (old, new) = (plan.parameters_before(), plan.parameters_after());
     println!("\nparameters of the layers {old} -> {new} ({:.1} %)", 100.0 * new as f64 / old as f64);
     println!("mean cosine of {} embeddings to the original ones {similarity:.3}", options.held_out);
 
@@ -60,7 +60,7 @@ fn main() -> Result<()> {
     print_times(&times, old as f64 / new as f64);
 
     if let Some(path) = &options.out {
-        candle_core::safetensors::save(&replaced(&tensors, &compressed), path)
+        candle_core::safetensors::save(&compressed_tensors(&tensors, &compressed), path)
             .with_context(|| format!("cannot write {}", path.display()))?;
         println!("wrote {}", path.display());
     }
@@ -77,8 +77,8 @@ fn print_times(times: &[Time], fewer: f64) {
         times.iter().filter(|time| time.speedup < FASTER).map(|time| time.texts.to_string()).collect();
     if !slower.is_empty() {
         println!(
-            "no faster with {} texts: the layers have {fewer:.1} times fewer multiply-adds, but each became two products, thinner and slower \
-             for their size, and attention, norms and activations take as long as before",
+            "no faster with {} texts: the layers have {fewer:.1} times fewer parameters, but two small products run at a lower \
+             rate than one large product, and attention, norms and activations take as long as before",
             slower.join(", ")
         );
     }

@@ -4,65 +4,66 @@ use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
 
-/// Compresses a sentence transformer in candle and says what its embeddings and a forward pass are like afterwards.
+/// Compresses a sentence transformer in candle, and compares embeddings and speed with the
+/// original.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "dalr-minilm")]
 pub struct Options {
     /// Folder with model.safetensors, config.json and tokenizer.json.
     pub model: PathBuf,
-    /// File of texts, one of a line; or WordNet's data.noun.
+    /// File with one text a line, or WordNet's data.noun.
     pub texts: PathBuf,
-    /// Share of the linear layers' parameters to keep.
+    /// Fraction of the linear layers' parameters to keep.
     #[arg(long, default_value_t = 0.4)]
     pub keep: f64,
-    /// How layers are compressed.
+    /// Method of compression.
     #[arg(long, value_enum, default_value = "dalr")]
     pub method: Method,
-    /// How the budget is shared.
+    /// Allocation of the budget to the layers.
     #[arg(long, value_enum, default_value = "sensitivity")]
     pub allocation: Allocation,
-    /// Ranks are multiples of this.
+    /// Number that every rank is a multiple of.
     #[arg(long, default_value_t = 8)]
     pub rank_multiple: usize,
-    /// Texts to calibrate on.
+    /// Number of texts to calibrate on.
     #[arg(long, default_value_t = 600)]
     pub calibration: usize,
-    /// How many of these to probe sensitivities with.
+    /// Number of these texts to measure sensitivities with.
     #[arg(long, default_value_t = 200)]
-    pub probes: usize,
-    /// Other texts, to judge by.
+    pub sensitivity_texts: usize,
+    /// Number of other texts to compare embeddings on.
     #[arg(long, default_value_t = 1000)]
     pub held_out: usize,
-    /// Batch sizes at which a forward pass is timed.
+    /// Batch sizes to time a forward pass at.
     #[arg(long, value_delimiter = ',', default_value = "1,8,32,128")]
     pub batch_sizes: Vec<usize>,
-    /// Passes of each network at each batch size, one after the other in turn.
+    /// Number of timed passes of each network at each batch size.
     #[arg(long, default_value_t = 30)]
     pub passes: usize,
-    /// Writes the compressed model as a safetensors file.
+    /// Safetensors file to write the compressed model to.
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Prints what became of every layer.
+    /// Prints the plan: the choice for every layer.
     #[arg(long)]
     pub layers: bool,
 }
 
-/// How layers are compressed.
+/// Methods of compression.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Method {
-    /// Outputs on the texts change least.
+    /// Smallest change of the outputs on the calibration texts.
     Dalr,
     /// Truncated SVD of the weight.
     Svd,
-    /// The same, with the bias corrected.
+    /// Truncated SVD of the weight, and a corrected bias.
     SvdBc,
 }
 
-/// How the budget is shared among the layers.
+/// Allocations of the budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Allocation {
-    /// The same share for all.
+    /// The same fraction for every layer.
     Uniform,
-    /// By what the network loses when one layer alone is compressed.
+    /// By the effect of each layer on the embeddings, measured with that layer alone compressed.
     Sensitivity,
 }

@@ -1,13 +1,14 @@
-//! Texts to calibrate on and to judge by.
+//! Texts for calibration and evaluation.
 
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 
-/// The texts of a file in an order that looks random and is the same every time, one of a line.
+/// Reads texts, one a line, and shuffles them in the same way every time.
 ///
-/// Of a line of WordNet's `data.noun` the definition, which follows `| `; lines that begin with two spaces, its licence, are left out.
+/// From a line of WordNet's `data.noun` it takes the definition, which follows `| `. It skips lines
+/// that begin with two spaces, which hold WordNet's licence.
 pub fn read(path: &Path) -> Result<Vec<String>> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the texts in {}", path.display()))?;
     let lines = text.lines().filter(|line| !line.starts_with("  "));
@@ -17,16 +18,23 @@ pub fn read(path: &Path) -> Result<Vec<String>> {
     Ok(texts)
 }
 
-/// The first `calibration` texts, and as many as `held_out` others.
+/// Returns the first `calibration` texts and the next `held_out` texts.
 pub fn split(texts: &[String], calibration: usize, held_out: usize) -> Result<(&[String], &[String])> {
-    ensure!(calibration > 0 && held_out > 0, "texts to calibrate on and texts to judge by are needed, both");
+    ensure!(
+        calibration > 0 && held_out > 0,
+        "expected at least one text for calibration and one held out, got {calibration} and {held_out}"
+    );
     let wanted = calibration.saturating_add(held_out);
-    ensure!(texts.len() >= wanted, "{} texts are not enough for {calibration} and {held_out} others", texts.len());
+    ensure!(
+        texts.len() >= wanted,
+        "expected {calibration} texts for calibration and {held_out} held out, got {} in all",
+        texts.len()
+    );
     let (first, rest) = texts.split_at(calibration);
     Ok((first, rest.get(..held_out).unwrap_or(rest)))
 }
 
-/// The same texts, the shortest first: a batch of texts that are alike is mostly text, and little padding.
+/// Sorts texts by length: batches of texts of similar length have little padding.
 pub fn by_length(texts: &[String]) -> Vec<String> {
     let mut texts = texts.to_vec();
     texts.sort_by_key(String::len);

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use dalr_minilm::bert::{Bert, Config, Tensors};
-use dalr_minilm::compress::{Layers, calibrate, replaced, with_layers};
+use dalr_minilm::compress::{Layers, calibrate, compressed_tensors, with_compressed};
 use dalr_minilm::encoder::{Encoder, load};
-use dalr_minilm::judge::{cosine, embeddings, time};
+use dalr_minilm::evaluation::{cosine, embeddings, time};
 use dalr_minilm::options::{Allocation, Method, Options};
 use dalr_minilm::texts;
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -23,7 +23,7 @@ const WORDS: [&str; 24] = [
     "islands", "with", "grey", "feathers", "or", "long", "wings", "which", "sings", "loudly",
 ];
 
-/// A model's folder that goes when it is done with.
+/// A model's folder, removed at the end.
 struct Folder(PathBuf);
 
 impl Drop for Folder {
@@ -39,7 +39,7 @@ fn folder(name: &str) -> Folder {
     Folder(path)
 }
 
-/// Adds a tensor of a name, a shape, a width and a mean.
+/// Adds a tensor with a name, a shape, a width of the distribution and a mean.
 type Add<'a> = dyn FnMut(String, &[usize], f32, f32) + 'a;
 
 fn write_model(path: &Path) {
@@ -131,7 +131,7 @@ fn options(keep: f64, method: Method, allocation: Allocation) -> Options {
 }
 
 #[test]
-fn embeddings_are_those_of_a_plain_computation_whatever_the_padding() {
+fn embeddings_equal_a_plain_computation_with_any_padding() {
     let tiny = tiny("plain");
     let model = Bert::new(&tiny.tensors, &tiny.config).unwrap();
     let texts = &tiny.texts[..12];
@@ -156,31 +156,31 @@ fn embeddings_are_those_of_a_plain_computation_whatever_the_padding() {
 fn calibration_counts_every_token_once_and_no_padding() {
     let tiny = tiny("calibration");
     let texts = &tiny.texts[..50];
-    let seen = calibrate(&tiny.tensors, &tiny.config, &tiny.encoder.batches(texts, 16).unwrap()).unwrap();
-    assert_eq!(seen.len(), 4 * BLOCKS);
+    let stats = calibrate(&tiny.tensors, &tiny.config, &tiny.encoder.batches(texts, 16).unwrap()).unwrap();
+    assert_eq!(stats.len(), 4 * BLOCKS);
     let tokens: usize = texts.iter().map(|text| text.split(' ').count() + 2).sum();
-    assert!(seen.values().all(|stats| stats.samples() == tokens as u64));
+    assert!(stats.values().all(|stats| stats.samples() == tokens as u64));
     let one_by_one = calibrate(&tiny.tensors, &tiny.config, &tiny.encoder.batches(texts, 1).unwrap()).unwrap();
-    for (name, stats) in &seen {
+    for (name, stats) in &stats {
         let (mean, other) = (stats.mean().unwrap(), one_by_one[name].mean().unwrap());
         assert!((&mean - &other).norm_max() < 1e-5, "{name}");
     }
 }
 
 #[test]
-fn the_whole_way_there_and_back() {
+fn a_model_is_compressed_saved_and_loaded() {
     let tiny = tiny("whole");
     let (calibration, held_out) = texts::split(&tiny.texts, 200, 100).unwrap();
     let calibration = tiny.encoder.batches(calibration, 64).unwrap();
     let held_out = tiny.encoder.batches(held_out, 64).unwrap();
-    let seen = calibrate(&tiny.tensors, &tiny.config, &calibration).unwrap();
+    let stats = calibrate(&tiny.tensors, &tiny.config, &calibration).unwrap();
     let original = embeddings(&Bert::new(&tiny.tensors, &tiny.config).unwrap(), &held_out).unwrap();
     let parameters = |tensors: &Tensors| tensors.values().map(Tensor::elem_count).sum::<usize>();
     let run = |keep, method, allocation| {
-        let layers = Layers::decompose(&tiny.tensors, &tiny.config, &seen, method).unwrap();
+        let layers = Layers::decompose(&tiny.tensors, &tiny.config, &stats, method).unwrap();
         let plan = layers.plan(&tiny.tensors, &tiny.config, &calibration, &options(keep, method, allocation)).unwrap();
-        let compressed = layers.compressed(&plan).unwrap();
-        let model = with_layers(&tiny.tensors, &tiny.config, &compressed).unwrap();
+        let compressed = layers.compressed(&plan.ranks()).unwrap();
+        let model = with_compressed(&tiny.tensors, &tiny.config, &compressed).unwrap();
         let quality = cosine(&original, &embeddings(&model, &held_out).unwrap()).unwrap();
         (quality, compressed, model, plan)
     };
@@ -193,18 +193,18 @@ fn the_whole_way_there_and_back() {
     assert!(svd < corrected && corrected < uniform, "{svd} {corrected} {uniform}");
     assert!(small < uniform && uniform < measured, "{small} {uniform} {measured}");
 
-    let tensors = replaced(&tiny.tensors, &compressed);
-    let saved = plan.report().parameters_before() - plan.report().parameters_after();
+    let tensors = compressed_tensors(&tiny.tensors, &compressed);
+    let saved = plan.parameters_before() - plan.parameters_after();
     assert_eq!(parameters(&tiny.tensors) - parameters(&tensors), saved as usize);
-    assert!(plan.report().parameters_after() as f64 <= 0.6 * plan.report().parameters_before() as f64);
+    assert!(plan.parameters_after() as f64 <= 0.6 * plan.parameters_before() as f64);
 
-    // Saved and loaded it is the same network; and is not compressed twice.
+    // The saved model loads as the same network, and cannot be compressed again.
     candle_core::safetensors::save(&tensors, tiny.path.join("model.safetensors")).unwrap();
     let (config, loaded) = load(&tiny.path).unwrap();
     let again = Bert::new(&loaded, &config).unwrap();
     let (one, other) = (embeddings(&model, &held_out).unwrap(), embeddings(&again, &held_out).unwrap());
     assert_eq!(one.to_vec2::<f32>().unwrap(), other.to_vec2::<f32>().unwrap());
-    let error = Layers::decompose(&loaded, &config, &seen, Method::Dalr).err().unwrap().to_string();
+    let error = Layers::decompose(&loaded, &config, &stats, Method::Dalr).err().unwrap().to_string();
     assert!(error.contains("compressed already"), "{error}");
 
     let times = time(&model, &again, &held_out, 3).unwrap();
@@ -213,7 +213,7 @@ fn the_whole_way_there_and_back() {
 }
 
 #[test]
-fn what_is_missing_or_unknown_is_named() {
+fn errors_name_the_missing_or_unknown_part() {
     let tiny = tiny("missing");
     let model = |tensors: &Tensors, config: &Config| Bert::new(tensors, config).err().unwrap().to_string();
     let mut tensors = tiny.tensors.clone();
@@ -223,10 +223,10 @@ fn what_is_missing_or_unknown_is_named() {
     assert!(model(&tiny.tensors, &relu).contains("`relu`"));
     let heads = Config { num_attention_heads: 5, ..tiny.config.clone() };
     assert!(model(&tiny.tensors, &heads).contains("5 heads"));
-    assert!(texts::split(&tiny.texts, 300, 1).unwrap_err().to_string().contains("300 texts are not enough"));
+    assert!(texts::split(&tiny.texts, 300, 1).unwrap_err().to_string().contains("got 300 in all"));
     assert!(texts::split(&tiny.texts, 0, 1).is_err());
     assert!(load(&tiny.path.join("elsewhere")).unwrap_err().to_string().contains("config.json"));
-    // A weight that is no matrix of numbers.
+    // A weight of NaN.
     let mut broken = tiny.tensors.clone();
     let nan = Tensor::full(f32::NAN, (WIDTH, WIDTH), &Device::Cpu).unwrap();
     broken.insert("encoder.layer.0.attention.self.key.weight".into(), nan);
@@ -234,8 +234,8 @@ fn what_is_missing_or_unknown_is_named() {
     let error = calibrate(&broken, &tiny.config, &batches).unwrap_err().to_string();
     assert!(error.contains("attention.output.dense"), "{error}");
     let whole = tiny.tensors.clone();
-    let seen = calibrate(&whole, &tiny.config, &batches).unwrap();
-    let error = Layers::decompose(&broken, &tiny.config, &seen, Method::Dalr).err().unwrap();
+    let stats = calibrate(&whole, &tiny.config, &batches).unwrap();
+    let error = Layers::decompose(&broken, &tiny.config, &stats, Method::Dalr).err().unwrap();
     assert!(format!("{error:#}").contains("attention.self.key"), "{error:#}");
     assert_eq!(whole.values().next().unwrap().dtype(), DType::F32);
 }

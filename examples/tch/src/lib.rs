@@ -1,4 +1,4 @@
-//! Model files that `dalr compress` wrote, in tch.
+//! Loads model files that `dalr compress` wrote in tch.
 //!
 //! ```no_run
 //! use tch::nn::{self, Module};
@@ -8,7 +8,7 @@
 //! let ranks = dalr_tch::ranks(file)?;
 //! let mut variables = nn::VarStore::new(tch::Device::Cpu);
 //! let root = variables.root();
-//! // Instead of `nn::linear(&root / "fc1", 400, 120, Default::default())`:
+//! // Replaces `nn::linear(&root / "fc1", 400, 120, Default::default())`:
 //! let fc1 = dalr_tch::linear(&root / "fc1", 400, 120, Default::default(), ranks.get("fc1").copied());
 //! variables.load(file)?;
 //! let outputs = fc1.forward(&tch::Tensor::zeros([1, 400], tch::kind::FLOAT_CPU));
@@ -25,20 +25,20 @@ use std::path::Path;
 use serde_json::Value;
 use tch::nn::{self, LinearConfig, Sequential};
 
-/// Why a file could not be read.
+/// The reason why a file could not be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The file cannot be read.
-    #[error("the model file: {0}")]
+    #[error("expected to read the model file, got an I/O error: {0}")]
     Io(#[from] std::io::Error),
 
     /// It is not a safetensors file.
-    #[error("the model file's header: {0}")]
+    #[error("expected the header of a safetensors file, got an error: {0}")]
     Header(String),
 
-    /// Its metadata do not say which layers are compressed.
-    #[error("expected the ranks of compressed layers in the metadata `dalr.ranks`, found {0}")]
+    /// Its metadata do not list the compressed layers.
+    #[error("expected the ranks of compressed layers in the metadata `dalr.ranks`, got {0}")]
     Ranks(String),
 
     /// tch could not load it.
@@ -46,24 +46,25 @@ pub enum Error {
     Tch(#[from] tch::TchError),
 }
 
-/// The result of everything here that can fail.
+/// A `Result` with this package's [`Error`].
 pub type Result<T, E = Error> = core::result::Result<T, E>;
 
-/// The largest header that is read, that of the format's own reader.
+/// The largest header that is read, in bytes; the same limit as in the crate `safetensors`.
 const LARGEST_HEADER: u64 = 100_000_000;
 
-/// The layers that a file holds compressed, and their ranks. Reads the header alone.
+/// Returns the names and ranks of the compressed layers in a file. Reads only the header.
 ///
 /// # Errors
 ///
-/// [`Error::Io`], [`Error::Header`] for something other than a safetensors file, [`Error::Ranks`] for one that `dalr compress` did not write.
+/// [`Error::Io`]; [`Error::Header`] if it is not a safetensors file; [`Error::Ranks`] if `dalr
+/// compress` did not write it.
 pub fn ranks(path: impl AsRef<Path>) -> Result<BTreeMap<String, i64>> {
     let mut file = std::fs::File::open(path)?;
     let mut length = Vec::new();
     file.by_ref().take(8).read_to_end(&mut length)?;
     let length = <[u8; 8]>::try_from(length.as_slice()).map(u64::from_le_bytes);
     let length = length.ok().filter(|&length| length <= LARGEST_HEADER);
-    let length = length.ok_or_else(|| Error::Header("its length is not one".into()))?;
+    let length = length.ok_or_else(|| Error::Header("its length is missing or too large".into()))?;
     let mut header = Vec::new();
     file.take(length).read_to_end(&mut header)?;
     let header: Value = serde_json::from_slice(&header).map_err(|error| Error::Header(error.to_string()))?;
@@ -72,7 +73,8 @@ pub fn ranks(path: impl AsRef<Path>) -> Result<BTreeMap<String, i64>> {
     serde_json::from_str(ranks).map_err(|error| Error::Ranks(format!("{ranks}: {error}")))
 }
 
-/// A linear layer: two thin ones named `0` and `1` below `path` where there is a rank, as the file names them, and else a dense one.
+/// Creates a linear layer. With a rank it consists of two layers, named `0` and `1` below `path` as
+/// in the file; without one it is a single layer.
 pub fn linear(path: nn::Path<'_>, inputs: i64, outputs: i64, config: LinearConfig, rank: Option<i64>) -> Sequential {
     let Some(rank) = rank else {
         return nn::seq().add(nn::linear(path, inputs, outputs, config));

@@ -1,4 +1,4 @@
-//! Files of compressed layers are loaded by tch, and the network computes what it did.
+//! tch loads files of compressed layers, and the network computes nearly the original outputs.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use safetensors::{Dtype, tensor::TensorView};
 use tch::nn::{self, Module};
 use tch::{Device, Kind, Tensor};
 
-/// A folder of its own, removed at the end.
+/// A temporary folder, removed at the end.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -31,7 +31,7 @@ impl Drop for Folder {
     }
 }
 
-/// Two layers, the first of them perhaps compressed.
+/// Two layers, each original or compressed.
 struct Network {
     variables: nn::VarStore,
     first: nn::Sequential,
@@ -54,8 +54,8 @@ impl Network {
     }
 }
 
-/// A dense network whose weights decay as those of trained ones do, and a batch.
-fn dense(folder: &Folder) -> (Network, Tensor) {
+/// Creates an original network whose weights have decaying singular values, and a batch.
+fn original(folder: &Folder) -> (Network, Tensor) {
     tch::manual_seed(1);
     let network = Network::new(&Default::default());
     tch::no_grad(|| {
@@ -72,7 +72,7 @@ fn dense(folder: &Folder) -> (Network, Tensor) {
     (network, inputs)
 }
 
-/// How far outputs are off, against how the dense ones vary.
+/// The relative error of outputs: the denominator is the expected outputs about their mean.
 fn relative_error(found: &Tensor, expected: &Tensor) -> f64 {
     let spread = expected - expected.mean_dim([0_i64].as_slice(), true, Kind::Float);
     f64::try_from((found - expected).norm() / spread.norm()).unwrap()
@@ -91,13 +91,17 @@ fn a_file_of_the_program() {
         return;
     };
     let folder = Folder::new("program");
-    let (network, inputs) = dense(&folder);
+    let (network, inputs) = original(&folder);
     let hidden = network.first.forward(&inputs).relu();
     let read = [("block.first.input", inputs.shallow_clone()), ("block.second.input", hidden)];
     Tensor::write_safetensors(&read, folder.path("activations.safetensors")).unwrap();
     let out = folder.path("out.safetensors");
     let mut command = Command::new(program);
-    command.arg("compress").arg(folder.path("model.safetensors")).arg("--calibration").arg(folder.path("activations.safetensors"));
+    command
+        .arg("compress")
+        .arg(folder.path("model.safetensors"))
+        .arg("--calibration")
+        .arg(folder.path("activations.safetensors"));
     let output = command.arg("--out").arg(&out).args(["--keep", "0.5"]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let compressed = load(&out);
@@ -112,7 +116,7 @@ fn a_file_of_the_program() {
 #[test]
 fn factors_of_the_library() {
     let folder = Folder::new("library");
-    let (network, inputs) = dense(&folder);
+    let (network, inputs) = original(&folder);
     let variables = network.variables.variables();
     let numbers = |tensor: &Tensor| Vec::<f32>::try_from(tensor.detach().flatten(0, -1)).unwrap();
     let weight = numbers(&variables["block.first.weight"]);
@@ -158,9 +162,9 @@ fn factors_of_the_library() {
 }
 
 #[test]
-fn files_that_say_no_ranks_are_refused() {
+fn files_without_ranks_are_refused() {
     let folder = Folder::new("refused");
-    let (_, _) = dense(&folder);
+    let (_, _) = original(&folder);
     let model = folder.path("model.safetensors");
     assert!(matches!(dalr_tch::ranks(&model), Err(dalr_tch::Error::Ranks(_))));
     let bytes = std::fs::read(&model).unwrap();

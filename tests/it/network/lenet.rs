@@ -29,7 +29,7 @@ impl Lenet {
         let decompose = |index: usize| {
             let mut stats = ActivationStats::<f32>::new(inputs[index].ncols());
             stats.update(inputs[index].as_ref()).unwrap();
-            let layer = &data.target.dense[index];
+            let layer = &data.target.linear[index];
             method.solve(layer, (&stats).into(), layer.out_features().min(layer.in_features())).unwrap()
         };
         let decompositions: Vec<_> = (0..2).map(decompose).collect();

@@ -1,10 +1,10 @@
-//! Layers and batches to try things on.
+//! Layers and batches for the tests.
 
 use burn::module::Param;
 use burn::nn::Linear;
 use burn::tensor::{Device, Tensor, TensorData};
 
-/// Numbers in (−1, 1) that look random and are the same everywhere.
+/// Returns pseudorandom numbers in (−1, 1), the same on every machine.
 pub fn noise(count: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1);
     let next = move || {
@@ -16,7 +16,7 @@ pub fn noise(count: usize, seed: u64) -> Vec<f32> {
     std::iter::repeat_with(next).skip(8).take(count).collect()
 }
 
-/// A batch whose inputs are of unequal size and not centred, as activations are.
+/// Returns a batch whose inputs have different scales and means, as activations have.
 pub fn inputs(samples: usize, width: usize, seed: u64, device: &Device) -> Tensor<2> {
     let mut values = noise(samples * width, seed);
     for row in values.chunks_mut(width) {
@@ -27,7 +27,7 @@ pub fn inputs(samples: usize, width: usize, seed: u64, device: &Device) -> Tenso
     Tensor::from_data(TensorData::new(values, [samples, width]), device)
 }
 
-/// A layer of which no direction is as large as the one before.
+/// Returns a layer whose outputs have decreasing scales.
 pub fn decaying(inputs: usize, outputs: usize, bias: bool, device: &Device) -> Linear {
     let mut weight = noise(inputs * outputs, 9);
     for (place, value) in weight.iter_mut().enumerate() {
@@ -44,7 +44,7 @@ pub fn values<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {
     tensor.try_to_vec_as().unwrap()
 }
 
-/// Equal up to a share of the largest entry.
+/// Checks that tensors are equal up to a fraction of the largest entry.
 pub fn close<const D: usize>(found: &Tensor<D>, expected: &Tensor<D>, tolerance: f32) {
     assert_eq!(found.dims(), expected.dims());
     let (found, expected) = (values(found), values(expected));

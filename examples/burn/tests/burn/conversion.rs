@@ -1,4 +1,4 @@
-//! Layers and batches go over and come back as they are, or are refused.
+//! Layers and batches are converted exactly in both directions, or refused.
 
 use crate::common::{close, decaying, inputs, values};
 use burn::module::Param;
@@ -14,44 +14,44 @@ fn weights_arrive_as_out_times_in() {
     let weight = Tensor::<2>::from_data([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], &device); // 2 inputs, 3 outputs
     let bias = Tensor::<1>::from_data([7.0, 8.0, 9.0], &device);
     let layer = Linear { weight: Param::from_tensor(weight), bias: Some(Param::from_tensor(bias)) };
-    let ours = to_dalr::<f32>(&layer).unwrap();
-    assert_eq!(ours.weight(), faer::mat![[1.0_f32, 4.0], [2.0, 5.0], [3.0, 6.0]]);
-    assert_eq!(ours.bias().unwrap(), faer::col![7.0_f32, 8.0, 9.0]);
-    let back = to_burn(&ours, &device, DType::F32).unwrap();
+    let converted = to_dalr::<f32>(&layer).unwrap();
+    assert_eq!(converted.weight(), faer::mat![[1.0_f32, 4.0], [2.0, 5.0], [3.0, 6.0]]);
+    assert_eq!(converted.bias().unwrap(), faer::col![7.0_f32, 8.0, 9.0]);
+    let back = to_burn(&converted, &device, DType::F32).unwrap();
     assert_eq!(back.weight.val().to_data(), layer.weight.val().to_data());
     assert_eq!(back.bias.unwrap().val().to_data(), layer.bias.unwrap().val().to_data());
 }
 
 #[test]
-fn outputs_are_those_of_either_library() {
+fn burn_and_dalr_compute_the_same_outputs() {
     let device = Device::default();
     for bias in [true, false] {
-        let dense = decaying(12, 16, bias, &device);
+        let original = decaying(12, 16, bias, &device);
         let batch = inputs(60, 12, 1, &device);
         let mut stats = ActivationStats::<f32>::new(12);
         observe(&mut stats, &batch).unwrap();
 
-        // At full rank nothing is lost.
+        // At full rank the outputs are the original ones.
         let exact = Dalr::new().with_ridge(Ridge::None);
-        let (full, _) = compress(&dense, &stats, &exact, Rank::Fixed(12)).unwrap();
-        close(&full.forward(batch.clone()), &dense.forward(batch.clone()), 1e-4);
+        let (full, _) = compress(&original, &stats, &exact, Rank::Fixed(12)).unwrap();
+        close(&full.forward(batch.clone()), &original.forward(batch.clone()), 1e-4);
 
-        // Below it, burn computes what dalr does, and the report is dalr's own.
-        let (low, report) = compress(&dense, &stats, &exact, Rank::Fixed(3)).unwrap();
-        let there = exact.compress(&to_dalr(&dense).unwrap(), &stats, Rank::Fixed(3)).unwrap();
+        // At a lower rank burn computes the same outputs as dalr, and the report is dalr's.
+        let (low, report) = compress(&original, &stats, &exact, Rank::Fixed(3)).unwrap();
+        let expected = exact.compress(&to_dalr(&original).unwrap(), &stats, Rank::Fixed(3)).unwrap();
         let rows = values(&batch);
-        let expected = there.layer().forward(MatRef::from_row_major_slice(&rows, 60, 12)).unwrap();
+        let outputs = expected.layer().forward(MatRef::from_row_major_slice(&rows, 60, 12)).unwrap();
         let found = values(&low.forward(batch.clone()));
         for row in 0..60 {
             for column in 0..16 {
-                assert!((found[row * 16 + column] - expected[(row, column)]).abs() < 1e-4);
+                assert!((found[row * 16 + column] - outputs[(row, column)]).abs() < 1e-4);
             }
         }
-        assert_eq!(report.to_string(), there.report().to_string());
+        assert_eq!(report.to_string(), expected.report().to_string());
         assert_eq!(low.up.bias.is_some(), bias);
         assert!(low.down.bias.is_none());
         let back = low.to_dalr::<f32>().unwrap();
-        assert_eq!((back.down(), back.up()), (there.layer().down(), there.layer().up()));
+        assert_eq!((back.down(), back.up()), (expected.layer().down(), expected.layer().up()));
     }
 }
 
@@ -64,10 +64,10 @@ fn all_axes_but_the_last_are_samples() {
     let mut other = ActivationStats::<f32>::new(5);
     observe(&mut other, &flat.clone().reshape([2, 3, 4, 5])).unwrap();
     assert_eq!((one.samples(), other.samples()), (24, 24));
-    let dense = decaying(5, 7, true, &device);
-    let [a, b] = [&one, &other].map(|stats| compress(&dense, stats, &Dalr::new(), Rank::Fixed(2)).unwrap().0);
+    let original = decaying(5, 7, true, &device);
+    let [a, b] = [&one, &other].map(|stats| compress(&original, stats, &Dalr::new(), Rank::Fixed(2)).unwrap().0);
     assert_eq!(values(&a.down.weight.val()), values(&b.down.weight.val()));
-    // A view that is not contiguous: the same numbers in another order of memory.
+    // A view that is not contiguous has the same numbers in another memory order.
     let mut turned = ActivationStats::<f32>::new(5);
     observe(&mut turned, &flat.clone().transpose().reshape([5, 4, 6]).permute([2, 1, 0])).unwrap();
     assert_eq!(turned.samples(), 24);
@@ -82,12 +82,12 @@ fn all_axes_but_the_last_are_samples() {
 #[test]
 fn numbers_of_16_and_64_bits() {
     let device = Device::default();
-    let dense = decaying(8, 10, true, &device);
+    let original = decaying(8, 10, true, &device);
     let batch = inputs(50, 8, 3, &device);
     for (dtype, rounding) in [(DType::F16, 2e-3), (DType::BF16, 2e-2)] {
-        let half = to_burn(&to_dalr::<f32>(&dense).unwrap(), &device, dtype).unwrap();
+        let half = to_burn(&to_dalr::<f32>(&original).unwrap(), &device, dtype).unwrap();
         assert_eq!(half.weight.val().dtype(), dtype);
-        // Read exactly: what burn itself makes of them in f32.
+        // They are read exactly: burn itself converts them to the same f32.
         let read = to_dalr::<f32>(&half).unwrap();
         let again = to_burn(&read, &device, DType::F32).unwrap();
         assert_eq!(values(&again.weight.val()), values(&half.weight.val()));
@@ -104,22 +104,22 @@ fn numbers_of_16_and_64_bits() {
         close(&low.down.weight.val().cast(DType::F32), &wide.down.weight.val(), rounding);
         close(&low.up.weight.val().cast(DType::F32), &wide.up.weight.val(), rounding);
     }
-    // f64 is held by f64, and not cut to f32 behind anyone's back.
-    let double = to_burn(&to_dalr::<f64>(&dense).unwrap(), &device, DType::F64).unwrap();
-    assert_eq!(to_dalr::<f64>(&double).unwrap(), to_dalr::<f64>(&dense).unwrap());
+    // f64 is not rounded to f32 silently.
+    let double = to_burn(&to_dalr::<f64>(&original).unwrap(), &device, DType::F64).unwrap();
+    assert_eq!(to_dalr::<f64>(&double).unwrap(), to_dalr::<f64>(&original).unwrap());
     let error = to_dalr::<f32>(&double).unwrap_err();
     assert!(matches!(error, Error::Type { found: DType::F64, into: "f32" }), "{error}");
 }
 
 #[test]
-fn what_does_not_fit_is_refused() {
+fn wrong_sizes_and_types_are_refused() {
     let device = Device::default();
     let mut stats = ActivationStats::<f32>::new(6);
     observe(&mut stats, &inputs(20, 6, 4, &device)).unwrap();
     let before = stats.samples();
     let shape = |error: Error| assert!(matches!(error, Error::Dalr(dalr::Error::Shape { .. })), "{error}");
 
-    // Batches: another width, a NaN, numbers that f32 does not hold. Nothing is added.
+    // Batches: another width, a NaN, a dtype that f32 cannot represent. None of them is added.
     shape(observe(&mut stats, &inputs(20, 7, 4, &device)).unwrap_err());
     let nan = inputs(3, 6, 4, &device) / 0.0 * 0.0;
     assert!(matches!(observe(&mut stats, &nan), Err(Error::Dalr(dalr::Error::NonFinite { .. }))));
@@ -127,7 +127,8 @@ fn what_does_not_fit_is_refused() {
     assert!(matches!(observe(&mut stats, &wide), Err(Error::Type { .. })));
     assert_eq!(stats.samples(), before);
 
-    // Layers: of another width than the statistics, with a bias of another length, with a weight that is not finite.
+    // Layers: a width that the statistics do not have, a bias of another length, a weight that is
+    // not finite.
     shape(compress(&decaying(5, 4, true, &device), &stats, &Dalr::new(), Rank::Fixed(2)).unwrap_err());
     let mut layer = decaying(6, 4, true, &device);
     layer.bias = Some(Param::from_tensor(Tensor::zeros([5], &device)));
@@ -136,7 +137,7 @@ fn what_does_not_fit_is_refused() {
     layer.weight = layer.weight.map(|weight| weight / 0.0);
     assert!(matches!(to_dalr::<f32>(&layer), Err(Error::Dalr(dalr::Error::NonFinite { .. }))));
 
-    // Factors: a type without fractions, numbers beyond f16's range, parts that do not belong together.
+    // Factors: an integer dtype, numbers beyond the range of f16, parts that do not fit together.
     let large = dalr::Linear::new(faer::mat![[1e6_f32]], None).unwrap();
     assert!(matches!(to_burn(&large, &device, DType::F16), Err(Error::Dalr(dalr::Error::Overflow { .. }))));
     let larger = dalr::Linear::new(faer::mat![[1e60_f64]], None).unwrap();

@@ -1,4 +1,5 @@
-//! From end to end on a real network: the LeNet and the digits that the repository carries, as a model of burn with one layer compressed.
+//! End to end on a real network: the LeNet of the repository as a model of burn, with one layer
+//! compressed.
 
 use crate::common::values;
 use burn::module::{Module, Param};
@@ -12,20 +13,20 @@ use faer::{Col, MatRef};
 use safetensors::{Dtype, SafeTensors};
 
 const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../data/lenet_digits.safetensors");
-/// Images that the network was tuned on; the others are for testing.
+/// The first images are those that the network was fine-tuned on; the others are for testing.
 const TRAIN: usize = 1000;
 
 /// A layer that may be compressed later.
 #[derive(Module, Debug)]
 enum Layer {
-    Dense(Linear),
+    Original(Linear),
     LowRank(LowRankLinear),
 }
 
 impl Layer {
     fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
         match self {
-            Self::Dense(layer) => layer.forward(input),
+            Self::Original(layer) => layer.forward(input),
             Self::LowRank(layer) => layer.forward(input),
         }
     }
@@ -61,13 +62,13 @@ impl LeNet {
         Self {
             convolutions: [convolution("conv1", [1, 6]), convolution("conv2", [6, 16])],
             pool: MaxPool2dConfig::new([2, 2]).with_strides([2, 2]).init(),
-            fc1: Layer::Dense(linear("fc1")),
+            fc1: Layer::Original(linear("fc1")),
             fc2: linear("fc2"),
             fc3: linear("fc3"),
         }
     }
 
-    /// What fc1 reads.
+    /// Returns the inputs of fc1.
     fn features(&self, images: Tensor<4>) -> Tensor<2> {
         let maps = self
             .convolutions
@@ -76,14 +77,14 @@ impl LeNet {
         maps.flatten(1, 3)
     }
 
-    /// The share of images that are told right, from their features.
+    /// Returns the fraction of images that are classified correctly, from their features.
     fn accuracy(&self, features: Tensor<2>, labels: &[u8]) -> f64 {
         let relu = Relu::new();
         let hidden = self.fc2.forward(relu.forward(self.fc1.forward(features)));
         let outputs = values(&self.fc3.forward(relu.forward(hidden)));
         let largest = |row: &[f32]| (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap();
-        let right = outputs.chunks(10).zip(labels).filter(|(row, label)| largest(row) == usize::from(**label));
-        right.count() as f64 / labels.len() as f64
+        let correct = outputs.chunks(10).zip(labels).filter(|(row, label)| largest(row) == usize::from(**label));
+        correct.count() as f64 / labels.len() as f64
     }
 }
 
@@ -93,7 +94,8 @@ fn floats(tensors: &SafeTensors<'_>, layer: &str, part: &str) -> Vec<f32> {
     tensor.data().chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect()
 }
 
-/// 8×8 images of values 0 to 16 as 32×32 images of values 0 to 1, by bilinear interpolation between pixel centres.
+/// Enlarges 8×8 images of values 0 to 16 to 32×32 images of values 0 to 1, by bilinear
+/// interpolation between pixel centres.
 fn enlarged(pixels: &[u8], device: &Device) -> Tensor<4> {
     let place = |at: usize| {
         let position = ((at as f32 + 0.5) / 4.0 - 0.5).max(0.0);
@@ -125,16 +127,16 @@ fn one_layer_of_lenet() {
     let features = network.features(images);
     let train = features.clone().slice([0..TRAIN, 0..400]);
     let test = features.slice([TRAIN..count, 0..400]);
-    // As PyTorch found it, and every other program here.
-    let dense = network.accuracy(test.clone(), &labels);
-    assert!((dense - 0.9536).abs() < 0.0015, "{dense}");
+    // The accuracy that PyTorch measured.
+    let original = network.accuracy(test.clone(), &labels);
+    assert!((original - 0.9536).abs() < 0.0015, "{original}");
 
-    let Layer::Dense(fc1) = network.fc1.clone() else { unreachable!() };
+    let Layer::Original(fc1) = network.fc1.clone() else { unreachable!() };
     let (mut stats, mut held_out) = (ActivationStats::<f32>::new(400), ActivationStats::<f32>::new(400));
     observe(&mut stats, &train).unwrap();
     observe(&mut held_out, &test).unwrap();
-    let mut accuracy = |method: &dyn Fn(Rank) -> LowRankLinear, rank| {
-        let low = method(Rank::Fixed(rank));
+    let mut accuracy = |method: &dyn LowRankCompressor<f32>, rank| {
+        let (low, _) = compress(&fc1, &stats, method, Rank::Fixed(rank)).unwrap();
         let outputs = low.to_dalr::<f32>().unwrap().to_linear().unwrap();
         let error = relative_output_error(&to_dalr(&fc1).unwrap(), &outputs, &held_out).unwrap();
         network.fc1 = Layer::LowRank(low);
@@ -142,20 +144,12 @@ fn one_layer_of_lenet() {
         println!("rank {rank}: relative error {error:.3}, accuracy {accuracy:.3}");
         (error, accuracy)
     };
-    fn with(
-        fc1: &Linear,
-        stats: &ActivationStats<f32>,
-        method: &impl LowRankCompressor<f32>,
-        rank: Rank,
-    ) -> LowRankLinear {
-        compress(fc1, stats, method, rank).unwrap().0
-    }
     // The errors of the README's table.
     for (rank, expected, least) in [(4, 0.496, 0.75), (8, 0.249, 0.90), (16, 0.113, 0.94)] {
-        let (error, accuracy) = accuracy(&|rank| with(&fc1, &stats, &Dalr::new(), rank), rank);
+        let (error, accuracy) = accuracy(&Dalr::new(), rank);
         assert!((error - expected).abs() < 0.002, "rank {rank}: relative error {error}");
         assert!(accuracy > least, "rank {rank}: accuracy {accuracy}");
     }
-    let (error, _) = accuracy(&|rank| with(&fc1, &stats, &TruncatedSvd::new(), rank), 4);
+    let (error, _) = accuracy(&TruncatedSvd::new(), 4);
     assert!((error - 1.486).abs() < 0.002, "{error}");
 }

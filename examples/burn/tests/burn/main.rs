@@ -1,4 +1,4 @@
-//! One program for all tests: whatever is generic in the library is compiled in each that uses it.
+//! One program for all tests, because each test program compiles the library's generic code again.
 
 mod common;
 mod conversion;

@@ -1,4 +1,4 @@
-//! A compressed layer is trained and recorded as any other.
+//! A compressed layer can be trained and recorded like every module.
 
 use crate::common::{close, decaying, inputs, values};
 use burn::module::Module;
@@ -9,20 +9,20 @@ use burn::tensor::{Device, Tensor};
 use dalr::{ActivationStats, Dalr, Rank};
 use dalr_burn::{LowRankLinear, LowRankLinearConfig, compress, observe};
 
-/// A dense layer on a device, the same compressed to rank 2, and a batch.
+/// Returns a layer on a device, the same layer compressed to rank 2, and a batch.
 fn compressed(device: &Device) -> (burn::nn::Linear, LowRankLinear, Tensor<2>) {
-    let (dense, batch) = (decaying(6, 8, true, device), inputs(40, 6, 5, device));
+    let (original, batch) = (decaying(6, 8, true, device), inputs(40, 6, 5, device));
     let mut stats = ActivationStats::<f32>::new(6);
     observe(&mut stats, &batch).unwrap();
-    let (low, _) = compress(&dense, &stats, &Dalr::new(), Rank::Fixed(2)).unwrap();
-    (dense, low, batch)
+    let (low, _) = compress(&original, &stats, &Dalr::new(), Rank::Fixed(2)).unwrap();
+    (original, low, batch)
 }
 
 #[test]
 fn training_changes_both_factors_and_lowers_the_loss() {
     let device = Device::default().autodiff();
     let (_, mut layer, batch) = compressed(&device);
-    // Something that the compressed layer was not made for, so that there is much to learn.
+    // The targets differ from the outputs of the original layer, so that there is much to learn.
     let target = batch.clone().repeat_dim(1, 2).slice([0..40, 0..8]);
     let [down, up] = [&layer.down, &layer.up].map(|factor| values(&factor.weight.val()));
     let bias = values(&layer.up.bias.as_ref().unwrap().val());
@@ -39,17 +39,17 @@ fn training_changes_both_factors_and_lowers_the_loss() {
     assert_ne!(values(&layer.down.weight.val()), down);
     assert_ne!(values(&layer.up.weight.val()), up);
     assert_ne!(values(&layer.up.bias.as_ref().unwrap().val()), bias);
-    // What was learnt goes back to dalr.
+    // The trained factors can be converted back to dalr.
     let trained = layer.to_dalr::<f32>().unwrap();
     assert_eq!(trained.rank(), 2);
 }
 
 #[test]
-fn a_layer_taken_from_a_network_in_training_leaves_it_alone() {
+fn gradients_of_a_compressed_layer_do_not_reach_the_original() {
     let device = Device::default().autodiff();
-    let (dense, low, batch) = compressed(&device);
+    let (original, low, batch) = compressed(&device);
     let loss = low.forward(batch).sum();
-    let gradients = GradientsParams::from_grads(loss.backward(), &dense);
+    let gradients = GradientsParams::from_grads(loss.backward(), &original);
     assert_eq!(gradients.len(), 0);
 }
 
@@ -68,7 +68,7 @@ fn records_are_written_and_read() {
     layer.save_file(&path).unwrap();
     let loaded = config.init(&device).try_load_file(&path);
     let other_rank = LowRankLinearConfig::new(6, 3, 8).init(&device).try_load_file(&path);
-    // burn reads a file's tensors when they are first used: it has to be there until then.
+    // burn reads a tensor of a file at its first use, so the file must exist until then.
     close(&loaded.unwrap().forward(batch), &expected, 0.0);
     assert!(other_rank.is_err());
     std::fs::remove_file(&path).unwrap();

@@ -1,4 +1,4 @@
-//! The network once more, one text at a time, in loops over `f64`.
+//! The same network for one text at a time, in loops over `f64`.
 
 use dalr_minilm::bert::Tensors;
 
@@ -37,7 +37,7 @@ fn sum(a: Rows, b: &Rows) -> Rows {
     a.into_iter().zip(b).map(|(a, b)| a.iter().zip(b).map(|(a, b)| a + b).collect()).collect()
 }
 
-/// The error function by its series, for the small arguments that come up here.
+/// The error function by its series, for small arguments.
 fn erf(x: f64) -> f64 {
     if x.abs() > 4.0 {
         return x.signum();
@@ -51,7 +51,7 @@ fn erf(x: f64) -> f64 {
     total * std::f64::consts::FRAC_2_SQRT_PI
 }
 
-/// The embedding of one text.
+/// Returns the embedding of one text.
 pub fn embedding(tensors: &Tensors, blocks: usize, heads: usize, ids: &[usize]) -> Vec<f64> {
     let (words, positions, kinds) = (
         table(tensors, "embeddings.word_embeddings.weight"),
@@ -71,12 +71,13 @@ pub fn embedding(tensors: &Tensors, blocks: usize, heads: usize, ids: &[usize]) 
         for own in (0..heads).map(|head| head * width..(head + 1) * width) {
             for (query, context) in query.iter().zip(&mut context) {
                 let scores = key.iter().map(|key| dot(&query[own.clone()], &key[own.clone()]) / (width as f64).sqrt());
-                let shares: Vec<f64> = scores.map(f64::exp).collect();
-                let total: f64 = shares.iter().sum();
-                context
-                    .extend(own.clone().map(|j| {
-                        shares.iter().zip(&value).map(|(share, value)| share / total * value[j]).sum::<f64>()
-                    }));
+                let weights: Vec<f64> = scores.map(f64::exp).collect();
+                let total: f64 = weights.iter().sum();
+                context.extend(
+                    own.clone().map(|j| {
+                        weights.iter().zip(&value).map(|(weight, value)| weight / total * value[j]).sum::<f64>()
+                    }),
+                );
             }
         }
         let attended = sum(linear(tensors, &format!("{name}.attention.output.dense"), &context), &state);

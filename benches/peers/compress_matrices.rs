@@ -1,10 +1,10 @@
-//! Compresses one layer from files and says how long each step took: our side of
+//! Compresses one layer from files and prints the time of each step, for
 //! `benches/peers/compare.py`.
 //!
 //! `compress_matrices WEIGHT.f32 INPUTS.f32 OUT IN SAMPLES RANK THREADS FACTORS.f32 [METHOD]` reads
-//! `f32` numbers in row-major order, the inputs batch by batch, and writes `up` and then `down`
-//! likewise. METHOD: dalr-plain (no ridge, bias kept; the default), dalr, svd; statistics stops
-//! after these.
+//! `f32` numbers in row-major order, the inputs in batches, and writes `up` and then `down` in the
+//! same order. METHOD is `dalr-plain` (no regularization, bias kept; the default), `dalr`, `svd`,
+//! or `statistics`, which stops after the statistics.
 
 use std::error::Error;
 use std::fs::File;
@@ -36,7 +36,6 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let mut numbers = vec![0.0_f32; m * n];
     read(&mut BufReader::with_capacity(1 << 20, File::open(weight)?), &mut numbers)?;
-    // Row-major numbers are the columns of the transpose; the weight is not copied again.
     let layer = Linear::new(MatRef::from_row_major_slice(&numbers, m, n).to_owned(), None)?;
     drop(numbers);
 
@@ -44,14 +43,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut stats = ActivationStats::<f32>::new(n).with_threads(threads);
     let mut file = BufReader::with_capacity(1 << 20, File::open(inputs)?);
     let mut batch = vec![0.0_f32; BATCH.min(p) * n];
-    let (mut reading, mut left) = (0.0, p);
-    while left > 0 {
-        let rows = left.min(BATCH);
+    let (mut reading, mut remaining) = (0.0, p);
+    while remaining > 0 {
+        let rows = remaining.min(BATCH);
         let since = Instant::now();
         read(&mut file, &mut batch[..rows * n])?;
         reading += since.elapsed().as_secs_f64();
         stats.update(MatRef::from_row_major_slice(&batch[..rows * n], rows, n))?;
-        left -= rows;
+        remaining -= rows;
     }
     drop(batch);
     let gathered = started.elapsed().as_secs_f64() - reading;

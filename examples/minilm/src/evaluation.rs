@@ -1,4 +1,4 @@
-//! What a compressed network is worth, and what it saves.
+//! Compares the embeddings and the speed of two networks.
 
 use std::time::Instant;
 
@@ -9,36 +9,37 @@ use crate::bert::Bert;
 use crate::encoder::Batch;
 use crate::progress;
 
-/// Embeddings of unit length of all batches, texts × width.
+/// Returns the embeddings of all batches, texts × width, of unit length.
 pub fn embeddings(model: &Bert, batches: &[Batch]) -> Result<Tensor> {
     let all: Vec<Tensor> = batches.iter().map(|batch| batch.embed(model)).collect::<candle_core::Result<_>>()?;
     Ok(Tensor::cat(&all, 0)?)
 }
 
-/// Mean cosine between the rows of two tables of unit rows.
+/// Returns the mean cosine between the rows of two tensors of unit rows.
 pub fn cosine(one: &Tensor, other: &Tensor) -> Result<f64> {
     ensure!(one.dims() == other.dims(), "{:?} embeddings cannot be compared with {:?}", one.dims(), other.dims());
     Ok(f64::from((one * other)?.sum(1)?.mean_all()?.to_scalar::<f32>()?))
 }
 
-/// Seconds of a forward pass.
+/// Seconds of a forward pass of two networks.
 #[derive(Clone, Copy, Debug)]
 pub struct Time {
-    /// Texts in the batch.
+    /// Number of texts in the batch.
     pub texts: usize,
-    /// Tokens in the longest of them.
+    /// Number of tokens in the longest text.
     pub tokens: usize,
-    /// Median for the first network.
+    /// Median of the first network.
     pub before: f64,
-    /// Median for the second.
+    /// Median of the second network.
     pub after: f64,
-    /// Median of the ratios of passes that followed each other: a machine that slows down slows both.
+    /// Median of the ratios of consecutive passes, which a change of the machine's speed affects
+    /// little.
     pub speedup: f64,
 }
 
-/// Times a forward pass of two networks in turn on each of the batches.
+/// Times forward passes of two networks on each batch, in alternation.
 pub fn time(before: &Bert, after: &Bert, batches: &[Batch], passes: usize) -> Result<Vec<Time>> {
-    ensure!(passes > 0, "at least one pass has to be timed");
+    ensure!(passes > 0, "expected at least one pass to time, got 0");
     let bar = progress::bar("timing", batches.len() * passes);
     let mut times = Vec::new();
     for batch in batches {
@@ -47,13 +48,13 @@ pub fn time(before: &Bert, after: &Bert, batches: &[Batch], passes: usize) -> Re
             batch.embed(model)?;
             Ok(started.elapsed().as_secs_f64())
         };
-        let _ = (pass(before)?, pass(after)?); // to have everything in place
+        let _ = (pass(before)?, pass(after)?); // warm-up
         let (mut first, mut second, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
         for _ in bar.wrap_iter(0..passes) {
-            let (slow, fast) = (pass(before)?, pass(after)?);
-            first.push(slow);
-            second.push(fast);
-            ratios.push(slow / fast);
+            let (one, other) = (pass(before)?, pass(after)?);
+            first.push(one);
+            second.push(other);
+            ratios.push(one / other);
         }
         let (texts, tokens) = batch.shape();
         let (before, after, speedup) = (median(first)?, median(second)?, median(ratios)?);
@@ -65,5 +66,5 @@ pub fn time(before: &Bert, after: &Bert, batches: &[Batch], passes: usize) -> Re
 
 fn median(mut numbers: Vec<f64>) -> Result<f64> {
     numbers.sort_by(f64::total_cmp);
-    numbers.get(numbers.len() / 2).copied().context("a median of nothing")
+    numbers.get(numbers.len() / 2).copied().context("no numbers to take the median of")
 }
