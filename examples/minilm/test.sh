@@ -14,7 +14,7 @@ if [ -f "$data/data.noun" ] || ./fetch.sh "$data"; then
   output=$(cargo run --quiet --locked -- "$data/model" "$data/data.noun" --held-out 300 --sensitivity-texts 64 --passes 5 --batch-sizes 1,32)
   printf '%s\n' "$output"
   # With 40 % of the parameters truncated SVD reaches 0.34, uniform ranks 0.73, ranks by sensitivity
-  # 0.83 (docs/minilm.md).
+  # 0.83 (docs/networks.md).
   cosine=$(sed -n 's/^mean cosine of 300 embeddings to the original ones //p' <<<"$output")
   awk -v cosine="$cosine" 'BEGIN { exit !(cosine > 0.78 && cosine < 0.9) }' || { echo "expected a cosine from 0.78 to 0.9, got $cosine"; exit 1; }
   grep -q '^parameters of the layers 106[0-9]* -> ' <<<"$output" || { echo "expected 106… parameters in the original layers"; exit 1; }

@@ -144,7 +144,7 @@ fn one_layer_of_lenet() {
         println!("rank {rank}: relative error {error:.3}, accuracy {accuracy:.3}");
         (error, accuracy)
     };
-    // The errors of the README's table.
+    // The errors of the table in docs/benchmarks.md.
     for (rank, expected, least) in [(4, 0.496, 0.75), (8, 0.249, 0.90), (16, 0.113, 0.94)] {
         let (error, accuracy) = accuracy(&Dalr::new(), rank);
         assert!((error - expected).abs() < 0.002, "rank {rank}: relative error {error}");
