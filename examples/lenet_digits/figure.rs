@@ -59,7 +59,7 @@ fn draw_panel(
         .x_desc("parameters, fraction of the original layer")
         .x_label_formatter(&|fraction| format!("{:.0} %", 100.0 * fraction))
         .y_label_formatter(&|value| format!("{value:.1}"))
-        .label_style((FONT, 14))
+        .label_style((FONT, 18))
         .draw()?;
     if accuracy {
         let (original, dashes) = (comparison.original_accuracy, BLACK.stroke_width(1));

@@ -39,7 +39,7 @@ def decaying(model):
 
 
 def activations(model, tokens):
-    """The inputs of every linear layer, collected by hooks as in the README."""
+    """The inputs of every linear layer, collected by hooks as in docs/command-line.md."""
     inputs, hooks = {}, []
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
