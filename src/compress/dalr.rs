@@ -1,7 +1,7 @@
 //! DALR: changes the layer's outputs on the calibration data least.
 
 use super::problem::Inputs;
-use super::statement::Statement;
+use super::problem_builder::ProblemBuilder;
 use super::{Calibration, Decomposition, LowRankCompressor, Ridge};
 use crate::error::during;
 use crate::linalg;
@@ -132,7 +132,7 @@ impl<T: Scalar> LowRankCompressor<T> for Dalr {
             let absolute = self.ridge.is_absolute();
             let correct_bias = self.correct_bias.unwrap_or(!absolute && layer.bias().is_some());
             let (target, regularization) = self.ridge.problem()?;
-            let statement = Statement {
+            let builder = ProblemBuilder {
                 method: match (self.ridge, correct_bias) {
                     (Ridge::Paper(_), false) => "dalr-paper",
                     (Ridge::Paper(_), true) => "dalr-paper+bc",
@@ -148,7 +148,7 @@ impl<T: Scalar> LowRankCompressor<T> for Dalr {
                 solver: self.solver,
                 par: linalg::threads(self.threads),
             };
-            statement.solve(layer, calibration, max_rank)
+            builder.solve(layer, calibration, max_rank)
         })
     }
 

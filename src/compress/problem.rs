@@ -9,8 +9,8 @@
 //! `R (κ S + λ I) Rᵀ`, and the target `R` is `W`. The factor `κ` is 1 except for shrinkage. No
 //! method sets an output metric `G = L Lᵀ` so far, so `L` is the identity.
 //!
-//! Methods differ in the target, the second moment and the regularization. A method writes down a
-//! `Statement`, which is turned into a [`Problem`] in numbers; `solve` solves that.
+//! Methods differ in the target, the second moment and the regularization. A method fills in a
+//! `ProblemBuilder`, which makes a [`Problem`] of it; `solve` solves that.
 
 use faer::{Mat, MatRef};
 

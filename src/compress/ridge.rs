@@ -3,7 +3,7 @@
 use core::fmt;
 use core::str::FromStr;
 
-use super::statement::{Regularization, Target};
+use super::problem_builder::{Regularization, Target};
 use crate::{Error, Result};
 
 /// How [`Dalr`](crate::Dalr) regularizes the second moment `S` of the inputs.

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use faer::{Mat, MatRef};
 
-use super::operator_form::{FactoredOperator, GramOperator, Outputs, term_size};
+use super::operators::{FactoredOperator, GramOperator, Outputs, term_size};
 use super::problem::{Inputs, Problem};
 use super::solver_choice::{Algorithm, Form, choose};
 use crate::covariance::SecondMoment;

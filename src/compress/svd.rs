@@ -2,7 +2,7 @@
 //! (section 4.1).
 
 use super::problem::Inputs;
-use super::statement::{Regularization, Statement, Target};
+use super::problem_builder::{ProblemBuilder, Regularization, Target};
 use super::{Calibration, Decomposition, LowRankCompressor};
 use crate::error::during;
 use crate::linalg;
@@ -99,7 +99,7 @@ impl Default for TruncatedSvd {
 impl<T: Scalar> LowRankCompressor<T> for TruncatedSvd {
     fn solve(&self, layer: &Linear<T>, calibration: Calibration<'_, T>, max_rank: usize) -> Result<Decomposition<T>> {
         during("TruncatedSvd::solve", || {
-            let statement = Statement {
+            let builder = ProblemBuilder {
                 method: if self.correct_bias { "svd+bc" } else { "svd" },
                 inputs: Inputs::Identity,
                 target: Target::Original,
@@ -109,7 +109,7 @@ impl<T: Scalar> LowRankCompressor<T> for TruncatedSvd {
                 solver: self.solver,
                 par: linalg::threads(self.threads),
             };
-            statement.solve(layer, calibration, max_rank)
+            builder.solve(layer, calibration, max_rank)
         })
     }
 

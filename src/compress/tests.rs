@@ -2,7 +2,7 @@
 
 use faer::Mat;
 
-use super::operator_form::{FactoredOperator, GramOperator, Outputs};
+use super::operators::{FactoredOperator, GramOperator, Outputs};
 use super::problem::{Inputs, Problem};
 use super::solve::{Solution, in_native, transposed_eigenpairs};
 use super::solver_choice::{Form, choose};

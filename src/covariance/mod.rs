@@ -6,8 +6,8 @@
 
 mod accumulator;
 mod batch;
+mod change_of_form;
 mod covariance_form;
-mod form;
 mod per_input;
 mod sample_form;
 mod scatter;
@@ -20,9 +20,9 @@ mod shrinkage;
 mod stats;
 #[cfg(feature = "safetensors")]
 mod stored_parts;
-#[cfg(feature = "safetensors")]
-mod stored_validation;
 mod update;
+#[cfg(feature = "safetensors")]
+mod validate_stored;
 
 #[cfg(feature = "safetensors")]
 pub(crate) use self::scatter::BLOCK;

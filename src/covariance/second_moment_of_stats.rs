@@ -3,7 +3,7 @@
 use faer::Mat;
 
 use super::batch::Centre;
-use super::form::Form;
+use super::change_of_form::Form;
 use super::second_moment::SecondMoment;
 use super::second_moment_of_covariance::CovarianceMoment;
 use super::second_moment_of_samples::SampleMoment;

@@ -4,7 +4,7 @@ use core::fmt;
 
 use faer::Col;
 
-use super::form::Form;
+use super::change_of_form::Form;
 use super::per_input::Channels;
 use super::sample_form::Samples;
 use crate::error::during;

@@ -1,7 +1,7 @@
 //! Statistics as plain numbers and arrays, for files.
 
+use super::change_of_form::Form;
 use super::covariance_form::CovarianceForm;
-use super::form::Form;
 use super::per_input::Channels;
 use super::sample_form::Samples;
 use super::scatter::Scatter;

@@ -4,8 +4,8 @@
 use faer::MatRef;
 
 use super::batch::Batch;
+use super::change_of_form::{Form, keeps_samples};
 use super::covariance_form::CovarianceForm;
-use super::form::{Form, keeps_samples};
 use super::per_input::Channels;
 use super::sample_form::{Samples, segment_rows};
 use super::stats::ActivationStats;

@@ -1,5 +1,5 @@
+use super::super::change_of_form::Form;
 use super::super::covariance_form::CovarianceForm;
-use super::super::form::Form;
 use super::super::per_input::Channels;
 use super::super::*;
 use crate::Result;

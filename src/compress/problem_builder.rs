@@ -1,4 +1,4 @@
-//! A problem as a method states it, and its way from statistics to a decomposition.
+//! Builds a problem from what a method wants and the calibration data, and solves it.
 
 use super::decomposition::{Decomposition, Origin};
 use super::problem::{Inputs, Problem};
@@ -40,8 +40,8 @@ pub(super) enum Regularization {
     Shrinkage,
 }
 
-/// A problem as a method states it.
-pub(super) struct Statement {
+/// The problem that a method wants to be solved.
+pub(super) struct ProblemBuilder {
     pub(super) method: &'static str,
     pub(super) inputs: Inputs,
     pub(super) target: Target,
@@ -54,7 +54,7 @@ pub(super) struct Statement {
     pub(super) par: Par,
 }
 
-impl Statement {
+impl ProblemBuilder {
     /// Solves the problem for every rank up to `max_rank`.
     pub(super) fn solve<T: Scalar>(
         &self,

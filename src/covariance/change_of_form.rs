@@ -1,4 +1,4 @@
-//! The two forms that statistics are kept in, and when one changes into the other.
+//! The sample form and the covariance form of statistics, and when the first becomes the second.
 
 use super::covariance_form::CovarianceForm;
 use super::sample_form::Samples;

@@ -4,8 +4,8 @@
 //! The checksum detects damage. These checks keep statistics from a faulty writer from spreading
 //! NaN, or counts that do not fit the arrays, into later results.
 
+use super::change_of_form::Form;
 use super::covariance_form::{CovarianceForm, most_waiting};
-use super::form::Form;
 use super::sample_form::Samples;
 use super::stats::ActivationStats;
 use super::update::WEIGHTS;
