@@ -1,5 +1,6 @@
 use faer::{Mat, mat};
 
+#[cfg(feature = "rayon")]
 use super::threads::{PARALLEL_THRESHOLD, threads_for};
 use super::*;
 use crate::Result;

@@ -33,6 +33,9 @@ pub struct Evaluation {
 /// The error of the caller's function.
 pub(super) type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
+/// A caller's function that evaluates the network with some layers compressed to given ranks.
+type Evaluate<'a> = dyn FnMut(&BTreeMap<String, usize>) -> Result<f64, AnyError> + 'a;
+
 /// The caller's function with its error in a box.
 pub(super) fn boxed<E: Into<AnyError>>(
     mut evaluate: impl FnMut(&BTreeMap<String, usize>) -> Result<f64, E>,
@@ -44,7 +47,7 @@ pub(super) fn boxed<E: Into<AnyError>>(
 pub(super) struct Evaluator<'a> {
     pub(super) layers: &'a [LayerProfile],
     pub(super) evaluations: &'a mut Vec<Evaluation>,
-    pub(super) evaluate: &'a mut dyn FnMut(&BTreeMap<String, usize>) -> Result<f64, AnyError>,
+    pub(super) evaluate: &'a mut Evaluate<'a>,
     pub(super) progress: &'a mut dyn FnMut(&Progress) -> ControlFlow<()>,
     pub(super) total: Option<usize>,
     pub(super) done: usize,

@@ -30,7 +30,7 @@ fn network() -> (Vec<Linear<f64>>, [ActivationStats<f64>; 2]) {
     (layers, stats)
 }
 
-fn stats_of<'a>(index: usize, stats: &'a [ActivationStats<f64>; 2]) -> &'a ActivationStats<f64> {
+fn stats_of(index: usize, stats: &[ActivationStats<f64>; 2]) -> &ActivationStats<f64> {
     &stats[usize::from(index > 1)]
 }
 
