@@ -30,8 +30,8 @@ impl Alternating<'_> {
         let mut up = Mat::zeros(self.outputs.ncols(), rank);
         for _ in 0..ROUNDS {
             // A: outputs ≈ (X Bᵀ) Aᵀ
-            let waist = self.root * down.transpose();
-            up = least_squares(waist.as_ref(), self.outputs).transpose().to_owned();
+            let latent = self.root * down.transpose();
+            up = least_squares(latent.as_ref(), self.outputs).transpose().to_owned();
             // B: outputs A (AᵀA)⁺ ≈ X Bᵀ
             let coordinates = least_squares(up.as_ref(), self.outputs.transpose());
             down = least_squares(self.root, coordinates.transpose()).transpose().to_owned();
@@ -162,9 +162,9 @@ fn nothing_beats_a_joint_solve_for_weight_and_bias() {
             let mut down = gaussian(&mut rng, problem.rank, inputs.ncols());
             for _ in 0..ROUNDS {
                 // A and b̂ for a given B, then B for these.
-                let waist = inputs * down.transpose();
+                let latent = inputs * down.transpose();
                 let with_one =
-                    Mat::from_fn(samples, problem.rank + 1, |i, j| if j < problem.rank { waist[(i, j)] } else { 1.0 });
+                    Mat::from_fn(samples, problem.rank + 1, |i, j| if j < problem.rank { latent[(i, j)] } else { 1.0 });
                 let solution = least_squares(with_one.as_ref(), dense.as_ref());
                 let (up, bias) = (solution.subrows(0, problem.rank), solution.subrows(problem.rank, 1));
                 theirs = theirs.min((&dense - &with_one * &solution).squared_norm_l2());
