@@ -167,12 +167,14 @@ fn centred_energy<T: Scalar>(
     data: &dyn SecondMoment<T>,
     energy: f64,
 ) -> Result<f64> {
-    /// The least fraction of the energy at which a difference keeps enough digits.
-    const LEAST_DIFFERENCE: f64 = 1e-6;
+    /// The least fraction of the energy at which a difference keeps enough digits: for energies in
+    /// `f32` and in `f64`.
+    const LEAST_DIFFERENCE: (f64, f64) = (0.05, 1e-6);
+    let least = if T::EPSILON > f64::EPSILON { LEAST_DIFFERENCE.0 } else { LEAST_DIFFERENCE.1 };
     let root = problem.scale() * power_of_two(-data.exponent() / 2);
     let means = times(layer.weight(), &stats.mean_or_zero());
     let difference = energy - means.iter().map(|mean| (mean * root).powi(2)).sum::<f64>();
-    if difference > LEAST_DIFFERENCE * energy {
+    if difference > least * energy {
         return Ok(difference);
     }
     let centred = second_moment(stats, true)?;
