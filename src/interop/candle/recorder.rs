@@ -90,14 +90,16 @@ impl<T: Scalar + WithDType> Recorder<T> {
     /// # }
     /// ```
     pub fn watch<M: Module>(&self, name: impl Into<String>, module: M) -> Result<Recorded<M, T>> {
-        let name = name.into();
-        let mut layers = lock(&self.shared.layers);
-        if layers.contains_key(&name) {
-            let expected = "a name that is not watched yet".to_owned();
-            return Err(Error::layers(expected, format!("`{name}` again")));
-        }
-        layers.insert(name.clone(), None);
-        Ok(Recorded { module, name, recorder: self.clone() })
+        during("Recorder::watch", || {
+            let name = name.into();
+            let mut layers = lock(&self.shared.layers);
+            if layers.contains_key(&name) {
+                let expected = "a name that is not watched yet".to_owned();
+                return Err(Error::layers(expected, format!("`{name}` again")));
+            }
+            layers.insert(name.clone(), None);
+            Ok(Recorded { module, name, recorder: self.clone() })
+        })
     }
 
     /// Runs a model on a batch with padding. `weights`, batch × sequence, is the weight of each

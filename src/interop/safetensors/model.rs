@@ -74,7 +74,7 @@ impl ModelFile {
         let (tensors, metadata, headers) = (BTreeMap::new(), BTreeMap::new(), Hasher::new());
         let mut model = Self { path: path.into(), files: Vec::new(), tensors, metadata, headers };
         if path.extension().is_some_and(|extension| extension == "json") {
-            for shard in shards(path)? {
+            for shard in shards(path).map_err(|error| error.during("ModelFile::open"))? {
                 model.add(&shard)?;
             }
         } else {

@@ -9,6 +9,7 @@ use faer::MatRef;
 use serde_json::Value;
 
 use super::{Dtype, FloatDtype, TensorInfo, format_error, io_error, replace_file};
+use crate::error::during;
 use crate::{Error, Result, Scalar};
 
 /// A plan of a safetensors file, written as a stream in atomic replacement of a file.
@@ -55,13 +56,19 @@ impl<C> ModelWriter<C> {
     /// [`Error::Format`] for a name that was added before; [`Error::Overflow`] for a tensor of more
     /// than `u64::MAX` bytes.
     pub fn add(&mut self, name: impl Into<String>, dtype: Dtype, shape: &[usize], content: C) -> Result<()> {
-        let name = name.into();
-        if self.tensors.contains_key(&name) || name == "__metadata__" {
-            return Err(Error::format("the model".into(), "every name once".into(), format!("`{name}` a second time")));
-        }
-        let info = TensorInfo::new(dtype, shape).ok_or(Error::overflow("the length of a tensor"))?;
-        self.tensors.insert(name, Planned { info, content });
-        Ok(())
+        during("ModelWriter::add", || {
+            let name = name.into();
+            if self.tensors.contains_key(&name) || name == "__metadata__" {
+                return Err(Error::format(
+                    "the model".into(),
+                    "every name once".into(),
+                    format!("`{name}` a second time"),
+                ));
+            }
+            let info = TensorInfo::new(dtype, shape).ok_or(Error::overflow("the length of a tensor"))?;
+            self.tensors.insert(name, Planned { info, content });
+            Ok(())
+        })
     }
 
     /// The length of all tensors' data in bytes.
@@ -119,8 +126,10 @@ impl TensorWriter<'_> {
     ///
     /// [`Error::Io`].
     pub fn bytes(&mut self, bytes: &[u8]) -> Result<()> {
-        self.written += bytes.len() as u64;
-        self.file.write_all(bytes).map_err(|error| io_error(self.path, error))
+        during("TensorWriter::bytes", || {
+            self.written += bytes.len() as u64;
+            self.file.write_all(bytes).map_err(|error| io_error(self.path, error))
+        })
     }
 
     /// Appends numbers, rounded to the tensor's dtype.
@@ -130,23 +139,25 @@ impl TensorWriter<'_> {
     /// [`Error::Io`]; [`Error::Format`] if a finite number is out of the dtype's range;
     /// [`Error::NumberType`] if the dtype is not a [`FloatDtype`].
     pub fn numbers<T: Scalar>(&mut self, numbers: impl IntoIterator<Item = T>) -> Result<()> {
-        let (what, expected) = ("the tensor", "F64, F32, F16 or BF16");
-        let other = || Error::number_type(what, expected, "another dtype".into());
-        let dtype = self.dtype.ok_or_else(other)?;
-        let mut bytes = Vec::new();
-        for number in numbers {
-            let number = number.to_f64();
-            let rounded = dtype.encode(number, &mut bytes);
-            if number.is_finite() && !rounded.is_finite() {
-                let expected = format!("numbers of `{}` within the range of {dtype:?}", self.name);
-                return Err(format_error(self.path, expected, format!("{number:e}")));
+        during("TensorWriter::numbers", || {
+            let (what, expected) = ("the tensor", "F64, F32, F16 or BF16");
+            let other = || Error::number_type(what, expected, "another dtype".into());
+            let dtype = self.dtype.ok_or_else(other)?;
+            let mut bytes = Vec::new();
+            for number in numbers {
+                let number = number.to_f64();
+                let rounded = dtype.encode(number, &mut bytes);
+                if number.is_finite() && !rounded.is_finite() {
+                    let expected = format!("numbers of `{}` within the range of {dtype:?}", self.name);
+                    return Err(format_error(self.path, expected, format!("{number:e}")));
+                }
+                if bytes.len() >= super::PIECE {
+                    self.bytes(&bytes)?;
+                    bytes.clear();
+                }
             }
-            if bytes.len() >= super::PIECE {
-                self.bytes(&bytes)?;
-                bytes.clear();
-            }
-        }
-        self.bytes(&bytes)
+            self.bytes(&bytes)
+        })
     }
 
     /// Appends a matrix row by row, rounded to the tensor's dtype.
