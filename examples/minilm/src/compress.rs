@@ -63,7 +63,7 @@ impl Layers {
         }
         let mut network = Network::new();
         for (name, layer, stats) in &layers {
-            network = network.with_layer(name, layer, stats);
+            network = network.with_layer(name, layer, *stats);
         }
         let mut decompositions = BTreeMap::new();
         let keep = |name: &str, decomposition| {
