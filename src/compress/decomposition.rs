@@ -464,7 +464,7 @@ fn squared_errors<T: Scalar>(
     let unit = power_of_two(2 * exponent) * power_of_two(moment.exponent());
     let weight = linalg::widened(layer.weight(), scale)?;
     let (up, down) = (linalg::widened(up, 1.0)?, linalg::widened(down, scale)?);
-    let total: f64 = moment.row_forms(weight.as_ref(), weight.as_ref(), par)?.iter().sum();
+    let total = moment.energy(weight.as_ref(), par)?;
     let weighted = moment.multiply(down.transpose(), par)?;
     let projected = linalg::product(up.transpose(), weight.as_ref(), par)?;
     let gram = linalg::product(down.as_ref(), weighted.as_ref(), par)?;

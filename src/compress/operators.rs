@@ -38,8 +38,8 @@ impl<'a, T: Scalar> FactoredOperator<'a, T> {
         if let Some(&trace) = self.data_trace.get() {
             return Ok(trace);
         }
-        let forms = self.moment.row_forms(self.factor, self.factor, self.par)?;
-        Ok(*self.data_trace.get_or_init(|| forms.iter().sum()))
+        let energy = self.moment.energy(self.factor, self.par)?;
+        Ok(*self.data_trace.get_or_init(|| energy))
     }
 }
 

@@ -83,10 +83,7 @@ pub(super) fn output_error<'a, T: Scalar>(
     faer::zip!(&mut difference, &weight).for_each(|faer::unzip!(low, weight)| *low = weight - *low);
     let centred = second_moment(stats, true)?;
     let spread = power_of_two(centred.exponent());
-    let variance = |matrix: &Mat<f64>| {
-        let forms = centred.row_forms(matrix.as_ref(), matrix.as_ref(), par)?;
-        Result::Ok(forms.iter().sum::<f64>().max(0.0) * spread)
-    };
+    let variance = |matrix: &Mat<f64>| Result::Ok(centred.energy(matrix.as_ref(), par)?.max(0.0) * spread);
     let mean = stats.mean_or_zero();
     let entry = |bias: Option<ColRef<'_, T>>, i: usize| bias.map_or(0.0, |bias| bias[i].to_f64() * scale);
     let shift = times(difference.as_ref(), &mean);

@@ -179,6 +179,5 @@ fn centred_energy<T: Scalar>(
     }
     let centred = second_moment(stats, true)?;
     let weight = linalg::widened(layer.weight(), problem.scale())?;
-    let forms = centred.row_forms(weight.as_ref(), weight.as_ref(), problem.par)?;
-    Ok(forms.iter().sum::<f64>() * power_of_two(centred.exponent() - data.exponent()))
+    Ok(centred.energy(weight.as_ref(), problem.par)? * power_of_two(centred.exponent() - data.exponent()))
 }

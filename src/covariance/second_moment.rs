@@ -66,6 +66,11 @@ pub(crate) trait SecondMoment<T: Scalar> {
         Ok(forms)
     }
 
+    /// `tr F S Fᵀ` for a factor `F`, rows × features: the energy of its outputs.
+    fn energy(&self, factor: MatRef<'_, f64>, par: Par) -> Result<f64> {
+        Ok(self.row_forms(factor, factor, par)?.iter().sum())
+    }
+
     /// `S`, formed.
     fn scaled(&self, par: Par) -> Result<Mat<f64>> {
         let mut unit = linalg::zeros(self.features(), self.features())?;
