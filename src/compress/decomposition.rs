@@ -4,6 +4,7 @@ use core::fmt;
 
 use faer::{Col, Mat, MatRef};
 
+use super::output_error::SquaredErrors;
 use super::solve::Solution;
 use super::{Calibration, Compressed};
 use crate::bias::BiasCorrection;
@@ -11,7 +12,7 @@ use crate::covariance::{SecondMoment, identity, second_moment};
 use crate::error::during;
 use crate::linalg::{self, even_exponent, power_of_two};
 use crate::rank::Spectrum;
-use crate::{Error, Linear, LowRankLinear, Rank, Report, Result, Scalar, Warning};
+use crate::{ActivationStats, Error, Linear, LowRankLinear, Rank, Report, Result, Scalar, Warning};
 
 /// The result of one solve: its eigenvalues, the predicted error of every rank up to the one solved
 /// for, and a compressed layer of any of these ranks for the cost of a copy.
@@ -123,7 +124,7 @@ impl<T: Scalar> Decomposition<T> {
     /// The decomposition of a solution whose energies are in units of `unit`.
     pub(super) fn from_solution(
         layer: &Linear<T>,
-        mut solution: Solution<T>,
+        solution: Solution<T>,
         unit: f64,
         origin: Origin<'_>,
     ) -> Result<Self> {
@@ -133,12 +134,7 @@ impl<T: Scalar> Decomposition<T> {
         if !(total_energy.is_finite() && energies.iter().all(|energy| energy.is_finite())) {
             return Err(Error::overflow("the energy of the outputs"));
         }
-        let mut resolution = solution.resolution;
-        let mut relative_errors = None;
-        if let Some((mut errors, energy)) = solution.relative_errors.take() {
-            resolution = rescale(&mut errors, resolution, energy, origin.variance);
-            relative_errors = Some(errors);
-        }
+        let (relative_errors, resolution) = solution.errors.map(|errors| errors.relative_to(origin.variance)).unzip();
         let mut warnings = Vec::new();
         if let Some(samples) = origin.effective_samples.filter(|&samples| samples < n as f64) {
             warnings.push(Warning::FewSamples { samples, inputs: n });
@@ -161,7 +157,7 @@ impl<T: Scalar> Decomposition<T> {
                 shape: (m, n),
                 biases: (layer.bias().is_some(), origin.mean.is_some() || layer.bias().is_some()),
                 determined: solution.determined,
-                resolution: resolution.max(4.0 * T::EPSILON),
+                resolution: resolution.unwrap_or(0.0).max(4.0 * T::EPSILON),
             },
             energies,
             total_energy,
@@ -238,29 +234,21 @@ impl<T: Scalar> Decomposition<T> {
             }
 
             let factors = (up.as_ref(), down.as_ref());
-            let (errors, total_energy) = squared_errors(layer, factors, &*identity(n))?;
-            let before = core::iter::once(&total_energy).chain(&errors);
-            let energies: Vec<f64> = before.zip(&errors).map(|(before, after)| (before - after).max(0.0)).collect();
-            let relative_errors = match stats {
-                None => None,
-                Some(stats) => {
-                    stats.require_squares(correct_bias)?;
-                    let data = second_moment(stats, correct_bias)?;
-                    let (errors, energy) = squared_errors(layer, factors, &*data)?;
-                    let variance = if correct_bias {
-                        energy
-                    } else {
-                        let nothing = (up.as_ref().subcols(0, 0), down.as_ref().subrows(0, 0));
-                        squared_errors(layer, nothing, &*second_moment(stats, true)?)?.1
-                    };
-                    let noise = T::EPSILON * energy;
-                    let relative = |error: f64| match error <= noise {
-                        true => 0.0,
-                        false => (error / variance).sqrt(),
-                    };
-                    Some(errors.into_iter().map(relative).collect())
-                }
+            let by_weight = squared_errors(layer, factors, &*identity(n))?;
+            let total_energy = by_weight.total;
+            let before = core::iter::once(&total_energy).chain(&by_weight.by_rank);
+            let energies: Vec<f64> =
+                before.zip(&by_weight.by_rank).map(|(before, after)| (before - after).max(0.0)).collect();
+            let by_data = |stats: &ActivationStats<T>| {
+                stats.require_squares(correct_bias)?;
+                let errors = squared_errors(layer, factors, &*second_moment(stats, correct_bias)?)?;
+                let variance = match correct_bias {
+                    true => errors.total,
+                    false => output_energy(layer, &*second_moment(stats, true)?)?,
+                };
+                Result::Ok(errors.relative_to(variance))
             };
+            let (relative_errors, resolution) = stats.map(by_data).transpose()?.unzip();
             let correction = stats
                 .filter(|_| correct_bias)
                 .map(|stats| BiasCorrection::new(layer.weight(), layer.bias(), down.as_ref(), &stats.mean_or_zero()));
@@ -276,7 +264,7 @@ impl<T: Scalar> Decomposition<T> {
                     shape: (m, n),
                     biases: (layer.bias().is_some(), correct_bias || layer.bias().is_some()),
                     determined: energies.len(),
-                    resolution: T::EPSILON.sqrt(),
+                    resolution: resolution.unwrap_or(0.0).max(4.0 * T::EPSILON),
                 },
                 energies,
                 total_energy,
@@ -452,12 +440,20 @@ pub(crate) fn require_energies(energies: &[f64], total: f64) -> Result<()> {
     Ok(())
 }
 
-/// `tr (W − C) S (W − C)ᵀ` for every rank from 1 of the nested factors of `C`, and `tr W S Wᵀ`.
+/// `tr W S Wᵀ`.
+fn output_energy<T: Scalar>(layer: &Linear<T>, moment: &dyn SecondMoment<T>) -> Result<f64> {
+    let exponent = even_exponent(linalg::max_abs(layer.weight()));
+    let weight = linalg::widened(layer.weight(), power_of_two(-exponent))?;
+    let energy = moment.energy(weight.as_ref(), linalg::threads(0))?;
+    Ok(energy * power_of_two(2 * exponent) * power_of_two(moment.exponent()))
+}
+
+/// `tr (W − C) S (W − C)ᵀ` for every rank from 1 of the nested factors of `C`.
 fn squared_errors<T: Scalar>(
     layer: &Linear<T>,
     (up, down): (MatRef<'_, T>, MatRef<'_, T>),
     moment: &dyn SecondMoment<T>,
-) -> Result<(Vec<f64>, f64)> {
+) -> Result<SquaredErrors> {
     let par = linalg::threads(0);
     let exponent = even_exponent(linalg::max_abs(layer.weight()));
     let scale = power_of_two(-exponent);
@@ -469,25 +465,12 @@ fn squared_errors<T: Scalar>(
     let projected = linalg::product(up.transpose(), weight.as_ref(), par)?;
     let gram = linalg::product(down.as_ref(), weighted.as_ref(), par)?;
     let overlap = linalg::product(up.transpose(), up.as_ref(), par)?;
-    let mut error = total;
-    let errors = (0..up.ncols()).map(|rank| {
+    let captured = |rank: usize| {
         let cross: f64 = projected.row(rank).iter().zip(weighted.col(rank).iter()).map(|(a, b)| a * b).sum();
         let own = overlap[(rank, rank)] * gram[(rank, rank)];
         let others: f64 = (0..rank).map(|other| overlap[(rank, other)] * gram[(rank, other)]).sum();
-        error += own + 2.0 * (others - cross);
-        error.max(0.0) * unit
-    });
-    Ok((errors.collect(), total * unit))
-}
-
-/// Makes errors that are relative to the energy `from` relative to `to`; returns their resolution.
-fn rescale(errors: &mut [f64], resolution: f64, from: f64, to: f64) -> f64 {
-    if to > 0.0 {
-        let factor = (from / to).sqrt();
-        errors.iter_mut().for_each(|error| *error *= factor);
-        return resolution * factor;
-    }
-    // The original outputs do not vary: an error above rounding is infinitely large beside them.
-    errors.iter_mut().for_each(|error| *error = if *error <= resolution { 0.0 } else { f64::INFINITY });
-    resolution
+        (2.0 * (cross - others) - own) * unit
+    };
+    let captured: Vec<f64> = (0..up.ncols()).map(captured).collect();
+    Ok(SquaredErrors::left_of(total * unit, &captured, T::EPSILON * total * unit))
 }

@@ -5,7 +5,8 @@ use std::borrow::Cow;
 use faer::MatRef;
 
 use super::decomposition::{Decomposition, Origin};
-use super::solve::{SmallerSide, Solution, errors_from};
+use super::output_error::SquaredErrors;
+use super::solve::{SmallerSide, Solution};
 use crate::bias::times;
 use crate::error::during;
 use crate::linalg::{self, Par, even_exponent, power_of_two};
@@ -189,21 +190,17 @@ impl<'a, T: Scalar> OperatorProblem<'a, T> {
             let captured: Vec<f64> = (pairs.values.iter().zip(norms).enumerate())
                 .map(|(index, (value, norm))| if index < determined { value - ridge * norm } else { 0.0 })
                 .collect();
-            let mut resolution = solver::noise_level(m.max(n)).sqrt();
-            if energy > 0.0 {
-                resolution = resolution.max((operator.noise() / energy).sqrt());
-            }
+            let noise = operator.noise().max(solver::noise_level(m.max(n)) * energy);
             let means = times(side.factor(), mean);
             let constant_part = if correct_bias { 0.0 } else { means.iter().map(|mean| mean * mean).sum() };
             down *= faer::Scale(power_of_two(exponent));
             let solution = Solution {
                 up: linalg::rounded("the factor `up`", up.as_ref())?,
                 down: linalg::rounded("the factor `down`", down.as_ref())?,
-                relative_errors: Some((errors_from(&captured, energy), energy)),
+                errors: Some(SquaredErrors::left_of(energy, &captured, noise)),
                 pairs,
                 determined,
                 total_energy: total,
-                resolution,
             };
             let origin = Origin {
                 method: "dalr",

@@ -29,6 +29,41 @@ impl OutputError {
     }
 }
 
+/// The squared errors of a solution for every rank from 1, on the plain data.
+#[derive(Clone)]
+pub(super) struct SquaredErrors {
+    pub(super) by_rank: Vec<f64>,
+    /// The energy of the outputs that the errors are a part of.
+    pub(super) total: f64,
+    /// The smallest squared error that can be told from zero.
+    pub(super) noise: f64,
+}
+
+impl SquaredErrors {
+    /// The errors that remain when rank `k` captures `captured[k - 1]` more of the energy `total`.
+    pub(super) fn left_of(total: f64, captured: &[f64], noise: f64) -> Self {
+        let mut rest = total;
+        let left = |captured: &f64| {
+            rest -= captured;
+            rest.max(0.0)
+        };
+        Self { by_rank: captured.iter().map(left).collect(), total, noise }
+    }
+
+    /// The errors relative to the energy `variance` of the original outputs about their mean, and
+    /// the smallest that can be told from zero.
+    ///
+    /// If the original outputs do not vary, an error above rounding is infinitely large.
+    pub(super) fn relative_to(&self, variance: f64) -> (Vec<f64>, f64) {
+        if variance > 0.0 {
+            let relative = |squared: f64| (squared / variance).sqrt();
+            return (self.by_rank.iter().map(|&squared| relative(squared)).collect(), relative(self.noise));
+        }
+        let relative = |&squared: &f64| if squared <= self.noise { 0.0 } else { f64::INFINITY };
+        (self.by_rank.iter().map(relative).collect(), 0.0)
+    }
+}
+
 /// A layer that replaces another: a weight as one matrix or as two factors, and a bias.
 pub(super) struct Replacement<'a, T> {
     left: MatRef<'a, T>,

@@ -136,11 +136,10 @@ impl ProblemBuilder {
         };
         let solution = solve::solve(&problem, max_rank)?;
 
-        let variance = match (&solution.relative_errors, stats, data) {
-            (Some((_, energy)), Some(stats), Some(data)) if !correct_bias => {
-                centred_energy(&problem, layer, stats, data, *energy)?
-            }
-            (errors, ..) => errors.as_ref().map_or(0.0, |(_, energy)| *energy),
+        let energy = solution.errors.as_ref().map_or(0.0, |errors| errors.total);
+        let variance = match (stats, data) {
+            (Some(stats), Some(data)) if !correct_bias => centred_energy(&problem, layer, stats, data, energy)?,
+            _ => energy,
         };
         let mean = stats.filter(|_| correct_bias).map(|stats| stats.mean_or_zero());
         let origin = Origin {

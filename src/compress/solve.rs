@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use faer::{Mat, MatRef};
 
 use super::operators::{FactoredOperator, GramOperator, Outputs, term_size};
+use super::output_error::SquaredErrors;
 use super::problem::{Inputs, Problem};
 use super::solver_choice::{Algorithm, Form, choose};
 use crate::covariance::SecondMoment;
@@ -34,10 +35,8 @@ pub(super) struct Solution<T> {
     /// How many of the eigenvalues are above rounding.
     pub(super) determined: usize,
     pub(super) total_energy: f64,
-    /// The predicted errors on the plain data, relative to the energy beside them.
-    pub(super) relative_errors: Option<(Vec<f64>, f64)>,
-    /// The smallest relative error that can be told from zero.
-    pub(super) resolution: f64,
+    /// On the plain data.
+    pub(super) errors: Option<SquaredErrors>,
 }
 
 /// Solves `problem` for every rank up to `max_rank`.
@@ -93,8 +92,7 @@ pub(super) fn in_native<T: Scalar>(
         return Err(Error::overflow("the factor `down`"));
     }
 
-    let mut resolution = (ROUNDING * T::EPSILON).sqrt();
-    let mut relative_errors = None;
+    let mut errors = None;
     if let Some(data) = problem.data {
         let (form, outputs) = match outputs {
             Some(outputs) => (form, outputs),
@@ -113,16 +111,14 @@ pub(super) fn in_native<T: Scalar>(
             let down = linalg::widened(down.as_ref(), scale)?;
             data.row_forms(down.as_ref(), down.as_ref(), par)?
         };
-        if outputs.energy > 0.0 {
-            resolution = resolution.max((rounding(data, (1.0, 0.0)) / outputs.energy).sqrt());
-        }
-        let errors = errors_from(&captured, outputs.energy);
-        if single && errors.last().is_some_and(|error| error * error < LEAST_LEFT_OUT) {
+        let noise = rounding(data, (1.0, 0.0)).max(ROUNDING * T::EPSILON * outputs.energy);
+        let found = SquaredErrors::left_of(outputs.energy, &captured, noise);
+        if single && found.by_rank.last().is_some_and(|&last| last < LEAST_LEFT_OUT * outputs.energy) {
             return Ok(None);
         }
-        relative_errors = Some((errors, outputs.energy));
+        errors = Some(found);
     }
-    Ok(Some(Solution { up, down, determined: max_rank, pairs, total_energy, relative_errors, resolution }))
+    Ok(Some(Solution { up, down, determined: max_rank, pairs, total_energy, errors }))
 }
 
 /// Solves in `f64`, for any statistics, ridge and rank.
@@ -140,16 +136,11 @@ fn in_double<T: Scalar>(problem: &Problem<'_, T>, solver: Solver, max_rank: usiz
     let up = side.directions(&pairs, determined, par)?;
     let mut down = linalg::product(up.transpose(), target.as_ref(), par)?;
 
-    // A squared error is a difference of energies, so their noise limits what can be resolved.
-    let mut resolution = solver::noise_level(m.max(n)).sqrt();
-    let mut relative_errors = None;
+    let mut errors = None;
     if let Some(data) = problem.data {
         let plain = FactoredOperator::new(weight.as_ref(), data, (1.0, 0.0), par);
         let same = problem.inputs == Inputs::Data && problem.regression.is_none();
         let total = if same { operator.data_trace()? } else { plain.data_trace()? };
-        if total > 0.0 {
-            resolution = resolution.max((plain.noise() / total).sqrt());
-        }
         let mut captured = data.row_forms(down.as_ref(), down.as_ref(), par)?;
         if problem.regression.is_some() {
             // For a target `R`: `uᵀ (2 R S Wᵀ − R S Rᵀ) u`.
@@ -157,7 +148,9 @@ fn in_double<T: Scalar>(problem: &Problem<'_, T>, solver: Solver, max_rank: usiz
             let cross = data.row_forms(down.as_ref(), reference.as_ref(), par)?;
             captured.iter_mut().zip(cross).for_each(|(own, cross)| *own = 2.0 * cross - *own);
         }
-        relative_errors = Some((errors_from(&captured, total), total));
+        // A squared error is a difference of energies, so their noise limits what can be resolved.
+        let noise = plain.noise().max(solver::noise_level(m.max(n)) * total);
+        errors = Some(SquaredErrors::left_of(total, &captured, noise));
     }
     down *= faer::Scale(power_of_two(problem.weight_exponent));
     Ok(Solution {
@@ -166,8 +159,7 @@ fn in_double<T: Scalar>(problem: &Problem<'_, T>, solver: Solver, max_rank: usiz
         total_energy: operator.trace()?,
         pairs,
         determined,
-        relative_errors,
-        resolution,
+        errors,
     })
 }
 
@@ -260,21 +252,4 @@ fn determined<T: Scalar>(
         **value > rounding * term_size(&squares, moment, factors)
     };
     Ok(pairs.values.iter().zip(rows.col_iter()).take_while(stands_out).count())
-}
-
-/// `√(1 − Σ_{i≤k} capturedᵢ / total)` for every `k` from 1.
-///
-/// Zero if there is nothing to lose. Infinite if the original outputs do not vary and those of the
-/// replacement do, which the paper's and the exact ridge can cause.
-pub(super) fn errors_from(captured: &[f64], total: f64) -> Vec<f64> {
-    let mut rest = total;
-    let error = |captured: &f64| {
-        rest -= captured;
-        match total > 0.0 {
-            true => (rest / total).max(0.0).sqrt(),
-            false if rest > 0.0 => f64::INFINITY,
-            false => 0.0,
-        }
-    };
-    captured.iter().map(error).collect()
 }

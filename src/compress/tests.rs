@@ -198,10 +198,11 @@ fn check_solutions<T: Scalar>(tolerance: f64) {
                 let up = linalg::widened(solution.up.as_ref(), 1.0).unwrap();
                 let energy = given.energy();
                 let mut left = trace(&energy);
-                for (index, error) in solution.relative_errors.as_ref().unwrap().0.iter().enumerate() {
+                let errors = solution.errors.as_ref().unwrap();
+                for (index, error) in errors.by_rank.iter().enumerate() {
                     let column = up.col(index);
                     left -= column.transpose() * (&energy * column);
-                    let expected = (left / trace(&energy)).sqrt();
+                    let [error, expected] = [error / errors.total, left / trace(&energy)].map(f64::sqrt);
                     assert!((error - expected).abs() < 10.0 * tolerance, "{name}: {error} {expected}");
                 }
                 let down = linalg::widened(solution.down.as_ref(), 1.0 / size).unwrap();
@@ -216,9 +217,9 @@ fn check_solutions<T: Scalar>(tolerance: f64) {
                     let terms: f64 = norms.iter().zip(diagonal).map(|(norm, variance)| norm * variance).sum();
                     (terms * problem.scale() * problem.scale(), T::EPSILON)
                 });
-                let expected = (4.0 * epsilon * (terms / trace(&energy)).max(1.0)).sqrt();
+                let expected = 4.0 * epsilon * (terms / trace(&energy)).max(1.0);
                 assert!(terms > 3.0 * trace(&energy), "{name}: nothing cancels");
-                assert!((solution.resolution / expected - 1.0).abs() < 10.0 * tolerance, "{name}");
+                assert!((errors.noise / errors.total / expected - 1.0).abs() < 10.0 * tolerance, "{name}");
             }
         }
     }

@@ -91,6 +91,24 @@ fn inputs_that_never_vary_give_truncated_svd_and_a_warning() {
     assert_eq!(dalr.report().relative_error(), Some(0.0));
 }
 
+/// The squared variation of these outputs underflows; an error is zero or infinite beside it.
+#[test]
+fn outputs_that_hardly_vary_have_no_undefined_errors() {
+    let layer = problem().layer::<f64>();
+    let mut inputs = Mat::full(30, 14, 3e5);
+    inputs[(0, 3)] += 1e-150;
+    inputs.col_mut(5).fill(0.0);
+    inputs[(0, 5)] = 1e-150;
+    let stats = stats(inputs.as_ref());
+    for ridge in [Ridge::None, Ridge::Shrinkage, Ridge::Relative(0.1), Ridge::Exact(86.0), Ridge::Paper(1e-3)] {
+        let decomposition = Dalr::new().with_ridge(ridge).decompose(&layer, &stats, 6).unwrap();
+        for rank in 1..=6 {
+            let error = decomposition.relative_error(rank).unwrap();
+            assert!(error >= 0.0, "{ridge:?}, rank {rank}: {error}");
+        }
+    }
+}
+
 /// Of collapsed statistics the energy is what a root of the moment and the ridge has beyond the
 /// ridge.
 #[test]
