@@ -1,11 +1,11 @@
 //! Chooses how a problem is solved: the form of the operator, its precision and the algorithm.
 //!
-//! Costs are multiply–adds in native precision, weighed as in `solver::auto`.
+//! Costs are multiply–adds in native precision, weighed as in `solver::cost`.
 
 use super::problem::{Inputs, Problem};
 use crate::Scalar;
 use crate::linalg;
-use crate::solver::{Solver, auto};
+use crate::solver::{Solver, cost};
 
 /// Dimension from which a dense solve in single precision is worth its rounding.
 const SINGLE_DIMENSION: usize = 256;
@@ -73,7 +73,7 @@ pub(super) fn choose<T: Scalar>(problem: &Problem<'_, T>, max_rank: usize) -> Ch
     let forced = problem.solver == Solver::BlockLanczos;
     let limit = match (forced, single) {
         (true, _) => f64::INFINITY,
-        (false, true) => auto::DOUBLE * double.cost,
+        (false, true) => cost::DOUBLE * double.cost,
         (false, false) => double.cost,
     };
     Choice { native: shape.cheapest_native(max_rank, single, forced, limit), solver }
@@ -117,9 +117,9 @@ impl Shape {
         let triangle = if m > n { 2.0 * linalg::macs(m, n, n) } else { 0.0 };
         // Needed for the predicted error, if not for the matrix.
         let product = if identity { 0.0 } else { linalg::macs(side, n, inner) };
-        let lanczos = auto::lanczos(side, max_rank, 2.0 * linalg::macs(side, n, 1) + moment_macs);
+        let lanczos = cost::lanczos(side, max_rank, 2.0 * linalg::macs(side, n, 1) + moment_macs);
         let lanczos = lanczos.unwrap_or(f64::INFINITY);
-        let dense = linalg::macs(side, side, inner) / 2.0 + auto::dense(side);
+        let dense = linalg::macs(side, side, inner) / 2.0 + cost::dense(side);
         let forming = product + if ridge { linalg::macs(side, side, n) / 2.0 } else { 0.0 };
         let solver = if lanczos < forming + dense { Solver::BlockLanczos } else { Solver::DenseEigen };
         Double { solver, cost: triangle + product + lanczos.min(dense) }
@@ -153,13 +153,13 @@ impl Shape {
             };
             let anchor = if form == Form::Outputs && ridge { n } else { 0 };
             let inner = width + anchor;
-            let lanczos = auto::lanczos(m, max_rank, 2.0 * linalg::macs(m, inner, 1));
+            let lanczos = cost::lanczos(m, max_rank, 2.0 * linalg::macs(m, inner, 1));
             let iterate = forced || promising && lanczos.is_some();
             consider(iterate, Algorithm::BlockLanczos, lanczos.unwrap_or(0.0));
             let dense = single && promising && !forced;
-            let cost = linalg::macs(m, m, inner) / 2.0 + auto::dense(m);
+            let cost = linalg::macs(m, m, inner) / 2.0 + cost::dense(m);
             consider(dense && m >= SINGLE_DIMENSION, Algorithm::Dense, cost);
-            let cost = linalg::macs(width, width, m) / 2.0 + auto::dense(width) + linalg::macs(m, width, max_rank);
+            let cost = linalg::macs(width, width, m) / 2.0 + cost::dense(width) + linalg::macs(m, width, max_rank);
             let transposed = dense && width >= SINGLE_DIMENSION && anchor == 0;
             consider(transposed, Algorithm::DenseTransposed, cost);
         }
@@ -171,5 +171,5 @@ impl Shape {
 /// factorization.
 fn root_cost(features: usize, samples: Option<usize>) -> f64 {
     let forming = linalg::macs(features, features, samples.unwrap_or(0)) / 2.0;
-    auto::DOUBLE * (forming + linalg::macs(features, features, features) / 2.0)
+    cost::DOUBLE * (forming + linalg::macs(features, features, features) / 2.0)
 }

@@ -12,10 +12,6 @@ mod per_input;
 mod sample_form;
 mod scatter;
 mod second_moment;
-mod second_moment_identity;
-mod second_moment_of_covariance;
-mod second_moment_of_samples;
-mod second_moment_of_stats;
 mod shrinkage;
 mod stats;
 #[cfg(feature = "safetensors")]
@@ -26,9 +22,7 @@ mod validate_stored;
 
 #[cfg(feature = "safetensors")]
 pub(crate) use self::scatter::BLOCK;
-pub(crate) use self::second_moment::SecondMoment;
-pub(crate) use self::second_moment_identity::identity;
-pub(crate) use self::second_moment_of_stats::second_moment;
+pub(crate) use self::second_moment::{SecondMoment, identity, second_moment};
 pub(crate) use self::shrinkage::intensity;
 pub use self::stats::ActivationStats;
 #[cfg(feature = "safetensors")]

@@ -136,7 +136,7 @@ fn oracle_approximating(trace: f64, trace_of_square: f64, features: usize, sampl
 mod tests {
     use super::*;
     use crate::ActivationStats;
-    use crate::covariance::second_moment_of_stats::second_moment;
+    use crate::covariance::second_moment;
 
     #[test]
     fn follows_the_formula() {

@@ -4,12 +4,12 @@
 //! (statistics in a file, or on other machines), implement [`PsdOperator`] and pass it to
 //! [`top_eigenpairs`].
 //!
-//! Start with `operator` (the trait) and `auto` (the choice of an algorithm). `dense` and `lanczos`
+//! Start with `operator` (the trait) and `cost` (the choice of an algorithm). `dense` and `lanczos`
 //! hold one algorithm each.
 
-pub(crate) mod auto;
 mod basis_completion;
 mod checked_operator;
+pub(crate) mod cost;
 mod dense;
 mod eigenpairs;
 mod lanczos;
@@ -90,7 +90,7 @@ pub(crate) fn solve<T: Scalar>(
         let expected = format!("a number of eigenpairs from 1 to {dimension}");
         return Err(Error::rank(expected, count.to_string()));
     }
-    let iterating = auto::prefers_lanczos(operator, count, solver);
+    let iterating = cost::prefers_lanczos(operator, count, solver);
     if iterating && let Some(pairs) = block_lanczos(operator, count, par)? {
         return Ok(pairs);
     }

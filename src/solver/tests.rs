@@ -196,7 +196,7 @@ fn the_costs_that_an_operator_states_decide() -> Result<()> {
         let pairs = top_eigenpairs(&operator.with_costs(macs, assembly_macs), 4, Solver::Auto, 1)?;
         Ok(pairs.solver == "block Lanczos")
     };
-    let dense = auto::dense(600);
+    let dense = cost::dense(600);
     assert!(iterated(0.0, 0.0)? && iterated(dense / 300.0, 10.0 * dense)?);
     assert!(!iterated(dense, 0.0)?);
     Ok(())
@@ -504,13 +504,13 @@ fn block_lanczos_gives_up_in_time_and_hands_over() {
 fn block_lanczos_is_cheaper_for_few_pairs_of_large_operators_only() {
     let chosen = |dimension: usize, count: usize| {
         let square = (dimension as f64).powi(2);
-        let dense = auto::dense(dimension) + square * dimension as f64;
-        auto::lanczos(dimension, count, square).is_some_and(|cost| cost < dense)
+        let dense = cost::dense(dimension) + square * dimension as f64;
+        cost::lanczos(dimension, count, square).is_some_and(|cost| cost < dense)
     };
     assert!(chosen(4096, 256) && chosen(1024, 16));
     assert!(!chosen(64, 8) && !chosen(1000, 900));
     // The basis must not fill the space, however cheap a product is.
-    assert!(auto::lanczos(300, 100, 0.0).is_none());
+    assert!(cost::lanczos(300, 100, 0.0).is_none());
 }
 
 #[test]

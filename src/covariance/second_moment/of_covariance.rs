@@ -2,10 +2,10 @@
 
 use faer::{Mat, MatRef};
 
-use super::batch::Centre;
-use super::covariance_form::CovarianceForm;
-use super::scatter::Scatter;
-use super::second_moment::{Scale, SecondMoment, add_row_products};
+use super::{Scale, SecondMoment, add_row_products};
+use crate::covariance::batch::Centre;
+use crate::covariance::covariance_form::CovarianceForm;
+use crate::covariance::scatter::Scatter;
 use crate::linalg::{self, Par};
 use crate::{Result, Scalar};
 

@@ -1,4 +1,4 @@
-//! The choice of an algorithm by estimated cost.
+//! Estimated costs of the algorithms, and the choice between them.
 //!
 //! A cost is a number of multiply–adds (MACs). The unit is one MAC of a large matrix product in the
 //! operator's own precision; MACs of slower operations count as several. The counts of MACs are

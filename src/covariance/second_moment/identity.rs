@@ -2,7 +2,7 @@
 
 use faer::{Mat, MatRef};
 
-use super::second_moment::{Scale, SecondMoment};
+use super::{Scale, SecondMoment};
 use crate::linalg::{self, Par};
 use crate::{Result, Scalar};
 

@@ -2,12 +2,12 @@
 
 use faer::Mat;
 
-use super::batch::Centre;
-use super::change_of_form::Form;
-use super::second_moment::SecondMoment;
-use super::second_moment_of_covariance::CovarianceMoment;
-use super::second_moment_of_samples::SampleMoment;
-use super::stats::ActivationStats;
+use super::SecondMoment;
+use super::of_covariance::CovarianceMoment;
+use super::of_samples::SampleMoment;
+use crate::covariance::batch::Centre;
+use crate::covariance::change_of_form::Form;
+use crate::covariance::stats::ActivationStats;
 use crate::error::during;
 use crate::linalg::{self, power_of_two};
 use crate::{Result, Scalar};

@@ -2,9 +2,9 @@
 
 use faer::{Mat, MatRef};
 
-use super::batch::Centre;
-use super::sample_form::Samples;
-use super::second_moment::{Scale, SecondMoment, add_row_products};
+use super::{Scale, SecondMoment, add_row_products};
+use crate::covariance::batch::Centre;
+use crate::covariance::sample_form::Samples;
 use crate::linalg::{self, Par};
 use crate::{Result, Scalar};
 

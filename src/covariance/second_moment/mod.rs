@@ -1,5 +1,13 @@
 //! The second moment `S` of a layer's inputs: everything the compressors use of the statistics.
 
+mod identity;
+mod of_covariance;
+mod of_samples;
+mod of_stats;
+
+pub(crate) use self::identity::identity;
+pub(crate) use self::of_stats::second_moment;
+
 use faer::{Mat, MatRef};
 
 use crate::linalg::{self, Par, even_exponent, power_of_two};
