@@ -19,9 +19,9 @@ impl BiasCorrection {
         weight: MatRef<'_, T>,
         bias: Option<ColRef<'_, T>>,
         down: MatRef<'_, T>,
-        mean: &[f64],
+        (original_mean, mean): (&[f64], &[f64]),
     ) -> Self {
-        let mut output_mean = times(weight, mean);
+        let mut output_mean = times(weight, original_mean);
         if let Some(bias) = bias {
             output_mean.iter_mut().zip(bias.iter()).for_each(|(sum, b)| *sum += b.to_f64());
         }

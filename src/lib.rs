@@ -84,7 +84,7 @@ pub mod compress;
     clippy::indexing_slicing,
     reason = "indices run over rows of a batch or over inputs, whose numbers `validate` compares"
 )]
-mod covariance;
+pub mod covariance;
 mod error;
 pub mod factors;
 pub mod interop;

@@ -47,6 +47,9 @@ pub struct Report {
     /// `Σ wᵢ ‖yᵢ − ŷᵢ‖² / Σ wᵢ ‖yᵢ − ȳ‖²`, as
     /// [`relative_output_error`](crate::relative_output_error) measures it. `None` without samples.
     pub relative_error: Option<f64>,
+    /// Predicted error of the outputs in the output metric, relative to their variation in the
+    /// metric; `None` without a metric or samples.
+    pub metric_error: Option<f64>,
     /// Calibration samples seen.
     pub samples: u64,
     /// Shrinkage intensity `ρ` that was estimated; `None` if the method does not shrink.
@@ -87,6 +90,9 @@ impl fmt::Display for Report {
         match self.relative_error {
             Some(error) => writeln!(f, "  relative error  {error:.4e} on {} samples", self.samples)?,
             None => writeln!(f, "  relative error  unknown: no samples")?,
+        }
+        if let Some(error) = self.metric_error {
+            writeln!(f, "  in the metric   {error:.4e}")?;
         }
         if let Some(shrinkage) = self.shrinkage {
             writeln!(f, "  shrinkage       {shrinkage:.4}")?;

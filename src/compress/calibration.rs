@@ -2,11 +2,15 @@
 
 use core::fmt;
 
-use crate::{ActivationStats, Scalar};
+use super::OutputMetric;
+use crate::covariance::{CrossMoment, PairedStats, SecondMoment, second_moment};
+use crate::{ActivationStats, Error, Result, Scalar};
 
-/// The data that a compressor is given: statistics of the layer's inputs, or nothing.
+/// The data that a compressor is given: statistics of the layer's inputs, or nothing, and perhaps a
+/// metric on its outputs.
 ///
-/// Wherever a method asks for calibration data, a reference to [`ActivationStats`] does.
+/// Wherever a method asks for calibration data, a reference to [`ActivationStats`] or to
+/// [`PairedStats`] does.
 ///
 /// ```
 /// use dalr::{Calibration, Linear, LowRankCompressor, Rank, TruncatedSvd};
@@ -19,31 +23,157 @@ use crate::{ActivationStats, Scalar};
 /// # }
 /// ```
 pub struct Calibration<'a, T> {
-    activations: Option<&'a ActivationStats<T>>,
+    inputs: CalibrationInputs<'a, T>,
+    original: Option<&'a ActivationStats<T>>,
+    metric: Option<&'a OutputMetric>,
+}
+
+enum CalibrationInputs<'a, T> {
+    None,
+    Activations(&'a ActivationStats<T>),
+    Paired(&'a PairedStats<T>),
 }
 
 impl<'a, T> Calibration<'a, T> {
     /// No data: for methods that look at the weight alone.
     pub fn none() -> Self {
-        Self { activations: None }
+        Self { inputs: CalibrationInputs::None, original: None, metric: None }
     }
 
-    /// Statistics of the layer's inputs.
+    /// Sets a metric on the layer's outputs; by default all errors of the outputs count alike.
+    #[must_use]
+    pub fn with_output_metric(mut self, metric: &'a OutputMetric) -> Self {
+        self.metric = Some(metric);
+        self
+    }
+
+    /// Sets other statistics of the original inputs than those of [`PairedStats`], for the predicted
+    /// error: from a first pass over more data, say.
+    #[must_use]
+    pub fn with_original(mut self, original: &'a ActivationStats<T>) -> Self {
+        self.original = Some(original);
+        self
+    }
+
+    /// Statistics of the layer's inputs, if they are not paired.
     pub fn activations(&self) -> Option<&'a ActivationStats<T>> {
-        self.activations
+        match self.inputs {
+            CalibrationInputs::Activations(stats) => Some(stats),
+            _ => None,
+        }
+    }
+
+    /// Statistics of the inputs in the original and in the partly compressed network.
+    pub fn paired(&self) -> Option<&'a PairedStats<T>> {
+        match self.inputs {
+            CalibrationInputs::Paired(stats) => Some(stats),
+            _ => None,
+        }
+    }
+
+    /// The metric on the layer's outputs.
+    pub fn output_metric(&self) -> Option<&'a OutputMetric> {
+        self.metric
     }
 }
 
-impl<T: Scalar> Calibration<'_, T> {
+impl<'a, T: Scalar> Calibration<'a, T> {
     /// The number of samples seen.
     pub(crate) fn samples(&self) -> u64 {
-        self.activations.map_or(0, ActivationStats::samples)
+        match self.inputs {
+            CalibrationInputs::None => 0,
+            CalibrationInputs::Activations(stats) => stats.samples(),
+            CalibrationInputs::Paired(stats) => stats.samples(),
+        }
+    }
+
+    /// Kish's effective number of samples.
+    pub(super) fn effective_samples(&self) -> f64 {
+        match self.inputs {
+            CalibrationInputs::None => 0.0,
+            CalibrationInputs::Activations(stats) => stats.effective_samples(),
+            CalibrationInputs::Paired(stats) => stats.effective_samples(),
+        }
+    }
+
+    /// The sum of the weights; 1 without data.
+    pub(super) fn total_weight(&self) -> f64 {
+        match self.inputs {
+            CalibrationInputs::None => 1.0,
+            CalibrationInputs::Activations(stats) => stats.total_weight(),
+            CalibrationInputs::Paired(stats) => stats.total_weight(),
+        }
+    }
+
+    /// Refuses data or a metric of another layer.
+    pub(super) fn require_shape(&self, (outputs, inputs): (usize, usize)) -> Result<()> {
+        match self.inputs {
+            CalibrationInputs::None => {}
+            CalibrationInputs::Activations(stats) => stats.require_features(inputs)?,
+            CalibrationInputs::Paired(stats) => stats.require_features(inputs)?,
+        }
+        if let Some(original) = self.original {
+            original.require_features(inputs)?;
+        }
+        self.metric.map_or(Ok(()), |metric| metric.require_size(outputs))
+    }
+
+    /// The means of the original inputs and of the inputs that the compressed layer sees.
+    pub(super) fn means(&self) -> Option<(Vec<f64>, Vec<f64>)> {
+        match self.inputs {
+            CalibrationInputs::Activations(stats) if stats.samples() > 0 => {
+                Some((stats.mean_or_zero(), stats.mean_or_zero()))
+            }
+            CalibrationInputs::Paired(stats) if stats.samples() > 0 => Some(stats.means()),
+            _ => None,
+        }
+    }
+
+    /// The second moment of the inputs that the compressed layer sees; `None` without samples.
+    pub(super) fn moment(&self, centred: bool) -> Result<Option<Box<dyn SecondMoment<T> + 'a>>> {
+        match self.inputs {
+            CalibrationInputs::Activations(stats) if stats.samples() > 0 => {
+                stats.require_squares(centred)?;
+                second_moment(stats, centred).map(Some)
+            }
+            CalibrationInputs::Paired(stats) if stats.samples() > 0 => {
+                stats.require_squares(centred)?;
+                stats.compressed_moment(centred).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The second moment of the original inputs.
+    pub(super) fn original_moment(&self, centred: bool) -> Result<Box<dyn SecondMoment<T> + 'a>> {
+        match (self.original.filter(|stats| stats.samples() > 0), &self.inputs) {
+            (Some(original), CalibrationInputs::Paired(_)) => second_moment(original, centred),
+            (_, CalibrationInputs::Paired(stats)) => stats.original_moment(centred),
+            (_, CalibrationInputs::Activations(stats)) => second_moment(stats, centred),
+            (_, CalibrationInputs::None) => Err(Error::no_samples()),
+        }
+    }
+
+    /// The second moment between original and compressed inputs, in the units of `moment`; `None`
+    /// if they are the same.
+    pub(super) fn cross_moment(
+        &self,
+        centred: bool,
+        moment: &dyn SecondMoment<T>,
+    ) -> Result<Option<CrossMoment<'a, T>>> {
+        self.paired().map(|stats| stats.cross_moment(centred, moment)).transpose()
     }
 }
 
 impl<'a, T> From<&'a ActivationStats<T>> for Calibration<'a, T> {
     fn from(stats: &'a ActivationStats<T>) -> Self {
-        Self { activations: Some(stats) }
+        Self { inputs: CalibrationInputs::Activations(stats), original: None, metric: None }
+    }
+}
+
+impl<'a, T> From<&'a PairedStats<T>> for Calibration<'a, T> {
+    fn from(stats: &'a PairedStats<T>) -> Self {
+        Self { inputs: CalibrationInputs::Paired(stats), original: None, metric: None }
     }
 }
 
@@ -55,8 +185,20 @@ impl<T> Clone for Calibration<'_, T> {
 
 impl<T> Copy for Calibration<'_, T> {}
 
+impl<T> Clone for CalibrationInputs<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for CalibrationInputs<'_, T> {}
+
 impl<T> fmt::Debug for Calibration<'_, T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Calibration").field("activations", &self.activations).finish()
+        f.debug_struct("Calibration")
+            .field("activations", &self.activations())
+            .field("paired", &self.paired())
+            .field("output_metric", &self.metric.is_some())
+            .finish()
     }
 }

@@ -1,8 +1,9 @@
 //! A compressed layer and its report.
 
-use super::output_error::output_error;
+use super::Calibration;
+use super::output_error::{output_error, paired_error};
 use crate::error::during;
-use crate::{ActivationStats, Linear, LowRankLinear, Report, Result, Scalar};
+use crate::{Error, Linear, LowRankLinear, Report, Result, Scalar};
 
 /// A compressed layer and the report on it.
 ///
@@ -58,8 +59,13 @@ impl<T: Scalar> Compressed<T> {
     /// # Cost
     ///
     /// `O(p·m·n)` for `p` samples in sample form, `O(m·n²)` in covariance form.
-    pub fn evaluate(&self, layer: &Linear<T>, stats: &ActivationStats<T>) -> Result<f64> {
-        during("Compressed::evaluate", || output_error(layer, &self.layer, stats)?.relative())
+    pub fn evaluate<'a>(&self, layer: &Linear<T>, data: impl Into<Calibration<'a, T>>) -> Result<f64> {
+        let data = data.into();
+        during("Compressed::evaluate", || match (data.activations(), data.paired()) {
+            (Some(stats), _) => output_error(layer, &self.layer, stats)?.relative(),
+            (_, Some(stats)) => paired_error(layer, &self.layer, stats)?.relative(),
+            _ => Err(Error::no_samples()),
+        })
     }
 }
 

@@ -51,18 +51,21 @@ use crate::{Linear, Result, Scalar, Solver};
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Dalr {
-    ridge: Ridge,
+    ridge: Option<Ridge>,
     correct_bias: Option<bool>,
     solver: Solver,
     threads: usize,
     rank_multiple: usize,
 }
 
+/// The ridge for paired inputs, without which errors of the inputs are taken for information.
+const PAIRED_RIDGE: Ridge = Ridge::Relative(0.1);
+
 impl Dalr {
     /// The recommended method: [`Ridge::Shrinkage`], and the bias corrected jointly with the weight
     /// if the layer has one. A layer without a bias stays without.
     pub fn new() -> Self {
-        Self { ridge: Ridge::Shrinkage, correct_bias: None, solver: Solver::Auto, threads: 0, rank_multiple: 1 }
+        Self { ridge: None, correct_bias: None, solver: Solver::Auto, threads: 0, rank_multiple: 1 }
     }
 
     /// The published method, eq. 11 of the paper to the letter: `λ` is absolute, on `X Xᵀ` not
@@ -80,7 +83,7 @@ impl Dalr {
     /// Sets the regularization; [`Ridge::Shrinkage`] by default.
     #[must_use]
     pub fn with_ridge(mut self, ridge: Ridge) -> Self {
-        self.ridge = ridge;
+        self.ridge = Some(ridge);
         self
     }
 
@@ -129,11 +132,13 @@ impl Default for Dalr {
 impl<T: Scalar> LowRankCompressor<T> for Dalr {
     fn solve(&self, layer: &Linear<T>, calibration: Calibration<'_, T>, max_rank: usize) -> Result<Decomposition<T>> {
         during("Dalr::solve", || {
-            let absolute = self.ridge.is_absolute();
+            let automatic = if calibration.paired().is_some() { PAIRED_RIDGE } else { Ridge::Shrinkage };
+            let ridge = self.ridge.unwrap_or(automatic);
+            let absolute = ridge.is_absolute();
             let correct_bias = self.correct_bias.unwrap_or(!absolute && layer.bias().is_some());
-            let (target, regularization) = self.ridge.problem()?;
+            let (target, regularization) = ridge.problem()?;
             let builder = ProblemBuilder {
-                method: match (self.ridge, correct_bias) {
+                method: match (ridge, correct_bias) {
                     (Ridge::Paper(_), false) => "dalr-paper",
                     (Ridge::Paper(_), true) => "dalr-paper+bc",
                     (Ridge::Exact(_), false) => "dalr-exact",

@@ -4,15 +4,15 @@ use core::fmt;
 
 use faer::{Col, Mat, MatRef};
 
-use super::output_error::SquaredErrors;
+use super::output_error::{DataMoments, PredictedErrors, squared_errors};
 use super::solve::Solution;
 use super::{Calibration, Compressed};
 use crate::bias::BiasCorrection;
-use crate::covariance::{SecondMoment, identity, second_moment};
+use crate::covariance::{SecondMoment, identity};
 use crate::error::during;
 use crate::linalg::{self, even_exponent, power_of_two};
 use crate::rank::Spectrum;
-use crate::{ActivationStats, Error, Linear, LowRankLinear, Rank, Report, Result, Scalar, Warning};
+use crate::{Error, Linear, LowRankLinear, Rank, Report, Result, Scalar, Warning};
 
 /// The result of one solve: its eigenvalues, the predicted error of every rank up to the one solved
 /// for, and a compressed layer of any of these ranks for the cost of a copy.
@@ -45,6 +45,7 @@ pub struct Decomposition<T> {
     /// `energies / total_energy`, which is defined even where these underflow.
     pub(super) explained: Vec<f64>,
     pub(super) relative_errors: Option<Vec<f64>>,
+    pub(super) metric_errors: Option<Vec<f64>>,
     pub(super) kept_bias: Option<Col<T>>,
     pub(super) correction: Option<BiasCorrection>,
     pub(super) facts: Facts,
@@ -96,6 +97,7 @@ impl Facts {
             multiply_adds_before: m * n,
             multiply_adds_after,
             relative_error,
+            metric_error: None,
             samples: self.samples,
             shrinkage: self.shrinkage,
             solver: self.solver.clone(),
@@ -114,10 +116,10 @@ pub(super) struct Origin<'a> {
     pub(super) shrinkage: Option<f64>,
     /// Whether there are data that do not vary.
     pub(super) constant: bool,
-    /// The mean of the inputs, if the bias is corrected.
-    pub(super) mean: Option<&'a [f64]>,
-    /// The energy of the original outputs about their mean, in the units of the solution.
-    pub(super) variance: f64,
+    /// The means of the original inputs and of those that the compressed layer sees, if the bias is
+    /// corrected.
+    pub(super) means: Option<(&'a [f64], &'a [f64])>,
+    pub(super) errors: PredictedErrors,
 }
 
 impl<T: Scalar> Decomposition<T> {
@@ -134,7 +136,7 @@ impl<T: Scalar> Decomposition<T> {
         if !(total_energy.is_finite() && energies.iter().all(|energy| energy.is_finite())) {
             return Err(Error::overflow("the energy of the outputs"));
         }
-        let (relative_errors, resolution) = solution.errors.map(|errors| errors.relative_to(origin.variance)).unzip();
+        let (relative_errors, resolution) = origin.errors.plain.unzip();
         let mut warnings = Vec::new();
         if let Some(samples) = origin.effective_samples.filter(|&samples| samples < n as f64) {
             warnings.push(Warning::FewSamples { samples, inputs: n });
@@ -155,7 +157,7 @@ impl<T: Scalar> Decomposition<T> {
                 residual: solution.pairs.residual,
                 warnings,
                 shape: (m, n),
-                biases: (layer.bias().is_some(), origin.mean.is_some() || layer.bias().is_some()),
+                biases: (layer.bias().is_some(), origin.means.is_some() || layer.bias().is_some()),
                 determined: solution.determined,
                 resolution: resolution.unwrap_or(0.0).max(4.0 * T::EPSILON),
             },
@@ -163,9 +165,10 @@ impl<T: Scalar> Decomposition<T> {
             total_energy,
             relative_errors,
             kept_bias: layer.bias().map(|bias| bias.to_owned()),
+            metric_errors: origin.errors.metric.map(|(errors, _)| errors),
             correction: origin
-                .mean
-                .map(|mean| BiasCorrection::new(layer.weight(), layer.bias(), solution.down.as_ref(), mean)),
+                .means
+                .map(|means| BiasCorrection::new(layer.weight(), layer.bias(), solution.down.as_ref(), means)),
             up: solution.up,
             down: solution.down,
         })
@@ -224,34 +227,40 @@ impl<T: Scalar> Decomposition<T> {
             crate::rank::validate_fixed(up.ncols(), (m, n))?;
             linalg::require_finite("the factor `up`", up.as_ref())?;
             linalg::require_finite("the factor `down`", down.as_ref())?;
-            let stats = calibration.activations();
-            if let Some(stats) = stats {
-                stats.require_features(n)?;
-            }
-            let stats = stats.filter(|stats| stats.samples() > 0);
-            if correct_bias && stats.is_none() {
+            calibration.require_shape((m, n))?;
+            if correct_bias && calibration.samples() == 0 {
                 return Err(Error::no_samples());
             }
 
+            let par = linalg::threads(0);
             let factors = (up.as_ref(), down.as_ref());
-            let by_weight = squared_errors(layer, factors, &*identity(n))?;
-            let total_energy = by_weight.total;
-            let before = core::iter::once(&total_energy).chain(&by_weight.by_rank);
+            let unit = power_of_two(2 * even_exponent(linalg::max_abs(layer.weight())));
+            let by_weight = squared_errors(layer.weight(), factors, &DataMoments::identity(&*identity(n)), par)?;
+            let total_energy = by_weight.total * unit;
+            let before = core::iter::once(&by_weight.total).chain(&by_weight.by_rank);
             let energies: Vec<f64> =
-                before.zip(&by_weight.by_rank).map(|(before, after)| (before - after).max(0.0)).collect();
-            let by_data = |stats: &ActivationStats<T>| {
-                stats.require_squares(correct_bias)?;
-                let errors = squared_errors(layer, factors, &*second_moment(stats, correct_bias)?)?;
+                before.zip(&by_weight.by_rank).map(|(before, after)| (before - after).max(0.0) * unit).collect();
+            let by_data = |data: Box<dyn SecondMoment<T> + '_>| {
+                let moments = DataMoments {
+                    inputs: &*data,
+                    original: calibration.original_moment(correct_bias)?,
+                    cross: calibration.cross_moment(correct_bias, &*data)?,
+                };
+                let errors = squared_errors(layer.weight(), factors, &moments, par)?;
                 let variance = match correct_bias {
                     true => errors.total,
-                    false => output_energy(layer, &*second_moment(stats, true)?)?,
+                    false => {
+                        let centred = calibration.original_moment(true)?;
+                        output_energy(layer, &*centred)? * power_of_two(centred.exponent() - data.exponent())
+                    }
                 };
                 Result::Ok(errors.relative_to(variance))
             };
-            let (relative_errors, resolution) = stats.map(by_data).transpose()?.unzip();
-            let correction = stats
-                .filter(|_| correct_bias)
-                .map(|stats| BiasCorrection::new(layer.weight(), layer.bias(), down.as_ref(), &stats.mean_or_zero()));
+            let (relative_errors, resolution) = calibration.moment(correct_bias)?.map(by_data).transpose()?.unzip();
+            let means = calibration.means().filter(|_| correct_bias);
+            let correction = means.as_ref().map(|(original, inputs)| {
+                BiasCorrection::new(layer.weight(), layer.bias(), down.as_ref(), (original, inputs))
+            });
             Ok(Self {
                 explained: fractions(&energies, total_energy),
                 facts: Facts {
@@ -269,6 +278,7 @@ impl<T: Scalar> Decomposition<T> {
                 energies,
                 total_energy,
                 relative_errors,
+                metric_errors: None,
                 kept_bias: layer.bias().map(|bias| bias.to_owned()),
                 correction,
                 up,
@@ -332,6 +342,16 @@ impl<T: Scalar> Decomposition<T> {
         self.relative_errors.as_ref()?.get(rank.checked_sub(1)?).copied()
     }
 
+    /// Predicted error of the layer of this rank in the output metric, relative to the variation of
+    /// the original outputs in the metric. `None` without a metric or samples.
+    ///
+    /// ```text
+    /// √(E eᵀ G e / tr G W Σ Wᵀ),   e the error of the outputs
+    /// ```
+    pub fn metric_error(&self, rank: usize) -> Option<f64> {
+        self.metric_errors.as_ref()?.get(rank.checked_sub(1)?).copied()
+    }
+
     /// The number of dimensions that `rank` asks for, rounded to a multiple of `multiple`: ratios
     /// round down, energies and errors up, a fixed rank must match.
     ///
@@ -383,7 +403,9 @@ impl<T: Scalar> Decomposition<T> {
                 None => self.kept_bias.clone(),
             };
             let layer = LowRankLinear::new(copy(down)?, copy(up)?, bias)?;
-            Ok(Compressed { report: self.facts.report(rank, self.relative_error(rank)), layer })
+            let mut report = self.facts.report(rank, self.relative_error(rank));
+            report.metric_error = self.metric_error(rank);
+            Ok(Compressed { report, layer })
         })
     }
 
@@ -440,37 +462,8 @@ pub(crate) fn require_energies(energies: &[f64], total: f64) -> Result<()> {
     Ok(())
 }
 
-/// `tr W S Wᵀ`.
+/// `tr W S Wᵀ` of the scaled weight and the scaled `S`.
 fn output_energy<T: Scalar>(layer: &Linear<T>, moment: &dyn SecondMoment<T>) -> Result<f64> {
-    let exponent = even_exponent(linalg::max_abs(layer.weight()));
-    let weight = linalg::widened(layer.weight(), power_of_two(-exponent))?;
-    let energy = moment.energy(weight.as_ref(), linalg::threads(0))?;
-    Ok(energy * power_of_two(2 * exponent) * power_of_two(moment.exponent()))
-}
-
-/// `tr (W − C) S (W − C)ᵀ` for every rank from 1 of the nested factors of `C`.
-fn squared_errors<T: Scalar>(
-    layer: &Linear<T>,
-    (up, down): (MatRef<'_, T>, MatRef<'_, T>),
-    moment: &dyn SecondMoment<T>,
-) -> Result<SquaredErrors> {
-    let par = linalg::threads(0);
-    let exponent = even_exponent(linalg::max_abs(layer.weight()));
-    let scale = power_of_two(-exponent);
-    let unit = power_of_two(2 * exponent) * power_of_two(moment.exponent());
-    let weight = linalg::widened(layer.weight(), scale)?;
-    let (up, down) = (linalg::widened(up, 1.0)?, linalg::widened(down, scale)?);
-    let total = moment.energy(weight.as_ref(), par)?;
-    let weighted = moment.multiply(down.transpose(), par)?;
-    let projected = linalg::product(up.transpose(), weight.as_ref(), par)?;
-    let gram = linalg::product(down.as_ref(), weighted.as_ref(), par)?;
-    let overlap = linalg::product(up.transpose(), up.as_ref(), par)?;
-    let captured = |rank: usize| {
-        let cross: f64 = projected.row(rank).iter().zip(weighted.col(rank).iter()).map(|(a, b)| a * b).sum();
-        let own = overlap[(rank, rank)] * gram[(rank, rank)];
-        let others: f64 = (0..rank).map(|other| overlap[(rank, other)] * gram[(rank, other)]).sum();
-        (2.0 * (cross - others) - own) * unit
-    };
-    let captured: Vec<f64> = (0..up.ncols()).map(captured).collect();
-    Ok(SquaredErrors::left_of(total * unit, &captured, T::EPSILON * total * unit))
+    let scale = power_of_two(-even_exponent(linalg::max_abs(layer.weight())));
+    moment.energy(linalg::widened(layer.weight(), scale)?.as_ref(), linalg::threads(0))
 }

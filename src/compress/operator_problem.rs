@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use faer::MatRef;
 
 use super::decomposition::{Decomposition, Origin};
-use super::output_error::SquaredErrors;
+use super::output_error::{PredictedErrors, SquaredErrors};
 use super::solve::{SmallerSide, Solution};
 use crate::bias::times;
 use crate::error::during;
@@ -191,13 +191,14 @@ impl<'a, T: Scalar> OperatorProblem<'a, T> {
                 .map(|(index, (value, norm))| if index < determined { value - ridge * norm } else { 0.0 })
                 .collect();
             let noise = operator.noise().max(solver::noise_level(m.max(n)) * energy);
+            let errors = SquaredErrors::left_of(energy, &captured, noise);
             let means = times(side.factor(), mean);
             let constant_part = if correct_bias { 0.0 } else { means.iter().map(|mean| mean * mean).sum() };
             down *= faer::Scale(power_of_two(exponent));
             let solution = Solution {
                 up: linalg::rounded("the factor `up`", up.as_ref())?,
                 down: linalg::rounded("the factor `down`", down.as_ref())?,
-                errors: Some(SquaredErrors::left_of(energy, &captured, noise)),
+                errors: None,
                 pairs,
                 determined,
                 total_energy: total,
@@ -208,8 +209,11 @@ impl<'a, T: Scalar> OperatorProblem<'a, T> {
                 effective_samples: (samples > 0).then_some(samples as f64),
                 shrinkage: None,
                 constant: energy == 0.0,
-                mean: correct_bias.then_some(mean),
-                variance: (energy - constant_part).max(0.0),
+                means: correct_bias.then_some((mean, mean)),
+                errors: PredictedErrors {
+                    plain: Some(errors.relative_to((energy - constant_part).max(0.0))),
+                    metric: None,
+                },
             };
             Decomposition::from_solution(layer, solution, power_of_two(2 * exponent), origin)
         })

@@ -2,11 +2,12 @@
 
 use faer::{ColRef, Mat, MatRef};
 
+use super::operators::term_size;
 use crate::bias::times;
-use crate::covariance::second_moment;
+use crate::covariance::{CrossMoment, PairedStats, SecondMoment, identity, second_moment};
 use crate::error::during;
-use crate::linalg::{self, even_exponent, power_of_two};
-use crate::{ActivationStats, Error, Linear, LowRankLinear, Result, Scalar};
+use crate::linalg::{self, Par, even_exponent, power_of_two};
+use crate::{ActivationStats, Error, Linear, LowRankLinear, Result, Scalar, solver};
 
 /// Mean squares over the samples, all divided by one power of two.
 pub(super) struct OutputError {
@@ -62,6 +63,68 @@ impl SquaredErrors {
         let relative = |&squared: &f64| if squared <= self.noise { 0.0 } else { f64::INFINITY };
         (self.by_rank.iter().map(relative).collect(), 0.0)
     }
+}
+
+/// The relative errors for every rank from 1, and the smallest that can be told from zero.
+pub(super) struct PredictedErrors {
+    /// In plain outputs.
+    pub(super) plain: Option<(Vec<f64>, f64)>,
+    /// In the output metric.
+    pub(super) metric: Option<(Vec<f64>, f64)>,
+}
+
+/// The second moments of the data that an error is predicted for.
+pub(super) struct DataMoments<'a, T> {
+    /// Of the inputs `x̂` that the compressed layer sees.
+    pub(super) inputs: &'a dyn SecondMoment<T>,
+    /// Of the original inputs `x`.
+    pub(super) original: Box<dyn SecondMoment<T> + 'a>,
+    /// Between `x` and `x̂`, unless they are the same.
+    pub(super) cross: Option<CrossMoment<'a, T>>,
+}
+
+impl<'a, T: Scalar> DataMoments<'a, T> {
+    /// The identity, for the error of the weight itself.
+    pub(super) fn identity(inputs: &'a dyn SecondMoment<T>) -> Self {
+        Self { inputs, original: identity(inputs.features()), cross: None }
+    }
+}
+
+/// `E‖W x − C x̂‖²` for every rank from 1 of the nested factors `up` and `down` of `C`, and
+/// `E‖W x‖²`. In units of the scaled weight and of the scaled second moment of `x̂`.
+pub(super) fn squared_errors<T: Scalar>(
+    weight: MatRef<'_, T>,
+    (up, down): (MatRef<'_, T>, MatRef<'_, T>),
+    moments: &DataMoments<'_, T>,
+    par: Par,
+) -> Result<SquaredErrors> {
+    let &DataMoments { inputs, ref original, ref cross } = moments;
+    let scale = power_of_two(-even_exponent(linalg::max_abs(weight)));
+    let weight = linalg::widened(weight, scale)?;
+    let (up, down) = (linalg::widened(up, 1.0)?, linalg::widened(down, scale)?);
+    let unit = power_of_two(original.exponent() - inputs.exponent());
+    let total = original.energy(weight.as_ref(), par)? * unit;
+    let weighted = inputs.multiply(down.transpose(), par)?;
+    let projected = linalg::product(up.transpose(), weight.as_ref(), par)?;
+    let cross = match cross {
+        None => projected,
+        Some(cross) => cross.left_multiply(projected.as_ref(), par)?,
+    };
+    let gram = linalg::product(down.as_ref(), weighted.as_ref(), par)?;
+    let overlap = linalg::product(up.transpose(), up.as_ref(), par)?;
+    let captured = |rank: usize| {
+        let right = if moments.cross.is_some() { down.row(rank).transpose() } else { weighted.col(rank) };
+        let cross: f64 = cross.row(rank).iter().zip(right.iter()).map(|(a, b)| a * b).sum();
+        let own = overlap[(rank, rank)] * gram[(rank, rank)];
+        let others: f64 = (0..rank).map(|other| overlap[(rank, other)] * gram[(rank, other)]).sum();
+        2.0 * (cross - others) - own
+    };
+    let captured: Vec<f64> = (0..up.ncols()).map(captured).collect();
+    // Rounding is in proportion to the terms that add up to the total, though they may cancel.
+    let level = solver::noise_level(weight.nrows().max(weight.ncols()));
+    let terms = term_size(&linalg::squared_column_norms(weight.as_ref()), &**original, (1.0, 0.0)) * unit;
+    let noise = (level + original.rounding()) * terms;
+    Ok(SquaredErrors::left_of(total, &captured, noise.max(level * total)))
 }
 
 /// A layer that replaces another: a weight as one matrix or as two factors, and a bias.
@@ -124,6 +187,42 @@ pub(super) fn output_error<'a, T: Scalar>(
     let shift = times(difference.as_ref(), &mean);
     let shift = shift.iter().enumerate().map(|(i, shift)| shift + entry(layer.bias(), i) - entry(bias, i));
     Ok(OutputError { squared: variance(&difference)? + shift.map(|x| x * x).sum::<f64>(), total: variance(&weight)? })
+}
+
+/// `E‖(W x + b) − (C x̂ + b̂)‖²` for the original inputs `x` and those of the compressed network.
+pub(super) fn paired_error<T: Scalar>(
+    layer: &Linear<T>,
+    replacement: &LowRankLinear<T>,
+    stats: &PairedStats<T>,
+) -> Result<OutputError> {
+    let (m, n) = (layer.out_features(), layer.in_features());
+    if replacement.out_features() != m {
+        return Err(Error::shape("outputs in the layer (as its replacement has)", replacement.out_features(), m));
+    }
+    if replacement.in_features() != n {
+        return Err(Error::shape("inputs in the layer (as its replacement has)", replacement.in_features(), n));
+    }
+    stats.require_features(n)?;
+    let par = linalg::threads(0);
+    let scale = power_of_two(-even_exponent(linalg::max_abs(layer.weight())));
+    let weight = linalg::widened(layer.weight(), scale)?;
+    let (up, down) = (linalg::widened(replacement.up(), -1.0)?, linalg::widened(replacement.down(), scale)?);
+    // The residual is one matrix on the inputs `x̂` and `x`.
+    let mut residual = linalg::zeros(m, 2 * n)?;
+    linalg::set_product(residual.as_mut().get_mut(.., ..n), up.as_ref(), down.as_ref(), par);
+    residual.as_mut().get_mut(.., n..).copy_from(&weight);
+    let joint = stats.joint_moment(true)?;
+    let original = stats.original_moment(true)?;
+    let energy = |moment: &dyn SecondMoment<T>, matrix: &Mat<f64>| {
+        Result::Ok(moment.energy(matrix.as_ref(), par)?.max(0.0) * power_of_two(moment.exponent()))
+    };
+    let (original_mean, mut mean) = stats.means();
+    mean.extend(original_mean);
+    let entry = |bias: Option<ColRef<'_, T>>, i: usize| bias.map_or(0.0, |bias| bias[i].to_f64() * scale);
+    let shift = times(residual.as_ref(), &mean);
+    let shift = shift.iter().enumerate().map(|(i, x)| x + entry(layer.bias(), i) - entry(replacement.bias(), i));
+    let squared = energy(&*joint, &residual)? + shift.map(|x| x * x).sum::<f64>();
+    Ok(OutputError { squared, total: energy(&*original, &weight)? })
 }
 
 /// The error of a replacement's outputs relative to the variation of the original outputs: the root

@@ -1,18 +1,22 @@
 //! The one problem behind every method:
 //!
 //! ```text
-//! min over C of rank k and b̂:   Σᵢ wᵢ ‖Lᵀ (W xᵢ + b − C xᵢ − b̂)‖²  +  λ ‖Lᵀ (W − C)‖²
+//! min over C of rank k and b̂:   Σᵢ wᵢ ‖Lᵀ (W xᵢ + b − C x̂ᵢ − b̂)‖²  +  λ ‖Lᵀ (W − C)‖²
 //! ```
 //!
-//! With the second moment `S` of the inputs `x` (about their mean if the bias is corrected), its
-//! solution is `C = U Uᵀ R`: the columns of `U` are the leading eigenvectors of
-//! `R (κ S + λ I) Rᵀ`, and the target `R` is `W`. The factor `κ` is 1 except for shrinkage. No
-//! method sets an output metric `G = L Lᵀ` so far, so `L` is the identity.
+//! `x` are the inputs in the original network, and `x̂` those that the compressed layer will see. The
+//! second moments `S` of `x̂`, and `K` between `x` and `x̂`, are taken about the means if the bias is
+//! corrected. `G = L Lᵀ` is the output metric. The solution is `C = L⁻ᵀ U Uᵀ F` with `F = Lᵀ R`:
+//!
+//! - The target is `R = W (K + λI) (S + λI)⁻¹`, which is `W` if `x̂ = x`.
+//! - The columns of `U` are the leading eigenvectors of `F (κ S + λ I) Fᵀ`. The factor `κ` is 1
+//!   except for shrinkage.
 //!
 //! Methods differ in the target, the second moment and the regularization. A method fills in a
-//! `ProblemBuilder`, which makes a [`Problem`] of it; `solve` solves that.
+//! `ProblemBuilder`, which makes a [`Problem`] of it; `solve` solves that. docs/mathematics.md has
+//! the proofs.
 
-use faer::{Mat, MatRef};
+use faer::MatRef;
 
 use crate::covariance::SecondMoment;
 use crate::linalg::{Par, power_of_two};
@@ -27,18 +31,14 @@ pub(super) enum Inputs {
     Data,
 }
 
-/// A problem in numbers: the leading eigenvectors of `R (κ S + λ I) Rᵀ` are wanted.
+/// A problem in numbers: the leading eigenvectors `U` of `F (κ S + λ I) Fᵀ` are wanted, and `Uᵀ F`.
 ///
-/// The second moments and the target are divided by powers of two; see the fields.
+/// The second moments and the factor are divided by powers of two; see the fields.
 pub(super) struct Problem<'a, T> {
-    /// `W`, outputs × inputs.
+    /// `F`, outputs × inputs.
     pub(super) weight: MatRef<'a, T>,
-    /// `W / 2^exponent` has entries near 1.
+    /// `F / 2^exponent` has entries near 1.
     pub(super) weight_exponent: i32,
-    /// `R / 2^weight_exponent` where it differs from `W`.
-    pub(super) regression: Option<Mat<f64>>,
-    /// Whether the eigenvectors are those for `W` in place of `R`.
-    pub(super) paper: bool,
     /// `S`.
     pub(super) moment: &'a dyn SecondMoment<T>,
     /// Whether `S = I`.
@@ -47,7 +47,8 @@ pub(super) struct Problem<'a, T> {
     pub(super) keep: f64,
     /// `λ`.
     pub(super) ridge: f64,
-    /// The second moment of the plain data, for the predicted error.
+    /// The second moment of the plain data, for the predicted error `tr (F − C) S (F − C)ᵀ`; `None`
+    /// where the error is another.
     pub(super) data: Option<&'a dyn SecondMoment<T>>,
     pub(super) solver: Solver,
     pub(super) par: Par,

@@ -1,15 +1,18 @@
 //! Builds a problem from what a method wants and the calibration data, and solves it.
 
+use faer::MatRef;
+
 use super::decomposition::{Decomposition, Origin};
+use super::output_error::{DataMoments, PredictedErrors, squared_errors};
 use super::problem::{Inputs, Problem};
-use super::ridge_regression::ridge_regression;
+use super::ridge_regression::{Penalty, ridge_regression};
 use super::{Calibration, solve};
 use crate::bias::times;
-use crate::covariance::{SecondMoment, identity, intensity, second_moment};
+use crate::covariance::{SecondMoment, identity, intensity};
 use crate::linalg::{self, Par, even_exponent, power_of_two};
 use crate::rank;
 use crate::solver::Solver;
-use crate::{ActivationStats, Error, Linear, Result, Scalar};
+use crate::{Error, Linear, Result, Scalar};
 
 /// The least factor `κ` that shrinkage leaves of `S`.
 ///
@@ -65,118 +68,173 @@ impl ProblemBuilder {
         let &Self { inputs, target, correct_bias, solver, par, .. } = self;
         let (m, n) = (layer.out_features(), layer.in_features());
         rank::validate_fixed(max_rank, (m, n))?;
-        let stats = calibration.activations();
-        if let Some(stats) = stats {
-            stats.require_features(n)?;
-        }
-        let stats = stats.filter(|stats| stats.samples() > 0);
-        if stats.is_none() && (correct_bias || inputs == Inputs::Data) {
+        calibration.require_shape((m, n))?;
+        if calibration.samples() == 0 && (correct_bias || inputs == Inputs::Data) {
             return Err(Error::no_samples());
         }
 
         // The plain data are centred wherever the bias is corrected, whatever is solved.
-        let moment_of = |centred: bool| match stats {
-            None => Ok(None),
-            Some(stats) => {
-                stats.require_squares(centred)?;
-                second_moment(stats, centred).map(Some)
-            }
-        };
-        let data = moment_of(correct_bias)?;
+        let data = calibration.moment(correct_bias)?;
         let other = match (inputs, &data) {
             (Inputs::Data, Some(_)) if self.centred == correct_bias => None,
-            (Inputs::Data, _) => moment_of(self.centred)?,
+            (Inputs::Data, _) => calibration.moment(self.centred)?,
             (Inputs::Identity, _) => Some(identity(n)),
         };
         let data = data.as_deref();
         let Some(moment) = other.as_deref().or(data) else { return Err(Error::no_samples()) };
+        let (keep, ridge, shrinkage) = self.regularize(moment, calibration)?;
 
-        let mean_variance = moment.trace() / n as f64;
-        let mut shrinkage = None;
-        let (keep, ridge) = match self.regularization {
-            Regularization::Relative(ratio) => (1.0, ratio * mean_variance),
-            Regularization::Absolute(lambda) => {
-                let weight = stats.map_or(1.0, |stats| stats.total_weight());
-                (1.0, lambda / weight * power_of_two(-moment.exponent()))
-            }
-            Regularization::Shrinkage => {
-                // An estimated mean takes one of the degrees of freedom.
-                let samples = stats.map_or(0.0, |stats| stats.effective_samples());
-                let rho = intensity(moment, samples - if self.centred { 1.0 } else { 0.0 }, par)?;
-                shrinkage = Some(rho);
-                let keep = (1.0 - rho).max(LEAST_DATA_FACTOR);
-                (keep, (1.0 - keep) * mean_variance)
-            }
+        let exponent = even_exponent(linalg::max_abs(layer.weight()));
+        let weight = || linalg::widened(layer.weight(), power_of_two(-exponent));
+        let cross = match inputs {
+            Inputs::Data => calibration.cross_moment(self.centred, moment)?,
+            Inputs::Identity => None,
         };
-        if !ridge.is_finite() {
-            return Err(Error::overflow("the ridge"));
-        }
+        let penalty = match target {
+            Target::Original => cross.as_ref().map(|_| Penalty::Change),
+            Target::Regression | Target::PaperRegression => Some(Penalty::Size),
+        };
+        let regress = |penalty| {
+            let regression =
+                ridge_regression(weight()?.as_ref(), moment, cross.as_ref(), (penalty, ridge / keep), par)?;
+            linalg::converted::<f64, T>(regression.as_ref(), power_of_two(exponent))
+        };
+        let regression = penalty.map(regress).transpose()?;
+        let root = calibration.output_metric().map(|metric| metric.root(par)).transpose()?;
+        let in_metric = |matrix: MatRef<'_, T>| root.as_ref().map(|root| root.transform(matrix, par)).transpose();
 
-        let weight_exponent = even_exponent(linalg::max_abs(layer.weight()));
-        let regression = match target {
-            Target::Original => None,
-            Target::Regression | Target::PaperRegression => {
-                let weight = linalg::widened(layer.weight(), power_of_two(-weight_exponent))?;
-                Some(ridge_regression(weight.as_ref(), moment, ridge, par)?)
-            }
-        };
+        // The paper projects the regression, but onto the leading directions of the weight.
         let paper = target == Target::PaperRegression;
+        let target = regression.as_ref().filter(|_| !paper).map_or(layer.weight(), |regression| regression.as_ref());
+        let transformed = in_metric(target)?;
+        let factor = transformed.as_ref().map_or(target, |factor| factor.as_ref());
+        let plain = regression.is_none() && cross.is_none() && calibration.paired().is_none();
         let problem = Problem {
-            weight: layer.weight(),
-            weight_exponent,
-            regression,
-            paper,
+            weight: factor,
+            weight_exponent: even_exponent(linalg::max_abs(factor)),
             moment,
             inputs,
             keep,
             ridge: if paper { 0.0 } else { ridge },
-            data,
+            data: data.filter(|_| plain),
             solver,
             par,
         };
-        let solution = solve::solve(&problem, max_rank)?;
-
-        let energy = solution.errors.as_ref().map_or(0.0, |errors| errors.total);
-        let variance = match (stats, data) {
-            (Some(stats), Some(data)) if !correct_bias => centred_energy(&problem, layer, stats, data, energy)?,
-            _ => energy,
+        let mut solution = solve::solve(&problem, max_rank)?;
+        if let Some(regression) = regression.as_ref().filter(|_| paper) {
+            let projected = in_metric(regression.as_ref())?;
+            let projected = projected.as_ref().map_or(regression.as_ref(), |matrix| matrix.as_ref());
+            solution.down = linalg::product(solution.up.transpose(), projected, par)?;
+        }
+        let directions = solution.up;
+        solution.up = match &root {
+            None => directions.clone(),
+            Some(root) => {
+                let up = root.solve_transposed(linalg::widened(directions.as_ref(), 1.0)?, par)?;
+                linalg::rounded("the factor `up`", up.as_ref())?
+            }
         };
-        let mean = stats.filter(|_| correct_bias).map(|stats| stats.mean_or_zero());
+
+        let mut errors = PredictedErrors { plain: None, metric: None };
+        if let Some(data) = data {
+            let found = solution.errors.take();
+            let moments = DataMoments {
+                inputs: data,
+                original: calibration.original_moment(correct_bias)?,
+                cross: calibration.cross_moment(correct_bias, data)?,
+            };
+            let energy_about_mean = |weight: MatRef<'_, T>, total: f64| -> Result<f64> {
+                if correct_bias {
+                    return Ok(total);
+                }
+                let means = times(weight, &calibration.means().map(|means| means.0).unwrap_or_default());
+                let centred = || calibration.original_moment(true);
+                centred_energy(weight, &means, (data.exponent(), total), centred, par)
+            };
+            let down = solution.down.as_ref();
+            if root.is_some() {
+                let original = in_metric(layer.weight())?;
+                let original = original.as_ref().map_or(layer.weight(), |matrix| matrix.as_ref());
+                let squared = match found {
+                    Some(found) => found,
+                    None => squared_errors(original, (directions.as_ref(), down), &moments, par)?,
+                };
+                let variance = energy_about_mean(original, squared.total)?;
+                errors.metric = Some(squared.relative_to(variance));
+                let squared = squared_errors(layer.weight(), (solution.up.as_ref(), down), &moments, par)?;
+                let variance = energy_about_mean(layer.weight(), squared.total)?;
+                errors.plain = Some(squared.relative_to(variance));
+            } else {
+                let squared = match found {
+                    Some(found) => found,
+                    None => squared_errors(layer.weight(), (directions.as_ref(), down), &moments, par)?,
+                };
+                let variance = energy_about_mean(layer.weight(), squared.total)?;
+                errors.plain = Some(squared.relative_to(variance));
+            }
+        }
+
+        let means = calibration.means().filter(|_| correct_bias);
         let origin = Origin {
             method: self.method,
             samples: calibration.samples(),
-            effective_samples: stats.filter(|_| inputs == Inputs::Data).map(|stats| stats.effective_samples()),
+            effective_samples: (inputs == Inputs::Data).then(|| calibration.effective_samples()),
             shrinkage,
             constant: data.is_some_and(|data| data.trace() == 0.0),
-            mean: mean.as_deref(),
-            variance,
+            means: means.as_ref().map(|(original, inputs)| (original.as_slice(), inputs.as_slice())),
+            errors,
         };
-        let unit = power_of_two(moment.exponent()) * power_of_two(2 * weight_exponent);
+        let metric_unit = root.as_ref().map_or(1.0, |root| power_of_two(root.exponent));
+        let unit = power_of_two(moment.exponent()) * power_of_two(2 * problem.weight_exponent) * metric_unit;
         Decomposition::from_solution(layer, solution, unit, origin)
+    }
+
+    /// `κ`, `λ` and the intensity of shrinkage.
+    fn regularize<T: Scalar>(
+        &self,
+        moment: &dyn SecondMoment<T>,
+        calibration: Calibration<'_, T>,
+    ) -> Result<(f64, f64, Option<f64>)> {
+        let mean_variance = moment.trace() / moment.features() as f64;
+        let (keep, ridge, shrinkage) = match self.regularization {
+            Regularization::Relative(ratio) => (1.0, ratio * mean_variance, None),
+            Regularization::Absolute(lambda) => {
+                (1.0, lambda / calibration.total_weight() * power_of_two(-moment.exponent()), None)
+            }
+            Regularization::Shrinkage => {
+                // An estimated mean takes one of the degrees of freedom.
+                let samples = calibration.effective_samples();
+                let rho = intensity(moment, samples - if self.centred { 1.0 } else { 0.0 }, self.par)?;
+                let keep = (1.0 - rho).max(LEAST_DATA_FACTOR);
+                (keep, (1.0 - keep) * mean_variance, Some(rho))
+            }
+        };
+        if ridge.is_finite() { Ok((keep, ridge, shrinkage)) } else { Err(Error::overflow("the ridge")) }
     }
 }
 
-/// The energy of the original outputs about their mean, from their energy about zero.
+/// The energy of outputs about their mean, from their energy about zero.
 ///
-/// Both are in units of the scaled weight and of the scaled second moment `data`.
-fn centred_energy<T: Scalar>(
-    problem: &Problem<'_, T>,
-    layer: &Linear<T>,
-    stats: &ActivationStats<T>,
-    data: &dyn SecondMoment<T>,
-    energy: f64,
+/// Both are in units of the scaled weight and of a second moment with this exponent. `means` are
+/// the outputs' means.
+fn centred_energy<'a, T: Scalar>(
+    weight: MatRef<'_, T>,
+    means: &[f64],
+    (exponent, energy): (i32, f64),
+    centred: impl FnOnce() -> Result<Box<dyn SecondMoment<T> + 'a>>,
+    par: Par,
 ) -> Result<f64> {
     /// The least fraction of the energy at which a difference keeps enough digits: for energies in
     /// `f32` and in `f64`.
     const LEAST_DIFFERENCE: (f64, f64) = (0.05, 1e-6);
     let least = if T::EPSILON > f64::EPSILON { LEAST_DIFFERENCE.0 } else { LEAST_DIFFERENCE.1 };
-    let root = problem.scale() * power_of_two(-data.exponent() / 2);
-    let means = times(layer.weight(), &stats.mean_or_zero());
+    let scale = power_of_two(-even_exponent(linalg::max_abs(weight)));
+    let root = scale * power_of_two(-exponent / 2);
     let difference = energy - means.iter().map(|mean| (mean * root).powi(2)).sum::<f64>();
     if difference > least * energy {
         return Ok(difference);
     }
-    let centred = second_moment(stats, true)?;
-    let weight = linalg::widened(layer.weight(), problem.scale())?;
-    Ok(centred.energy(weight.as_ref(), problem.par)? * power_of_two(centred.exponent() - data.exponent()))
+    let centred = centred()?;
+    let weight = linalg::widened(weight, scale)?;
+    Ok(centred.energy(weight.as_ref(), par)? * power_of_two(centred.exponent() - exponent))
 }

@@ -1,45 +1,86 @@
-//! The ridge regression of the outputs on the inputs that the paper's two absolute ridges project.
+//! The target of the problem: the regression of the original outputs on the inputs that the
+//! compressed layer sees.
 
 use faer::{Mat, MatRef};
 
-use crate::covariance::SecondMoment;
+use crate::covariance::{CrossMoment, SecondMoment};
 use crate::linalg::{self, Par};
 use crate::{Error, Result, Scalar};
 
-/// `R = W S (S + λI)⁻¹`, outputs × inputs: the minimiser of `‖W X − R X‖² + λ‖R‖²`, for `S = X Xᵀ`.
+/// The quantity that the ridge keeps small.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Penalty {
+    /// `λ‖W − C‖²`.
+    Change,
+    /// `λ‖C‖²`, as in the paper.
+    Size,
+}
+
+/// The minimiser `R`, outputs × inputs, of `E‖W x − R x̂‖²` and the penalty.
 ///
-/// With fewer samples than inputs it is `W X (XᵀX + λI)⁻¹ Xᵀ`, and nothing of size inputs × inputs
-/// is formed. Where `λ` drowns in rounding (or is zero) the inverse becomes the pseudo-inverse, its
-/// limit.
+/// With the second moments `S` of `x̂` and `K` between `x` and `x̂` (`S` if there is no `cross`), it
+/// is `W + W (K − S) (S + λI)⁻¹` for a penalty on the change, and `W K (S + λI)⁻¹` for one on the
+/// size. With fewer samples than inputs, nothing of size inputs × inputs is formed.
+///
+/// Without enough `λ`, the inverse becomes the pseudo-inverse for a penalty on the size, its limit.
+/// A penalty on the change then leaves the null directions of `S` undetermined, which is an error.
 pub(super) fn ridge_regression<T: Scalar>(
     weight: MatRef<'_, f64>,
     moment: &dyn SecondMoment<T>,
-    lambda: f64,
+    cross: Option<&CrossMoment<'_, T>>,
+    (penalty, lambda): (Penalty, f64),
     par: Par,
 ) -> Result<Mat<f64>> {
     let product = |a: MatRef<'_, f64>, b: MatRef<'_, f64>| linalg::product(a, b, par);
     if moment.trace() == 0.0 {
-        return linalg::zeros(weight.nrows(), weight.ncols());
+        return match penalty {
+            Penalty::Change => linalg::widened(weight, 1.0),
+            Penalty::Size => linalg::zeros(weight.nrows(), weight.ncols()),
+        };
     }
-    if let Some(root) = moment.root(par)? {
+    let definite = penalty == Penalty::Change;
+    let mut regression = if let Some(root) = moment.root(par)? {
         let mut gram = linalg::gram(root.as_ref(), par)?;
         linalg::mirror_lower(&mut gram);
-        let outputs = product(root.transpose(), weight.transpose())?;
-        let solution = solve_shifted(gram, lambda, outputs, (0.0, par))?;
-        product(solution.transpose(), root.transpose())
+        let mut inputs = match cross {
+            Some(cross) => cross.root(par)?.ok_or_else(Error::no_samples)?,
+            None => linalg::widened(root.as_ref(), 1.0)?,
+        };
+        if definite {
+            inputs -= &root;
+        }
+        let outputs = product(inputs.transpose(), weight.transpose())?;
+        let solution = solve_shifted(gram, lambda, outputs, (0.0, definite, par))?;
+        product(solution.transpose(), root.transpose())?
     } else {
-        let outputs = moment.multiply(weight.transpose(), par)?;
+        let mut outputs = match cross {
+            Some(cross) => cross.left_multiply(weight, par)?.transpose().to_owned(),
+            None => moment.multiply(weight.transpose(), par)?,
+        };
+        if definite {
+            outputs -= moment.multiply(weight.transpose(), par)?;
+        }
         // The norm of a random symmetric matrix grows with the root of its size.
         let rounding = 2.0 * moment.rounding() / (moment.features() as f64).sqrt();
         let dense = moment.scaled(par)?;
-        let solution = solve_shifted(dense, lambda, outputs, (rounding, par))?;
-        Ok(solution.transpose().to_owned())
+        solve_shifted(dense, lambda, outputs, (rounding, definite, par))?.transpose().to_owned()
+    };
+    if definite {
+        regression += weight;
     }
+    Ok(regression)
 }
 
 /// `(A + λI)⁻¹ B` for a positive semidefinite `A`, or `(A + λI)⁺ B` where `λ` is lost in rounding:
 /// `f64`'s, or what is said of the matrix, relative to its trace.
-fn solve_shifted(matrix: Mat<f64>, lambda: f64, right: Mat<f64>, (rounding, par): (f64, Par)) -> Result<Mat<f64>> {
+///
+/// With `definite`, `λ` must not be lost in rounding.
+fn solve_shifted(
+    matrix: Mat<f64>,
+    lambda: f64,
+    right: Mat<f64>,
+    (rounding, definite, par): (f64, bool, Par),
+) -> Result<Mat<f64>> {
     let dimension = matrix.nrows();
     let trace: f64 = (0..dimension).map(|i| matrix[(i, i)]).sum();
     let noise = (crate::solver::noise_level(dimension) + rounding) * trace;
@@ -51,6 +92,10 @@ fn solve_shifted(matrix: Mat<f64>, lambda: f64, right: Mat<f64>, (rounding, par)
         if let Some(solution) = linalg::cholesky_solve(shifted, right.clone(), par)? {
             return Ok(solution);
         }
+    }
+    if definite {
+        let expected = format!("more than {noise:e}, as paired inputs need: use `Ridge::Relative(0.1)`");
+        return Err(Error::out_of_range("the ridge over the mean variance", expected, lambda));
     }
     // Singular pairs of a semidefinite matrix are its eigenpairs.
     for algorithm in [linalg::symmetric_eigen, linalg::left_singular] {
@@ -82,7 +127,7 @@ mod tests {
         let matrix = &root * root.transpose();
         let right = Mat::from_fn(n, 2, |i, j| (i + 2 * j) as f64 - 2.5);
         for lambda in [1e-3, 0.02, 1.0, 1e3] {
-            let solution = solve_shifted(matrix.clone(), lambda, right.clone(), (0.0, Par::Seq))?;
+            let solution = solve_shifted(matrix.clone(), lambda, right.clone(), (0.0, false, Par::Seq))?;
             let left = &matrix * &solution + &solution * faer::Scale(lambda);
             assert!((left - &right).norm_max() < 1e-11, "{lambda}");
         }
@@ -90,7 +135,7 @@ mod tests {
         let root = root.subcols(0, 2).to_owned();
         let (matrix, right) = (&root * root.transpose(), &root * Mat::from_fn(2, 1, |i, _| 1.0 - 3.0 * i as f64));
         for (lambda, rounding) in [(0.0, 0.0), (1e-9, 1e-8)] {
-            let solution = solve_shifted(matrix.clone(), lambda, right.clone(), (rounding, Par::Seq))?;
+            let solution = solve_shifted(matrix.clone(), lambda, right.clone(), (rounding, false, Par::Seq))?;
             assert!((&matrix * &solution - &right).norm_max() < 1e-7, "{lambda}");
             let within = linalg::orthonormalized(root.clone(), Par::Seq)?;
             let outside = &solution - &within * (within.transpose() * &solution);
@@ -107,7 +152,7 @@ mod tests {
         let other = Mat::from_fn(20, 1, |i, _| ((i * 5 + 1) % 7) as f64 - 3.0);
         let inside = v.as_ref() * faer::Scale((v.transpose() * &other)[(0, 0)] / v.squared_norm_l2());
         let expected = inside * faer::Scale(1e-8 / v.squared_norm_l2());
-        let solution = solve_shifted(matrix, 0.0, other, (0.0, Par::Seq))?;
+        let solution = solve_shifted(matrix, 0.0, other, (0.0, false, Par::Seq))?;
         assert!((solution - &expected).norm_max() < 1e-9 * expected.norm_max());
         Ok(())
     }
@@ -117,7 +162,7 @@ mod tests {
     fn a_ridge_beside_rounding_is_added_to_what_stands_out() -> Result<()> {
         let solve = |small: f64, lambda: f64| -> Result<[f64; 2]> {
             let matrix = faer::mat![[1.0, 0.0], [0.0, small]];
-            let solution = solve_shifted(matrix, lambda, Mat::ones(2, 1), (0.045 / (1.0 + small), Par::Seq))?;
+            let solution = solve_shifted(matrix, lambda, Mat::ones(2, 1), (0.045 / (1.0 + small), false, Par::Seq))?;
             Ok([solution[(0, 0)], solution[(1, 0)]])
         };
         for (small, lambda, expected) in [
@@ -150,7 +195,7 @@ mod tests {
         let moment = second_moment(&stats, false)?;
         assert!(moment.rounding() > 0.0);
         let weight = Mat::from_fn(3, inputs, |_, _| random.next());
-        let regressed = ridge_regression(weight.as_ref(), &*moment, 0.0, Par::Seq)?;
+        let regressed = ridge_regression(weight.as_ref(), &*moment, None, (Penalty::Size, 0.0), Par::Seq)?;
         let lost = (regressed.col(small) - weight.col(small)).norm_l2();
         assert!(lost < 0.02 * weight.col(small).norm_l2(), "{lost}");
         Ok(())

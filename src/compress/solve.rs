@@ -126,28 +126,18 @@ fn in_double<T: Scalar>(problem: &Problem<'_, T>, solver: Solver, max_rank: usiz
     let &Problem { moment, keep, ridge, par, .. } = problem;
     let (m, n) = problem.weight.shape();
     let weight = linalg::widened(problem.weight, problem.scale())?;
-    let target = problem.regression.as_ref().unwrap_or(&weight);
-    let factor = if problem.paper { &weight } else { target };
-
-    let side = SmallerSide::new(Cow::Borrowed(factor), par)?;
+    let side = SmallerSide::new(Cow::Borrowed(&weight), par)?;
     let operator = FactoredOperator::new(side.factor(), moment, (keep, ridge), par);
     let pairs = solver::solve(&operator, max_rank, solver, par)?;
     let determined = determined(&pairs, side.factor(), moment, (keep, ridge), par)?;
     let up = side.directions(&pairs, determined, par)?;
-    let mut down = linalg::product(up.transpose(), target.as_ref(), par)?;
+    let mut down = linalg::product(up.transpose(), weight.as_ref(), par)?;
 
     let mut errors = None;
     if let Some(data) = problem.data {
         let plain = FactoredOperator::new(weight.as_ref(), data, (1.0, 0.0), par);
-        let same = problem.inputs == Inputs::Data && problem.regression.is_none();
-        let total = if same { operator.data_trace()? } else { plain.data_trace()? };
-        let mut captured = data.row_forms(down.as_ref(), down.as_ref(), par)?;
-        if problem.regression.is_some() {
-            // For a target `R`: `uᵀ (2 R S Wᵀ − R S Rᵀ) u`.
-            let reference = linalg::product(up.transpose(), weight.as_ref(), par)?;
-            let cross = data.row_forms(down.as_ref(), reference.as_ref(), par)?;
-            captured.iter_mut().zip(cross).for_each(|(own, cross)| *own = 2.0 * cross - *own);
-        }
+        let total = if problem.inputs == Inputs::Data { operator.data_trace()? } else { plain.data_trace()? };
+        let captured = data.row_forms(down.as_ref(), down.as_ref(), par)?;
         // A squared error is a difference of energies, so their noise limits what can be resolved.
         let noise = plain.noise().max(solver::noise_level(m.max(n)) * total);
         errors = Some(SquaredErrors::left_of(total, &captured, noise));

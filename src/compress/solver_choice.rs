@@ -62,8 +62,7 @@ pub(super) fn choose<T: Scalar>(problem: &Problem<'_, T>, max_rank: usize) -> Ch
     let solver = if problem.solver == Solver::Auto { double.solver } else { problem.solver };
     let single = T::EPSILON > f64::EPSILON;
     let (data, ridges) = (problem.keep * problem.moment.trace(), problem.ridge * shape.inputs as f64);
-    let possible = problem.regression.is_none()
-        && problem.solver != Solver::DenseEigen
+    let possible = problem.solver != Solver::DenseEigen
         && NATIVE_EXPONENTS.contains(&problem.weight_exponent)
         && data > 0.0
         && !(single && data < LEAST_DATA * (data + ridges));

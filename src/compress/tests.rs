@@ -36,8 +36,6 @@ impl<T: Scalar> Given<T> {
         run(&Problem {
             weight,
             weight_exponent: even_exponent(linalg::max_abs(weight)),
-            regression: None,
-            paper: false,
             moment: if self.inputs == Inputs::Identity { &*unit } else { &*data },
             inputs: self.inputs,
             keep: self.keep,

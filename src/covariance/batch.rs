@@ -1,5 +1,6 @@
 //! A batch of weighted samples, and the point from which samples are measured.
 
+use core::ops::Range;
 use std::borrow::Cow;
 
 use faer::{MatMut, MatRef};
@@ -94,8 +95,17 @@ pub(super) struct Centre<'a> {
 }
 
 impl Centre<'_> {
+    pub(super) fn into_owned(self) -> Centre<'static> {
+        Centre { origin: self.origin.into_owned().into(), offset: self.offset.into_owned().into() }
+    }
+
     pub(super) fn zero(features: usize) -> Self {
         Self { origin: vec![0.0; features].into(), offset: vec![0.0; features].into() }
+    }
+
+    /// The point in the space of some of the inputs.
+    pub(super) fn inputs(&self, range: Range<usize>) -> Centre<'_> {
+        Centre { origin: self.origin[range.clone()].into(), offset: self.offset[range].into() }
     }
 
     /// `other − self`, input by input.

@@ -1,5 +1,7 @@
 //! The covariance form: a scatter matrix, and the few samples that wait for its next update.
 
+use core::ops::Range;
+
 use faer::Mat;
 
 use super::accumulator::{Accumulator, CentredBatch};
@@ -110,6 +112,20 @@ impl<T: Scalar> CovarianceForm<T> {
 
     fn centre<'a>(&'a self, origin: &'a [f64]) -> Centre<'a> {
         Centre { origin: origin.into(), offset: (&self.offset).into() }
+    }
+
+    /// `Σ wᵢ (xᵢ − centre)(xᵢ − centre)ᵀ` between two ranges of the inputs, rows × columns.
+    pub(super) fn block(
+        &self,
+        origin: &[f64],
+        centre: &Centre<'_>,
+        (rows, columns): (Range<usize>, Range<usize>),
+    ) -> Result<Mat<f64>> {
+        let mut block = self.scatter.block(rows.clone(), columns.clone())?;
+        let rest = self.rest(origin, centre)?;
+        let (left, right) = (rest.get(rows, ..), rest.get(columns, ..));
+        linalg::add_product(block.as_mut(), 1.0, left, right.transpose(), linalg::threads(0));
+        Ok(block)
     }
 
     /// Columns whose outer products, added to the scatter, make it that of all samples about

@@ -8,6 +8,7 @@ mod accumulator;
 mod batch;
 mod change_of_form;
 mod covariance_form;
+mod paired;
 mod per_input;
 mod sample_form;
 mod scatter;
@@ -20,9 +21,10 @@ mod update;
 #[cfg(feature = "safetensors")]
 mod validate_stored;
 
+pub use self::paired::PairedStats;
 #[cfg(feature = "safetensors")]
 pub(crate) use self::scatter::BLOCK;
-pub(crate) use self::second_moment::{SecondMoment, identity, second_moment};
+pub(crate) use self::second_moment::{CrossMoment, SecondMoment, identity, second_moment};
 pub(crate) use self::shrinkage::intensity;
 pub use self::stats::ActivationStats;
 #[cfg(feature = "safetensors")]

@@ -1,5 +1,7 @@
 //! The sample form: the samples themselves.
 
+use core::ops::Range;
+
 use faer::{Mat, MatMut, MatRef};
 
 use super::batch::{Batch, Centre};
@@ -102,6 +104,40 @@ impl<T: Scalar> Samples<T> {
         })
     }
 
+    /// Some of the inputs of every sample.
+    pub(super) fn inputs(&self, range: Range<usize>) -> SampleInputs<'_, T> {
+        SampleInputs { samples: self, range }
+    }
+
+    /// [`SampleInputs::fill_centred`] for all inputs.
+    pub(super) fn fill_centred(&self, target: MatMut<'_, f64>, centre: &Centre<'_>, factor: f64, par: Par) {
+        self.inputs(0..self.features).fill_centred(target, centre, factor, par);
+    }
+}
+
+/// A range of the inputs of samples.
+#[derive(Clone)]
+pub(super) struct SampleInputs<'a, T> {
+    samples: &'a Samples<T>,
+    range: Range<usize>,
+}
+
+impl<T: Scalar> SampleInputs<'_, T> {
+    pub(super) fn features(&self) -> usize {
+        self.range.len()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.samples.len()
+    }
+
+    /// The samples, segment by segment.
+    pub(super) fn batches(&self) -> impl Iterator<Item = Batch<'_, T>> {
+        self.samples
+            .batches()
+            .map(|Batch { rows, weights }| Batch { rows: rows.subcols(self.range.start, self.range.len()), weights })
+    }
+
     /// Fills a `features × samples` matrix with one sample per column, less `centre`, times the
     /// root of its weight, times `factor`.
     pub(super) fn fill_centred(&self, mut target: MatMut<'_, f64>, centre: &Centre<'_>, factor: f64, par: Par) {
@@ -121,14 +157,28 @@ impl<T: Scalar> Samples<T> {
         par: Par,
         mut visit: impl FnMut(MatRef<'_, O>) -> Result<()>,
     ) -> Result<()> {
-        let width = segment_rows(self.features).min(self.len());
-        let mut buffer: Mat<O> = linalg::zeros(self.features, width)?;
+        let width = segment_rows(self.samples.features).min(self.len());
+        let mut buffer: Mat<O> = linalg::zeros(self.features(), width)?;
         for batch in self.batches() {
             let mut columns = buffer.as_mut().subcols_mut(0, batch.len());
             batch.fill_centred(columns.as_mut(), centre, |weight| weight.sqrt() * factor, None, par);
             visit(columns.as_ref())?;
         }
         Ok(())
+    }
+
+    /// The outputs `weight · X`, outputs × samples, in the precision of the samples; the columns of
+    /// `X` are those of [`fill_centred`](Self::fill_centred).
+    pub(super) fn outputs(&self, weight: MatRef<'_, T>, centre: &Centre<'_>, factor: f64, par: Par) -> Result<Mat<T>> {
+        let mut outputs = linalg::zeros(weight.nrows(), self.len())?;
+        let mut start = 0;
+        self.for_each_centred(centre, factor, par, |columns: MatRef<'_, T>| {
+            let end = start + columns.ncols();
+            linalg::set_product(outputs.as_mut().get_mut(.., start..end), weight, columns, par);
+            start = end;
+            Ok(())
+        })?;
+        Ok(outputs)
     }
 }
 

@@ -1,5 +1,7 @@
 //! The scatter matrix `Σ wᵢ (xᵢ − μ)(xᵢ − μ)ᵀ`: its lower triangle as block columns.
 
+use core::ops::Range;
+
 use faer::{Mat, MatMut, MatRef};
 
 use crate::linalg::{self, Par, even_exponent, power_of_two};
@@ -121,6 +123,22 @@ impl Scatter {
         }
         linalg::mirror_lower(&mut dense);
         Ok(dense)
+    }
+
+    /// The entries in these rows and columns.
+    pub(super) fn block(&self, rows: Range<usize>, columns: Range<usize>) -> Result<Mat<f64>> {
+        let mut entries = linalg::zeros(rows.len(), columns.len())?;
+        for (j, column) in columns.zip(entries.as_mut().col_iter_mut()) {
+            let first = j / BLOCK * BLOCK;
+            for (i, entry) in rows.clone().zip(column.iter_mut()) {
+                let above = i / BLOCK * BLOCK;
+                *entry = match i >= first {
+                    true => self.blocks[j / BLOCK][(i - first, j - first)],
+                    false => self.blocks[i / BLOCK][(j - above, i - above)],
+                };
+            }
+        }
+        Ok(entries)
     }
 
     pub(super) fn diagonal(&self) -> impl Iterator<Item = f64> + '_ {

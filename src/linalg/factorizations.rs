@@ -4,7 +4,7 @@ use faer::dyn_stack::MemStack;
 use faer::linalg::cholesky::llt;
 use faer::linalg::svd::{self, ComputeSvdVectors};
 use faer::linalg::{triangular_inverse, triangular_solve};
-use faer::{Mat, MatRef, Spec};
+use faer::{Mat, MatMut, MatRef, Spec};
 
 use super::allocation::{rounded, widened, zeros};
 use super::kernels::workspace;
@@ -70,6 +70,12 @@ pub(crate) fn cholesky(mut matrix: Mat<f64>, par: Par) -> Result<Option<Mat<f64>
     let (stack, no_shift) = (MemStack::new(&mut buffer), Default::default());
     let factored = llt::factor::cholesky_in_place(matrix.as_mut(), no_shift, par, stack, params);
     Ok(factored.is_ok().then_some(matrix))
+}
+
+/// Replaces `right` by `triangle⁻¹ · right` for an upper triangular matrix.
+pub(crate) fn solve_upper_triangular(triangle: MatRef<'_, f64>, right: MatMut<'_, f64>, par: Par) {
+    let par = threads_for(par, macs(triangle.nrows(), triangle.nrows(), right.ncols()) / 2.0);
+    triangular_solve::solve_upper_triangular_in_place(triangle, right, par);
 }
 
 /// `matrix⁻¹ · right` by Cholesky; of `matrix` the lower triangle is read.

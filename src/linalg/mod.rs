@@ -14,13 +14,14 @@ mod threads;
 
 pub(crate) use self::allocation::{converted, out_of_memory, rounded, widened, zeros};
 pub(crate) use self::factorizations::{
-    Pairs, cholesky, cholesky_solve, left_singular, orthonormal_columns, orthonormalized, symmetric_eigen, thin_qr,
+    Pairs, cholesky, cholesky_solve, left_singular, orthonormal_columns, orthonormalized, solve_upper_triangular,
+    symmetric_eigen, thin_qr,
 };
 pub(crate) use self::kernels::Kernels;
 pub(crate) use self::norms::{first_non_finite, max_abs, require_finite, squared_column_norms, squared_norm};
 pub(crate) use self::products::{
     BlockStructure, add_product, add_symmetric_product, gram, mirror_lower, product, project_out, set_product,
-    triangular_product,
+    set_triangular_product, triangular_product,
 };
 pub(crate) use self::random::SplitMix64;
 pub(crate) use self::scaling::{even_exponent, power_of_two};

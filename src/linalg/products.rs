@@ -55,10 +55,21 @@ pub(crate) fn triangular_product<T: Scalar>(
     par: Par,
 ) -> Result<Mat<T>> {
     let mut result = zeros(lhs.nrows(), rhs.ncols())?;
-    let par = threads_for(par, macs(lhs.nrows(), lhs.ncols(), rhs.ncols()) / 2.0);
-    let target = (result.as_mut(), BlockStructure::Rectangular);
-    T::triangular_matmul(target, Accum::Replace, lhs, (rhs, triangle), T::from_f64(1.0), par);
+    set_triangular_product(result.as_mut(), lhs, rhs, triangle, par);
     Ok(result)
+}
+
+/// `target = lhs · rhs` for a triangular `rhs`.
+pub(crate) fn set_triangular_product<T: Scalar>(
+    target: MatMut<'_, T>,
+    lhs: MatRef<'_, T>,
+    rhs: MatRef<'_, T>,
+    triangle: BlockStructure,
+    par: Par,
+) {
+    let par = threads_for(par, macs(lhs.nrows(), lhs.ncols(), rhs.ncols()) / 2.0);
+    let target = (target, BlockStructure::Rectangular);
+    T::triangular_matmul(target, Accum::Replace, lhs, (rhs, triangle), T::from_f64(1.0), par);
 }
 
 /// `block -= Q Qᵀ block` for a basis `Q`.

@@ -23,6 +23,7 @@ mod oracle;
 mod precision;
 mod properties;
 mod ratios;
+mod regression;
 mod reports;
 #[cfg(feature = "serde")]
 mod serde;

@@ -28,7 +28,7 @@ fn configuration_is_read_as_it_is_printed() {
     check(Solver::DenseEigen, "dense-eigen");
     check(Solver::BlockLanczos, "block-lanczos");
     assert_eq!((Ridge::default(), Solver::default()), (Ridge::Shrinkage, Solver::Auto));
-    assert_eq!(Dalr::default(), Dalr::new().with_ridge(Ridge::default()).with_solver(Solver::default()));
+    assert_eq!(Dalr::default(), Dalr::new().with_solver(Solver::default()));
 }
 
 #[test]

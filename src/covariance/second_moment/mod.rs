@@ -1,12 +1,15 @@
 //! The second moment `S` of a layer's inputs: everything the compressors use of the statistics.
 
+mod cross;
+mod dense;
 mod identity;
 mod of_covariance;
 mod of_samples;
 mod of_stats;
 
+pub(crate) use self::cross::CrossMoment;
 pub(crate) use self::identity::identity;
-pub(crate) use self::of_stats::second_moment;
+pub(crate) use self::of_stats::{cross_moment, second_moment, second_moment_of};
 
 use faer::{Mat, MatRef};
 

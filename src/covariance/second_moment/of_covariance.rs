@@ -16,6 +16,11 @@ use crate::{Result, Scalar};
 /// decides what counts as noise.
 const NATIVE_ROUNDING: f64 = 16.0;
 
+/// [`SecondMoment::rounding`] for sums of products in this precision.
+pub(super) fn native_rounding(precision: f64) -> f64 {
+    if precision > f64::EPSILON { NATIVE_ROUNDING * precision } else { 0.0 }
+}
+
 /// `S = factor · scatter + rest · restᵀ`.
 pub(super) struct CovarianceMoment<'a> {
     scatter: &'a Scatter,
@@ -60,8 +65,7 @@ impl<T: Scalar> SecondMoment<T> for CovarianceMoment<'_> {
     }
 
     fn rounding(&self) -> f64 {
-        let precision = self.scatter.precision;
-        if precision > f64::EPSILON { NATIVE_ROUNDING * precision } else { 0.0 }
+        native_rounding(self.scatter.precision)
     }
 
     fn scaled(&self, par: Par) -> Result<Mat<f64>> {

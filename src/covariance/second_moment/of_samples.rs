@@ -4,12 +4,12 @@ use faer::{Mat, MatRef};
 
 use super::{Scale, SecondMoment, add_row_products};
 use crate::covariance::batch::Centre;
-use crate::covariance::sample_form::Samples;
+use crate::covariance::sample_form::SampleInputs;
 use crate::linalg::{self, Par};
 use crate::{Result, Scalar};
 
 pub(super) struct SampleMoment<'a, T> {
-    samples: &'a Samples<T>,
+    samples: SampleInputs<'a, T>,
     centre: Centre<'a>,
     /// The factor from a centred sample to a column of `X`, with `S = X Xᵀ`.
     factor: f64,
@@ -18,8 +18,8 @@ pub(super) struct SampleMoment<'a, T> {
 
 impl<'a, T: Scalar> SampleMoment<'a, T> {
     /// `S` of samples of this total weight and mean, about `centre`.
-    pub(super) fn new(samples: &'a Samples<T>, centre: Centre<'a>, weight: f64, mean: &[f64]) -> Self {
-        let scale = Scale::new(mean_squares(samples, &centre, weight), mean);
+    pub(super) fn new(samples: SampleInputs<'a, T>, centre: Centre<'a>, weight: f64, mean: &[f64]) -> Self {
+        let scale = Scale::new(mean_squares(&samples, &centre, weight), mean);
         Self { samples, centre, factor: scale.root_factor(weight), scale }
     }
 
@@ -87,15 +87,7 @@ impl<T: Scalar> SecondMoment<T> for SampleMoment<'_, T> {
     }
 
     fn outputs(&self, weight: MatRef<'_, T>, factor: f64, par: Par) -> Result<Option<Mat<T>>> {
-        let mut outputs = linalg::zeros(weight.nrows(), self.samples.len())?;
-        let mut start = 0;
-        self.samples.for_each_centred(&self.centre, self.factor * factor, par, |columns: MatRef<'_, T>| {
-            let end = start + columns.ncols();
-            linalg::set_product(outputs.as_mut().get_mut(.., start..end), weight, columns, par);
-            start = end;
-            Ok(())
-        })?;
-        Ok(Some(outputs))
+        self.samples.outputs(weight, &self.centre, self.factor * factor, par).map(Some)
     }
 
     fn root(&self, par: Par) -> Result<Option<Mat<f64>>> {
@@ -109,7 +101,7 @@ impl<T: Scalar> SecondMoment<T> for SampleMoment<'_, T> {
 }
 
 /// `(1/w) Σ wᵢ (xᵢ − centre)²`, input by input, for the total weight `w`.
-fn mean_squares<T: Scalar>(samples: &Samples<T>, centre: &Centre<'_>, total: f64) -> Vec<f64> {
+fn mean_squares<T: Scalar>(samples: &SampleInputs<'_, T>, centre: &Centre<'_>, total: f64) -> Vec<f64> {
     let mut squares = vec![0.0; samples.features()];
     for batch in samples.batches() {
         linalg::for_each_row(batch.rows, |index, row| {

@@ -1,8 +1,12 @@
 //! The second moments of statistics, in the form they have.
 
+use core::ops::Range;
+
 use faer::Mat;
 
 use super::SecondMoment;
+use super::cross::CrossMoment;
+use super::dense::DenseMoment;
 use super::of_covariance::CovarianceMoment;
 use super::of_samples::SampleMoment;
 use crate::covariance::batch::Centre;
@@ -17,13 +21,54 @@ pub(crate) fn second_moment<T: Scalar>(
     stats: &ActivationStats<T>,
     centred: bool,
 ) -> Result<Box<dyn SecondMoment<T> + '_>> {
-    let channels = &stats.channels;
-    let centre = if centred { channels.centre() } else { Centre::zero(stats.features) };
+    second_moment_of(stats, 0..stats.features, centred)
+}
+
+/// [`second_moment`] of a range of the inputs.
+pub(crate) fn second_moment_of<T: Scalar>(
+    stats: &ActivationStats<T>,
+    range: Range<usize>,
+    centred: bool,
+) -> Result<Box<dyn SecondMoment<T> + '_>> {
     let mean = stats.mean_or_zero();
+    let centre = centre(stats, centred);
     Ok(match &stats.form {
-        Form::Samples(samples) => Box::new(SampleMoment::new(samples, centre, stats.weight, &mean)),
+        Form::Samples(samples) => {
+            let centre = centre.inputs(range.clone()).into_owned();
+            Box::new(SampleMoment::new(samples.inputs(range.clone()), centre, stats.weight, &mean[range]))
+        }
+        Form::Covariance(form) if range.len() == stats.features => {
+            Box::new(CovarianceMoment::new(form, &centre, stats.weight, (&stats.channels.origin, &mean))?)
+        }
         Form::Covariance(form) => {
-            Box::new(CovarianceMoment::new(form, &centre, stats.weight, (&channels.origin, &mean))?)
+            let sums = form.block(&stats.channels.origin, &centre, (range.clone(), range.clone()))?;
+            Box::new(DenseMoment::new(sums, stats.weight, &mean[range], form.scatter.precision))
+        }
+    })
+}
+
+/// The point that the second moment is taken about: the mean, or zero.
+fn centre<T: Scalar>(stats: &ActivationStats<T>, centred: bool) -> Centre<'_> {
+    if centred { stats.channels.centre() } else { Centre::zero(stats.features) }
+}
+
+/// The second moment `K` between two ranges of the inputs, first × second, divided by the power of
+/// two of the second moment of the second range.
+pub(crate) fn cross_moment<'a, T: Scalar>(
+    stats: &'a ActivationStats<T>,
+    (first, second): (Range<usize>, Range<usize>),
+    centred: bool,
+    moment: &dyn SecondMoment<T>,
+) -> Result<CrossMoment<'a, T>> {
+    let centre = centre(stats, centred);
+    Ok(match &stats.form {
+        Form::Samples(samples) => {
+            let part = |range: Range<usize>| (samples.inputs(range.clone()), centre.inputs(range).into_owned());
+            CrossMoment::of_samples(part(first), part(second), moment.scale().root_factor(stats.weight))
+        }
+        Form::Covariance(form) => {
+            let sums = form.block(&stats.channels.origin, &centre, (first, second))?;
+            CrossMoment::of_sums(sums, moment.scale().factor(stats.weight))
         }
     })
 }

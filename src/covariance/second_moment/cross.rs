@@ -1,0 +1,81 @@
+//! The second moment between two sets of inputs of the same samples.
+
+use faer::{Mat, MatRef};
+
+use crate::covariance::batch::Centre;
+use crate::covariance::sample_form::SampleInputs;
+use crate::linalg::{self, Par};
+use crate::{Result, Scalar};
+
+/// `K = Σ wᵢ xᵢ x̂ᵢᵀ / Σ wᵢ`, divided by the same power of two as the second moment of `x̂`.
+pub(crate) struct CrossMoment<'a, T> {
+    form: Form<'a, T>,
+}
+
+enum Form<'a, T> {
+    /// Samples of `x` and `x̂`, and the points that they are measured from; the columns of `X` and
+    /// `X̂`, with `K = X X̂ᵀ`, are `factor` times their distances.
+    Samples { first: (SampleInputs<'a, T>, Centre<'a>), second: (SampleInputs<'a, T>, Centre<'a>), factor: f64 },
+    /// `K` itself.
+    Dense(Mat<f64>),
+}
+
+impl<'a, T: Scalar> CrossMoment<'a, T> {
+    pub(super) fn of_samples(
+        first: (SampleInputs<'a, T>, Centre<'a>),
+        second: (SampleInputs<'a, T>, Centre<'a>),
+        factor: f64,
+    ) -> Self {
+        Self { form: Form::Samples { first, second, factor } }
+    }
+
+    pub(super) fn of_sums(mut sums: Mat<f64>, factor: f64) -> Self {
+        sums *= faer::Scale(factor);
+        Self { form: Form::Dense(sums) }
+    }
+
+    /// `X` if `K = X X̂ᵀ` is known by fewer samples than inputs, features × samples.
+    pub(crate) fn root(&self, par: Par) -> Result<Option<Mat<f64>>> {
+        match &self.form {
+            Form::Samples { first: (samples, centre), factor, .. } if samples.len() < samples.features() => {
+                let mut root = linalg::zeros(samples.features(), samples.len())?;
+                samples.fill_centred(root.as_mut(), centre, *factor, par);
+                Ok(Some(root))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The outputs `scale · W X` of the kept samples, in the precision of the data.
+    pub(crate) fn outputs(&self, weight: MatRef<'_, T>, scale: f64, par: Par) -> Result<Option<Mat<T>>> {
+        let Form::Samples { first: (samples, centre), factor, .. } = &self.form else { return Ok(None) };
+        samples.outputs(weight, centre, factor * scale, par).map(Some)
+    }
+
+    /// `left · K`, for `rows × features`.
+    pub(crate) fn left_multiply(&self, left: MatRef<'_, f64>, par: Par) -> Result<Mat<f64>> {
+        match &self.form {
+            Form::Dense(matrix) => linalg::product(left, matrix.as_ref(), par),
+            Form::Samples { first, second, factor } => {
+                let mut result = linalg::zeros(left.nrows(), second.0.features())?;
+                let mut outputs = linalg::zeros(left.nrows(), first.0.len())?;
+                let mut start = 0;
+                first.0.for_each_centred(&first.1, *factor, par, |columns: MatRef<'_, f64>| {
+                    let end = start + columns.ncols();
+                    linalg::set_product(outputs.as_mut().get_mut(.., start..end), left, columns, par);
+                    start = end;
+                    Ok(())
+                })?;
+                start = 0;
+                second.0.for_each_centred(&second.1, *factor, par, |columns: MatRef<'_, f64>| {
+                    let end = start + columns.ncols();
+                    let outputs = outputs.as_ref().get(.., start..end);
+                    linalg::add_product(result.as_mut(), 1.0, outputs, columns.transpose(), par);
+                    start = end;
+                    Ok(())
+                })?;
+                Ok(result)
+            }
+        }
+    }
+}
