@@ -3,6 +3,7 @@
 use core::fmt;
 
 use super::OutputMetric;
+use super::output_error::DataMoments;
 use crate::covariance::{CrossMoment, PairedStats, SecondMoment, second_moment};
 use crate::{ActivationStats, Error, Result, Scalar};
 
@@ -152,6 +153,20 @@ impl<'a, T: Scalar> Calibration<'a, T> {
             (_, CalibrationInputs::Activations(stats)) => second_moment(stats, centred),
             (_, CalibrationInputs::None) => Err(Error::no_samples()),
         }
+    }
+
+    /// All second moments that an error is predicted from; `inputs` is the
+    /// [`moment`](Self::moment) for the same `centred`.
+    pub(super) fn data_moments<'b>(&self, centred: bool, inputs: &'b dyn SecondMoment<T>) -> Result<DataMoments<'b, T>>
+    where
+        'a: 'b,
+    {
+        Ok(DataMoments {
+            inputs,
+            original: self.original_moment(centred)?,
+            cross: self.cross_moment(centred, inputs)?,
+            same_samples: self.original.is_none(),
+        })
     }
 
     /// The second moment between original and compressed inputs, in the units of `moment`; `None`

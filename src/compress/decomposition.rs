@@ -241,11 +241,7 @@ impl<T: Scalar> Decomposition<T> {
             let energies: Vec<f64> =
                 before.zip(&by_weight.by_rank).map(|(before, after)| (before - after).max(0.0) * unit).collect();
             let by_data = |data: Box<dyn SecondMoment<T> + '_>| {
-                let moments = DataMoments {
-                    inputs: &*data,
-                    original: calibration.original_moment(correct_bias)?,
-                    cross: calibration.cross_moment(correct_bias, &*data)?,
-                };
+                let moments = calibration.data_moments(correct_bias, &*data)?;
                 let errors = squared_errors(layer.weight(), factors, &moments, par)?;
                 let variance = match correct_bias {
                     true => errors.total,

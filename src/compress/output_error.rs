@@ -3,6 +3,7 @@
 use faer::{ColRef, Mat, MatRef};
 
 use super::operators::term_size;
+use super::solve::{LEAST_LEFT_OUT, ROUNDING};
 use crate::bias::times;
 use crate::covariance::{CrossMoment, PairedStats, SecondMoment, identity, second_moment};
 use crate::error::during;
@@ -81,12 +82,14 @@ pub(super) struct DataMoments<'a, T> {
     pub(super) original: Box<dyn SecondMoment<T> + 'a>,
     /// Between `x` and `x̂`, unless they are the same.
     pub(super) cross: Option<CrossMoment<'a, T>>,
+    /// Whether all are of the same samples.
+    pub(super) same_samples: bool,
 }
 
 impl<'a, T: Scalar> DataMoments<'a, T> {
     /// The identity, for the error of the weight itself.
     pub(super) fn identity(inputs: &'a dyn SecondMoment<T>) -> Self {
-        Self { inputs, original: identity(inputs.features()), cross: None }
+        Self { inputs, original: identity(inputs.features()), cross: None, same_samples: true }
     }
 }
 
@@ -94,37 +97,95 @@ impl<'a, T: Scalar> DataMoments<'a, T> {
 /// `E‖W x‖²`. In units of the scaled weight and of the scaled second moment of `x̂`.
 pub(super) fn squared_errors<T: Scalar>(
     weight: MatRef<'_, T>,
+    factors: (MatRef<'_, T>, MatRef<'_, T>),
+    moments: &DataMoments<'_, T>,
+    par: Par,
+) -> Result<SquaredErrors> {
+    match errors_in_native(weight, factors, moments, par)? {
+        Some(errors) => Ok(errors),
+        None => errors_in_double(weight, factors, moments, par),
+    }
+}
+
+/// From the outputs of kept samples, in the precision of the data; `None` without samples, or if
+/// rounding could be seen in the errors.
+fn errors_in_native<T: Scalar>(
+    weight: MatRef<'_, T>,
+    (up, down): (MatRef<'_, T>, MatRef<'_, T>),
+    moments: &DataMoments<'_, T>,
+    par: Par,
+) -> Result<Option<SquaredErrors>> {
+    let &DataMoments { inputs, ref original, same_samples, .. } = moments;
+    let scale = power_of_two(-even_exponent(linalg::max_abs(weight)));
+    let unit = power_of_two((original.exponent() - inputs.exponent()) / 2);
+    if !same_samples || T::EPSILON == f64::EPSILON {
+        return Ok(None);
+    }
+    let Some(outputs) = original.outputs(weight, scale * unit, par)? else { return Ok(None) };
+    let Some(latent) = inputs.outputs(down, scale, par)? else { return Ok(None) };
+    let total = linalg::squared_norm(outputs.as_ref());
+    let kept = linalg::product(up.transpose(), outputs.as_ref(), par)?;
+    drop(outputs);
+    let cross = |rank: usize| -> f64 {
+        kept.row(rank).iter().zip(latent.row(rank).iter()).map(|(a, b)| a.to_f64() * b.to_f64()).sum()
+    };
+    let gram = linalg::product(latent.as_ref(), latent.transpose(), par)?;
+    let overlap = linalg::product(up.transpose(), up, par)?;
+    let captured = captured_by_rank(cross, &gram, &overlap);
+    let terms = term_size(&linalg::squared_column_norms(weight), &**original, (1.0, 0.0)) * (scale * unit).powi(2);
+    let errors = SquaredErrors::left_of(total, &captured, ROUNDING * T::EPSILON * terms.max(total));
+    let visible = errors.by_rank.last().is_some_and(|&last| last >= LEAST_LEFT_OUT * total);
+    Ok(visible.then_some(errors))
+}
+
+fn errors_in_double<T: Scalar>(
+    weight: MatRef<'_, T>,
     (up, down): (MatRef<'_, T>, MatRef<'_, T>),
     moments: &DataMoments<'_, T>,
     par: Par,
 ) -> Result<SquaredErrors> {
-    let &DataMoments { inputs, ref original, ref cross } = moments;
+    let &DataMoments { inputs, ref original, ref cross, .. } = moments;
     let scale = power_of_two(-even_exponent(linalg::max_abs(weight)));
+    let unit = power_of_two(original.exponent() - inputs.exponent());
     let weight = linalg::widened(weight, scale)?;
     let (up, down) = (linalg::widened(up, 1.0)?, linalg::widened(down, scale)?);
-    let unit = power_of_two(original.exponent() - inputs.exponent());
     let total = original.energy(weight.as_ref(), par)? * unit;
     let weighted = inputs.multiply(down.transpose(), par)?;
     let projected = linalg::product(up.transpose(), weight.as_ref(), par)?;
     let cross = match cross {
-        None => projected,
-        Some(cross) => cross.left_multiply(projected.as_ref(), par)?,
+        None => rows_times_columns(projected.as_ref(), weighted.as_ref()),
+        Some(cross) => {
+            rows_times_columns(cross.left_multiply(projected.as_ref(), par)?.as_ref(), down.as_ref().transpose())
+        }
     };
     let gram = linalg::product(down.as_ref(), weighted.as_ref(), par)?;
     let overlap = linalg::product(up.transpose(), up.as_ref(), par)?;
-    let captured = |rank: usize| {
-        let right = if moments.cross.is_some() { down.row(rank).transpose() } else { weighted.col(rank) };
-        let cross: f64 = cross.row(rank).iter().zip(right.iter()).map(|(a, b)| a * b).sum();
-        let own = overlap[(rank, rank)] * gram[(rank, rank)];
-        let others: f64 = (0..rank).map(|other| overlap[(rank, other)] * gram[(rank, other)]).sum();
-        2.0 * (cross - others) - own
-    };
-    let captured: Vec<f64> = (0..up.ncols()).map(captured).collect();
+    let captured = captured_by_rank(|rank| cross[rank], &gram, &overlap);
     // Rounding is in proportion to the terms that add up to the total, though they may cancel.
     let level = solver::noise_level(weight.nrows().max(weight.ncols()));
     let terms = term_size(&linalg::squared_column_norms(weight.as_ref()), &**original, (1.0, 0.0)) * unit;
     let noise = (level + original.rounding()) * terms;
     Ok(SquaredErrors::left_of(total, &captured, noise.max(level * total)))
+}
+
+/// `Σ_j a_ij b_ji` for every `i`.
+fn rows_times_columns(a: MatRef<'_, f64>, b: MatRef<'_, f64>) -> Vec<f64> {
+    a.row_iter()
+        .zip(b.col_iter())
+        .map(|(row, column)| row.iter().zip(column.iter()).map(|(a, b)| a * b).sum())
+        .collect()
+}
+
+/// The decrease of `E‖W x − C x̂‖²` by each rank one term `u d` of `C`.
+///
+/// `cross` is `E (uᵀW x)(d x̂)`, `gram` the second moment of the `d x̂` and `overlap` that of the `u`.
+fn captured_by_rank<T: Scalar>(cross: impl Fn(usize) -> f64, gram: &Mat<T>, overlap: &Mat<T>) -> Vec<f64> {
+    let term = |i: usize, j: usize| overlap[(i, j)].to_f64() * gram[(i, j)].to_f64();
+    let captured = |rank: usize| {
+        let others: f64 = (0..rank).map(|other| term(rank, other)).sum();
+        2.0 * (cross(rank) - others) - term(rank, rank)
+    };
+    (0..gram.nrows()).map(captured).collect()
 }
 
 /// A layer that replaces another: a weight as one matrix or as two factors, and a bias.

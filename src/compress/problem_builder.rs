@@ -3,7 +3,7 @@
 use faer::MatRef;
 
 use super::decomposition::{Decomposition, Origin};
-use super::output_error::{DataMoments, PredictedErrors, squared_errors};
+use super::output_error::{PredictedErrors, squared_errors};
 use super::problem::{Inputs, Problem};
 use super::ridge_regression::{Penalty, ridge_regression};
 use super::{Calibration, solve};
@@ -138,11 +138,7 @@ impl ProblemBuilder {
         let mut errors = PredictedErrors { plain: None, metric: None };
         if let Some(data) = data {
             let found = solution.errors.take();
-            let moments = DataMoments {
-                inputs: data,
-                original: calibration.original_moment(correct_bias)?,
-                cross: calibration.cross_moment(correct_bias, data)?,
-            };
+            let moments = calibration.data_moments(correct_bias, data)?;
             let energy_about_mean = |weight: MatRef<'_, T>, total: f64| -> Result<f64> {
                 if correct_bias {
                     return Ok(total);
@@ -153,8 +149,8 @@ impl ProblemBuilder {
             };
             let down = solution.down.as_ref();
             if root.is_some() {
-                let original = in_metric(layer.weight())?;
-                let original = original.as_ref().map_or(layer.weight(), |matrix| matrix.as_ref());
+                let original = if plain { None } else { in_metric(layer.weight())? };
+                let original = original.as_ref().map_or(factor, |matrix| matrix.as_ref());
                 let squared = match found {
                     Some(found) => found,
                     None => squared_errors(original, (directions.as_ref(), down), &moments, par)?,

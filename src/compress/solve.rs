@@ -17,13 +17,13 @@ use crate::solver::{self, Eigenpairs, PsdOperator, Solver};
 use crate::{Error, Result, Scalar};
 
 /// Rounding in an eigenvalue, as a multiple of `ε` times the terms that add up to it.
-const ROUNDING: f64 = 4.0;
+pub(super) const ROUNDING: f64 = 4.0;
 
 /// The least fraction of the energy left out at which single precision may decide.
 ///
 /// Its rounding is about `10 ε` of the whole energy, so the squared error is within about `2e-4` of
 /// the optimum. Smaller errors are solved for in `f64`.
-const LEAST_LEFT_OUT: f64 = 5e-3;
+pub(super) const LEAST_LEFT_OUT: f64 = 5e-3;
 
 /// The solution for every rank up to the one asked for.
 ///

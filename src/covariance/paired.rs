@@ -196,6 +196,21 @@ impl<T: Scalar> PairedStats<T> {
         Ok(covariance)
     }
 
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn joint(&self) -> &ActivationStats<T> {
+        &self.joint
+    }
+
+    /// From statistics of the inputs `x̂` and, to their right, `x`, which were read from `path`.
+    #[cfg(feature = "safetensors")]
+    pub(crate) fn from_joint(joint: ActivationStats<T>, path: &str) -> Result<Self> {
+        let features = joint.features();
+        if features.is_multiple_of(2) {
+            return Ok(Self { joint, features: features / 2 });
+        }
+        Err(Error::format(path.into(), "an even number of features".into(), features.to_string()))
+    }
+
     pub(crate) fn require_features(&self, expected: usize) -> Result<()> {
         if self.features == expected {
             return Ok(());

@@ -180,6 +180,28 @@ impl<T: Scalar> SampleInputs<'_, T> {
         })?;
         Ok(outputs)
     }
+
+    /// Calls `visit` with the columns of [`fill_centred`](Self::fill_centred) for these inputs and for
+    /// others of the same samples, segment by segment.
+    pub(super) fn for_each_pair(
+        &self,
+        (centre, (others, other_centre)): (&Centre<'_>, &(SampleInputs<'_, T>, Centre<'_>)),
+        factor: f64,
+        par: Par,
+        mut visit: impl FnMut(MatRef<'_, f64>, MatRef<'_, f64>) -> Result<()>,
+    ) -> Result<()> {
+        let width = segment_rows(self.samples.features).min(self.len());
+        let mut own: Mat<f64> = linalg::zeros(self.features(), width)?;
+        let mut other: Mat<f64> = linalg::zeros(others.features(), width)?;
+        for (batch, other_batch) in self.batches().zip(others.batches()) {
+            let mut own = own.as_mut().subcols_mut(0, batch.len());
+            batch.fill_centred(own.as_mut(), centre, |weight| weight.sqrt() * factor, None, par);
+            let mut other = other.as_mut().subcols_mut(0, batch.len());
+            other_batch.fill_centred(other.as_mut(), other_centre, |weight| weight.sqrt() * factor, None, par);
+            visit(own.as_ref(), other.as_ref())?;
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]

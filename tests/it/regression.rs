@@ -149,7 +149,7 @@ fn weight_of<T: Scalar>(compressed: &Compressed<T>) -> Mat<f64> {
 fn cases() -> impl Iterator<Item = Case> {
     (0..12).map(|seed| {
         let shape = [(6, 8), (9, 5), (7, 7)][seed % 3];
-        let mut case = Case::new(100 * seed, shape, [60, 6][seed / 3 % 2]);
+        let mut case = Case::new(100 * seed, shape, [60, 6, 300][seed / 3 % 3]);
         if seed % 4 < 2 {
             case = case.with_metric(seed);
         }
@@ -362,6 +362,23 @@ fn paired_statistics_may_come_in_parts_in_any_order_and_form() {
         }
         assert!((merged.original_mean().unwrap() - whole.original_mean().unwrap()).norm_max() < 1e-12);
         assert!((merged.compressed_mean().unwrap() - whole.compressed_mean().unwrap()).norm_max() < 1e-12);
+    }
+}
+
+#[cfg(feature = "safetensors")]
+#[test]
+fn paired_statistics_are_stored_bit_for_bit() {
+    for samples in [3, 400] {
+        let stats = Case::new(7, (6, 5), samples).paired::<f32>();
+        let bytes = stats.to_safetensors().unwrap();
+        let copy = PairedStats::<f32>::from_safetensors(&bytes).unwrap();
+        assert_eq!(copy.cross_covariance().unwrap(), stats.cross_covariance().unwrap());
+        assert_eq!((copy.features(), copy.samples()), (5, stats.samples()));
+        assert_eq!(copy.to_safetensors().unwrap(), bytes);
+        // They are not those of one network.
+        assert!(ActivationStats::<f32>::from_safetensors(&bytes).is_err());
+        let one = crate::common::stats(noise(1, 4, 4).as_ref()).to_safetensors().unwrap();
+        assert!(PairedStats::<f64>::from_safetensors(&one).is_err());
     }
 }
 

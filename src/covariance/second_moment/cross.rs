@@ -46,10 +46,21 @@ impl<'a, T: Scalar> CrossMoment<'a, T> {
         }
     }
 
-    /// The outputs `scale · W X` of the kept samples, in the precision of the data.
-    pub(crate) fn outputs(&self, weight: MatRef<'_, T>, scale: f64, par: Par) -> Result<Option<Mat<T>>> {
-        let Form::Samples { first: (samples, centre), factor, .. } = &self.form else { return Ok(None) };
-        samples.outputs(weight, centre, factor * scale, par).map(Some)
+    /// `weight · (K − S)` with the second moment `S` of `x̂`, in the precision of the data; `None` unless
+    /// the samples are kept.
+    ///
+    /// The difference is that of the samples, so none remains where `x̂ = x`.
+    pub(crate) fn change(&self, weight: MatRef<'_, T>, par: Par) -> Result<Option<Mat<T>>> {
+        let Form::Samples { first, second, factor } = &self.form else { return Ok(None) };
+        let mut result = linalg::zeros(weight.nrows(), second.0.features())?;
+        first.0.for_each_pair((&first.1, second), *factor, par, |x, compressed| {
+            let change = Mat::from_fn(x.nrows(), x.ncols(), |i, j| T::from_f64(x[(i, j)] - compressed[(i, j)]));
+            let outputs = linalg::product(weight, change.as_ref(), par)?;
+            let compressed = linalg::converted::<f64, T>(compressed, 1.0)?;
+            linalg::add_product(result.as_mut(), T::from_f64(1.0), outputs.as_ref(), compressed.transpose(), par);
+            Ok(())
+        })?;
+        Ok(Some(result))
     }
 
     /// `left · K`, for `rows × features`.

@@ -15,7 +15,21 @@ use crate::interop::safetensors::{Dtype, FloatDtype, TensorInfo, format_error, w
 use crate::{ActivationStats, Error, Result, Scalar};
 
 /// Marks a safetensors file as one of statistics.
-const KIND: &str = "dalr.ActivationStats";
+#[derive(Clone, Copy)]
+pub(super) enum Kind {
+    Activations,
+    /// Of the compressed inputs and, after them, the original ones.
+    Paired,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Activations => "dalr.ActivationStats",
+            Self::Paired => "dalr.PairedStats",
+        }
+    }
+}
 
 /// Written into every file. A change of the content or of its meaning takes the next number. Older
 /// versions are still read, with defaults for the fields that they lack.
@@ -45,7 +59,7 @@ fn precision_name<T>() -> &'static str {
 
 impl Layout {
     /// `None` if the file would be longer than can be addressed.
-    pub(super) fn of<T: Scalar>(head: &Head) -> Option<Self> {
+    pub(super) fn of<T: Scalar>(kind: Kind, head: &Head) -> Option<Self> {
         let channels = [head.channels()];
         let kept = head.samples_kept()?;
         let mut shapes = vec![("mean", Dtype::F64, channels.to_vec())];
@@ -61,7 +75,7 @@ impl Layout {
         let info = |(name, dtype, shape): (_, _, Vec<_>)| Some((name, TensorInfo::new(dtype, &shape)?));
         let arrays: Vec<_> = shapes.into_iter().map(info).collect::<Option<_>>()?;
         let data = arrays.iter().try_fold(0_u64, |sum, (_, info)| sum.checked_add(info.bytes))?;
-        let fields = fields::<T>(head);
+        let fields = fields::<T>(kind, head);
         let fields = fields.iter().map(|(key, value)| (*key, value.as_str()));
         let header = header(fields, arrays.iter().map(|(name, info)| (*name, info)));
         let length = (header.len() as u64).checked_add(data)?;
@@ -70,11 +84,11 @@ impl Layout {
 
     /// Returns the head that a header describes, after it has checked the header against itself and
     /// the file's length.
-    pub(super) fn parse<T: Scalar>(path: &Path, text: &[u8], length: u64) -> Result<Head> {
+    pub(super) fn parse<T: Scalar>(kind: Kind, path: &Path, text: &[u8], length: u64) -> Result<Head> {
         let metadata: Metadata = serde_json::from_slice(text)
             .map_err(|error| format_error(path, "a header in the safetensors format", error.to_string()))?;
-        let head = head_of::<T>(&Fields { path, metadata: metadata.metadata().as_ref() })?;
-        let layout = Self::of::<T>(&head)
+        let head = head_of::<T>(kind, &Fields { path, metadata: metadata.metadata().as_ref() })?;
+        let layout = Self::of::<T>(kind, &head)
             .ok_or_else(|| format_error(path, "sizes that can be addressed", format!("{head:?}")))?;
         for (name, TensorInfo { dtype, shape, .. }) in &layout.arrays {
             let words = |dtype, shape| format!("of type {dtype:?} and shape {shape:?}");
@@ -97,11 +111,11 @@ impl Layout {
 }
 
 /// Keys and values of the metadata, in their order.
-fn fields<T>(head: &Head) -> Vec<(&'static str, String)> {
+fn fields<T>(kind: Kind, head: &Head) -> Vec<(&'static str, String)> {
     // The shortest decimal that reads back as the same number.
     let decimal = |number: f64| format!("{number:e}");
     let mut fields = vec![
-        ("kind", KIND.into()),
+        ("kind", kind.name().into()),
         ("version", VERSION.to_string()),
         ("precision", precision_name::<T>().into()),
         ("form", if head.scatter.is_some() { "scatter" } else { "samples" }.into()),
@@ -151,8 +165,8 @@ impl Fields<'_> {
     }
 }
 
-fn head_of<T>(fields: &Fields<'_>) -> Result<Head> {
-    fields.require("kind", KIND)?;
+fn head_of<T>(kind: Kind, fields: &Fields<'_>) -> Result<Head> {
+    fields.require("kind", kind.name())?;
     let version: u32 = fields.number("version")?;
     if !(1..=VERSION).contains(&version) {
         let expected = format!("a version from 1 to {VERSION}, which this release reads,");

@@ -2,11 +2,12 @@
 //! [`interop::safetensors`](super).
 
 mod header;
+mod paired;
 
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-use self::header::{LONGEST, Layout, precision};
+use self::header::{Kind, LONGEST, Layout, precision};
 use super::{format_error, io_error, positioned_read, replace_file};
 use crate::covariance::{Piece, PieceMut, zeros};
 use crate::error::during;
@@ -29,11 +30,7 @@ impl<T: Scalar> ActivationStats<T> {
     /// The bytes of the samples or of the scatter pass once through a checksum and to the disk; no
     /// copy in memory.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        during("ActivationStats::save", || {
-            let path = path.as_ref();
-            let layout = self.layout()?;
-            replace_file(path, |mut file| self.write(&layout, &mut file).map_err(|error| io_error(path, error)))
-        })
+        during("ActivationStats::save", || self.save_as(Kind::Activations, path.as_ref()))
     }
 
     /// Loads statistics that [`save`](Self::save) wrote.
@@ -47,11 +44,7 @@ impl<T: Scalar> ActivationStats<T> {
     /// precision than `T`, or not of statistics; [`Error::Memory`]. Takes no more memory than the
     /// file is long, and some kilobytes.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
-        during("ActivationStats::load", || {
-            let path = path.as_ref();
-            let (file, length) = positioned_read::open(path)?;
-            Self::read(path, length, file)
-        })
+        during("ActivationStats::load", || Self::load_as(Kind::Activations, path.as_ref()))
     }
 
     /// Returns the bytes that [`save`](Self::save) would write.
@@ -71,14 +64,7 @@ impl<T: Scalar> ActivationStats<T> {
     /// # }
     /// ```
     pub fn to_safetensors(&self) -> Result<Vec<u8>> {
-        during("ActivationStats::to_safetensors", || {
-            let layout = self.layout()?;
-            let needed = usize::try_from(layout.length).unwrap_or(usize::MAX);
-            let mut bytes = Vec::new();
-            bytes.try_reserve_exact(needed).map_err(|_| linalg::out_of_memory(needed))?;
-            self.write(&layout, &mut bytes).map_err(|error| io_error(Path::new("memory"), error))?;
-            Ok(bytes)
-        })
+        during("ActivationStats::to_safetensors", || self.to_bytes(Kind::Activations))
     }
 
     /// Reads statistics from the bytes that [`to_safetensors`](Self::to_safetensors) returned, or
@@ -88,7 +74,9 @@ impl<T: Scalar> ActivationStats<T> {
     ///
     /// As [`load`](Self::load).
     pub fn from_safetensors(bytes: &[u8]) -> Result<Self> {
-        during("ActivationStats::from_safetensors", || Self::read(Path::new("the bytes"), bytes.len() as u64, bytes))
+        during("ActivationStats::from_safetensors", || {
+            Self::read(Kind::Activations, Path::new("the bytes"), bytes.len() as u64, bytes)
+        })
     }
 
     /// Returns the number of bytes that [`write_safetensors`](Self::write_safetensors) writes. The
@@ -98,7 +86,7 @@ impl<T: Scalar> ActivationStats<T> {
     ///
     /// [`Error::Overflow`] for more than can be addressed.
     pub fn safetensors_length(&self) -> Result<u64> {
-        during("ActivationStats::safetensors_length", || Ok(self.layout()?.length))
+        during("ActivationStats::safetensors_length", || Ok(self.layout(Kind::Activations)?.length))
     }
 
     /// Writes the bytes that [`save`](Self::save) would write to a stream, a few kilobytes at a
@@ -129,7 +117,7 @@ impl<T: Scalar> ActivationStats<T> {
     /// ```
     pub fn write_safetensors(&self, mut target: impl Write) -> Result<()> {
         during("ActivationStats::write_safetensors", || {
-            let layout = self.layout()?;
+            let layout = self.layout(Kind::Activations)?;
             self.write(&layout, &mut target).map_err(|error| io_error(Path::new("the stream"), error))
         })
     }
@@ -143,12 +131,33 @@ impl<T: Scalar> ActivationStats<T> {
     /// As [`load`](Self::load); some of the bytes may then be unread. Takes no more memory than
     /// `length`, and some kilobytes.
     pub fn read_safetensors(length: u64, source: impl Read) -> Result<Self> {
-        during("ActivationStats::read_safetensors", || Self::read(Path::new("the stream"), length, source.take(length)))
+        during("ActivationStats::read_safetensors", || {
+            Self::read(Kind::Activations, Path::new("the stream"), length, source.take(length))
+        })
     }
 
-    fn layout(&self) -> Result<Layout> {
+    fn save_as(&self, kind: Kind, path: &Path) -> Result<()> {
+        let layout = self.layout(kind)?;
+        replace_file(path, |mut file| self.write(&layout, &mut file).map_err(|error| io_error(path, error)))
+    }
+
+    fn load_as(kind: Kind, path: &Path) -> Result<Self> {
+        let (file, length) = positioned_read::open(path)?;
+        Self::read(kind, path, length, file)
+    }
+
+    fn to_bytes(&self, kind: Kind) -> Result<Vec<u8>> {
+        let layout = self.layout(kind)?;
+        let needed = usize::try_from(layout.length).unwrap_or(usize::MAX);
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(needed).map_err(|_| linalg::out_of_memory(needed))?;
+        self.write(&layout, &mut bytes).map_err(|error| io_error(Path::new("memory"), error))?;
+        Ok(bytes)
+    }
+
+    fn layout(&self, kind: Kind) -> Result<Layout> {
         let overflow = Error::overflow("the length of the file");
-        Layout::of::<T>(&self.head()).ok_or(overflow)
+        Layout::of::<T>(kind, &self.head()).ok_or(overflow)
     }
 
     fn write(&self, layout: &Layout, target: &mut impl Write) -> io::Result<()> {
@@ -166,7 +175,7 @@ impl<T: Scalar> ActivationStats<T> {
         target.stream_all(&sum.to_le_bytes())
     }
 
-    fn read(path: &Path, length: u64, mut source: impl Read) -> Result<Self> {
+    fn read(kind: Kind, path: &Path, length: u64, mut source: impl Read) -> Result<Self> {
         let io = |error| io_error(path, error);
         let mut source = Summed { stream: &mut source, sum: crc32fast::Hasher::new() };
         let mut header = [0_u8; 8];
@@ -181,7 +190,7 @@ impl<T: Scalar> ActivationStats<T> {
         }
         let mut text = vec![0_u8; header as usize];
         source.fill_all(&mut text).map_err(io)?;
-        let head = Layout::parse::<T>(path, &text, length)?;
+        let head = Layout::parse::<T>(kind, path, &text, length)?;
         drop(text);
 
         let mut mean = Vec::new();
