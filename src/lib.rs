@@ -36,6 +36,8 @@
 //! | samples of the layer's inputs | [`Dalr::new`]; with few, [`select_ridge`] on others |
 //! | no samples | [`TruncatedSvd::new`] |
 //! | a whole network and one budget | [`network`] |
+//! | layers before this one that are compressed already | [`PairedStats`](covariance::PairedStats) |
+//! | gradients, or the weights of the next layers | [`OutputMetric`](compress::OutputMetric) |
 //! | samples spread over many machines | [`ActivationStats::merge`], [`compress::OperatorProblem`] |
 //! | the paper to reproduce | [`Dalr::paper`], [`ActivationPruning`] |
 //! | a method of your own | [`LowRankCompressor`], [`Decomposition::new`] |
@@ -112,6 +114,16 @@ pub use rank::Rank;
 pub use report::{Report, Warning};
 pub use scalar::Scalar;
 pub use solver::Solver;
+
+/// The types that programs use most: `use dalr::prelude::*`.
+pub mod prelude {
+    pub use crate::compress::{Activation, OutputMetric};
+    pub use crate::covariance::PairedStats;
+    pub use crate::{
+        ActivationStats, Calibration, Compressed, Dalr, Decomposition, Linear, LowRankCompressor, LowRankLinear, Rank,
+        Report, Ridge, Solver, TruncatedSvd,
+    };
+}
 
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

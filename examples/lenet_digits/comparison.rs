@@ -1,8 +1,9 @@
 //! Compares all methods at all ranks: accuracy of the network, error of the layer, parameters.
 
+use dalr::compress::{Activation, OutputMetric};
 use dalr::{
-    ActivationPruning, ActivationStats, Dalr, Decomposition, Linear, LowRankCompressor, Rank, Result, Ridge,
-    TruncatedSvd, relative_output_error,
+    ActivationPruning, ActivationStats, Calibration, Dalr, Decomposition, Linear, LowRankCompressor, Rank, Result,
+    Ridge, TruncatedSvd, relative_output_error,
 };
 use faer::{Mat, MatRef};
 use serde::Serialize;
@@ -42,6 +43,8 @@ pub struct Comparison {
     /// rank.
     #[serde(skip)]
     pub optimum: [Vec<f64>; 2],
+    /// `dalr` with and without the metric of the layers behind.
+    pub metric_rows: Vec<MetricRow>,
     /// Warnings of `dalr` when all three layers are compressed.
     #[serde(skip)]
     pub warnings: Vec<String>,
@@ -49,6 +52,19 @@ pub struct Comparison {
     #[serde(skip)]
     pub original_parameters: [usize; 3],
 }
+
+/// Accuracies of the network with `dalr`, when all errors of a layer's outputs count alike and when
+/// they count as the layers behind see them.
+#[derive(Serialize)]
+pub struct MetricRow {
+    pub layers: &'static [&'static str],
+    pub rank: usize,
+    pub plain_accuracy: f64,
+    pub metric_accuracy: f64,
+}
+
+/// The ranks of fc1, and of fc1 and fc2 together, at which the metric is compared.
+const METRIC_CASES: [(&[&str], usize); 4] = [(&["fc1"], 4), (&["fc1"], 6), (&["fc1"], 8), (&["fc1", "fc2"], 6)];
 
 /// The solutions of one method for a layer, for every rank.
 enum Solutions {
@@ -144,6 +160,29 @@ pub fn compare(data: &Data) -> Result<Comparison> {
         });
     }
 
+    // No layer lies behind fc3, whose outputs are the network's.
+    let slopes = |index: usize| statistics(&Activation::Relu.slopes(calibration[index].as_ref())?);
+    let metric_of_fc2 = OutputMetric::from_next_layer(&data.target.linear[2], &slopes(2)?, None)?;
+    let metric_of_fc1 = OutputMetric::from_next_layer(&data.target.linear[1], &slopes(1)?, Some(&metric_of_fc2))?;
+    let metrics = [metric_of_fc1, metric_of_fc2];
+    let mut metric_rows = Vec::new();
+    for (names, rank) in METRIC_CASES {
+        let accuracy_with = |metric: bool| {
+            let mut layers = original.clone();
+            for index in 0..names.len() {
+                let mut given = Calibration::from(&stats[index]);
+                if metric {
+                    given = given.with_output_metric(&metrics[index]);
+                }
+                let compressed = Dalr::new().compress(&data.target.linear[index], given, Rank::Fixed(rank))?;
+                layers[index] = Layer::LowRank(compressed.into_layer());
+            }
+            Result::Ok(accuracy(run(&layers)?.as_ref(), labels))
+        };
+        let (plain_accuracy, metric_accuracy) = (accuracy_with(false)?, accuracy_with(true)?);
+        metric_rows.push(MetricRow { layers: names, rank, plain_accuracy, metric_accuracy });
+    }
+
     let optimum = |index: usize| {
         let ideal = Dalr::new().with_ridge(Ridge::None).with_bias_correction(true);
         let ideal = ideal.decompose(&data.target.linear[index], &test_stats[index], RANKS[RANKS.len() - 1])?;
@@ -154,6 +193,7 @@ pub fn compare(data: &Data) -> Result<Comparison> {
         source_accuracy: accuracy(source_outputs[3].as_ref(), labels),
         rows,
         optimum: [optimum(0)?, optimum(1)?],
+        metric_rows,
         warnings,
         original_parameters: data.target.linear.each_ref().map(Linear::parameters),
     })

@@ -80,4 +80,10 @@ fn print(data: &Data, comparison: &Comparison) {
     for warning in &comparison.warnings {
         println!("  warning: {warning}");
     }
+    println!("\nAccuracy with dalr, when errors of the outputs count alike / as the layers behind see them");
+    println!("(`OutputMetric::from_next_layer`)");
+    for row in &comparison.metric_rows {
+        let layers = format!("{} at rank {}", row.layers.join(" and "), row.rank);
+        println!("  {layers:<21}  {:.3} / {:.3}", row.plain_accuracy, row.metric_accuracy);
+    }
 }

@@ -126,12 +126,10 @@ fn errors_in_native<T: Scalar>(
     let total = linalg::squared_norm(outputs.as_ref());
     let kept = linalg::product(up.transpose(), outputs.as_ref(), par)?;
     drop(outputs);
-    let cross = |rank: usize| -> f64 {
-        kept.row(rank).iter().zip(latent.row(rank).iter()).map(|(a, b)| a.to_f64() * b.to_f64()).sum()
-    };
+    let cross = rows_times_columns(kept.as_ref(), latent.transpose());
     let gram = linalg::product(latent.as_ref(), latent.transpose(), par)?;
     let overlap = linalg::product(up.transpose(), up, par)?;
-    let captured = captured_by_rank(cross, &gram, &overlap);
+    let captured = captured_by_rank(&cross, &gram, &overlap);
     let terms = term_size(&linalg::squared_column_norms(weight), &**original, (1.0, 0.0)) * (scale * unit).powi(2);
     let errors = SquaredErrors::left_of(total, &captured, ROUNDING * T::EPSILON * terms.max(total));
     let visible = errors.by_rank.last().is_some_and(|&last| last >= LEAST_LEFT_OUT * total);
@@ -160,7 +158,7 @@ fn errors_in_double<T: Scalar>(
     };
     let gram = linalg::product(down.as_ref(), weighted.as_ref(), par)?;
     let overlap = linalg::product(up.transpose(), up.as_ref(), par)?;
-    let captured = captured_by_rank(|rank| cross[rank], &gram, &overlap);
+    let captured = captured_by_rank(&cross, &gram, &overlap);
     // Rounding is in proportion to the terms that add up to the total, though they may cancel.
     let level = solver::noise_level(weight.nrows().max(weight.ncols()));
     let terms = term_size(&linalg::squared_column_norms(weight.as_ref()), &**original, (1.0, 0.0)) * unit;
@@ -169,23 +167,23 @@ fn errors_in_double<T: Scalar>(
 }
 
 /// `Σ_j a_ij b_ji` for every `i`.
-fn rows_times_columns(a: MatRef<'_, f64>, b: MatRef<'_, f64>) -> Vec<f64> {
+fn rows_times_columns<T: Scalar>(a: MatRef<'_, T>, b: MatRef<'_, T>) -> Vec<f64> {
     a.row_iter()
         .zip(b.col_iter())
-        .map(|(row, column)| row.iter().zip(column.iter()).map(|(a, b)| a * b).sum())
+        .map(|(row, column)| row.iter().zip(column.iter()).map(|(a, b)| a.to_f64() * b.to_f64()).sum())
         .collect()
 }
 
 /// The decrease of `E‖W x − C x̂‖²` by each rank one term `u d` of `C`.
 ///
 /// `cross` is `E (uᵀW x)(d x̂)`, `gram` the second moment of the `d x̂` and `overlap` that of the `u`.
-fn captured_by_rank<T: Scalar>(cross: impl Fn(usize) -> f64, gram: &Mat<T>, overlap: &Mat<T>) -> Vec<f64> {
+fn captured_by_rank<T: Scalar>(cross: &[f64], gram: &Mat<T>, overlap: &Mat<T>) -> Vec<f64> {
     let term = |i: usize, j: usize| overlap[(i, j)].to_f64() * gram[(i, j)].to_f64();
-    let captured = |rank: usize| {
+    let captured = |(rank, cross): (usize, &f64)| {
         let others: f64 = (0..rank).map(|other| term(rank, other)).sum();
-        2.0 * (cross(rank) - others) - term(rank, rank)
+        2.0 * (cross - others) - term(rank, rank)
     };
-    (0..gram.nrows()).map(captured).collect()
+    cross.iter().enumerate().map(captured).collect()
 }
 
 /// A layer that replaces another: a weight as one matrix or as two factors, and a bias.

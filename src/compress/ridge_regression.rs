@@ -53,24 +53,17 @@ pub(super) fn ridge_regression<T: Scalar>(
         let solution = solve_shifted(gram, lambda, outputs, (0.0, definite, par))?;
         product(solution.transpose(), root.transpose())?
     } else {
-        let change = match cross.filter(|_| definite) {
-            Some(cross) => {
+        let dense = moment.scaled(par)?;
+        let outputs = match cross {
+            Some(cross) if definite => {
                 let native = linalg::converted::<f64, T>(weight, 1.0)?;
-                cross.change(native.as_ref(), par)?
+                linalg::widened(cross.change(native.as_ref(), dense.as_ref(), par)?.transpose(), 1.0)?
             }
-            None => None,
-        };
-        let outputs = match (change, cross) {
-            (Some(change), _) => linalg::widened(change.transpose(), 1.0)?,
-            (None, Some(cross)) if definite => {
-                cross.left_multiply(weight, par)?.transpose() - moment.multiply(weight.transpose(), par)?
-            }
-            (None, Some(cross)) => cross.left_multiply(weight, par)?.transpose().to_owned(),
-            (None, None) => moment.multiply(weight.transpose(), par)?,
+            Some(cross) => cross.left_multiply(weight, par)?.transpose().to_owned(),
+            None => moment.multiply(weight.transpose(), par)?,
         };
         // The norm of a random symmetric matrix grows with the root of its size.
         let rounding = 2.0 * moment.rounding() / (moment.features() as f64).sqrt();
-        let dense = moment.scaled(par)?;
         solve_shifted(dense, lambda, outputs, (rounding, definite, par))?.transpose().to_owned()
     };
     if definite {

@@ -1,8 +1,7 @@
-//! Statistics of a layer's inputs and the second moments that problems are built from.
-//!
-//! [`ActivationStats`](stats::ActivationStats) holds samples in sample form (`samples`) or covariance
-//! form (`covariance_form`). Compressors see either one, or the identity, as a
-//! [`SecondMoment`](second_moment::SecondMoment).
+//! Statistics of a layer's inputs: [`ActivationStats`], and [`PairedStats`] for a partly compressed
+//! network.
+// `stats` holds samples in sample form (`sample_form`) or covariance form (`covariance_form`).
+// Compressors see either one, or the identity, as a `SecondMoment`.
 
 mod accumulator;
 mod batch;

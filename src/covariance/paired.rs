@@ -28,7 +28,7 @@ use crate::{Error, Result, Scalar};
 /// let mut stats = PairedStats::<f64>::new(1);
 /// stats.update(mat![[1.0], [3.0]].as_ref(), mat![[0.0], [1.0]].as_ref())?;
 /// assert_eq!((stats.original_mean()?[0], stats.compressed_mean()?[0]), (2.0, 0.5));
-/// assert_eq!(stats.cross_covariance()?[(0, 0)], 0.5);
+/// assert!((stats.cross_covariance()?[(0, 0)] - 0.5).abs() < 1e-15);
 /// # Ok(())
 /// # }
 /// ```

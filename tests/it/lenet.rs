@@ -48,6 +48,14 @@ fn every_row_is_there() {
 }
 
 #[test]
+fn errors_that_count_as_the_layers_behind_see_them_cost_less_accuracy() {
+    for (layers, rank, least) in [(1, 4, 0.82_f64), (1, 6, 0.945), (1, 8, 0.95), (2, 6, 0.945)] {
+        let row = results().metric_rows.iter().find(|row| (row.layers.len(), row.rank) == (layers, rank)).unwrap();
+        assert!(row.metric_accuracy >= least.max(row.plain_accuracy), "{:?}, rank {rank}", row.layers);
+    }
+}
+
+#[test]
 fn dalr_has_the_least_error_on_images_it_never_saw() {
     for layer in ["fc1", "fc2"] {
         for rank in RANKS {

@@ -46,12 +46,17 @@ impl<'a, T: Scalar> CrossMoment<'a, T> {
         }
     }
 
-    /// `weight · (K − S)` with the second moment `S` of `x̂`, in the precision of the data; `None` unless
-    /// the samples are kept.
+    /// `weight · (K − S)` with the second moment `S` of `x̂`, in the precision of the data.
     ///
-    /// The difference is that of the samples, so none remains where `x̂ = x`.
-    pub(crate) fn change(&self, weight: MatRef<'_, T>, par: Par) -> Result<Option<Mat<T>>> {
-        let Form::Samples { first, second, factor } = &self.form else { return Ok(None) };
+    /// Where samples are kept, the difference is that of the samples: none remains where `x̂ = x`.
+    pub(crate) fn change(&self, weight: MatRef<'_, T>, moment: MatRef<'_, f64>, par: Par) -> Result<Mat<T>> {
+        let (first, second, factor) = match &self.form {
+            Form::Samples { first, second, factor } => (first, second, factor),
+            Form::Dense(matrix) => {
+                let change = linalg::converted::<f64, T>((matrix - moment).as_ref(), 1.0)?;
+                return linalg::product(weight, change.as_ref(), par);
+            }
+        };
         let mut result = linalg::zeros(weight.nrows(), second.0.features())?;
         first.0.for_each_pair((&first.1, second), *factor, par, |x, compressed| {
             let change = Mat::from_fn(x.nrows(), x.ncols(), |i, j| T::from_f64(x[(i, j)] - compressed[(i, j)]));
@@ -60,7 +65,7 @@ impl<'a, T: Scalar> CrossMoment<'a, T> {
             linalg::add_product(result.as_mut(), T::from_f64(1.0), outputs.as_ref(), compressed.transpose(), par);
             Ok(())
         })?;
-        Ok(Some(result))
+        Ok(result)
     }
 
     /// `left · K`, for `rows × features`.
