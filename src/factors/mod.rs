@@ -1,8 +1,11 @@
 //! What a compressed layer can be.
 
 mod low_rank;
+mod pivoted;
+mod pivoting;
 mod pruned;
 
 pub use self::low_rank::LowRankLinear;
+pub use self::pivoted::PivotedLinear;
 pub use self::pruned::PrunedLinear;
 pub(crate) use self::pruned::Side;
