@@ -1,10 +1,12 @@
 //! What a compressed layer can be.
 
+mod form;
 mod low_rank;
 mod pivoted;
 mod pivoting;
 mod pruned;
 
+pub use self::form::Form;
 pub use self::low_rank::LowRankLinear;
 pub use self::pivoted::PivotedLinear;
 pub use self::pruned::PrunedLinear;

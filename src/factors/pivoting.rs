@@ -130,7 +130,7 @@ mod tests {
     /// Orthonormal columns whose leading rows are the transpose of a Kahan matrix, which QR with
     /// column pivoting takes as they are.
     fn around_a_kahan_matrix() -> Mat<f64> {
-        let (size, others, cosine) = (30, 4096, 0.35_f64);
+        let (size, others, cosine) = (30, 16384_usize, 0.35_f64);
         let sine = (1.0 - cosine * cosine).sqrt();
         let kahan = Mat::from_fn(size, size, |i, j| {
             let entry = if i < j { -cosine } else { f64::from(i == j) };
@@ -141,7 +141,8 @@ mod tests {
         let missing = Mat::<f64>::identity(size, size) - &kahan * kahan.transpose();
         let root = linalg::cholesky(missing, Par::Seq).unwrap().unwrap();
         let root = Mat::from_fn(size, size, |i, j| if i >= j { root[(i, j)] } else { 0.0 });
-        let spread = linalg::thin_qr(random(others, size), Par::Seq).unwrap().0;
+        let sign = |i: usize, j: usize| if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 };
+        let spread = Mat::from_fn(others, size, |i, j| sign(i, j) / (others as f64).sqrt());
         let rest = spread * root.transpose();
         Mat::from_fn(size + others, size, |i, j| if i < size { kahan[(j, i)] } else { rest[(i - size, j)] })
     }

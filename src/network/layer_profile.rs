@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::compress::{Facts, require_energies};
 use crate::error::during;
+use crate::factors::Form;
 use crate::{Decomposition, Error, Report, Result, Scalar};
 
 /// A layer's name, shape and error at every rank.
@@ -53,7 +54,9 @@ impl LayerProfile {
     pub fn new<T: Scalar>(name: impl Into<String>, decomposition: &Decomposition<T>) -> Self {
         let errors = decomposition.relative_errors().map(<[f64]>::to_vec);
         let (explained, total_energy) = (decomposition.explained().to_vec(), decomposition.total_energy());
-        Self::with_spectrum(name.into(), decomposition.facts().clone(), explained, total_energy, errors)
+        // The allocation counts two factors.
+        let facts = Facts { form: Form::Factors, ..decomposition.facts().clone() };
+        Self::with_spectrum(name.into(), facts, explained, total_energy, errors)
     }
 
     fn with_spectrum(
