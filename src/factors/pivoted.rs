@@ -73,23 +73,10 @@ impl<T: Scalar> PivotedLinear<T> {
                 let what = "columns in the coefficients (one per pivot row)";
                 return Err(Error::shape(what, rank, coefficients.ncols()));
             }
-            if pivots.len() != rank {
-                return Err(Error::shape("pivots (one per pivot row)", rank, pivots.len()));
-            }
+            let outputs = rank + coefficients.nrows();
+            require_pivots(&pivots, rank, outputs)?;
             linalg::require_finite("the pivot rows", pivot_rows.as_ref())?;
             linalg::require_finite("the coefficients", coefficients.as_ref())?;
-            let outputs = rank + coefficients.nrows();
-            let mut least = 0;
-            for &pivot in &pivots {
-                if !(least..outputs).contains(&pivot) {
-                    let expected = match least {
-                        0 => format!("from 0 to {}", outputs - 1),
-                        _ => format!("above the one before it, {}, and below {outputs}", least - 1),
-                    };
-                    return Err(Error::out_of_range("a pivot", expected, pivot as f64));
-                }
-                least = pivot + 1;
-            }
             if let Some(bias) = &bias {
                 if bias.nrows() != outputs {
                     let what = "entries in the bias (one per output)";
@@ -133,13 +120,7 @@ impl<T: Scalar> PivotedLinear<T> {
     /// # }
     /// ```
     pub fn order(&self) -> Vec<usize> {
-        let mut pivots = self.pivots.iter().zip(0..).peekable();
-        let mut others = self.rank()..;
-        let position = |output| match pivots.next_if(|&(&pivot, _)| pivot == output) {
-            Some((_, position)) => Some(position),
-            None => others.next(),
-        };
-        (0..self.out_features()).filter_map(position).collect()
+        order(&self.pivots, self.out_features())
     }
 
     /// The bias, of length out.
@@ -214,6 +195,36 @@ impl<T: Scalar> PivotedLinear<T> {
             Linear::new(finish(weight, None)?, self.bias.clone())
         })
     }
+}
+
+/// Refuses another number of pivots than `rank`, and pivots that do not ascend below `outputs`.
+pub(crate) fn require_pivots(pivots: &[usize], rank: usize, outputs: usize) -> Result<()> {
+    if pivots.len() != rank {
+        return Err(Error::shape("pivots (one per pivot row)", rank, pivots.len()));
+    }
+    let mut least = 0;
+    for &pivot in pivots {
+        if !(least..outputs).contains(&pivot) {
+            let expected = match least {
+                0 => format!("from 0 to {}", outputs.saturating_sub(1)),
+                _ => format!("above the one before it, {}, and below {outputs}", least - 1),
+            };
+            return Err(Error::out_of_range("a pivot", expected, pivot as f64));
+        }
+        least = pivot + 1;
+    }
+    Ok(())
+}
+
+/// The position of each output among the pivots followed by the others.
+pub(crate) fn order(pivots: &[usize], outputs: usize) -> Vec<usize> {
+    let mut others = pivots.len()..;
+    let mut pivots = pivots.iter().zip(0..).peekable();
+    let position = |output| match pivots.next_if(|&(&pivot, _)| pivot == output) {
+        Some((_, position)) => Some(position),
+        None => others.next(),
+    };
+    (0..outputs).filter_map(position).collect()
 }
 
 impl<T> fmt::Debug for PivotedLinear<T> {

@@ -210,17 +210,20 @@ impl<T: Scalar> PivotedLinear<T> {
         during("PivotedLinear::load", || {
             let file = ModelFile::open(path)?;
             let pivots = pivots(&file, name)?;
-            Self::new(matrix(&file, name, 0)?, matrix(&file, name, 1)?, pivots, bias(&file, name)?)
+            let coefficients = match file.tensor(&format!("{name}.1.weight")).map(|tensor| &tensor.shape[..]) {
+                // A layer of full rank.
+                Some(&[0, columns]) if columns == pivots.len() => linalg::zeros(0, columns)?,
+                _ => matrix(&file, name, 1)?,
+            };
+            Self::new(matrix(&file, name, 0)?, coefficients, pivots, bias(&file, name)?)
         })
     }
 }
 
-/// The weight `NAME.index.weight`, which has two axes. The first may be empty: a layer of full rank
-/// has no coefficients.
+/// The weight `NAME.index.weight`, which has two axes.
 fn matrix<T: Scalar>(file: &ModelFile, name: &str, index: usize) -> Result<Mat<T>> {
     let name = format!("{name}.{index}.weight");
     match file.tensor(&name).map(|tensor| &tensor.shape[..]) {
-        Some(&[0, columns]) => linalg::zeros(0, columns),
         Some([_, _]) | None => file.matrix(&name),
         Some(shape) => Err(format_error(file.path(), format!("two axes in `{name}`"), format!("the shape {shape:?}"))),
     }
