@@ -3,12 +3,14 @@
 use core::fmt;
 use core::str::FromStr;
 
+use crate::factors::Form;
 use crate::{Error, Result};
 
 /// The rank of a compressed layer, or a rule that determines it.
 ///
-/// For a weight of shape `m × n` the rank lies between 1 and `min(m, n)`; it saves parameters only
-/// below [`break_even`](Self::break_even), `mn / (m + n)`.
+/// For a weight of shape `m × n` the rank lies between 1 and `min(m, n)`. Two factors save
+/// parameters only below [`break_even`](Self::break_even), `mn / (m + n)`; pivoted storage
+/// ([`Form::Pivoted`]) saves at every rank below `min(m, n)`.
 ///
 /// ```
 /// use dalr::Rank;
@@ -21,8 +23,8 @@ use crate::{Error, Result};
 pub enum Rank {
     /// This rank, from 1 to `min(m, n)`.
     Fixed(usize),
-    /// The largest rank with at most this fraction of the weight's parameters:
-    /// `⌊r · mn / (m + n)⌋`, for `r` in (0, 1].
+    /// The largest rank with at most this fraction of the weight's parameters, in (0, 1], as
+    /// [`Form::rank_within`] gives it: `⌊r · mn / (m + n)⌋` for two factors.
     ParameterRatio(f64),
     /// The smallest rank whose energies (eigenvalues of the problem solved) sum to this fraction of
     /// the total, in (0, 1]. 1 means the numerical rank.
@@ -58,26 +60,25 @@ impl Rank {
     /// assert_eq!(dalr::Rank::break_even(10, 84).floor(), 8.0);
     /// ```
     pub fn break_even(out_features: usize, in_features: usize) -> f64 {
-        let (m, n) = (out_features as f64, in_features as f64);
-        m * n / (m + n)
+        Form::Factors.break_even((out_features, in_features))
     }
 
     /// The largest rank whose two factors take at most this fraction of the weight's parameters,
     /// `⌊fraction · mn / (m + n)⌋` up to `min(m, n)`; 0 if rank 1 takes more.
+    /// [`Form::rank_within`] does the same for other forms.
     ///
     /// ```
     /// assert_eq!(dalr::Rank::within(0.4, (4096, 4096)), 819);
     /// assert_eq!(dalr::Rank::within(0.1, (4, 4)), 0);
     /// ```
-    pub fn within(fraction: f64, (out_features, in_features): (usize, usize)) -> usize {
-        // A fraction computed from a rank must give that rank in spite of rounding.
-        let allowed = fraction * Self::break_even(out_features, in_features) * (1.0 + 8.0 * f64::EPSILON);
-        (allowed as usize).min(out_features).min(in_features)
+    pub fn within(fraction: f64, shape: (usize, usize)) -> usize {
+        Form::Factors.rank_within(fraction, shape)
     }
 
     /// The rank up to which a problem must be solved before this rule can be resolved to a multiple
-    /// of `multiple`. Refuses everything that can be refused without solving.
-    pub(crate) fn bound(self, shape: (usize, usize), multiple: usize) -> Result<usize> {
+    /// of `multiple`, for a layer in this form. Refuses everything that can be refused without
+    /// solving.
+    pub(crate) fn bound(self, shape: (usize, usize), multiple: usize, form: Form) -> Result<usize> {
         let (m, n) = shape;
         let full = m.min(n);
         if multiple == 0 {
@@ -101,11 +102,12 @@ impl Rank {
             }
             Self::ParameterRatio(ratio) => {
                 let ratio = fraction("the parameter ratio", ratio)?;
-                let rank = Self::within(ratio, shape) / multiple * multiple;
+                let rank = form.rank_within(ratio, shape) / multiple * multiple;
                 if rank == 0 {
+                    let least = form.parameters(multiple, shape) as f64 / (m as f64 * n as f64);
                     let expected = format!(
                         "a parameter ratio that pays for rank {multiple} of a {m} × {n} weight, {:.6} or more",
-                        (multiple as f64 / Self::break_even(m, n) * 1e6).ceil() / 1e6
+                        (least * 1e6).ceil() / 1e6
                     );
                     return Err(Error::rank(expected, ratio.to_string()));
                 }
@@ -117,8 +119,14 @@ impl Rank {
     }
 
     /// The rank for an `m × n` weight, given the results of a solve up to [`bound`](Self::bound).
-    pub(crate) fn resolve(self, shape: (usize, usize), multiple: usize, spectrum: &Spectrum<'_>) -> Result<usize> {
-        let bound = self.bound(shape, multiple)?;
+    pub(crate) fn resolve(
+        self,
+        shape: (usize, usize),
+        multiple: usize,
+        form: Form,
+        spectrum: &Spectrum<'_>,
+    ) -> Result<usize> {
+        let bound = self.bound(shape, multiple, form)?;
         let solved = spectrum.energies.len();
         let rank = match self {
             Self::Fixed(_) | Self::ParameterRatio(_) => bound,
@@ -244,7 +252,7 @@ mod tests {
     }
 
     fn resolve(rank: Rank, multiple: usize) -> Result<usize> {
-        rank.resolve(SHAPE, multiple, &spectrum())
+        rank.resolve(SHAPE, multiple, Form::Factors, &spectrum())
     }
 
     #[test]
@@ -279,14 +287,16 @@ mod tests {
         for shape in [(200, 200), (110, 41), (11008, 4096), (6, 6)] {
             for rank in (1..=(Rank::break_even(shape.0, shape.1) as usize)).step_by(shape.0 / 6) {
                 let ratio = (rank * (shape.0 + shape.1)) as f64 / (shape.0 * shape.1) as f64;
-                assert_eq!(Rank::ParameterRatio(ratio).bound(shape, 1), Ok(rank), "{shape:?}");
+                assert_eq!(Rank::ParameterRatio(ratio).bound(shape, 1, Form::Factors), Ok(rank), "{shape:?}");
             }
-            let Err(Error::Rank { expected, .. }) = Rank::ParameterRatio(1e-9).bound(shape, 1) else { panic!() };
+            let Err(Error::Rank { expected, .. }) = Rank::ParameterRatio(1e-9).bound(shape, 1, Form::Factors) else {
+                panic!()
+            };
             let least: f64 = expected.split(' ').rev().nth(2).unwrap().parse().unwrap();
-            assert_eq!(Rank::ParameterRatio(least).bound(shape, 1), Ok(1), "{expected}");
+            assert_eq!(Rank::ParameterRatio(least).bound(shape, 1, Form::Factors), Ok(1), "{expected}");
         }
         // 0.29 · 100 is 28.999999999999996 in floating point.
-        assert_eq!(Rank::ParameterRatio(0.29).bound((200, 200), 1), Ok(29));
+        assert_eq!(Rank::ParameterRatio(0.29).bound((200, 200), 1, Form::Factors), Ok(29));
     }
 
     #[test]
@@ -305,7 +315,7 @@ mod tests {
     #[test]
     fn all_of_the_energy_is_all_that_stands_out_of_noise() {
         let mut spectrum = spectrum();
-        let all = |spectrum: &Spectrum<'_>| Rank::Energy(1.0).resolve(SHAPE, 1, spectrum);
+        let all = |spectrum: &Spectrum<'_>| Rank::Energy(1.0).resolve(SHAPE, 1, Form::Factors, spectrum);
         // Noise is told from energy by a solve that goes further.
         spectrum.energies = &[6.0, 3.0, 1.0, 0.0];
         assert_eq!(all(&spectrum), Ok(3));
@@ -318,7 +328,7 @@ mod tests {
             spectrum.numerical_rank = numerical_rank;
             assert_eq!(all(&spectrum), Ok(numerical_rank));
         }
-        assert_eq!(Rank::Energy(0.99).resolve(SHAPE, 1, &spectrum), Ok(3));
+        assert_eq!(Rank::Energy(0.99).resolve(SHAPE, 1, Form::Factors, &spectrum), Ok(3));
     }
 
     #[test]
@@ -327,9 +337,9 @@ mod tests {
         partial.energies = &[6.0, 3.0];
         partial.numerical_rank = 2;
         partial.relative_errors = Some(&[0.7, 0.3]);
-        assert_eq!(Rank::Energy(0.9).resolve(SHAPE, 1, &partial), Ok(2));
-        assert!(Rank::Energy(0.95).resolve(SHAPE, 1, &partial).is_err());
-        assert!(Rank::RelativeError(0.1).resolve(SHAPE, 1, &partial).is_err());
-        assert!(Rank::Energy(0.9).resolve(SHAPE, 8, &partial).is_err());
+        assert_eq!(Rank::Energy(0.9).resolve(SHAPE, 1, Form::Factors, &partial), Ok(2));
+        assert!(Rank::Energy(0.95).resolve(SHAPE, 1, Form::Factors, &partial).is_err());
+        assert!(Rank::RelativeError(0.1).resolve(SHAPE, 1, Form::Factors, &partial).is_err());
+        assert!(Rank::Energy(0.9).resolve(SHAPE, 8, Form::Factors, &partial).is_err());
     }
 }

@@ -2,6 +2,8 @@
 
 use core::fmt;
 
+use crate::factors::Form;
+
 /// The result of compressing one layer: method, size, predicted error and warnings.
 ///
 /// `Display` prints it for people.
@@ -31,6 +33,9 @@ pub struct Report {
     pub method: String,
     /// Rank of the compressed layer.
     pub rank: usize,
+    /// The form whose parameters and multiply–adds are counted.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub form: Form,
     /// Number of outputs of the layer.
     pub out_features: usize,
     /// Number of inputs of the layer.
@@ -82,7 +87,8 @@ impl Report {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let percent = |after: usize, before: usize| 100.0 * after as f64 / before as f64;
-        writeln!(f, "{}: {} → {} → {}", self.method, self.in_features, self.rank, self.out_features)?;
+        write!(f, "{}: {} → {} → {}", self.method, self.in_features, self.rank, self.out_features)?;
+        writeln!(f, "{}", if self.form == Form::Pivoted { ", pivoted" } else { "" })?;
         let (before, after) = (self.parameters_before, self.parameters_after);
         writeln!(f, "  parameters      {before} → {after} ({:.1} %)", percent(after, before))?;
         let (before, after) = (self.multiply_adds_before, self.multiply_adds_after);

@@ -3,6 +3,7 @@
 use super::Calibration;
 use super::output_error::{output_error, paired_error};
 use crate::error::during;
+use crate::factors::PivotedLinear;
 use crate::{Error, Linear, LowRankLinear, Report, Result, Scalar};
 
 /// A compressed layer and the report on it.
@@ -38,6 +39,33 @@ impl<T: Scalar> Compressed<T> {
     /// The result of the compression in numbers, and warnings.
     pub fn report(&self) -> &Report {
         &self.report
+    }
+
+    /// The compressed layer in pivoted storage, as [`LowRankLinear::to_pivoted`] makes it.
+    ///
+    /// # Errors
+    ///
+    /// As [`LowRankLinear::to_pivoted`].
+    ///
+    /// ```
+    /// use dalr::factors::Form;
+    /// use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, Rank};
+    /// use faer::Mat;
+    ///
+    /// # fn main() -> dalr::Result<()> {
+    /// let layer = Linear::new(Mat::from_fn(8, 6, |i, j| ((i * 5 + j * j * 3) % 7) as f64), None)?;
+    /// let mut stats = ActivationStats::new(6);
+    /// stats.update(Mat::from_fn(50, 6, |i, j| ((i * 11 + j * 7) % 13) as f64).as_ref())?;
+    /// let method = Dalr::new().with_form(Form::Pivoted);
+    /// let compressed = method.compress(&layer, &stats, Rank::ParameterRatio(0.7))?;
+    /// let pivoted = compressed.to_pivoted()?;
+    /// assert_eq!((pivoted.rank(), pivoted.parameters()), (3, 33)); // two factors would have rank 2
+    /// assert_eq!(compressed.report().parameters_after, 33);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn to_pivoted(&self) -> Result<PivotedLinear<T>> {
+        self.layer.to_pivoted()
     }
 
     /// The compressed layer, without the report.

@@ -4,6 +4,7 @@ use super::problem::Inputs;
 use super::problem_builder::ProblemBuilder;
 use super::{Calibration, Decomposition, LowRankCompressor, Ridge};
 use crate::error::during;
+use crate::factors::Form;
 use crate::linalg;
 use crate::{Linear, Result, Scalar, Solver};
 
@@ -56,6 +57,8 @@ pub struct Dalr {
     solver: Solver,
     threads: usize,
     rank_multiple: usize,
+    #[cfg_attr(feature = "serde", serde(default))]
+    form: Form,
 }
 
 /// The ridge for paired inputs, without which errors of the inputs are taken for information.
@@ -65,7 +68,14 @@ impl Dalr {
     /// The recommended method: [`Ridge::Shrinkage`], and the bias corrected jointly with the weight
     /// if the layer has one. A layer without a bias stays without.
     pub fn new() -> Self {
-        Self { ridge: None, correct_bias: None, solver: Solver::Auto, threads: 0, rank_multiple: 1 }
+        Self {
+            ridge: None,
+            correct_bias: None,
+            solver: Solver::Auto,
+            threads: 0,
+            rank_multiple: 1,
+            form: Form::Factors,
+        }
     }
 
     /// The published method, eq. 11 of the paper to the letter: `λ` is absolute, on `X Xᵀ` not
@@ -121,6 +131,17 @@ impl Dalr {
         self.rank_multiple = multiple;
         self
     }
+
+    /// Sets the form of the compressed layer; [`Form::Factors`] by default.
+    ///
+    /// [`Rank::ParameterRatio`](crate::Rank::ParameterRatio) and the report count the parameters of
+    /// that form, and [`Compressed::to_pivoted`](crate::Compressed::to_pivoted) makes the layer. The
+    /// solve is the same.
+    #[must_use]
+    pub fn with_form(mut self, form: Form) -> Self {
+        self.form = form;
+        self
+    }
 }
 
 impl Default for Dalr {
@@ -159,5 +180,9 @@ impl<T: Scalar> LowRankCompressor<T> for Dalr {
 
     fn rank_multiple(&self) -> usize {
         self.rank_multiple
+    }
+
+    fn form(&self) -> Form {
+        self.form
     }
 }

@@ -10,6 +10,7 @@ use super::{Calibration, Compressed};
 use crate::bias::BiasCorrection;
 use crate::covariance::{SecondMoment, identity};
 use crate::error::during;
+use crate::factors::Form;
 use crate::linalg::{self, even_exponent, power_of_two};
 use crate::rank::Spectrum;
 use crate::{Error, Linear, LowRankLinear, Rank, Report, Result, Scalar, Warning};
@@ -62,6 +63,9 @@ pub(crate) struct Facts {
     pub(crate) residual: f64,
     pub(crate) warnings: Vec<Warning>,
     pub(crate) shape: (usize, usize),
+    /// The form whose parameters count.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub(crate) form: Form,
     /// Whether the original layer has a bias, and whether the compressed one will.
     pub(crate) biases: (bool, bool),
     /// Number of eigenvalues above rounding.
@@ -79,10 +83,10 @@ impl Facts {
         if rank > self.determined {
             warnings.push(Warning::Filled { determined: self.determined, rank });
         }
-        let multiply_adds_after = rank * (m + n);
+        let multiply_adds_after = self.form.parameters(rank, self.shape);
         let (before, after) = (m * n + bias(self.biases.0), multiply_adds_after + bias(self.biases.1));
         if after >= before {
-            warnings.push(Warning::PastBreakEven { rank, break_even: Rank::break_even(m, n) });
+            warnings.push(Warning::PastBreakEven { rank, break_even: self.form.break_even(self.shape) });
         }
         if relative_error.is_some_and(|error| error < self.resolution) {
             warnings.push(Warning::BelowResolution { resolution: self.resolution });
@@ -90,6 +94,7 @@ impl Facts {
         Report {
             method: self.method.clone(),
             rank,
+            form: self.form,
             out_features: m,
             in_features: n,
             parameters_before: before,
@@ -157,6 +162,7 @@ impl<T: Scalar> Decomposition<T> {
                 residual: solution.pairs.residual,
                 warnings,
                 shape: (m, n),
+                form: Form::default(),
                 biases: (layer.bias().is_some(), origin.means.is_some() || layer.bias().is_some()),
                 determined: solution.determined,
                 resolution: resolution.unwrap_or(0.0).max(4.0 * T::EPSILON),
@@ -267,6 +273,7 @@ impl<T: Scalar> Decomposition<T> {
                     residual: 0.0,
                     warnings: Vec::new(),
                     shape: (m, n),
+                    form: Form::default(),
                     biases: (layer.bias().is_some(), correct_bias || layer.bias().is_some()),
                     determined: energies.len(),
                     resolution: resolution.unwrap_or(0.0).max(4.0 * T::EPSILON),
@@ -300,6 +307,14 @@ impl<T: Scalar> Decomposition<T> {
         self.energies = energies;
         self.total_energy = total_energy;
         Ok(self)
+    }
+
+    /// Sets the form whose parameters count, in [`rank_for`](Self::rank_for) and in reports.
+    /// [`LowRankCompressor::decompose`](super::LowRankCompressor::decompose) sets that of the method.
+    #[must_use]
+    pub fn with_form(mut self, form: Form) -> Self {
+        self.facts.form = form;
+        self
     }
 
     /// The largest rank that [`truncate`](Self::truncate) accepts.
@@ -374,7 +389,7 @@ impl<T: Scalar> Decomposition<T> {
             relative_errors: self.relative_errors.as_deref(),
             resolution: self.facts.resolution,
         };
-        during("Decomposition::rank_for", || rank.resolve(self.facts.shape, multiple, &spectrum))
+        during("Decomposition::rank_for", || rank.resolve(self.facts.shape, multiple, self.facts.form, &spectrum))
     }
 
     /// The compressed layer of this rank. Cost: a copy of its factors.

@@ -32,6 +32,7 @@ pub use self::select_ridge::select_ridge;
 pub use self::svd::TruncatedSvd;
 
 use crate::error::during;
+use crate::factors::Form;
 use crate::{Linear, Rank, Result, Scalar};
 
 /// A method that replaces a layer by two factors.
@@ -71,6 +72,11 @@ pub trait LowRankCompressor<T: Scalar> {
         1
     }
 
+    /// The form of the compressed layer; two factors unless the method says otherwise.
+    fn form(&self) -> Form {
+        Form::Factors
+    }
+
     /// Compresses a layer: [`solve`](Self::solve), [`Decomposition::rank_for`] and
     /// [`Decomposition::truncate`] in one call.
     ///
@@ -80,13 +86,14 @@ pub trait LowRankCompressor<T: Scalar> {
     fn compress_with(&self, layer: &Linear<T>, calibration: Calibration<'_, T>, rank: Rank) -> Result<Compressed<T>> {
         during("LowRankCompressor::compress", || {
             let multiple = self.rank_multiple();
-            let bound = rank.bound((layer.out_features(), layer.in_features()), multiple)?;
-            let decomposition = self.solve(layer, calibration, bound)?;
+            let bound = rank.bound((layer.out_features(), layer.in_features()), multiple, self.form())?;
+            let decomposition = self.solve(layer, calibration, bound)?.with_form(self.form());
             decomposition.truncate(decomposition.rank_for(rank, multiple)?)
         })
     }
 
-    /// As [`solve`](Self::solve), for anything that converts into a [`Calibration`]: `&stats`.
+    /// As [`solve`](Self::solve), for anything that converts into a [`Calibration`]: `&stats`. Counts
+    /// the parameters of the method's form.
     ///
     /// # Errors
     ///
@@ -100,7 +107,7 @@ pub trait LowRankCompressor<T: Scalar> {
     where
         Self: Sized,
     {
-        self.solve(layer, calibration.into(), max_rank)
+        Ok(self.solve(layer, calibration.into(), max_rank)?.with_form(self.form()))
     }
 
     /// As [`compress_with`](Self::compress_with), for anything that converts into a

@@ -1,7 +1,7 @@
 //! Activation pruning: the paper's baseline that drops whole inputs or outputs (Tables 3 to 8).
 
 use crate::error::during;
-use crate::factors::{PrunedLinear, Side};
+use crate::factors::{Form, PrunedLinear, Side};
 use crate::linalg;
 use crate::{ActivationStats, Error, Linear, Rank, Result, Scalar};
 
@@ -119,7 +119,7 @@ impl ActivationPruning {
         stats.require_samples()?;
         let (m, n) = (layer.out_features(), layer.in_features());
         let rank = match rank {
-            Rank::Fixed(_) | Rank::ParameterRatio(_) => rank.bound((m, n), 1)?,
+            Rank::Fixed(_) | Rank::ParameterRatio(_) => rank.bound((m, n), 1, Form::Factors)?,
             Rank::Energy(_) | Rank::RelativeError(_) => {
                 let expected = "a rank that sets a parameter budget, `Fixed` or `ParameterRatio`".into();
                 return Err(Error::rank(expected, format!("{rank:?}")));

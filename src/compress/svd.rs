@@ -5,6 +5,7 @@ use super::problem::Inputs;
 use super::problem_builder::{ProblemBuilder, Regularization, Target};
 use super::{Calibration, Decomposition, LowRankCompressor};
 use crate::error::during;
+use crate::factors::Form;
 use crate::linalg;
 use crate::{Linear, Result, Scalar, Solver};
 
@@ -49,12 +50,14 @@ pub struct TruncatedSvd {
     solver: Solver,
     threads: usize,
     rank_multiple: usize,
+    #[cfg_attr(feature = "serde", serde(default))]
+    form: Form,
 }
 
 impl TruncatedSvd {
     /// Truncated SVD that keeps the bias as it is.
     pub fn new() -> Self {
-        Self { correct_bias: false, solver: Solver::Auto, threads: 0, rank_multiple: 1 }
+        Self { correct_bias: false, solver: Solver::Auto, threads: 0, rank_multiple: 1, form: Form::Factors }
     }
 
     /// With `true`, sets the bias to `b̂ = b + (W − C) μ` (eq. 4 of the paper) for the mean input
@@ -88,6 +91,17 @@ impl TruncatedSvd {
         self.rank_multiple = multiple;
         self
     }
+
+    /// Sets the form of the compressed layer; [`Form::Factors`] by default.
+    ///
+    /// [`Rank::ParameterRatio`](crate::Rank::ParameterRatio) and the report count the parameters of
+    /// that form, and [`Compressed::to_pivoted`](crate::Compressed::to_pivoted) makes the layer. The
+    /// solve is the same.
+    #[must_use]
+    pub fn with_form(mut self, form: Form) -> Self {
+        self.form = form;
+        self
+    }
 }
 
 impl Default for TruncatedSvd {
@@ -115,5 +129,9 @@ impl<T: Scalar> LowRankCompressor<T> for TruncatedSvd {
 
     fn rank_multiple(&self) -> usize {
         self.rank_multiple
+    }
+
+    fn form(&self) -> Form {
+        self.form
     }
 }

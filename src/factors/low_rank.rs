@@ -4,6 +4,8 @@ use core::fmt;
 
 use faer::{Col, ColRef, Mat, MatRef};
 
+use super::PivotedLinear;
+use super::pivoting::pivots;
 use crate::error::during;
 use crate::layer::{check_inputs, finish};
 use crate::linalg;
@@ -132,6 +134,36 @@ impl<T: Scalar> LowRankLinear<T> {
         during("LowRankLinear::to_linear", || {
             let weight = linalg::product(self.up(), self.down(), linalg::threads(0))?;
             Linear::new(finish(weight, None)?, self.bias.clone())
+        })
+    }
+
+    /// The same layer in pivoted storage, which takes `k(m + n − k)` parameters: fewer than these
+    /// factors at every rank, and fewer than the original layer at every rank below `min(m, n)`.
+    ///
+    /// The weights agree up to rounding. No coefficient is larger than 2 in magnitude, up to
+    /// rounding. A rank above the number of outputs becomes that number. `docs/mathematics.md`,
+    /// "Pivoted storage", has the algorithm and proofs.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Overflow`] if an entry of the weight overflows `T`; [`Error::Memory`].
+    ///
+    /// # Cost
+    ///
+    /// `O(m·k² + n·k²)`, in `f64`.
+    pub fn to_pivoted(&self) -> Result<PivotedLinear<T>> {
+        during("LowRankLinear::to_pivoted", || {
+            let par = linalg::threads(0);
+            let (pivots, coefficients) = pivots(self.up(), par)?;
+            let mut up = linalg::zeros(pivots.len(), self.rank())?;
+            for (row, &pivot) in up.as_mut().row_iter_mut().zip(&pivots) {
+                row.iter_mut().zip(self.up.row(pivot).iter()).for_each(|(to, from)| *to = from.to_f64());
+            }
+            let down = linalg::widened(self.down(), 1.0)?;
+            let pivot_rows = linalg::product(up.as_ref(), down.as_ref(), par)?;
+            let pivot_rows = linalg::rounded("the pivot rows", pivot_rows.as_ref())?;
+            let coefficients = linalg::rounded("the coefficients", coefficients.as_ref())?;
+            PivotedLinear::new(pivot_rows, coefficients, pivots, self.bias.clone())
         })
     }
 }

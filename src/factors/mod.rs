@@ -1,8 +1,15 @@
 //! What a compressed layer can be.
 
+mod form;
 mod low_rank;
+mod pivoted;
+mod pivoting;
 mod pruned;
 
+pub use self::form::Form;
 pub use self::low_rank::LowRankLinear;
+pub use self::pivoted::PivotedLinear;
+#[cfg(feature = "candle")]
+pub(crate) use self::pivoted::{order, require_pivots};
 pub use self::pruned::PrunedLinear;
 pub(crate) use self::pruned::Side;

@@ -7,7 +7,7 @@
 //! | `nalgebra`, `ndarray` | views and copies of their matrices; batches with any number of axes |
 //! | `candle` | tensors, layers, a recorder of layer inputs, compressed layers as modules |
 //! | `half` | `f16` and `bf16` batches, weights and factors |
-//! | `safetensors` | statistics and model files on disk, written atomically |
+//! | `safetensors` | statistics, compressed layers and model files on disk, written atomically |
 //! | `serde` | configuration, reports, layers and network plans as data |
 //! | `approx` | comparison of layers up to a tolerance |
 

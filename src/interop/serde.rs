@@ -4,6 +4,7 @@
 use faer::{Col, Mat, MatRef};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::factors::PivotedLinear;
 use crate::{Error, Linear, LowRankLinear, Result, Scalar};
 
 #[derive(Serialize, Deserialize)]
@@ -23,6 +24,17 @@ struct StoredLowRankLinear<T> {
     rank: usize,
     down: Vec<T>,
     up: Vec<T>,
+    bias: Option<Vec<T>>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename = "PivotedLinear", deny_unknown_fields)]
+struct StoredPivotedLinear<T> {
+    out_features: usize,
+    in_features: usize,
+    pivots: Vec<usize>,
+    pivot_rows: Vec<T>,
+    coefficients: Vec<T>,
     bias: Option<Vec<T>>,
 }
 
@@ -79,6 +91,36 @@ impl<'de, T: Scalar + Deserialize<'de>> Deserialize<'de> for LowRankLinear<T> {
         let down = matrix("numbers in the factor `down`", &stored.down, stored.rank, stored.in_features);
         let up = matrix("numbers in the factor `up`", &stored.up, stored.out_features, stored.rank);
         let layer = down.and_then(|down| Self::new(down, up?, stored.bias.map(Col::from_iter)));
+        layer.map_err(serde::de::Error::custom)
+    }
+}
+
+impl<T: Scalar + Serialize> Serialize for PivotedLinear<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        StoredPivotedLinear {
+            out_features: self.out_features(),
+            in_features: self.in_features(),
+            pivots: self.pivots().into(),
+            pivot_rows: numbers(self.pivot_rows()),
+            coefficients: numbers(self.coefficients()),
+            bias: self.bias().map(|bias| numbers(bias.as_mat())),
+        }
+        .serialize(serializer)
+    }
+}
+
+impl<'de, T: Scalar + Deserialize<'de>> Deserialize<'de> for PivotedLinear<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let stored = StoredPivotedLinear::deserialize(deserializer)?;
+        let rank = stored.pivots.len();
+        let rows = matrix("numbers in the pivot rows", &stored.pivot_rows, rank, stored.in_features);
+        let coefficients = match stored.out_features.saturating_sub(rank) {
+            // A layer of full rank.
+            0 if stored.coefficients.is_empty() => Ok(Mat::zeros(0, rank)),
+            others => matrix("numbers in the coefficients", &stored.coefficients, others, rank),
+        };
+        let bias = stored.bias.map(Col::from_iter);
+        let layer = rows.and_then(|rows| Self::new(rows, coefficients?, stored.pivots, bias));
         layer.map_err(serde::de::Error::custom)
     }
 }

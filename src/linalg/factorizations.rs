@@ -2,6 +2,7 @@
 
 use faer::dyn_stack::MemStack;
 use faer::linalg::cholesky::llt;
+use faer::linalg::qr::col_pivoting::factor as pivoted_qr;
 use faer::linalg::svd::{self, ComputeSvdVectors};
 use faer::linalg::{triangular_inverse, triangular_solve};
 use faer::{Mat, MatMut, MatRef, Spec};
@@ -9,7 +10,7 @@ use faer::{Mat, MatMut, MatRef, Spec};
 use super::allocation::{rounded, widened, zeros};
 use super::kernels::workspace;
 use super::norms::{first_non_finite, squared_column_norms};
-use super::products::{BlockStructure, gram, triangular_product};
+use super::products::{BlockStructure, gram, product, triangular_product};
 use super::threads::{Par, macs, threads_for};
 use crate::{Result, Scalar};
 
@@ -87,6 +88,32 @@ pub(crate) fn cholesky_solve(matrix: Mat<f64>, mut right: Mat<f64>, par: Par) ->
     triangular_solve::solve_lower_triangular_in_place(root.as_ref(), right.as_mut(), par);
     triangular_solve::solve_upper_triangular_in_place(root.transpose(), right.as_mut(), par);
     Ok(first_non_finite(right.as_ref()).is_none().then_some(right))
+}
+
+/// `matrix⁻¹ · right` for a square matrix, by QR.
+///
+/// `None` if the matrix is singular or the result overflows.
+pub(crate) fn solve(matrix: Mat<f64>, right: MatRef<'_, f64>, par: Par) -> Result<Option<Mat<f64>>> {
+    let (basis, triangle) = thin_qr(matrix, par)?;
+    let mut solution = product(basis.transpose(), right, par)?;
+    let par = threads_for(par, macs(triangle.nrows(), triangle.nrows(), right.ncols()));
+    triangular_solve::solve_upper_triangular_in_place(triangle.as_ref(), solution.as_mut(), par);
+    Ok(first_non_finite(solution.as_ref()).is_none().then_some(solution))
+}
+
+/// The indices of the columns that QR with column pivoting takes first, in its order: as many as a
+/// wide matrix has rows.
+pub(crate) fn pivot_columns(mut matrix: Mat<f64>, par: Par) -> Result<Vec<usize>> {
+    let (rows, columns) = matrix.shape();
+    let par = threads_for(par, macs(rows, rows, columns));
+    let params = Spec::default();
+    let mut buffer = workspace(pivoted_qr::qr_in_place_scratch::<usize, f64>(rows, columns, 1, par, params))?;
+    let mut reflectors = zeros(1, rows)?;
+    let (mut order, mut inverse) = (vec![0; columns], vec![0; columns]);
+    let stack = MemStack::new(&mut buffer);
+    pivoted_qr::qr_in_place(matrix.as_mut(), reflectors.as_mut(), &mut order, &mut inverse, par, stack, params);
+    order.truncate(rows);
+    Ok(order)
 }
 
 /// An orthonormal basis of the span of some columns, nested: the first `j` basis vectors span the

@@ -14,6 +14,7 @@ use super::plan::{Choice, LayerPlan, Plan};
 use super::progress::Progress;
 use super::shared_input::SharedInput;
 use crate::error::during;
+use crate::factors::Form;
 use crate::{
     ActivationStats, Calibration, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Result, Scalar,
 };
@@ -173,16 +174,16 @@ impl<'a, T: Scalar> Network<'a, T> {
         self
     }
 
-    /// An upper estimate of the bytes that the decomposition of a layer takes, its result included,
-    /// and the layer and its statistics if they are loaded for it. `None` for a name that no layer
+    /// An upper estimate of the bytes that the decomposition of a layer into two factors takes, its
+    /// result included, and the layer and its statistics if they are loaded for it. `None` for a name that no layer
     /// has.
     pub fn memory(&self, layer: &str) -> Option<usize> {
-        self.layers.iter().find(|other| other.name == layer).map(|layer| self.estimate(layer))
+        self.layers.iter().find(|other| other.name == layer).map(|layer| self.estimate(layer, Form::Factors))
     }
 
-    fn estimate(&self, layer: &Layer<'a, T>) -> usize {
+    fn estimate(&self, layer: &Layer<'a, T>, form: Form) -> usize {
         let (m, n) = (layer.shape.0 as f64, layer.shape.1 as f64);
-        let (small, scalar, rank) = (m.min(n), size_of::<T>() as f64, self.max_rank(layer) as f64);
+        let (small, scalar, rank) = (m.min(n), size_of::<T>() as f64, self.max_rank(layer, form) as f64);
         // Statistics keep samples until these take twice the memory of their second moment: `2 n`
         // in `f32`.
         let samples = layer.samples as f64;
@@ -203,8 +204,8 @@ impl<'a, T: Scalar> Network<'a, T> {
         (solving + loading) as usize
     }
 
-    fn max_rank(&self, layer: &Layer<'a, T>) -> usize {
-        self.max_ranks.get(&layer.name).copied().unwrap_or_else(|| saving_rank(layer.shape))
+    fn max_rank(&self, layer: &Layer<'a, T>, form: Form) -> usize {
+        self.max_ranks.get(&layer.name).copied().unwrap_or_else(|| saving_rank(layer.shape, form))
     }
 
     /// Decomposes all layers in parallel as far as memory allows, and hands each decomposition over
@@ -263,18 +264,19 @@ impl<'a, T: Scalar> Network<'a, T> {
     ) -> Result<()> {
         let index = layer_profile::index(self.layers.iter().map(|layer| layer.name.as_str()))?;
         layer_profile::require_known(&index, self.max_ranks.keys(), "ranks")?;
-        let limit = self.memory_limit.unwrap_or(usize::MAX);
-        if let Some(layer) = layers.iter().find(|layer| self.estimate(layer) > limit) {
+        let (limit, form) = (self.memory_limit.unwrap_or(usize::MAX), method.form());
+        if let Some(layer) = layers.iter().find(|layer| self.estimate(layer, form) > limit) {
             let available = format!("the limit of {limit} bytes");
-            return Err(Error::memory(self.estimate(layer), available).in_layer(&layer.name));
+            return Err(Error::memory(self.estimate(layer, form), available).in_layer(&layer.name));
         }
         // The largest first: then no thread waits long at the end, and layers of the same size run
         // together.
-        layers.sort_by_key(|layer| Reverse(self.estimate(layer)));
+        layers.sort_by_key(|layer| Reverse(self.estimate(layer, form)));
         let solve = |layer: &&Layer<'a, T>| {
             let loaded = (layer.load)()?;
             let (linear, calibration) = loaded.parts();
-            method.solve(linear, calibration, self.max_rank(layer))
+            let decomposition = method.solve(linear, calibration, self.max_rank(layer, form));
+            decomposition.map(|decomposition| decomposition.with_form(form))
         };
         let (total, mut done, mut cancelled) = (Some(layers.len()), 0, false);
         let event = |layer: &Layer<'a, T>, finished, done| {
@@ -283,7 +285,7 @@ impl<'a, T: Scalar> Network<'a, T> {
         };
         let mut waiting = &layers[..];
         while !waiting.is_empty() && !cancelled {
-            let (batch, rest) = waiting.split_at(self.batch_size(waiting, limit));
+            let (batch, rest) = waiting.split_at(self.batch_size(waiting, form, limit));
             let begun = batch.iter().take_while(|layer| progress(&event(layer, false, done)).is_continue()).count();
             cancelled = begun < batch.len();
             let (batch, mut outcome) = (batch.split_at(begun).0, Ok(()));
@@ -347,7 +349,7 @@ impl<'a, T: Scalar> Network<'a, T> {
                 let members: Vec<_> =
                     names.iter().filter_map(profile).zip(loaded.iter().map(|loaded| loaded.parts().0)).collect();
                 let outputs = members.iter().map(|(_, linear)| linear.out_features()).sum();
-                let rank = saving_rank((outputs, first.in_features()));
+                let rank = saving_rank((outputs, first.in_features()), Form::Factors);
                 let (shared, joint) = SharedInput::decompose(&members, sensitivities, method, calibration, rank)?;
                 groups.push(shared);
                 stacked.push((names, joint));
@@ -391,12 +393,12 @@ impl<'a, T: Scalar> Network<'a, T> {
     /// Without the feature `rayon` it is 1. Inside a rayon worker too, since the other threads have
     /// work already.
     #[cfg_attr(not(feature = "rayon"), allow(unused_mut, unused_variables))]
-    fn batch_size(&self, waiting: &[&Layer<'a, T>], mut free: usize) -> usize {
+    fn batch_size(&self, waiting: &[&Layer<'a, T>], form: Form, mut free: usize) -> usize {
         #[cfg(feature = "rayon")]
         if rayon::current_thread_index().is_none() && rayon::current_num_threads() > 1 {
             let threads = rayon::current_num_threads();
             let fits = |layer: &&&Layer<'a, T>| {
-                let rest = free.checked_sub(self.estimate(layer));
+                let rest = free.checked_sub(self.estimate(layer, form));
                 free = rest.unwrap_or(free);
                 rest.is_some()
             };
@@ -408,8 +410,12 @@ impl<'a, T: Scalar> Network<'a, T> {
 }
 
 /// The largest rank that saves parameters, at least 1.
-fn saving_rank((m, n): (usize, usize)) -> usize {
-    (m.saturating_mul(n).saturating_sub(1) / m.saturating_add(n).max(1)).clamp(1, m.min(n).max(1))
+fn saving_rank((m, n): (usize, usize), form: Form) -> usize {
+    let full = m.min(n).max(1);
+    match form {
+        Form::Factors => (m.saturating_mul(n).saturating_sub(1) / m.saturating_add(n).max(1)).clamp(1, full),
+        Form::Pivoted => (full - 1).max(1),
+    }
 }
 
 fn solve_all<E: Sync, R: Send>(batch: &[E], solve: &(impl Fn(&E) -> R + Sync)) -> Vec<R> {

@@ -223,7 +223,7 @@ impl LayerProfile {
         let (m, n) = (self.facts.shape.0 as u64, self.facts.shape.1 as u64);
         let (weights, bias) = match rank {
             0 => (m.saturating_mul(n), self.facts.biases.0),
-            _ => (m.saturating_add(n).saturating_mul(rank as u64), self.facts.biases.1),
+            _ => (self.facts.form.parameters(rank, self.facts.shape) as u64, self.facts.biases.1),
         };
         (weights.saturating_add(if bias { m } else { 0 }), weights.saturating_mul(self.calls))
     }

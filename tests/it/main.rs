@@ -20,6 +20,7 @@ mod network;
 mod operators;
 mod optimality;
 mod oracle;
+mod pivoted;
 mod precision;
 mod properties;
 mod ratios;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use dalr::factors::PivotedLinear;
 use dalr::network::{Allocator, Budget, JointSearch, LayerProfile, Progress, Sensitivities, SharedInput, Strategy};
 use dalr::{
     ActivationPruning, ActivationStats, Dalr, Linear, LowRankCompressor, LowRankLinear, Rank, Report, Ridge, Scalar,
@@ -44,7 +45,11 @@ fn layers() {
         let bias = || Col::from_fn(4, |i| T::from_f64(i as f64 / 7.0));
         round_trip(Linear::new(Mat::from_fn(4, 5, entry), Some(bias())).unwrap());
         round_trip(Linear::new(Mat::from_fn(1, 1, entry), None).unwrap());
-        round_trip(LowRankLinear::new(Mat::from_fn(2, 5, entry), Mat::from_fn(4, 2, entry), Some(bias())).unwrap());
+        let factors =
+            |rank| LowRankLinear::new(Mat::from_fn(rank, 5, entry), Mat::from_fn(4, rank, entry), Some(bias()));
+        round_trip(factors(2).unwrap());
+        round_trip(factors(2).unwrap().to_pivoted().unwrap());
+        round_trip(factors(4).unwrap().to_pivoted().unwrap());
     }
     check::<f32>();
     check::<f64>();
@@ -68,6 +73,20 @@ fn layers() {
     assert!(serde_json::from_str::<LowRankLinear<f32>>(text).is_ok());
     let wrong = text.replace("\"rank\":1", "\"rank\":2");
     assert!(serde_json::from_str::<LowRankLinear<f32>>(&wrong).unwrap_err().to_string().contains("`down`"));
+    let text = r#"{"out_features":2,"in_features":1,"pivots":[1],"pivot_rows":[1.0],"coefficients":[2.0],"bias":null}"#;
+    let pivoted = |text: &str| serde_json::from_str::<PivotedLinear<f32>>(text).map_err(|error| error.to_string());
+    assert_eq!(pivoted(text).unwrap().order(), [1, 0]);
+    for (from, to, message) in [
+        ("[1]", "[2]", "expected a pivot from 0 to 1, got 2"),
+        ("[1]", "[]", "numbers in the pivot rows"),
+        ("[1]", "[0,1]", "expected 2 numbers in the pivot rows, got 1"),
+        ("[2.0]", "[]", "expected 1 numbers in the coefficients, got 0"),
+        ("\"out_features\":2", "\"out_features\":0", "expected 0 numbers in the coefficients, got 1"),
+        ("\"out_features\":2", "\"out_features\":18446744073709551615", "numbers in the coefficients, got 1"),
+    ] {
+        let error = pivoted(&text.replace(from, to)).unwrap_err();
+        assert!(error.contains(message), "{error}");
+    }
 }
 
 #[test]

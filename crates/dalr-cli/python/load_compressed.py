@@ -4,13 +4,34 @@
     model = load_compressed(build_model(), "compressed.safetensors")
 
 Replaces every `nn.Linear` that the file holds as `NAME.0.weight` and `NAME.1.weight` by two smaller ones, with the file's dtype and on the
-device of the original layer. Loads the rest of the file as it is.
+device of the original layer; where the file holds `NAME.pivots` too, by a `PivotedLinear`. Loads the rest of the file as it is.
 """
 
 import json
 
+import torch
 from safetensors import safe_open
 from torch import nn
+
+
+class PivotedLinear(nn.Sequential):
+    """A layer in pivoted storage: the outputs at the pivots, and the others as combinations of these."""
+
+    def __init__(self, inputs, rank, outputs, bias=True, **options):
+        coefficients = nn.Linear(rank, outputs - rank, bias=False, **options)
+        super().__init__(nn.Linear(inputs, rank, bias=False, **options), coefficients)
+        # Of all outputs, though it has the name that the bias of two factors has.
+        coefficients.bias = nn.Parameter(torch.zeros(outputs, **options)) if bias else None
+        self.register_buffer("pivots", torch.arange(rank, device=options.get("device")))
+
+    def forward(self, inputs):
+        kept = self[0](inputs)
+        outputs = torch.cat([kept, nn.functional.linear(kept, self[1].weight)], -1)
+        pivot = torch.zeros(outputs.shape[-1], dtype=torch.bool, device=outputs.device)
+        pivot[self.pivots] = True
+        position = torch.where(pivot, pivot.cumsum(0), len(self.pivots) + (~pivot).cumsum(0)) - 1
+        outputs = outputs[..., position]
+        return outputs if self[1].bias is None else outputs + self[1].bias
 
 
 def load_compressed(module, path, prefix="", strict=True):
@@ -26,8 +47,12 @@ def load_compressed(module, path, prefix="", strict=True):
             raise TypeError(f"{name}: expected nn.Linear, got {type(original).__name__}")
         weight = tensors[f"{prefix}{name}.0.weight"]
         options = {"device": original.weight.device, "dtype": weight.dtype}
-        thin = nn.Linear(original.in_features, rank, bias=False, **options)
-        wide = nn.Linear(rank, original.out_features, bias=f"{prefix}{name}.1.bias" in tensors, **options)
-        setattr(parent, child, nn.Sequential(thin, wide).train(original.training))
+        sizes, bias = (original.in_features, rank, original.out_features), f"{prefix}{name}.1.bias" in tensors
+        if f"{prefix}{name}.pivots" in tensors:
+            replacement = PivotedLinear(*sizes, bias, **options)
+        else:
+            thin = nn.Linear(*sizes[:2], bias=False, **options)
+            replacement = nn.Sequential(thin, nn.Linear(*sizes[1:], bias=bias, **options))
+        setattr(parent, child, replacement.train(original.training))
     module.load_state_dict(tensors, strict=strict)
     return module

@@ -44,7 +44,7 @@ pub fn to_candle_linear<T: Scalar>(layer: &Linear<T>, dtype: DType, device: &Dev
     during("interop::candle::to_candle_linear", || linear(layer.weight(), layer.bias(), dtype, device))
 }
 
-fn linear<T: Scalar>(
+pub(super) fn linear<T: Scalar>(
     weight: faer::MatRef<'_, T>,
     bias: Option<faer::ColRef<'_, T>>,
     dtype: DType,

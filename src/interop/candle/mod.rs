@@ -45,6 +45,7 @@
 //! | a batch | samples × in | [`samples`], a copy |
 //! | a [`candle_nn::Linear`](https://docs.rs/candle-nn/0.11/candle_nn/struct.Linear.html) | [`Linear`](crate::Linear) | `Linear::try_from(&layer)`, and [`to_candle_linear`] back |
 //! | a compressed layer | a [`Module`](https://docs.rs/candle-core/0.11/candle_core/trait.Module.html) | [`LowRankLinear`], and `dalr::LowRankLinear::try_from(&module)` back |
+//! | the same in pivoted storage | the same | [`PivotedLinear`], and `dalr::factors::PivotedLinear::try_from(&module)` back |
 //! | a factor | a tensor | [`to_tensor`], a copy |
 //!
 //! Tensors of `F32`, `F16` and `BF16` are read as `f32` or `f64`, exactly, and `F64` as `f64`. They
@@ -54,10 +55,12 @@
 //! `?` converts errors of this crate to candle's, so a model's `forward` can call it.
 
 mod layer;
+mod pivoted;
 mod recorder;
 mod tensor;
 
 pub use self::layer::{LowRankLinear, to_candle_linear};
+pub use self::pivoted::PivotedLinear;
 pub use self::recorder::{Recorded, Recorder};
 pub use self::tensor::{samples, to_tensor, update, update_weighted};
 

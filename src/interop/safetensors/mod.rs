@@ -1,9 +1,10 @@
-//! [Safetensors](https://github.com/huggingface/safetensors) files: activation statistics and whole
-//! models.
+//! [Safetensors](https://github.com/huggingface/safetensors) files: activation statistics,
+//! compressed layers and whole models.
 //!
 //! | item | purpose |
 //! |---|---|
 //! | [`ActivationStats::save`](crate::ActivationStats::save) and its relatives | statistics on disk and in streams; the [format](#statistics-format-version-1) is below |
+//! | [`LowRankLinear::save`](crate::LowRankLinear::save), [`PivotedLinear::save`](crate::factors::PivotedLinear::save) and their `load`, [`save_layers`] | compressed layers; `docs/file-formats.md` lists the tensors |
 //! | [`ModelFile`] | reads a model, one tensor at a time, from one file or from the shards of an index |
 //! | [`ModelWriter`] | writes a model as a stream and puts it in its place atomically |
 //! | [`FloatDtype`] | converts numbers of the dtypes `F64`, `F32`, `F16` and `BF16` |
@@ -111,6 +112,7 @@
 //! later ones by number.
 
 mod dtype;
+mod layers;
 mod model;
 mod positioned_read;
 mod replace_file;
@@ -127,6 +129,7 @@ use crate::Error;
 pub use ::safetensors::tensor::Dtype;
 
 pub use self::dtype::FloatDtype;
+pub use self::layers::{StoredLayer, save_layers};
 pub use self::model::{ModelFile, TensorInfo};
 pub use self::replace_file::replace_file;
 pub use self::writer::{ModelWriter, TensorWriter};

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 
 use candle_core::{DType, Device, IndexOp, Tensor, Var, WithDType};
 use candle_nn::{Activation, Module, Optimizer, SGD, VarBuilder, VarMap, seq};
-use dalr::interop::candle::{LowRankLinear, Recorder, samples, to_candle_linear, to_tensor, update, update_weighted};
+use dalr::interop::candle::{
+    LowRankLinear, PivotedLinear, Recorder, samples, to_candle_linear, to_tensor, update, update_weighted,
+};
 use dalr::{ActivationStats, Dalr, Error, Linear, LowRankCompressor, Rank, Scalar};
 use faer::{Col, Mat, MatRef};
 
@@ -350,4 +352,56 @@ fn a_batch_that_cannot_be_recorded_stops_the_forward_pass() {
     let double = Recorder::<f64>::new();
     double.watch("dense", Activation::Relu).unwrap().forward(&tensor((2, 4), DType::F64)).unwrap();
     assert_eq!(double.take()["dense"].samples(), 2);
+}
+
+#[test]
+fn pivoted_layers_compute_the_same_and_come_back() {
+    fn check<T: Scalar + WithDType>(dtype: DType, tolerance: f64) {
+        // Full rank too, without coefficients.
+        for (out, rank) in [(7, 3), (3, 3), (2, 1)] {
+            for bias in [true, false] {
+                let number = |i, j| T::from_f64(entry(i, j));
+                let bias = bias.then(|| Col::from_fn(out, |i| number(i, 1)));
+                let factors =
+                    dalr::LowRankLinear::new(Mat::from_fn(rank, 6, number), Mat::from_fn(out, rank, number), bias);
+                let layer = factors.unwrap().to_pivoted().unwrap();
+                let module = PivotedLinear::new(&layer, dtype, &CPU).unwrap();
+                assert_eq!((module.rank(), module.pivots()), (rank, layer.pivots()));
+                assert_eq!(dalr::factors::PivotedLinear::try_from(&module), Ok(layer.clone()));
+                let batch = tensor((2, 5, 6), dtype);
+                let outputs = module.forward(&batch).unwrap();
+                assert_eq!(outputs.dims(), [2, 5, out]);
+                let expected = layer.forward(samples::<T>(&batch).unwrap().as_ref()).unwrap();
+                let difference = samples::<T>(&outputs).unwrap() - expected;
+                assert!(Scalar::to_f64(difference.norm_max()) < tolerance);
+            }
+        }
+    }
+    check::<f32>(DType::F32, 1e-3);
+    check::<f64>(DType::F64, 1e-11);
+}
+
+#[cfg(feature = "safetensors")]
+#[test]
+fn pivoted_layers_are_loaded_from_files_and_pass_gradients() {
+    let path = std::env::temp_dir().join(format!("dalr-candle-pivoted-{}.safetensors", std::process::id()));
+    let layer = example::<f32>().to_pivoted().unwrap();
+    layer.save(&path, "fc").unwrap();
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let builder = || VarBuilder::from_buffered_safetensors(bytes.clone(), DType::F32, &CPU).unwrap().pp("fc");
+    let module = PivotedLinear::load(6, 3, 5, true, builder()).unwrap();
+    assert_eq!(dalr::factors::PivotedLinear::try_from(&module), Ok(layer));
+    for (rank, out) in [(2, 5), (3, 3), (3, 6), (5, 3)] {
+        assert!(PivotedLinear::load(6, rank, out, true, builder()).is_err(), "{rank}, {out}");
+    }
+    // The gradient of the sum of the outputs is the sum of the rows of the weight.
+    let inputs = Var::from_tensor(&tensor((4, 6), DType::F32)).unwrap();
+    let gradients = module.forward(&inputs).unwrap().sum_all().unwrap().backward().unwrap();
+    let gradient = gradients.get(&inputs).unwrap().to_vec2::<f32>().unwrap();
+    let weight = dalr::factors::PivotedLinear::<f32>::try_from(&module).unwrap().to_linear().unwrap();
+    for (j, entry) in gradient[3].iter().enumerate() {
+        let expected: f32 = weight.weight().col(j).iter().sum();
+        assert!((entry - expected).abs() < 1e-3 * expected.abs().max(1.0));
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use dalr::factors::Form;
 use dalr::network::{Allocator, Budget, Choice, LayerProfile, Network, OriginalReason, Sensitivities, Strategy};
 use dalr::{ActivationStats, Dalr, Error, Linear, LowRankCompressor, TruncatedSvd};
 use faer::Mat;
@@ -45,7 +46,8 @@ fn built<'a>(layers: &'a [Linear<f64>], stats: &'a [ActivationStats<f64>; 2]) ->
 #[test]
 fn layers_are_those_of_the_parts_done_one_by_one() {
     let (layers, stats) = network();
-    let methods: [&(dyn LowRankCompressor<f64> + Sync); 2] = [&Dalr::new(), &TruncatedSvd::new()];
+    let pivoted = Dalr::new().with_form(Form::Pivoted);
+    let methods: [&(dyn LowRankCompressor<f64> + Sync); 3] = [&Dalr::new(), &TruncatedSvd::new(), &pivoted];
     for method in methods {
         let allocator = Allocator::new(Budget::ParameterFraction(0.5))
             .with_strategy(Strategy::Energy)
@@ -61,7 +63,9 @@ fn layers_are_those_of_the_parts_done_one_by_one() {
                 profiles.push(LayerProfile::original("head", (m, n), false).unwrap());
                 continue;
             }
-            let decomposition = method.solve(layer, stats_of(index, &stats).into(), (m * n - 1) / (m + n)).unwrap();
+            let most = if method.form() == Form::Pivoted { m.min(n) - 1 } else { (m * n - 1) / (m + n) };
+            let decomposition = method.solve(layer, stats_of(index, &stats).into(), most).unwrap();
+            let decomposition = decomposition.with_form(method.form());
             profiles.push(LayerProfile::new(NAMES[index], &decomposition));
             match plan.layers[index].choice {
                 Choice::Rank(rank) => {
@@ -73,6 +77,49 @@ fn layers_are_those_of_the_parts_done_one_by_one() {
         }
         assert_eq!(plan, allocator.allocate(&profiles).unwrap());
         assert!(!compressed.contains_key("head") && !compressed.is_empty());
+    }
+}
+
+/// In pivoted storage a rank costs less the larger it is, so that most of the best ranks lie beside
+/// the convex hull of cost and loss.
+#[test]
+fn plans_of_pivoted_layers_are_the_best_there_are() {
+    let (layers, stats) = network();
+    let method = Dalr::new().with_form(Form::Pivoted);
+    let decompositions: Vec<_> = (0..3)
+        .map(|index| {
+            let full = layers[index].out_features().min(layers[index].in_features());
+            method.decompose(&layers[index], stats_of(index, &stats), full - 1).unwrap()
+        })
+        .collect();
+    let profiles: Vec<LayerProfile> =
+        (0..3).map(|index| LayerProfile::new(NAMES[index], &decompositions[index])).collect();
+    // Parameters and loss of every rank, and of the original layer.
+    let options: Vec<Vec<(u64, f64)>> = profiles
+        .iter()
+        .map(|profile| {
+            let rank = |rank| (profile.report(rank).unwrap().parameters_after as u64, profile.loss(rank).unwrap());
+            (1..=profile.max_rank()).map(rank).chain([(profile.parameters(), 0.0)]).collect()
+        })
+        .collect();
+    let all: u64 = profiles.iter().map(LayerProfile::parameters).sum();
+    for percent in (20..100).step_by(5) {
+        let limit = all * percent / 100;
+        let mut best = f64::INFINITY;
+        for first in &options[0] {
+            for second in &options[1] {
+                for third in &options[2] {
+                    if first.0 + second.0 + third.0 <= limit {
+                        best = best.min(first.1 + second.1 + third.1);
+                    }
+                }
+            }
+        }
+        let plan =
+            Allocator::new(Budget::Parameters(limit)).with_strategy(Strategy::Energy).allocate(&profiles).unwrap();
+        assert!(plan.parameters_after() <= limit);
+        assert!(plan.objective <= best * (1.0 + 1e-12), "{percent} %: {} where there is {best}", plan.objective);
+        assert!(plan.lower_bound <= best && plan.gap() >= plan.objective - best - 1e-15);
     }
 }
 

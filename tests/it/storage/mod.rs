@@ -1,6 +1,7 @@
 //! Files: statistics that come back, their layout, damaged files, model files.
 
 mod forged;
+mod layers;
 mod models;
 
 use std::fs;
