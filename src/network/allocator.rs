@@ -286,7 +286,8 @@ impl Allocator {
         let weight = match &self.strategy {
             _ if ranks.is_empty() && !(grouped && limits.is_some()) => 0.0,
             Strategy::Sensitivity(sensitivities) => sensitivities.require(layer.name())?,
-            _ => 1.0,
+            Strategy::OutputMetric => layer.metric_energy()?,
+            Strategy::Uniform | Strategy::Energy => 1.0,
         };
         let reason = match limits {
             None => OriginalReason::Untouched,

@@ -99,6 +99,11 @@ pub enum Strategy {
     Energy,
     /// Minimizes the sum of the losses, each multiplied by the sensitivity of its layer.
     Sensitivity(Sensitivities),
+    /// Minimizes the sum of the absolute losses in the layers' output metrics, which must come from
+    /// gradients of the same function: then they add up to the change of that function, to first
+    /// order. It needs no measurement of the network, and is usually a little worse than
+    /// sensitivities.
+    OutputMetric,
 }
 
 impl fmt::Display for Strategy {
@@ -107,6 +112,7 @@ impl fmt::Display for Strategy {
             Self::Uniform => "uniform",
             Self::Energy => "energy",
             Self::Sensitivity(_) => "sensitivity",
+            Self::OutputMetric => "output metric",
         })
     }
 }

@@ -38,6 +38,9 @@ pub struct LayerProfile {
     /// Eigenvalues over their total.
     explained: Vec<f64>,
     pub(super) total_energy: f64,
+    /// Whether the energies are in an output metric.
+    #[cfg_attr(feature = "serde", serde(default))]
+    in_metric: bool,
     relative_errors: Option<Vec<f64>>,
     /// The loss at every rank from 1.
     losses: Vec<f64>,
@@ -53,7 +56,9 @@ impl LayerProfile {
     pub fn new<T: Scalar>(name: impl Into<String>, decomposition: &Decomposition<T>) -> Self {
         let errors = decomposition.relative_errors().map(<[f64]>::to_vec);
         let (explained, total_energy) = (decomposition.explained().to_vec(), decomposition.total_energy());
-        Self::with_spectrum(name.into(), decomposition.facts().clone(), explained, total_energy, errors)
+        let facts = decomposition.facts().clone();
+        let profile = Self::with_spectrum(name.into(), facts, explained, total_energy, errors);
+        Self { in_metric: decomposition.metric_error(1).is_some(), ..profile }
     }
 
     fn with_spectrum(
@@ -64,7 +69,17 @@ impl LayerProfile {
         relative_errors: Option<Vec<f64>>,
     ) -> Self {
         let losses = tails(&explained, facts.shape.0.min(facts.shape.1));
-        Self { name, calls: 1, facts, explained, total_energy, relative_errors, losses, by_data_errors: false }
+        Self {
+            name,
+            calls: 1,
+            facts,
+            explained,
+            total_energy,
+            in_metric: false,
+            relative_errors,
+            losses,
+            by_data_errors: false,
+        }
     }
 
     /// Creates the profile of a layer whose eigenvalues were computed elsewhere: descending, one
@@ -214,6 +229,15 @@ impl LayerProfile {
     /// The smallest relative error that can be distinguished from zero.
     pub(super) fn resolution(&self) -> f64 {
         self.facts.resolution
+    }
+
+    /// The energy of the original outputs in the layer's output metric.
+    pub(super) fn metric_energy(&self) -> Result<f64> {
+        if self.in_metric {
+            return Ok(self.total_energy);
+        }
+        let expected = "a decomposition with samples and an output metric".into();
+        Err(Error::layers(expected, "one without".into()).in_layer(&self.name))
     }
 
     /// Parameters and multiply–adds at this rank; those of the original layer for rank 0.

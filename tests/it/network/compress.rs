@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use dalr::compress::OutputMetric;
 use dalr::factors::Form;
 use dalr::network::{Allocator, Budget, Choice, LayerProfile, Network, OriginalReason, Sensitivities, Strategy};
-use dalr::{ActivationStats, Dalr, Error, Linear, LowRankCompressor, TruncatedSvd};
+use dalr::{ActivationStats, Calibration, Dalr, Error, Linear, LowRankCompressor, TruncatedSvd};
 use faer::Mat;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -121,6 +122,29 @@ fn plans_of_pivoted_layers_are_the_best_there_are() {
         assert!(plan.objective <= best * (1.0 + 1e-12), "{percent} %: {} where there is {best}", plan.objective);
         assert!(plan.lower_bound <= best && plan.gap() >= plan.objective - best - 1e-15);
     }
+}
+
+/// Two layers of the same shape, whose errors count a hundred times more or less.
+#[test]
+fn output_metrics_allocate_without_measurements() {
+    let (layers, stats) = network();
+    let metrics = [100.0, 0.01].map(|weight| OutputMetric::diagonal(&vec![weight; 32]).unwrap());
+    let profiles: Vec<LayerProfile> = metrics
+        .iter()
+        .zip(["seen", "unseen"])
+        .map(|(metric, name)| {
+            let calibration = Calibration::from(&stats[0]).with_output_metric(metric);
+            LayerProfile::new(name, &Dalr::new().decompose(&layers[0], calibration, 15).unwrap())
+        })
+        .collect();
+    let allocator = Allocator::new(Budget::ParameterFraction(0.5)).with_strategy(Strategy::OutputMetric);
+    let plan = allocator.allocate(&profiles).unwrap();
+    let ranks = plan.ranks();
+    assert!(plan.choice("seen") == Some(Choice::Original) || ranks["seen"] >= 4 * ranks["unseen"], "{ranks:?}");
+    // Absolute losses of layers without a metric cannot be compared.
+    let plain = LayerProfile::new("plain", &Dalr::new().decompose(&layers[0], &stats[0], 15).unwrap());
+    let error = allocator.allocate(&[plain]).unwrap_err().to_string();
+    assert!(error.contains("plain") && error.contains("output metric"), "{error}");
 }
 
 #[test]
