@@ -1,14 +1,16 @@
 //! How the cost grows with the shape of a problem and the number of threads, and how well the
 //! solver is chosen: Markdown tables.
 //!
-//! `cargo bench --bench cost -- [statistics] [phases] [growth] [threads] [grid]`; without
-//! arguments, all of them. Best of several runs each.
+//! `cargo bench --bench cost -- [statistics] [phases] [growth] [threads] [grid] [regression]`;
+//! without arguments, all of them. Best of several runs each.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
+use dalr::compress::OutputMetric;
+use dalr::covariance::PairedStats;
 use dalr::solver::{PsdOperator, top_eigenpairs};
-use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, Rank, Ridge, Solver};
+use dalr::{ActivationStats, Calibration, Dalr, Linear, LowRankCompressor, Rank, Ridge, Solver};
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, MatMut, MatRef, Par};
 use rand::rngs::StdRng;
@@ -287,10 +289,55 @@ fn grid() {
     println!("\nWorst: {worst:.2}");
 }
 
+/// The price of an output metric and of paired inputs, beside the solve without them.
+fn regression() {
+    println!("\n## Output metric and paired inputs, f32, relative ridge 0.1\n");
+    println!("| out | in | samples | rank | plain | metric / plain | paired / plain | both / plain |");
+    println!("|---|---|---|---|---|---|---|---|");
+    for (m, n, samples, rank) in
+        [(384, 384, 4000, 96), (1536, 384, 4000, 96), (2048, 2048, 3000, 512), (4096, 4096, 5994, 1024)]
+    {
+        let inputs = Inputs::new(samples, n);
+        let stats = inputs.stats(samples, 512, 0);
+        let original = inputs.rows(0, samples);
+        let mut rng = StdRng::seed_from_u64(3);
+        let compressed = Mat::from_fn(samples, n, |i, j| {
+            let noise: f32 = rng.sample(StandardNormal);
+            original[(i, j)] + 0.1 * noise
+        });
+        let mut paired = PairedStats::new(n);
+        paired.update(original, compressed.as_ref()).expect("finite and of the same shape");
+        let gradients = Inputs::new(1000, m).stats(1000, 1000, 0);
+        let metric = OutputMetric::from_gradients(&gradients).expect("gradients that are not all zero");
+        let layer = layer(m, n);
+        let method = Dalr::new().with_ridge(Ridge::Relative(0.1));
+        let time = |calibration: Calibration<'_, f32>| {
+            best(|| {
+                method.compress(&layer, calibration, Rank::Fixed(rank)).expect("a layer and statistics that fit");
+            })
+        };
+        let plain = time(Calibration::from(&stats));
+        let ratios = [
+            Calibration::from(&stats).with_output_metric(&metric),
+            Calibration::from(&paired),
+            Calibration::from(&paired).with_output_metric(&metric),
+        ]
+        .map(|calibration| time(calibration) / plain);
+        let [metric, paired, both] = ratios;
+        println!("| {m} | {n} | {samples} | {rank} | {plain:.4} s | {metric:.2} | {paired:.2} | {both:.2} |");
+    }
+}
+
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    let parts: [(&str, fn()); 5] =
-        [("statistics", statistics), ("phases", phases), ("growth", growth), ("threads", threads), ("grid", grid)];
+    let parts: [(&str, fn()); 6] = [
+        ("statistics", statistics),
+        ("phases", phases),
+        ("growth", growth),
+        ("threads", threads),
+        ("grid", grid),
+        ("regression", regression),
+    ];
     for (name, part) in parts {
         if arguments.is_empty() || arguments.iter().any(|argument| argument == name) {
             part();

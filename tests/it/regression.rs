@@ -375,6 +375,11 @@ fn paired_statistics_are_stored_bit_for_bit() {
         assert_eq!(copy.cross_covariance().unwrap(), stats.cross_covariance().unwrap());
         assert_eq!((copy.features(), copy.samples()), (5, stats.samples()));
         assert_eq!(copy.to_safetensors().unwrap(), bytes);
+        let mut stream = Vec::new();
+        stats.write_safetensors(&mut stream).unwrap();
+        assert_eq!((stream.len() as u64, &stream), (stats.safetensors_length().unwrap(), &bytes));
+        let read = PairedStats::<f32>::read_safetensors(bytes.len() as u64, stream.as_slice()).unwrap();
+        assert_eq!(read.original_covariance().unwrap(), stats.original_covariance().unwrap());
         // They are not those of one network.
         assert!(ActivationStats::<f32>::from_safetensors(&bytes).is_err());
         let one = crate::common::stats(noise(1, 4, 4).as_ref()).to_safetensors().unwrap();

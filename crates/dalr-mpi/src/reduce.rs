@@ -1,12 +1,50 @@
 //! Merges the statistics of all ranks along a binomial tree.
 
-use std::io::Write;
+use std::io::{Read, Write};
 
+use dalr::covariance::PairedStats;
 use dalr::{ActivationStats, Scalar};
 
 use crate::error::{Failure, Result};
 use crate::ranks::Ranks;
 use crate::stream::{Receiver, Sender};
+
+/// Statistics that ranks send to each other and merge.
+pub trait Statistics: Sized {
+    /// The bytes that [`write`](Self::write) writes.
+    fn length(&self) -> dalr::Result<u64>;
+    /// Writes the statistics to a stream.
+    fn write(&self, target: impl Write) -> dalr::Result<()>;
+    /// Reads statistics of this length from a stream.
+    fn read(length: u64, source: impl Read) -> dalr::Result<Self>;
+    /// Adds the statistics of other samples.
+    fn merge(&mut self, other: &Self) -> dalr::Result<()>;
+}
+
+macro_rules! statistics {
+    ($name:ident) => {
+        impl<T: Scalar> Statistics for $name<T> {
+            fn length(&self) -> dalr::Result<u64> {
+                self.safetensors_length()
+            }
+
+            fn write(&self, target: impl Write) -> dalr::Result<()> {
+                self.write_safetensors(target)
+            }
+
+            fn read(length: u64, source: impl Read) -> dalr::Result<Self> {
+                Self::read_safetensors(length, source)
+            }
+
+            fn merge(&mut self, other: &Self) -> dalr::Result<()> {
+                self.merge(other)
+            }
+        }
+    };
+}
+
+statistics!(ActivationStats);
+statistics!(PairedStats);
 
 /// Merges every rank's statistics into those of `root`, where they are returned.
 ///
@@ -15,7 +53,7 @@ use crate::stream::{Receiver, Sender};
 /// some megabytes at a time. So no rank holds more than two scatters. Samples arrive in the order
 /// of the ranks, from `root` on, and stay in sample form as long as in one process. An error on one
 /// rank is returned on all ranks.
-pub fn reduce<T: Scalar>(ranks: &Ranks, stats: ActivationStats<T>, root: usize) -> Result<Option<ActivationStats<T>>> {
+pub fn reduce<S: Statistics>(ranks: &Ranks, stats: S, root: usize) -> Result<Option<S>> {
     let size = ranks.size();
     let place = (ranks.rank() + size - root) % size;
     let rank_at = |place: usize| (place + root) % size;
@@ -25,7 +63,7 @@ pub fn reduce<T: Scalar>(ranks: &Ranks, stats: ActivationStats<T>, root: usize) 
         let result = if place % (2 * step) == step {
             own.take().map_or(Ok(()), |stats| send(ranks, &stats, rank_at(place - step)))
         } else if place.is_multiple_of(2 * step) && place + step < size {
-            receive::<T>(ranks, rank_at(place + step)).and_then(|others| match (&mut own, others) {
+            receive::<S>(ranks, rank_at(place + step)).and_then(|others| match (&mut own, others) {
                 (Some(own), Some(others)) => Ok(own.merge(&others)?),
                 _ => Ok(()),
             })
@@ -39,18 +77,18 @@ pub fn reduce<T: Scalar>(ranks: &Ranks, stats: ActivationStats<T>, root: usize) 
 }
 
 /// Sends statistics to a rank that calls [`receive`].
-fn send<T: Scalar>(ranks: &Ranks, stats: &ActivationStats<T>, to: usize) -> Result<()> {
-    let length = stats.safetensors_length();
+fn send<S: Statistics>(ranks: &Ranks, stats: &S, to: usize) -> Result<()> {
+    let length = stats.length();
     // Nothing follows a length of zero.
     ranks.send(&length.clone().unwrap_or(0).to_le_bytes(), to);
     length?;
     let mut stream = Sender::new(ranks, to);
-    stats.write_safetensors(&mut stream)?;
+    stats.write(&mut stream)?;
     stream.flush().map_err(|error| Failure::Refused(format!("sending statistics to rank {to}: {error}")))
 }
 
 /// Receives statistics from a rank; `None` if the sender failed, which reports the error itself.
-fn receive<T: Scalar>(ranks: &Ranks, from: usize) -> Result<Option<ActivationStats<T>>> {
+fn receive<S: Statistics>(ranks: &Ranks, from: usize) -> Result<Option<S>> {
     let mut length = [0; 8];
     ranks.receive(&mut length, from);
     let length = u64::from_le_bytes(length);
@@ -58,7 +96,7 @@ fn receive<T: Scalar>(ranks: &Ranks, from: usize) -> Result<Option<ActivationSta
         return Ok(None);
     }
     let mut stream = Receiver::new(ranks, from, length);
-    let stats = ActivationStats::read_safetensors(length, &mut stream);
+    let stats = S::read(length, &mut stream);
     stream.drain();
     Ok(Some(stats?))
 }

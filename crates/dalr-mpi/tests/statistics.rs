@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Folder, alone, distance, generated, succeed};
+use common::{Folder, alone, distance, generated, start_program, succeed};
 use dalr::ActivationStats;
 use dalr_mpi::estimate::scatter_bytes;
 use dalr_mpi::measure::Measured;
@@ -91,4 +91,15 @@ fn no_rank_holds_more_than_two_scatters() {
     let sent: Vec<f64> =
         measured.reduce_sent.iter().map(|&bytes| bytes as f64 / measured.statistics_bytes as f64).collect();
     assert!(sent[0] == 0.0 && sent[1..].iter().all(|sent| (0.99..1.2).contains(sent)), "{sent:?}");
+}
+
+/// Paired inputs and gradients, merged over ranks, give the layer that one process finds.
+#[test]
+fn paired_inputs_and_gradients_give_the_same_layer() {
+    for ranks in [1, 3, 4] {
+        let ended = start_program(env!("CARGO_BIN_EXE_paired"), &[(ranks, Vec::new())]).end();
+        assert!(ended.success, "{ranks} ranks: {}{}", ended.out, ended.err);
+        let difference: f64 = ended.out.trim().parse().unwrap();
+        assert!(difference < 1e-10, "{ranks} ranks: {difference:e}");
+    }
 }

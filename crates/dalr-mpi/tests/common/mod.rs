@@ -70,6 +70,11 @@ fn listen(stream: Option<impl Read + Send + 'static>) -> Option<std::thread::Joi
 
 /// Starts a job in parts, each a number of ranks and their arguments.
 pub fn start(parts: &[(usize, Vec<String>)]) -> Job {
+    start_program(env!("CARGO_BIN_EXE_dalr-mpi"), parts)
+}
+
+/// [`start`] for another program of this package.
+pub fn start_program(program: &str, parts: &[(usize, Vec<String>)]) -> Job {
     let mut command = Command::new("mpirun");
     command.args(["--oversubscribe", "--mca", "pml", "ob1", "--mca", "btl", "tcp,self"]);
     command.args(["--mca", "btl_tcp_if_include", "lo", "--mca", "orte_base_help_aggregate", "0"]);
@@ -77,7 +82,7 @@ pub fn start(parts: &[(usize, Vec<String>)]) -> Job {
         if index > 0 {
             command.arg(":");
         }
-        command.args(["-n", &ranks.to_string(), env!("CARGO_BIN_EXE_dalr-mpi")]).args(arguments);
+        command.args(["-n", &ranks.to_string(), program]).args(arguments);
     }
     command.env("OMPI_ALLOW_RUN_AS_ROOT", "1").env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
     // Returns freed memory to the system at once, so that memory in use can be measured.

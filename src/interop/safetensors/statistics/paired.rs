@@ -1,8 +1,10 @@
 //! Paired statistics in files, in the format of activation statistics.
 
+use std::io::{Read, Write};
 use std::path::Path;
 
 use super::header::Kind;
+use super::io_error;
 use crate::covariance::PairedStats;
 use crate::error::during;
 use crate::{ActivationStats, Result, Scalar};
@@ -37,6 +39,43 @@ impl<T: Scalar> PairedStats<T> {
     /// [`Error::Memory`](crate::Error::Memory).
     pub fn to_safetensors(&self) -> Result<Vec<u8>> {
         during("PairedStats::to_safetensors", || self.joint().to_bytes(Kind::Paired))
+    }
+
+    /// Returns the number of bytes that [`write_safetensors`](Self::write_safetensors) writes.
+    ///
+    /// # Errors
+    ///
+    /// As [`ActivationStats::safetensors_length`].
+    pub fn safetensors_length(&self) -> Result<u64> {
+        during("PairedStats::safetensors_length", || Ok(self.joint().layout(Kind::Paired)?.length))
+    }
+
+    /// Writes the bytes that [`save`](Self::save) would write to a stream, as
+    /// [`ActivationStats::write_safetensors`].
+    ///
+    /// # Errors
+    ///
+    /// As [`ActivationStats::write_safetensors`].
+    pub fn write_safetensors(&self, mut target: impl Write) -> Result<()> {
+        during("PairedStats::write_safetensors", || {
+            let layout = self.joint().layout(Kind::Paired)?;
+            let failed = |error| io_error(Path::new("the stream"), error);
+            self.joint().write(&layout, &mut target).map_err(failed)
+        })
+    }
+
+    /// Reads statistics from the next `length` bytes of a stream, which
+    /// [`write_safetensors`](Self::write_safetensors) wrote.
+    ///
+    /// # Errors
+    ///
+    /// As [`ActivationStats::read_safetensors`].
+    pub fn read_safetensors(length: u64, source: impl Read) -> Result<Self> {
+        during("PairedStats::read_safetensors", || {
+            let path = "the stream";
+            let joint = ActivationStats::read(Kind::Paired, Path::new(path), length, source.take(length))?;
+            Self::from_joint(joint, path)
+        })
     }
 
     /// Reads statistics from the bytes that [`to_safetensors`](Self::to_safetensors) returned, or
