@@ -4,6 +4,7 @@ use faer::{ColRef, Mat, MatRef};
 
 use super::operators::term_size;
 use super::solve::{LEAST_LEFT_OUT, ROUNDING};
+use super::solver_choice::NATIVE_EXPONENTS;
 use crate::bias::times;
 use crate::covariance::{CrossMoment, PairedStats, SecondMoment, identity, second_moment};
 use crate::error::during;
@@ -118,7 +119,8 @@ fn errors_in_native<T: Scalar>(
     let &DataMoments { inputs, ref original, same_samples, .. } = moments;
     let scale = power_of_two(-even_exponent(linalg::max_abs(weight)));
     let unit = power_of_two((original.exponent() - inputs.exponent()) / 2);
-    if !same_samples || T::EPSILON == f64::EPSILON {
+    let ordinary = |matrix| NATIVE_EXPONENTS.contains(&even_exponent(linalg::max_abs(matrix)));
+    if !same_samples || T::EPSILON == f64::EPSILON || ![weight, up, down].into_iter().all(ordinary) {
         return Ok(None);
     }
     let Some(outputs) = original.outputs(weight, scale * unit, par)? else { return Ok(None) };

@@ -195,7 +195,8 @@ impl OutputMetric {
     }
 
     fn mean_weight(&self) -> f64 {
-        self.weights().iter().sum::<f64>() / self.outputs() as f64
+        // Each is divided first, so that the sum does not overflow.
+        self.weights().iter().map(|weight| weight / self.outputs() as f64).sum()
     }
 
     /// `L` with `L Lᵀ = G`, floor included, divided by a power of two.

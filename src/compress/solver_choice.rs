@@ -19,7 +19,7 @@ const ATTEMPT_MUST_SAVE: f64 = 4.0;
 
 /// Weights with largest entries outside of these powers of two are solved in double precision,
 /// which rescales them.
-const NATIVE_EXPONENTS: core::ops::RangeInclusive<i32> = -24..=24;
+pub(super) const NATIVE_EXPONENTS: core::ops::RangeInclusive<i32> = -24..=24;
 
 /// The least fraction of `tr(κ S + λ I)` that the data must have for single precision to see them
 /// beside the ridge.

@@ -10,5 +10,5 @@ pub(crate) fn power_of_two(exponent: i32) -> f64 {
 ///
 /// It stays within ±1000, so that the inverse of the power is finite.
 pub(crate) fn even_exponent(value: f64) -> i32 {
-    if value > 0.0 { ((value.log2() / 2.0).floor() as i32 * 2).clamp(-1000, 1000) } else { 0 }
+    if value > 0.0 { (value.log2() / 2.0).floor().clamp(-500.0, 500.0) as i32 * 2 } else { 0 }
 }

@@ -1,9 +1,11 @@
 //! Any layer, any data, any setting: an error, or a layer whose error is what the report says and
 //! no larger than that of truncated SVD.
 
+use dalr::compress::OutputMetric;
+use dalr::covariance::PairedStats;
 use dalr::{
-    ActivationPruning, ActivationStats, Compressed, Dalr, Linear, LowRankCompressor, Rank, Ridge, Scalar, Solver,
-    TruncatedSvd,
+    ActivationPruning, ActivationStats, Calibration, Compressed, Dalr, Linear, LowRankCompressor, Rank, Ridge, Scalar,
+    Solver, TruncatedSvd,
 };
 use faer::{Col, Mat, MatRef};
 use rand::Rng;
@@ -25,6 +27,11 @@ fn compressors() {
         1795428361532267293,
         // A ridge that hides the data from single precision.
         1795428739823116709,
+        // Original outputs whose squared variation underflows.
+        1795681907193060445,
+        // A regression that is tiny in single precision.
+        1795686919727005610,
+        1795686989226003019,
     ];
     fuzz("compressors", &failed, |rng| if rng.random() { case::<f32>(rng) } else { case::<f64>(rng) });
 }
@@ -202,6 +209,7 @@ fn case<T: Scalar>(rng: &mut StdRng) {
         _ => method.compressor().compress_with(&layer, (&stats).into(), rank),
     };
     prune(rng, &layer, &stats, rank);
+    regress(rng, &data, &layer, &method, rank);
     let Ok(compressed) = compressed else { return };
 
     let low = compressed.layer();
@@ -322,6 +330,43 @@ impl Measured {
         (rounding.is_finite() && storage.is_finite()).then_some(())?;
         Some(Self { error: error.sqrt(), total: total.sqrt(), rounding, norms, storage })
     }
+}
+
+/// Other inputs, an output metric or both: an error, or a finite layer whose predicted error is the
+/// one that is found.
+fn regress<T: Scalar>(rng: &mut StdRng, data: &Data, layer: &Linear<T>, method: &Method, rank: Rank) {
+    let (samples, n) = data.inputs.shape();
+    let cast = |matrix: &Mat<f64>| Mat::from_fn(samples, n, |i, j| T::from_f64(matrix[(i, j)]));
+    let noise = gaussian(rng, samples, n) * faer::Scale(data.inputs.norm_max() * pick(rng, &[0.0, 1e-6, 0.1, 1.0]));
+    let (original, compressed) = (cast(&data.inputs), cast(&(&data.inputs + noise)));
+    let mut paired = PairedStats::<T>::new(n);
+    if paired.update_weighted(original.as_ref(), compressed.as_ref(), &data.weights).is_err() {
+        assert_eq!(paired.samples(), 0);
+        return;
+    }
+    let m = layer.out_features();
+    let metric = match rng.random_range(0..4) {
+        0 => None,
+        1 => OutputMetric::diagonal(&(0..m).map(|_| magnitude(rng, -3.0..3.0)).collect::<Vec<_>>()).ok(),
+        2 => OutputMetric::diagonal(&vec![pick(rng, &SPECIAL); m]).ok(),
+        _ => {
+            let root = structured(rng, m, m) * faer::Scale(scale::<f64>(rng));
+            OutputMetric::new((&root * root.transpose()).as_ref()).ok()
+        }
+    };
+    let mut calibration = Calibration::from(&paired);
+    if let Some(metric) = &metric {
+        calibration = calibration.with_output_metric(metric);
+    }
+    let Ok(compressed) = method.compressor().compress_with(layer, calibration, rank) else { return };
+    let low = compressed.layer();
+    assert!(low.up().is_all_finite() && low.down().is_all_finite());
+    assert!(low.bias().is_none_or(|bias| bias.is_all_finite()));
+    let (Some(error), in_metric) = (compressed.report().relative_error, compressed.report().metric_error) else {
+        panic!("there are samples");
+    };
+    assert!(error >= 0.0 && in_metric.is_none_or(|error| error >= 0.0), "{error} {in_metric:?}");
+    assert_eq!(in_metric.is_some(), metric.is_some());
 }
 
 /// Pruning keeps what it says, or refuses.
