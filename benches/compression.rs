@@ -5,7 +5,7 @@
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, Rank, Ridge, Solver, TruncatedSvd};
+use dalr::{ActivationStats, Calibration, Dalr, Linear, LowRankCompressor, Rank, Ridge, Solver, TruncatedSvd};
 use faer::Mat;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -105,5 +105,32 @@ fn decompositions(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, statistics, compression, solvers, decompositions);
+/// A forward pass at half of the full rank, by two factors and in pivoted storage; and the
+/// conversion.
+fn pivoted(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("pivoted");
+    let (size, batch) = (1024, 64);
+    let layer = layer(size, size);
+    let compressed = TruncatedSvd::new().compress(&layer, Calibration::none(), Rank::Fixed(size / 2));
+    let factors = compressed.expect("a rank of the layer").into_layer();
+    let pivoted = factors.to_pivoted().expect("finite factors");
+    let inputs = activations(batch, size);
+    let shape = format!("{size}x{size}, rank {}, batch {batch}", size / 2);
+    group.bench_function(BenchmarkId::new("original layer", &shape), |bencher| {
+        bencher.iter(|| layer.forward(black_box(inputs.as_ref())));
+    });
+    group.bench_function(BenchmarkId::new("two factors", &shape), |bencher| {
+        bencher.iter(|| factors.forward(black_box(inputs.as_ref())));
+    });
+    group.bench_function(BenchmarkId::new("pivoted", &shape), |bencher| {
+        bencher.iter(|| pivoted.forward(black_box(inputs.as_ref())));
+    });
+    group.sample_size(10);
+    group.bench_function(BenchmarkId::new("to_pivoted", &shape), |bencher| {
+        bencher.iter(|| black_box(&factors).to_pivoted());
+    });
+    group.finish();
+}
+
+criterion_group!(benches, statistics, compression, solvers, decompositions, pivoted);
 criterion_main!(benches);

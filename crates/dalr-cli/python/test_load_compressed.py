@@ -8,9 +8,10 @@ import tempfile
 
 import torch
 from torch import nn
+from safetensors import safe_open
 from safetensors.torch import save_file
 
-from load_compressed import load_compressed
+from load_compressed import PivotedLinear, load_compressed
 
 
 class Model(nn.Module):
@@ -74,6 +75,25 @@ def check(program, folder, dtype, options, most):
     return folder / "out.safetensors"
 
 
+@torch.no_grad()
+def check_pivoted(path, folder):
+    """Rewrites a layer of a compressed model in pivoted storage, and loads both."""
+    tokens = torch.randint(0, 50, (20, 40))
+    expected = load_compressed(Model().double().eval(), path)
+    with safe_open(path, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+    up, down = tensors["head.1.weight"], tensors["head.0.weight"]
+    # Any rows that are independent; the library chooses them well.
+    pivots, others = torch.arange(1, 48, 48 // len(down))[: len(down)], torch.ones(48, dtype=torch.bool)
+    others[pivots] = False
+    tensors |= {"head.pivots": pivots, "head.0.weight": up[pivots] @ down, "head.1.weight": up[others] @ up[pivots].inverse()}
+    save_file(tensors, folder / "pivoted.safetensors", metadata=metadata)
+    loaded = load_compressed(Model().double().eval(), folder / "pivoted.safetensors")
+    assert isinstance(loaded.head, PivotedLinear) and loaded.head.pivots.equal(pivots) and not loaded.training
+    assert torch.allclose(loaded(tokens), expected(tokens), rtol=1e-6, atol=1e-6)
+    assert sum(p.numel() for p in loaded.parameters()) == sum(p.numel() for p in expected.parameters()) - len(down) ** 2
+
+
 def main():
     program = pathlib.Path(sys.argv[1]).resolve()
     with tempfile.TemporaryDirectory() as folder:
@@ -83,7 +103,8 @@ def main():
             check(program, folder, torch.float32, ["--keep", keep], most)
         check(program, folder, torch.float16, ["--keep", "0.8"], 0.1)
         path = check(program, folder, torch.bfloat16, ["--keep", "0.8"], 0.1)
-        check(program, folder, torch.float64, ["--keep", "0.8", "--rank-multiple", "4"], 0.1)
+        double = check(program, folder, torch.float64, ["--keep", "0.8", "--rank-multiple", "4"], 0.1)
+        check_pivoted(double, folder)
         # Under a prefix, as a part of something larger; and refused where there is no linear layer of that name.
         check(program, folder, torch.float32, ["--keep", "0.8"], 0.1)
         outer = nn.ModuleDict({"encoder": Model()})

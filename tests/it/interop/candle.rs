@@ -360,7 +360,7 @@ fn pivoted_layers_compute_the_same_and_come_back() {
         // Full rank too, without coefficients.
         for (out, rank) in [(7, 3), (3, 3), (2, 1)] {
             for bias in [true, false] {
-                let number = |i, j| T::from_f64(entry(i, j));
+                let number = |i, j| <T as Scalar>::from_f64(entry(i, j));
                 let bias = bias.then(|| Col::from_fn(out, |i| number(i, 1)));
                 let factors =
                     dalr::LowRankLinear::new(Mat::from_fn(rank, 6, number), Mat::from_fn(out, rank, number), bias);
