@@ -1,6 +1,7 @@
 //! Numbers that are as good as random, and the same in every run.
 
 /// Vigna's splitmix64 from a fixed seed: results must be reproducible.
+#[derive(Debug)]
 pub(crate) struct SplitMix64(u64);
 
 impl SplitMix64 {

@@ -10,6 +10,7 @@
 //! | allocate by the effect of each layer on the network | [`Sensitivities::measure`], [`Strategy::Sensitivity`] |
 //! | compress step by step within a drop of accuracy, as the paper does in section 5.3 | [`JointSearch`] |
 //! | one `down` for several layers with a shared input | [`SharedInput`] |
+//! | compress each layer for the inputs that the layers compressed before it produce | [`SequentialCompression`] |
 //! | decompose many layers in parallel within a memory limit | [`Network::decompose`] |
 //!
 //! The explained energy alone ([`Strategy::Energy`]) tells how much a layer loses of its *own*
@@ -56,6 +57,7 @@ mod layer_profile;
 mod plan;
 mod progress;
 mod sensitivities;
+mod sequential;
 mod shared_input;
 
 pub use self::allocator::Allocator;
@@ -67,4 +69,5 @@ pub use self::layer_profile::LayerProfile;
 pub use self::plan::{Choice, LayerPlan, OriginalReason, Plan, PlanWarning};
 pub use self::progress::Progress;
 pub use self::sensitivities::Sensitivities;
+pub use self::sequential::SequentialCompression;
 pub use self::shared_input::SharedInput;

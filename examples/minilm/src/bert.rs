@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{D, DType, Tensor};
-use candle_nn::{LayerNorm, Linear, Module, ops::softmax_last_dim};
+use candle_nn::ops::{layer_norm_slow, softmax, softmax_last_dim};
+use candle_nn::{LayerNorm, Linear, Module};
 use dalr::interop::candle::LowRankLinear;
 
 /// The tensors of a model file, by name.
@@ -70,7 +71,27 @@ pub struct Bert {
     kind: Tensor,
     norm: LayerNorm,
     blocks: Vec<Block>,
+    forms: Forms,
+}
+
+/// The way of computing that all blocks share.
+struct Forms {
     heads: usize,
+    epsilon: f64,
+    differentiable: bool,
+}
+
+impl Forms {
+    fn normalize(&self, norm: &LayerNorm, state: &Tensor) -> candle_core::Result<Tensor> {
+        match norm.bias().filter(|_| self.differentiable) {
+            Some(bias) => layer_norm_slow(state, norm.weight(), bias, self.epsilon as f32),
+            None => norm.forward(state),
+        }
+    }
+
+    fn softmax(&self, scores: &Tensor) -> candle_core::Result<Tensor> {
+        if self.differentiable { softmax(scores, D::Minus1) } else { softmax_last_dim(scores) }
+    }
 }
 
 impl Bert {
@@ -120,8 +141,15 @@ impl Bert {
             kind: get(tensors, "embeddings.token_type_embeddings.weight")?.narrow(0, 0, 1)?,
             norm: norm("embeddings.LayerNorm")?,
             blocks,
-            heads: config.num_attention_heads,
+            forms: Forms { heads: config.num_attention_heads, epsilon: config.layer_norm_eps, differentiable: false },
         })
+    }
+
+    /// Uses forms of softmax and layer normalization through which candle propagates gradients. The
+    /// fused forms are faster and cut them silently.
+    pub fn differentiable(mut self) -> Self {
+        self.forms.differentiable = true;
+        self
     }
 
     /// Builds the network without replacing a layer.
@@ -132,35 +160,47 @@ impl Bert {
     /// Returns embeddings of unit length, texts × width. `ids` and `mask` are texts × tokens; the
     /// mask is 1 for a token and 0 for padding.
     pub fn forward(&self, ids: &Tensor, mask: &Tensor) -> candle_core::Result<Tensor> {
-        let (texts, tokens) = ids.dims2()?;
-        let mut state = self.words.index_select(&ids.flatten_all()?, 0)?.reshape((texts, tokens, ()))?;
-        state = state.broadcast_add(&self.positions.narrow(0, 0, tokens)?)?.broadcast_add(&self.kind)?;
-        state = self.norm.forward(&state)?;
-        let present = mask.to_dtype(DType::F32)?;
-        // A large negative score, whose softmax is zero, for padding.
-        let absent = present.affine(1e9, -1e9)?.reshape((texts, 1, 1, tokens))?;
-        for block in &self.blocks {
-            let context = block.attend(&state, &absent, self.heads)?;
-            state = block.attention_norm.forward(&(block.attended.forward(&context)? + state)?)?;
-            let hidden = block.intermediate.forward(&state)?.gelu_erf()?;
-            state = block.output_norm.forward(&(block.output.forward(&hidden)? + state)?)?;
+        let mut state = self.start(ids)?;
+        for block in 0..self.blocks.len() {
+            state = self.block(block, &state, mask)?;
         }
-        let sum = state.broadcast_mul(&present.unsqueeze(2)?)?.sum(1)?;
+        let sum = state.broadcast_mul(&mask.to_dtype(DType::F32)?.unsqueeze(2)?)?.sum(1)?;
         // The sum is enough: the norm cancels the number of tokens.
         sum.broadcast_div(&sum.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?)
+    }
+
+    /// Returns the inputs of the first block, texts × tokens × width.
+    pub fn start(&self, ids: &Tensor) -> candle_core::Result<Tensor> {
+        let (texts, tokens) = ids.dims2()?;
+        let words = self.words.index_select(&ids.flatten_all()?, 0)?.reshape((texts, tokens, ()))?;
+        let state = words.broadcast_add(&self.positions.narrow(0, 0, tokens)?)?.broadcast_add(&self.kind)?;
+        self.forms.normalize(&self.norm, &state)
+    }
+
+    /// Returns the outputs of a block for its inputs, both texts × tokens × width.
+    pub fn block(&self, index: usize, state: &Tensor, mask: &Tensor) -> candle_core::Result<Tensor> {
+        let Some(block) = self.blocks.get(index) else { candle_core::bail!("there is no block {index}") };
+        let (texts, tokens) = mask.dims2()?;
+        // A large negative score, whose softmax is zero, for padding.
+        let absent = mask.to_dtype(DType::F32)?.affine(1e9, -1e9)?.reshape((texts, 1, 1, tokens))?;
+        let context = block.attend(state, &absent, &self.forms)?;
+        let state = self.forms.normalize(&block.attention_norm, &(block.attended.forward(&context)? + state)?)?;
+        let hidden = block.intermediate.forward(&state)?.gelu_erf()?;
+        self.forms.normalize(&block.output_norm, &(block.output.forward(&hidden)? + state)?)
     }
 }
 
 impl Block {
-    fn attend(&self, state: &Tensor, absent: &Tensor, heads: usize) -> candle_core::Result<Tensor> {
+    fn attend(&self, state: &Tensor, absent: &Tensor, forms: &Forms) -> candle_core::Result<Tensor> {
         let (texts, tokens, width) = state.dims3()?;
+        let heads = forms.heads;
         let split = |layer: &Layer| {
             let all = layer.forward(state)?.reshape((texts, tokens, heads, width / heads))?;
             all.transpose(1, 2)?.contiguous()
         };
         let scale = ((width / heads) as f64).sqrt();
         let scores = (split(&self.query)?.matmul(&split(&self.key)?.t()?)? / scale)?.broadcast_add(absent)?;
-        let context = softmax_last_dim(&scores)?.matmul(&split(&self.value)?)?;
+        let context = forms.softmax(&scores)?.matmul(&split(&self.value)?)?;
         context.transpose(1, 2)?.contiguous()?.reshape((texts, tokens, width))
     }
 }

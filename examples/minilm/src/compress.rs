@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device};
+use dalr::compress::OutputMetric;
 use dalr::interop::candle::{LowRankLinear, Recorder};
 use dalr::network::{Allocator, Budget, LayerProfile, Network, Plan, Sensitivities, Strategy};
-use dalr::{ActivationStats, Dalr, Decomposition, Linear, LowRankCompressor, TruncatedSvd};
+use dalr::{ActivationStats, Calibration, Dalr, Decomposition, Linear, LowRankCompressor, TruncatedSvd};
 
 use crate::bert::{Bert, Config, Tensors, linear};
 use crate::encoder::Batch;
 use crate::evaluation::{cosine, embeddings};
 use crate::options::{Allocation, Method, Options};
 use crate::progress;
+use crate::storage::Storage;
 
 /// Sensitivities are raised to this fraction of their mean: a single measurement is noisy.
 const SENSITIVITY_FLOOR: f64 = 0.05;
@@ -40,6 +42,26 @@ pub fn calibrate(
     Ok(recorder.take())
 }
 
+/// The linear layers of all blocks, in the order of execution.
+pub fn originals(tensors: &Tensors, config: &Config) -> Result<Vec<(String, Linear<f32>)>> {
+    let original = |(name, _): (String, String)| {
+        ensure!(tensors.contains_key(&format!("{name}.weight")), "`{name}` is compressed already, or missing");
+        let layer = Linear::<f32>::try_from(&linear(tensors, &name)?).with_context(|| format!("layer `{name}`"))?;
+        Ok((name, layer))
+    };
+    config.layers().map(original).collect()
+}
+
+/// The ranks for a budget, and their cost.
+pub struct Allocated {
+    /// The ranks, by name. The other layers stay original.
+    pub ranks: BTreeMap<String, usize>,
+    /// Parameters of all linear layers before and after.
+    pub parameters: (u64, u64),
+    /// The choice for each layer, as text.
+    pub listing: String,
+}
+
 /// The decompositions of all linear layers, for every rank that saves parameters.
 pub struct Layers {
     decompositions: BTreeMap<String, Decomposition<f32>>,
@@ -47,23 +69,26 @@ pub struct Layers {
 }
 
 impl Layers {
-    /// Decomposes the linear layers of all blocks.
+    /// Decomposes the linear layers of all blocks, in the metrics of their outputs if there are any.
     pub fn decompose(
         tensors: &Tensors,
         config: &Config,
-        stats: &BTreeMap<String, ActivationStats<f32>>,
+        (stats, metrics): (&BTreeMap<String, ActivationStats<f32>>, &BTreeMap<String, OutputMetric>),
         method: Method,
+        storage: Storage,
     ) -> Result<Self> {
-        let mut layers = Vec::new();
-        for (name, recorded) in config.layers() {
-            ensure!(tensors.contains_key(&format!("{name}.weight")), "`{name}` is compressed already, or missing");
-            let layer = Linear::<f32>::try_from(&linear(tensors, &name)?).with_context(|| format!("layer `{name}`"))?;
-            let stats = stats.get(&recorded).with_context(|| format!("no statistics of `{recorded}`"))?;
-            layers.push((name, layer, stats));
-        }
+        let layers = originals(tensors, config)?;
         let mut network = Network::new();
-        for (name, layer, stats) in &layers {
-            network = network.with_layer(name, layer, *stats);
+        for ((name, layer), (_, recorded)) in layers.iter().zip(config.layers()) {
+            let stats = stats.get(&recorded).with_context(|| format!("no statistics of `{recorded}`"))?;
+            let mut calibration = Calibration::from(stats);
+            if let Some(metric) = metrics.get(name) {
+                calibration = calibration.with_output_metric(metric);
+            }
+            network = network.with_layer(name, layer, calibration);
+            if let Some(rank) = storage.rank((layer.out_features(), layer.in_features()), 1.0, 1) {
+                network = network.with_max_rank(name, rank);
+            }
         }
         let mut decompositions = BTreeMap::new();
         let keep = |name: &str, decomposition| {
@@ -73,32 +98,75 @@ impl Layers {
         let bar = progress::bar("decomposing", layers.len());
         network.decompose(compressor(method).as_ref(), keep, &mut progress::follow(&bar))?;
         bar.finish_and_clear();
-        let profile = |(name, ..): &(String, _, _)| -> Result<LayerProfile> {
+        let profile = |(name, _): &(String, _)| -> Result<LayerProfile> {
             let decomposition = decompositions.get(name).with_context(|| format!("no decomposition of `{name}`"))?;
             Ok(LayerProfile::new(name, decomposition))
         };
         Ok(Self { profiles: layers.iter().map(profile).collect::<Result<_>>()?, decompositions })
     }
 
-    /// Allocates the budget to the layers. Sensitivities are measured on `batches`.
-    pub fn plan(&self, tensors: &Tensors, config: &Config, batches: &[Batch], options: &Options) -> Result<Plan> {
-        let budget = Budget::ParameterFraction(options.keep);
-        let allocator = Allocator::new(budget).with_rank_multiple(options.rank_multiple);
-        let uniform = allocator.allocate(&self.profiles)?;
-        if options.allocation == Allocation::Uniform {
-            return Ok(uniform);
-        }
+    /// Allocates a fraction of the parameters to the layers. Sensitivities are measured on `batches`.
+    pub fn allocate(
+        &self,
+        tensors: &Tensors,
+        config: &Config,
+        batches: &[Batch],
+        keep: f64,
+        options: &Options,
+    ) -> Result<Allocated> {
+        let (storage, multiple) = (options.storage, options.rank_multiple);
+        let allocator = Allocator::new(Budget::ParameterFraction(keep)).with_rank_multiple(multiple);
+        let uniform = match storage {
+            Storage::Factors => allocator.allocate(&self.profiles)?,
+            Storage::Pivoted => {
+                let rank = |layer: &LayerProfile| {
+                    let rank = storage.rank((layer.out_features(), layer.in_features()), keep, multiple)?;
+                    Some((layer.name().to_owned(), rank))
+                };
+                Plan::of_ranks(&self.profiles, &self.profiles.iter().filter_map(rank).collect())?
+            }
+        };
+        let plan = match options.allocation {
+            Allocation::Uniform => uniform,
+            Allocation::Sensitivity => {
+                let sensitivities = self.sensitivities(tensors, config, batches, &uniform)?;
+                match storage {
+                    Storage::Factors => {
+                        allocator.with_strategy(Strategy::Sensitivity(sensitivities)).allocate(&self.profiles)?
+                    }
+                    Storage::Pivoted => {
+                        let ranks = storage.allocate(&self.profiles, &sensitivities, keep, multiple)?;
+                        Plan::of_ranks(&self.profiles, &ranks)?
+                    }
+                }
+            }
+        };
+        let ranks = plan.ranks();
+        let parameters = (plan.parameters_before(), storage.parameters(&self.profiles, &ranks));
+        let listing = match storage {
+            Storage::Factors => plan.to_string(),
+            Storage::Pivoted => ranks.iter().map(|(name, rank)| format!("{name}: rank {rank}\n")).collect(),
+        };
+        Ok(Allocated { ranks, parameters, listing })
+    }
+
+    fn sensitivities(
+        &self,
+        tensors: &Tensors,
+        config: &Config,
+        batches: &[Batch],
+        plan: &Plan,
+    ) -> Result<Sensitivities> {
         let original = embeddings(&Bert::new(tensors, config)?, batches)?;
         let evaluate = |ranks: &BTreeMap<String, usize>| -> Result<f64> {
             let model = with_compressed(tensors, config, &self.compressed(ranks)?)?;
             Ok(1.0 - cosine(&original, &embeddings(&model, batches)?)?)
         };
         let bar = progress::bar("sensitivity", self.profiles.len());
-        let (mut evaluations, mut follow) = (Vec::new(), progress::follow(&bar));
-        let measured = Sensitivities::measure(&self.profiles, &uniform, &mut evaluations, evaluate, &mut follow)?;
+        let mut follow = progress::follow(&bar);
+        let measured = Sensitivities::measure(&self.profiles, plan, &mut Vec::new(), evaluate, &mut follow)?;
         bar.finish_and_clear();
-        let sensitivities = measured.context("the measurement was cancelled")?.with_floor(SENSITIVITY_FLOOR)?;
-        Ok(allocator.with_strategy(Strategy::Sensitivity(sensitivities)).allocate(&self.profiles)?)
+        Ok(measured.context("the measurement was cancelled")?.with_floor(SENSITIVITY_FLOOR)?)
     }
 
     /// Returns the layers of these names, compressed to these ranks, as modules.
@@ -112,7 +180,8 @@ impl Layers {
     }
 }
 
-fn compressor(method: Method) -> Box<dyn LowRankCompressor<f32> + Sync> {
+/// Returns the method as the library knows it.
+pub fn compressor(method: Method) -> Box<dyn LowRankCompressor<f32> + Sync> {
     match method {
         Method::Dalr => Box::new(Dalr::new()),
         Method::Svd => Box::new(TruncatedSvd::new()),

@@ -16,7 +16,8 @@ pub struct Encoder(Tokenizer);
 
 /// Token ids and their mask, texts × tokens each.
 pub struct Batch {
-    ids: Tensor,
+    /// Token ids, 0 for padding.
+    pub ids: Tensor,
     /// 1 for a token, 0 for padding.
     pub mask: Tensor,
 }

@@ -1,18 +1,24 @@
 //! The program: calibrates, compresses, compares and prints.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use dalr_minilm::bert::Bert;
-use dalr_minilm::compress::{Layers, calibrate, compressed_tensors, with_compressed};
+use dalr_minilm::compress::{Allocated, Layers, calibrate, compressed_tensors, with_compressed};
 use dalr_minilm::encoder::{Encoder, load};
 use dalr_minilm::evaluation::{Time, cosine, embeddings, time};
+use dalr_minilm::metrics::metrics;
 use dalr_minilm::options::Options;
+use dalr_minilm::sequential::recalibrate;
 use dalr_minilm::texts;
 
 /// Texts in a batch, except where the time is measured.
 const BATCH: usize = 64;
+
+/// Texts in a batch for gradients, whose intermediate results are all kept in memory.
+const GRADIENT_BATCH: usize = 16;
 
 /// A smaller speed-up counts as noise.
 const FASTER: f64 = 1.05;
@@ -22,49 +28,89 @@ fn main() -> Result<()> {
     let (config, tensors) = load(&options.model)?;
     let encoder = Encoder::load(&options.model, &config)?;
     let texts = texts::read(&options.texts)?;
-    let (calibration, held_out) = texts::split(&texts, options.calibration, options.held_out)?;
+    let (calibration, held_out) = texts::split(&texts, options.calibration, options.held_out, options.draw)?;
+    let batches = |texts: &[String], size| encoder.batches(&texts::by_length(texts), size);
+    let first = |count: usize| calibration.get(..count.max(1)).unwrap_or(calibration);
+    let calibration_batches = batches(calibration, BATCH)?;
+    let sensitivity_batches = batches(first(options.sensitivity_texts), BATCH)?;
 
-    let started = Instant::now();
-    let batches = |texts: &[String]| encoder.batches(&texts::by_length(texts), BATCH);
-    let calibration = batches(calibration)?;
-    let stats = calibrate(&tensors, &config, &calibration)?;
+    let mut clock = Clock(Instant::now());
+    let stats = calibrate(&tensors, &config, &calibration_batches)?;
     let samples = stats.values().map(|stats| stats.samples()).max().unwrap_or(0);
-    println!("calibrated on {} texts, {samples} tokens: {:.1} s", options.calibration, started.elapsed().as_secs_f64());
-
-    let started = Instant::now();
-    let layers = Layers::decompose(&tensors, &config, &stats, options.method)?;
-    println!("decomposed {} layers for every rank: {:.1} s", config.layers().count(), started.elapsed().as_secs_f64());
-    let started = Instant::now();
-    let count = options.sensitivity_texts.clamp(1, options.calibration);
-    let sensitivity_batches = batches(texts.get(..count).unwrap_or(&texts))?;
-    let plan = layers.plan(&tensors, &config, &sensitivity_batches, &options)?;
-    let compressed = layers.compressed(&plan.ranks())?;
-    println!("allocated the budget: {:.1} s", started.elapsed().as_secs_f64());
-    if options.layers {
-        println!("\n{plan}\n");
+    clock.print(&format!("calibrated on {} texts, {samples} tokens", options.calibration));
+    let metrics = match options.metric {
+        true => metrics(&tensors, &config, &batches(first(options.metric_texts), GRADIENT_BATCH)?)?,
+        false => BTreeMap::new(),
+    };
+    if options.metric {
+        clock.print(&format!("gathered gradients on {} texts", first(options.metric_texts).len()));
     }
+    let layers = Layers::decompose(&tensors, &config, (&stats, &metrics), options.method, options.storage)?;
+    clock.print(&format!("decomposed {} layers for every rank", config.layers().count()));
 
-    let (before, after) = (Bert::new(&tensors, &config)?, with_compressed(&tensors, &config, &compressed)?);
-    let held_out_batches = batches(held_out)?;
-    let similarity = cosine(&embeddings(&before, &held_out_batches)?, &embeddings(&after, &held_out_batches)?)?;
-    let (old, new) = (plan.parameters_before(), plan.parameters_after());
-    println!("\nparameters of the layers {old} -> {new} ({:.1} %)", 100.0 * new as f64 / old as f64);
-    println!("mean cosine of {} embeddings to the original ones {similarity:.3}", options.held_out);
-
+    let before = Bert::new(&tensors, &config)?;
+    let held_out_batches = batches(held_out, BATCH)?;
+    let original = embeddings(&before, &held_out_batches)?;
     let sized = options.batch_sizes.iter().map(|&size| {
         let texts = held_out.get(..size).with_context(|| format!("not enough texts for a batch of {size}"))?;
         encoder.batches(texts, size)
     });
     let sized: Vec<_> = sized.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
-    let times = time(&before, &after, &sized, options.passes)?;
-    print_times(&times, old as f64 / new as f64);
+    for &keep in &options.keep {
+        clock.restart();
+        let Allocated { ranks, parameters: (old, new), listing } =
+            layers.allocate(&tensors, &config, &sensitivity_batches, keep, &options)?;
+        clock.print("allocated the budget");
+        if options.layers {
+            println!("\n{listing}\n");
+        }
+        let compressed = match options.sequential {
+            true => recalibrate(&tensors, &config, &calibration_batches, (&ranks, &metrics), options.method)?,
+            false => layers.compressed(&ranks)?,
+        };
+        if options.sequential {
+            clock.print(&format!("compressed {} layers one after the other", ranks.len()));
+        }
 
-    if let Some(path) = &options.out {
-        candle_core::safetensors::save(&compressed_tensors(&tensors, &compressed), path)
-            .with_context(|| format!("cannot write {}", path.display()))?;
-        println!("wrote {}", path.display());
+        let after = with_compressed(&tensors, &config, &compressed)?;
+        let similarity = cosine(&original, &embeddings(&after, &held_out_batches)?)?;
+        println!("\nparameters of the layers {old} -> {new} ({:.1} %)", 100.0 * new as f64 / old as f64);
+        println!("mean cosine of {} embeddings to the original ones {similarity:.4}", options.held_out);
+        if options.passes > 0 {
+            print_times(&time(&before, &after, &sized, options.passes)?, old as f64 / new as f64);
+        }
+
+        if let Some(path) = &options.out {
+            candle_core::safetensors::save(&compressed_tensors(&tensors, &compressed), path)
+                .with_context(|| format!("cannot write {}", path.display()))?;
+            println!("wrote {}", path.display());
+        }
+    }
+    if let Some(bytes) = peak_memory() {
+        println!("\npeak memory {:.2} GB", bytes as f64 / 1e9);
     }
     Ok(())
+}
+
+/// Measures the time of each step.
+struct Clock(Instant);
+
+impl Clock {
+    fn restart(&mut self) {
+        self.0 = Instant::now();
+    }
+
+    fn print(&mut self, step: &str) {
+        println!("{step}: {:.1} s", self.0.elapsed().as_secs_f64());
+        self.restart();
+    }
+}
+
+/// Returns the largest resident memory so far, on Linux.
+fn peak_memory() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }
 
 fn print_times(times: &[Time], fewer: f64) {

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
 
+use crate::storage::Storage;
+
 /// Compresses a sentence transformer in candle, and compares embeddings and speed with the
 /// original.
 #[derive(Clone, Debug, Parser)]
@@ -13,15 +15,24 @@ pub struct Options {
     pub model: PathBuf,
     /// File with one text a line, or WordNet's data.noun.
     pub texts: PathBuf,
-    /// Fraction of the linear layers' parameters to keep.
-    #[arg(long, default_value_t = 0.4)]
-    pub keep: f64,
+    /// Fractions of the linear layers' parameters to keep.
+    #[arg(long, value_delimiter = ',', default_value = "0.4")]
+    pub keep: Vec<f64>,
     /// Method of compression.
     #[arg(long, value_enum, default_value = "dalr")]
     pub method: Method,
     /// Allocation of the budget to the layers.
     #[arg(long, value_enum, default_value = "sensitivity")]
     pub allocation: Allocation,
+    /// Form in which compressed layers are stored, which decides the ranks that fit the budget.
+    #[arg(long, value_enum, default_value = "factors")]
+    pub storage: Storage,
+    /// Weighs errors by gradients of the embeddings.
+    #[arg(long)]
+    pub metric: bool,
+    /// Compresses each layer for the inputs that the layers compressed before it produce.
+    #[arg(long)]
+    pub sequential: bool,
     /// Number that every rank is a multiple of.
     #[arg(long, default_value_t = 8)]
     pub rank_multiple: usize,
@@ -31,16 +42,22 @@ pub struct Options {
     /// Number of these texts to measure sensitivities with.
     #[arg(long, default_value_t = 200)]
     pub sensitivity_texts: usize,
+    /// Number of these texts to gather gradients with, for the metric.
+    #[arg(long, default_value_t = 200)]
+    pub metric_texts: usize,
+    /// Draw of the texts to calibrate on. The texts held out are the same in all draws.
+    #[arg(long, default_value_t = 1)]
+    pub draw: usize,
     /// Number of other texts to compare embeddings on.
     #[arg(long, default_value_t = 1000)]
     pub held_out: usize,
     /// Batch sizes to time a forward pass at.
     #[arg(long, value_delimiter = ',', default_value = "1,8,32,128")]
     pub batch_sizes: Vec<usize>,
-    /// Number of timed passes of each network at each batch size.
+    /// Number of timed passes of each network at each batch size; 0 for none.
     #[arg(long, default_value_t = 30)]
     pub passes: usize,
-    /// Safetensors file to write the compressed model to.
+    /// Safetensors file to write the compressed model to, that of the last fraction.
     #[arg(long)]
     pub out: Option<PathBuf>,
     /// Prints the plan: the choice for every layer.

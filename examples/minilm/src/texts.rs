@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 
 /// Reads texts, one a line, and shuffles them in the same way every time.
@@ -18,20 +18,25 @@ pub fn read(path: &Path) -> Result<Vec<String>> {
     Ok(texts)
 }
 
-/// Returns the first `calibration` texts and the next `held_out` texts.
-pub fn split(texts: &[String], calibration: usize, held_out: usize) -> Result<(&[String], &[String])> {
+/// Returns `calibration` texts and `held_out` others. Another draw, from 1, has other texts for
+/// calibration and the same ones held out.
+pub fn split(texts: &[String], calibration: usize, held_out: usize, draw: usize) -> Result<(&[String], &[String])> {
     ensure!(
-        calibration > 0 && held_out > 0,
-        "expected at least one text for calibration and one held out, got {calibration} and {held_out}"
+        calibration > 0 && held_out > 0 && draw > 0,
+        "expected at least one text for calibration, one held out and a draw from 1, got {calibration}, {held_out} and {draw}"
     );
-    let wanted = calibration.saturating_add(held_out);
-    ensure!(
-        texts.len() >= wanted,
-        "expected {calibration} texts for calibration and {held_out} held out, got {} in all",
-        texts.len()
-    );
-    let (first, rest) = texts.split_at(calibration);
-    Ok((first, rest.get(..held_out).unwrap_or(rest)))
+    // Calibration, held out, and then the other draws.
+    let begin = if draw == 1 { 0 } else { (draw - 1).saturating_mul(calibration).saturating_add(held_out) };
+    let wanted = begin.saturating_add(calibration).max(calibration.saturating_add(held_out));
+    let parts = texts.get(begin..wanted.min(texts.len())).and_then(|rest| rest.get(..calibration));
+    let judged = texts.get(calibration..).and_then(|rest| rest.get(..held_out));
+    match (parts, judged) {
+        (Some(parts), Some(judged)) => Ok((parts, judged)),
+        _ => bail!(
+            "expected {calibration} texts for calibration and {held_out} held out, {wanted} for draw {draw}, got {} in all",
+            texts.len()
+        ),
+    }
 }
 
 /// Sorts texts by length: batches of texts of similar length have little padding.

@@ -8,7 +8,10 @@ use dalr_minilm::bert::{Bert, Config, Tensors};
 use dalr_minilm::compress::{Layers, calibrate, compressed_tensors, with_compressed};
 use dalr_minilm::encoder::{Encoder, load};
 use dalr_minilm::evaluation::{cosine, embeddings, time};
+use dalr_minilm::metrics::metrics;
 use dalr_minilm::options::{Allocation, Method, Options};
+use dalr_minilm::sequential::recalibrate;
+use dalr_minilm::storage::Storage;
 use dalr_minilm::texts;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
@@ -125,8 +128,8 @@ fn tiny(name: &str) -> Tiny {
     Tiny { _folder: folder, path, config, tensors, encoder, texts }
 }
 
-fn options(keep: f64, method: Method, allocation: Allocation) -> Options {
-    let arguments = ["dalr-minilm", "model", "texts", "--keep", &keep.to_string(), "--rank-multiple", "1"];
+fn options(method: Method, allocation: Allocation) -> Options {
+    let arguments = ["dalr-minilm", "model", "texts", "--rank-multiple", "1"];
     Options { method, allocation, ..clap::Parser::parse_from(arguments) }
 }
 
@@ -170,16 +173,18 @@ fn calibration_counts_every_token_once_and_no_padding() {
 #[test]
 fn a_model_is_compressed_saved_and_loaded() {
     let tiny = tiny("whole");
-    let (calibration, held_out) = texts::split(&tiny.texts, 200, 100).unwrap();
+    let (calibration, held_out) = texts::split(&tiny.texts, 200, 100, 1).unwrap();
     let calibration = tiny.encoder.batches(calibration, 64).unwrap();
     let held_out = tiny.encoder.batches(held_out, 64).unwrap();
     let stats = calibrate(&tiny.tensors, &tiny.config, &calibration).unwrap();
     let original = embeddings(&Bert::new(&tiny.tensors, &tiny.config).unwrap(), &held_out).unwrap();
     let parameters = |tensors: &Tensors| tensors.values().map(Tensor::elem_count).sum::<usize>();
     let run = |keep, method, allocation| {
-        let layers = Layers::decompose(&tiny.tensors, &tiny.config, &stats, method).unwrap();
-        let plan = layers.plan(&tiny.tensors, &tiny.config, &calibration, &options(keep, method, allocation)).unwrap();
-        let compressed = layers.compressed(&plan.ranks()).unwrap();
+        let data = (&stats, &BTreeMap::new());
+        let layers = Layers::decompose(&tiny.tensors, &tiny.config, data, method, Storage::Factors).unwrap();
+        let options = options(method, allocation);
+        let plan = layers.allocate(&tiny.tensors, &tiny.config, &calibration, keep, &options).unwrap();
+        let compressed = layers.compressed(&plan.ranks).unwrap();
         let model = with_compressed(&tiny.tensors, &tiny.config, &compressed).unwrap();
         let quality = cosine(&original, &embeddings(&model, &held_out).unwrap()).unwrap();
         (quality, compressed, model, plan)
@@ -194,9 +199,10 @@ fn a_model_is_compressed_saved_and_loaded() {
     assert!(small < uniform && uniform < measured, "{small} {uniform} {measured}");
 
     let tensors = compressed_tensors(&tiny.tensors, &compressed);
-    let saved = plan.parameters_before() - plan.parameters_after();
+    let (before, after) = plan.parameters;
+    let saved = before - after;
     assert_eq!(parameters(&tiny.tensors) - parameters(&tensors), saved as usize);
-    assert!(plan.parameters_after() as f64 <= 0.6 * plan.parameters_before() as f64);
+    assert!(after as f64 <= 0.6 * before as f64);
 
     // The saved model loads as the same network, and cannot be compressed again.
     candle_core::safetensors::save(&tensors, tiny.path.join("model.safetensors")).unwrap();
@@ -204,12 +210,78 @@ fn a_model_is_compressed_saved_and_loaded() {
     let again = Bert::new(&loaded, &config).unwrap();
     let (one, other) = (embeddings(&model, &held_out).unwrap(), embeddings(&again, &held_out).unwrap());
     assert_eq!(one.to_vec2::<f32>().unwrap(), other.to_vec2::<f32>().unwrap());
-    let error = Layers::decompose(&loaded, &config, &stats, Method::Dalr).err().unwrap().to_string();
+    let error = Layers::decompose(&loaded, &config, (&stats, &BTreeMap::new()), Method::Dalr, Storage::Factors)
+        .err()
+        .unwrap()
+        .to_string();
     assert!(error.contains("compressed already"), "{error}");
 
     let times = time(&model, &again, &held_out, 3).unwrap();
     assert_eq!(times.iter().map(|time| time.texts).collect::<Vec<_>>(), [64, 36]);
     assert!(times.iter().all(|time| time.before > 0.0 && time.after > 0.0 && time.speedup > 0.0));
+}
+
+#[test]
+fn metric_pivots_and_recalibration_each_bring_the_embeddings_closer() {
+    let tiny = tiny("steps");
+    let (calibration, held_out) = texts::split(&tiny.texts, 200, 100, 1).unwrap();
+    let calibration = tiny.encoder.batches(calibration, 64).unwrap();
+    let held_out = tiny.encoder.batches(held_out, 64).unwrap();
+    let stats = calibrate(&tiny.tensors, &tiny.config, &calibration).unwrap();
+    let metrics = metrics(&tiny.tensors, &tiny.config, &calibration).unwrap();
+    assert_eq!(metrics.len(), 6 * BLOCKS);
+    let original = embeddings(&Bert::new(&tiny.tensors, &tiny.config).unwrap(), &held_out).unwrap();
+    let none = BTreeMap::new();
+    let run = |metrics, storage, sequential: bool| {
+        let layers = Layers::decompose(&tiny.tensors, &tiny.config, (&stats, metrics), Method::Dalr, storage).unwrap();
+        let options = Options { storage, ..options(Method::Dalr, Allocation::Sensitivity) };
+        let plan = layers.allocate(&tiny.tensors, &tiny.config, &calibration, 0.4, &options).unwrap();
+        assert!(plan.parameters.1 as f64 <= 0.4 * plan.parameters.0 as f64, "{:?}", plan.parameters);
+        let compressed = match sequential {
+            true => recalibrate(&tiny.tensors, &tiny.config, &calibration, (&plan.ranks, metrics), Method::Dalr),
+            false => layers.compressed(&plan.ranks),
+        };
+        let model = with_compressed(&tiny.tensors, &tiny.config, &compressed.unwrap()).unwrap();
+        cosine(&original, &embeddings(&model, &held_out).unwrap()).unwrap()
+    };
+    let (plain, metric) = (run(&none, Storage::Factors, false), run(&metrics, Storage::Factors, false));
+    let both = run(&metrics, Storage::Pivoted, false);
+    let (sequential, all) = (run(&none, Storage::Factors, true), run(&metrics, Storage::Pivoted, true));
+    println!("plain {plain:.4}, sequential {sequential:.4}, metric {metric:.4}, pivoted {both:.4}, all {all:.4}");
+    assert!(plain < metric && metric < both && both < all && plain < sequential);
+}
+
+#[test]
+fn differentiable_forms_compute_the_same() {
+    let tiny = tiny("forms");
+    let batches = tiny.encoder.batches(&tiny.texts[..20], 20).unwrap();
+    let model = || Bert::new(&tiny.tensors, &tiny.config).unwrap();
+    let (one, other) = (embeddings(&model(), &batches), embeddings(&model().differentiable(), &batches));
+    let off = (one.unwrap() - other.unwrap()).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+    assert!(off < 1e-6, "{off}");
+}
+
+#[test]
+fn pivoted_ranks_fill_the_budget() {
+    for (shape, fraction) in [((384, 384), 0.4), ((1536, 384), 0.8), ((384, 1536), 0.3), ((7, 30), 0.6)] {
+        let (m, n) = (shape.0 as f64, shape.1 as f64);
+        let exact = ((m + n) - ((m + n).powi(2) - 4.0 * fraction * m * n).sqrt()) / 2.0;
+        assert_eq!(Storage::Pivoted.rank(shape, fraction, 1), Some(exact as usize));
+        let factors = fraction * m * n / (m + n);
+        assert_eq!(Storage::Factors.rank(shape, fraction, 8), Some(factors as usize / 8 * 8).filter(|rank| *rank > 0));
+    }
+}
+
+#[test]
+fn draws_share_the_texts_held_out_only() {
+    let texts: Vec<String> = (0..100).map(|number| number.to_string()).collect();
+    let [one, two, three] = [1, 2, 3].map(|draw| texts::split(&texts, 20, 30, draw).unwrap());
+    assert!(one.1 == two.1 && two.1 == three.1);
+    let mut all: Vec<_> = [one.0, two.0, three.0, one.1].concat();
+    all.sort();
+    all.dedup();
+    assert_eq!(all.len(), 90);
+    assert!(texts::split(&texts, 20, 30, 4).is_err());
 }
 
 #[test]
@@ -223,8 +295,8 @@ fn errors_name_the_missing_or_unknown_part() {
     assert!(model(&tiny.tensors, &relu).contains("`relu`"));
     let heads = Config { num_attention_heads: 5, ..tiny.config.clone() };
     assert!(model(&tiny.tensors, &heads).contains("5 heads"));
-    assert!(texts::split(&tiny.texts, 300, 1).unwrap_err().to_string().contains("got 300 in all"));
-    assert!(texts::split(&tiny.texts, 0, 1).is_err());
+    assert!(texts::split(&tiny.texts, 300, 1, 1).unwrap_err().to_string().contains("got 300 in all"));
+    assert!(texts::split(&tiny.texts, 0, 1, 1).is_err());
     assert!(load(&tiny.path.join("elsewhere")).unwrap_err().to_string().contains("config.json"));
     // A weight of NaN.
     let mut broken = tiny.tensors.clone();
@@ -235,7 +307,8 @@ fn errors_name_the_missing_or_unknown_part() {
     assert!(error.contains("attention.output.dense"), "{error}");
     let whole = tiny.tensors.clone();
     let stats = calibrate(&whole, &tiny.config, &batches).unwrap();
-    let error = Layers::decompose(&broken, &tiny.config, &stats, Method::Dalr).err().unwrap();
+    let data = (&stats, &BTreeMap::new());
+    let error = Layers::decompose(&broken, &tiny.config, data, Method::Dalr, Storage::Factors).err().unwrap();
     assert!(format!("{error:#}").contains("attention.self.key"), "{error:#}");
     assert_eq!(whole.values().next().unwrap().dtype(), DType::F32);
 }

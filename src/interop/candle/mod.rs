@@ -42,6 +42,7 @@
 //! | a batch with any axes before the last | [`ActivationStats`](crate::ActivationStats) | [`update`]; no copy of contiguous numbers of the statistics' type |
 //! | the same and a mask of its padding | the same | [`update_weighted`] |
 //! | the inputs of a layer while a model runs | the same | [`Recorder`] |
+//! | the gradients of a layer's outputs, for an [`OutputMetric`](crate::compress::OutputMetric) | the same | [`Recorder::gradients`] |
 //! | a batch | samples × in | [`samples`], a copy |
 //! | a [`candle_nn::Linear`](https://docs.rs/candle-nn/0.11/candle_nn/struct.Linear.html) | [`Linear`](crate::Linear) | `Linear::try_from(&layer)`, and [`to_candle_linear`] back |
 //! | a compressed layer | a [`Module`](https://docs.rs/candle-core/0.11/candle_core/trait.Module.html) | [`LowRankLinear`], and `dalr::LowRankLinear::try_from(&module)` back |
@@ -54,6 +55,7 @@
 //!
 //! `?` converts errors of this crate to candle's, so a model's `forward` can call it.
 
+mod gradients;
 mod layer;
 mod pivoted;
 mod recorder;

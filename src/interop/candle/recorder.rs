@@ -1,41 +1,53 @@
-//! Statistics of the inputs of chosen layers, collected while a model runs.
+//! Statistics of the inputs of chosen layers, collected while a model runs. `gradients.rs` adds
+//! those of gradients.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use candle_core::{Tensor, WithDType};
+use candle_core::{Tensor, Var, WithDType};
 use candle_nn::Module;
 
 use super::tensor::{update, update_weighted};
 use crate::error::during;
 use crate::interop::samples_and_inputs;
+use crate::linalg::SplitMix64;
 use crate::{ActivationStats, Error, Result, Scalar};
 
-/// Collects statistics of the inputs of chosen layers, by name, while a model runs.
+/// Collects statistics of the inputs of chosen layers, by name, while a model runs; or of the
+/// gradients with respect to their outputs.
 ///
 /// candle's modules have no hooks, so build the model with [`watch`](Self::watch) around the layers
-/// to compress. If several layers have a shared input (query, key and value), watch one of them and
+/// to compress, or with [`watch_gradients`](Self::watch_gradients) for an output metric. If several layers have a shared input (query, key and value), watch one of them and
 /// use its statistics for all. Clones of a recorder are the same recorder.
 ///
 /// Use `Recorder<f32>` for models in `F32`, `F16` or `BF16`, as for [`update`].
 #[derive(Clone, Debug)]
 pub struct Recorder<T> {
-    shared: Arc<Shared<T>>,
+    pub(super) shared: Arc<Shared<T>>,
     memory_limit: Option<usize>,
 }
 
 #[derive(Debug)]
-struct Shared<T> {
+pub(super) struct Shared<T> {
     /// The statistics of each name; `None` before its layer ran.
     layers: Mutex<BTreeMap<String, Option<ActivationStats<T>>>>,
     weights: Mutex<Option<Tensor>>,
     paused: AtomicBool,
+    /// Zeros that were added to the outputs of layers; `None` unless gradients are recorded.
+    pub(super) added: Mutex<Option<Vec<(String, Var)>>>,
+    pub(super) random: Mutex<SplitMix64>,
 }
 
 impl<T> Default for Recorder<T> {
     fn default() -> Self {
-        let shared = Shared { layers: Mutex::default(), weights: Mutex::default(), paused: AtomicBool::new(false) };
+        let shared = Shared {
+            layers: Mutex::default(),
+            weights: Mutex::default(),
+            paused: AtomicBool::new(false),
+            added: Mutex::default(),
+            random: Mutex::new(SplitMix64::new()),
+        };
         Self { shared: Arc::new(shared), memory_limit: None }
     }
 }
@@ -90,16 +102,17 @@ impl<T: Scalar + WithDType> Recorder<T> {
     /// # }
     /// ```
     pub fn watch<M: Module>(&self, name: impl Into<String>, module: M) -> Result<Recorded<M, T>> {
-        during("Recorder::watch", || {
-            let name = name.into();
-            let mut layers = lock(&self.shared.layers);
-            if layers.contains_key(&name) {
-                let expected = "a name that is not watched yet".to_owned();
-                return Err(Error::layers(expected, format!("`{name}` again")));
-            }
-            layers.insert(name.clone(), None);
-            Ok(Recorded { module, name, recorder: self.clone() })
-        })
+        during("Recorder::watch", || self.wrap(name.into(), module, Watched::Inputs))
+    }
+
+    pub(super) fn wrap<M>(&self, name: String, module: M, watched: Watched) -> Result<Recorded<M, T>> {
+        let mut layers = lock(&self.shared.layers);
+        if layers.contains_key(&name) {
+            let expected = "a name that is not watched yet".to_owned();
+            return Err(Error::layers(expected, format!("`{name}` again")));
+        }
+        layers.insert(name.clone(), None);
+        Ok(Recorded { module, name, watched, recorder: self.clone() })
     }
 
     /// Runs a model on a batch with padding. `weights`, batch × sequence, is the weight of each
@@ -159,9 +172,13 @@ impl<T: Scalar + WithDType> Recorder<T> {
         layers.iter_mut().filter_map(|(name, seen)| Some((name.clone(), seen.take()?))).collect()
     }
 
-    /// Adds the inputs of the layer of this name.
-    fn record(&self, name: &str, inputs: &Tensor) -> Result<()> {
-        if self.shared.paused.load(Ordering::Relaxed) {
+    pub(super) fn is_paused(&self) -> bool {
+        self.shared.paused.load(Ordering::Relaxed)
+    }
+
+    /// Adds the inputs of the layer of this name, or the gradients of its outputs.
+    pub(super) fn record(&self, name: &str, inputs: &Tensor) -> Result<()> {
+        if self.is_paused() {
             return Ok(());
         }
         let weights = lock(&self.shared.weights).clone();
@@ -188,11 +205,11 @@ impl<T: Scalar + WithDType> Recorder<T> {
 
 /// Updates of statistics are all-or-nothing, so they are valid even after a panic of another
 /// thread.
-fn lock<V>(mutex: &Mutex<V>) -> MutexGuard<'_, V> {
+pub(super) fn lock<V>(mutex: &Mutex<V>) -> MutexGuard<'_, V> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A module whose inputs a [`Recorder`] records.
+/// A module whose inputs, or the gradients of whose outputs, a [`Recorder`] records.
 ///
 /// ```
 /// use candle_nn::Activation;
@@ -208,7 +225,15 @@ fn lock<V>(mutex: &Mutex<V>) -> MutexGuard<'_, V> {
 pub struct Recorded<M, T> {
     module: M,
     name: String,
+    watched: Watched,
     recorder: Recorder<T>,
+}
+
+/// The numbers of a layer that are recorded.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Watched {
+    Inputs,
+    OutputGradients,
 }
 
 impl<M, T> Recorded<M, T> {
@@ -239,7 +264,12 @@ impl<M, T> Recorded<M, T> {
 impl<M: Module, T: Scalar + WithDType> Module for Recorded<M, T> {
     fn forward(&self, inputs: &Tensor) -> candle_core::Result<Tensor> {
         let in_layer = |source| Error::InLayer { layer: self.name.clone(), source: Box::new(source) };
-        self.recorder.record(&self.name, inputs).map_err(in_layer)?;
-        self.module.forward(inputs)
+        match self.watched {
+            Watched::Inputs => {
+                self.recorder.record(&self.name, inputs).map_err(in_layer)?;
+                self.module.forward(inputs)
+            }
+            Watched::OutputGradients => self.recorder.tracked(&self.name, self.module.forward(inputs)?),
+        }
     }
 }

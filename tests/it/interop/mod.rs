@@ -4,6 +4,8 @@
 mod approx;
 #[cfg(feature = "candle")]
 mod candle;
+#[cfg(feature = "candle")]
+mod gradients;
 #[cfg(feature = "half")]
 mod half;
 #[cfg(feature = "nalgebra")]

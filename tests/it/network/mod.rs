@@ -7,6 +7,7 @@ mod edges;
 mod lenet;
 mod quality;
 mod search;
+mod sequential;
 mod shared;
 
 use dalr::network::{Choice, Plan};

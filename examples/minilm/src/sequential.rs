@@ -1,0 +1,135 @@
+//! Sequential recalibration: each layer is compressed for the inputs that the layers compressed
+//! before it produce.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, Result};
+use candle_core::{DType, Device, Tensor};
+use candle_nn::Module;
+use dalr::compress::OutputMetric;
+use dalr::covariance::PairedStats;
+use dalr::interop::candle::{LowRankLinear, samples};
+use dalr::network::SequentialCompression;
+
+use crate::bert::{Bert, Config, Layer, Tensors};
+use crate::compress::{compressor, originals};
+use crate::encoder::Batch;
+use crate::options::Method;
+use crate::progress;
+
+type Factors = BTreeMap<String, dalr::LowRankLinear<f32>>;
+
+/// Compresses the layers of these names to these ranks, in the order of execution.
+pub fn recalibrate(
+    tensors: &Tensors,
+    config: &Config,
+    batches: &[Batch],
+    (ranks, metrics): (&BTreeMap<String, usize>, &BTreeMap<String, OutputMetric>),
+    method: Method,
+) -> Result<BTreeMap<String, LowRankLinear>> {
+    let originals = originals(tensors, config)?;
+    let mut network = SequentialCompression::new();
+    for (name, layer) in &originals {
+        network = network.with_layer(name, layer);
+        if let Some(metric) = metrics.get(name) {
+            network = network.with_output_metric(name, metric);
+        }
+    }
+    let mut groups: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (name, recorded) in config.layers() {
+        groups.entry(recorded).or_default().push(name);
+    }
+    for group in groups.into_values() {
+        network = network.with_shared_input(group);
+    }
+    let mut states = States::new(tensors, config, batches)?;
+    let feed = |group: &str, layers: &Factors, stats: &mut PairedStats<f32>| states.feed(group, layers, stats);
+    let bar = progress::bar("recalibrating", ranks.len());
+    let mut layers = Factors::new();
+    network.run(compressor(method).as_ref(), ranks, &mut layers, feed, &mut progress::follow(&bar))?;
+    bar.finish_and_clear();
+    modules(&layers)
+}
+
+/// Returns compressed layers as modules.
+fn modules(layers: &Factors) -> Result<BTreeMap<String, LowRankLinear>> {
+    let module = |(name, layer): (&String, _)| Ok((name.clone(), LowRankLinear::new(layer, DType::F32, &Device::Cpu)?));
+    layers.iter().map(module).collect()
+}
+
+/// The inputs of one block in the original and in the compressed network, so that a group of layers
+/// takes a pass through its own block only.
+struct States<'a> {
+    tensors: &'a Tensors,
+    config: &'a Config,
+    batches: &'a [Batch],
+    block: usize,
+    /// For each batch, in the original and in the compressed network.
+    inputs: Vec<(Tensor, Tensor)>,
+}
+
+impl<'a> States<'a> {
+    fn new(tensors: &'a Tensors, config: &'a Config, batches: &'a [Batch]) -> Result<Self> {
+        let model = Bert::new(tensors, config)?;
+        let start = |batch: &Batch| model.start(&batch.ids).map(|state| (state.clone(), state));
+        let inputs = batches.iter().map(start).collect::<candle_core::Result<_>>()?;
+        Ok(Self { tensors, config, batches, block: 0, inputs })
+    }
+
+    /// Adds the inputs of a layer in both networks.
+    fn feed(&mut self, layer: &str, compressed: &Factors, stats: &mut PairedStats<f32>) -> Result<()> {
+        let block = layer.strip_prefix("encoder.layer.").and_then(|rest| rest.split('.').next());
+        let block: usize =
+            block.and_then(|block| block.parse().ok()).with_context(|| format!("no block in `{layer}`"))?;
+        let compressed = modules(compressed)?;
+        let (original_tap, compressed_tap) = (Tap::default(), Tap::default());
+        let original = self.model(&BTreeMap::new(), layer, &original_tap)?;
+        let compressed = self.model(&compressed, layer, &compressed_tap)?;
+        for (batch, (one, other)) in self.batches.iter().zip(&mut self.inputs) {
+            for earlier in self.block..block {
+                *one = original.block(earlier, one, &batch.mask)?;
+                *other = compressed.block(earlier, other, &batch.mask)?;
+            }
+            original.block(block, one, &batch.mask)?;
+            compressed.block(block, other, &batch.mask)?;
+            let weights = batch.mask.flatten_all()?.to_dtype(DType::F64)?.to_vec1::<f64>()?;
+            let (one, other) = (samples(&original_tap.take()?)?, samples(&compressed_tap.take()?)?);
+            stats.update_weighted(one.as_ref(), other.as_ref(), &weights)?;
+        }
+        self.block = block;
+        Ok(())
+    }
+
+    fn model(&self, compressed: &BTreeMap<String, LowRankLinear>, layer: &str, tap: &Tap) -> Result<Bert> {
+        Bert::with_layers(self.tensors, self.config, |name, original| {
+            let module: Layer = match compressed.get(name) {
+                Some(compressed) => Box::new(compressed.clone()),
+                None => Box::new(original),
+            };
+            Ok(if name == layer { Box::new(Tapped { module, tap: tap.clone() }) } else { module })
+        })
+    }
+}
+
+/// The latest inputs of a layer.
+#[derive(Clone, Default)]
+struct Tap(Arc<Mutex<Option<Tensor>>>);
+
+impl Tap {
+    fn take(&self) -> Result<Tensor> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take().context("the layer did not run")
+    }
+}
+
+struct Tapped {
+    module: Layer,
+    tap: Tap,
+}
+
+impl Module for Tapped {
+    fn forward(&self, inputs: &Tensor) -> candle_core::Result<Tensor> {
+        *self.tap.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(inputs.clone());
+        self.module.forward(inputs)
+    }
+}

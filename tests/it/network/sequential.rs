@@ -1,0 +1,294 @@
+//! Sequential recalibration: never worse than one shot, the same after an interruption, and with
+//! errors that name the layer.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use crate::common::gaussian;
+use crate::lenet_network::{Data, Layer, accuracy, activations};
+use dalr::compress::OutputMetric;
+use dalr::covariance::PairedStats;
+use dalr::network::{Progress, SequentialCompression};
+use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, LowRankLinear, Rank};
+use faer::Mat;
+use rand::{SeedableRng, rngs::StdRng};
+
+type Compressed = BTreeMap<String, LowRankLinear<f64>>;
+
+const NAMES: [&str; 5] = ["first", "gate", "up", "down", "head"];
+
+/// `head(relu(down(gate(h) ∘ tanh(up(h)))))` with `h = relu(first(x))`.
+struct Small {
+    layers: BTreeMap<&'static str, Linear<f64>>,
+    inputs: Mat<f64>,
+}
+
+impl Small {
+    fn new(seed: u64) -> Self {
+        let mut random = StdRng::seed_from_u64(seed);
+        let shapes = [(24, 20), (18, 24), (18, 24), (22, 18), (6, 22)];
+        let mut layer = |(m, n): (usize, usize)| {
+            let weight = gaussian(&mut random, m, n) * faer::Scale(1.0 / (n as f64).sqrt());
+            Linear::new(weight, Some(gaussian(&mut random, m, 1).col(0) * faer::Scale(0.3))).unwrap()
+        };
+        let layers = NAMES.into_iter().zip(shapes.map(&mut layer)).collect();
+        let mixing = Mat::from_fn(20, 20, |i, j| if i == j { 0.85_f64.powi(i as i32) } else { 0.0 });
+        let inputs = gaussian(&mut random, 800, 20) * mixing * gaussian(&mut random, 20, 20);
+        Self { layers, inputs }
+    }
+
+    /// The inputs of each layer, and the outputs as those of `end`.
+    fn run(&self, compressed: &Compressed, rows: (usize, usize)) -> BTreeMap<&'static str, Mat<f64>> {
+        let forward = |name: &str, inputs: &Mat<f64>| match compressed.get(name) {
+            Some(layer) => layer.forward(inputs.as_ref()).unwrap(),
+            None => self.layers[name].forward(inputs.as_ref()).unwrap(),
+        };
+        let relu = |matrix: Mat<f64>| Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| matrix[(i, j)].max(0.0));
+        let inputs = self.inputs.get(rows.0..rows.1, ..).to_owned();
+        let hidden = relu(forward("first", &inputs));
+        let (gate, up) = (forward("gate", &hidden), forward("up", &hidden));
+        let product = Mat::from_fn(gate.nrows(), gate.ncols(), |i, j| gate[(i, j)] * up[(i, j)].tanh());
+        let down = relu(forward("down", &product));
+        let end = forward("head", &down);
+        [("first", inputs), ("gate", hidden), ("down", product), ("head", down), ("end", end)].into()
+    }
+
+    /// The squared error of the network's outputs on other inputs than those for calibration.
+    fn error(&self, compressed: &Compressed) -> f64 {
+        let outputs = |compressed: &Compressed| self.run(compressed, HELD_OUT).remove("end").unwrap();
+        let (original, found) = (outputs(&Compressed::new()), outputs(compressed));
+        (&original - found).squared_norm_l2() / original.squared_norm_l2()
+    }
+
+    fn sequential(&self) -> SequentialCompression<'_, f64> {
+        let network = NAMES
+            .iter()
+            .fold(SequentialCompression::new(), |network, name| network.with_layer(*name, &self.layers[name]));
+        network.with_shared_input(["gate", "up"])
+    }
+
+    fn feed(&self, group: &str, compressed: &Compressed, stats: &mut PairedStats<f64>) -> dalr::Result<()> {
+        let original = &self.run(&Compressed::new(), CALIBRATION)[group];
+        stats.update(original.as_ref(), self.run(compressed, CALIBRATION)[group].as_ref())
+    }
+
+    fn compress(&self, ranks: &BTreeMap<String, usize>) -> Compressed {
+        let (mut layers, feed) =
+            (Compressed::new(), |group: &str, layers: &_, stats: &mut _| self.feed(group, layers, stats));
+        let reports = self.sequential().run(&Dalr::new(), ranks, &mut layers, feed, &mut Progress::ignore).unwrap();
+        assert!(reports.keys().eq(ranks.keys()) && layers.keys().eq(ranks.keys()));
+        assert!(reports.values().all(|report| report.samples == 600 && report.relative_error.is_some()));
+        layers
+    }
+
+    fn one_shot(&self, ranks: &BTreeMap<String, usize>) -> Compressed {
+        let inputs = self.run(&Compressed::new(), CALIBRATION);
+        let compress = |(name, &rank): (&String, &usize)| {
+            let layer = &self.layers[name.as_str()];
+            let mut stats = ActivationStats::new(layer.in_features());
+            let input = if name == "up" { "gate" } else { name.as_str() };
+            stats.update(inputs[input].as_ref()).unwrap();
+            (name.clone(), Dalr::new().compress(layer, &stats, Rank::Fixed(rank)).unwrap().into_layer())
+        };
+        ranks.iter().map(compress).collect()
+    }
+}
+
+const CALIBRATION: (usize, usize) = (0, 600);
+const HELD_OUT: (usize, usize) = (600, 800);
+
+/// `head` stays original.
+fn ranks(rank: usize) -> BTreeMap<String, usize> {
+    NAMES[..4].iter().map(|name| ((*name).to_owned(), rank)).collect()
+}
+
+#[test]
+fn the_network_is_no_worse_than_compressed_in_one_shot() {
+    let mut better = 0;
+    for seed in 0..6 {
+        let small = Small::new(seed);
+        for rank in [3, 5, 8] {
+            let (one, sequential) = (small.one_shot(&ranks(rank)), small.compress(&ranks(rank)));
+            // The first layer sees the original inputs in both.
+            let (one, sequential) = (small.error(&one), small.error(&sequential));
+            println!("seed {seed}, rank {rank}: one shot {one:.4}, sequential {sequential:.4}");
+            assert!(sequential < 1.1 * one, "seed {seed}, rank {rank}: {sequential} against {one}");
+            better += usize::from(sequential < one);
+        }
+    }
+    assert!(better >= 14, "{better} of 18");
+}
+
+#[test]
+fn an_interrupted_run_continues_to_the_same_bits() {
+    let small = Small::new(1);
+    let ranks = ranks(5);
+    let whole = small.compress(&ranks);
+    // Before and after each layer, also between two of one group.
+    for stop in 0..8 {
+        let (mut layers, mut events) = (Compressed::new(), 0);
+        let mut run = |layers: &mut Compressed, stop: usize| {
+            let mut seen = Vec::new();
+            let mut progress = |progress: &Progress| {
+                assert_eq!(progress.total, Some(4));
+                seen.push((progress.layer.clone().unwrap(), progress.finished, progress.done));
+                events += 1;
+                if seen.len() > stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            };
+            let feed = |group: &str, layers: &Compressed, stats: &mut _| small.feed(group, layers, stats);
+            let reports = small.sequential().run(&Dalr::new(), &ranks, layers, feed, &mut progress).unwrap();
+            assert_eq!(reports.len(), seen.iter().filter(|(_, finished, _)| *finished).count());
+            seen
+        };
+        let first = run(&mut layers, stop);
+        // A cancelled beginning compresses nothing, a cancelled end keeps its layer.
+        assert_eq!((first.len(), layers.len()), (stop + 1, stop.div_ceil(2)));
+        let second = run(&mut layers, usize::MAX);
+        assert_eq!(layers, whole, "stopped after {stop} events");
+        let finished = first.iter().chain(&second).filter(|(_, finished, _)| *finished);
+        let expected = NAMES[..4].iter().zip(1..);
+        for ((name, _, done), (expected, count)) in finished.zip(expected) {
+            assert_eq!((name.as_str(), *done), (*expected, count));
+        }
+    }
+    // Nothing is left to do, and nothing is fed.
+    let mut layers = whole.clone();
+    let feed = |_: &str, _: &Compressed, _: &mut PairedStats<f64>| -> Result<(), Infallible> { panic!("fed") };
+    let reports = small.sequential().run(&Dalr::new(), &ranks, &mut layers, feed, &mut Progress::ignore).unwrap();
+    assert!(reports.is_empty() && layers == whole);
+}
+
+#[test]
+fn each_group_is_fed_once_and_layers_without_a_rank_never() {
+    let small = Small::new(2);
+    let mut fed = Vec::new();
+    let feed = |group: &str, layers: &Compressed, stats: &mut PairedStats<f64>| {
+        fed.push((group.to_owned(), layers.len()));
+        small.feed(group, layers, stats)
+    };
+    let ranks = [("first".to_owned(), 4), ("up".to_owned(), 5), ("down".to_owned(), 6)].into();
+    small.sequential().run(&Dalr::new(), &ranks, &mut Compressed::new(), feed, &mut Progress::ignore).unwrap();
+    let expected = [("first", 0), ("gate", 1), ("down", 2)].map(|(group, count)| (group.to_owned(), count));
+    assert_eq!(fed, expected);
+}
+
+#[test]
+fn a_metric_changes_its_own_layer_only() {
+    let small = Small::new(3);
+    let ranks = [("first".to_owned(), 4), ("gate".to_owned(), 4), ("up".to_owned(), 4)].into();
+    let metric = OutputMetric::diagonal(&(1..=18).map(f64::from).collect::<Vec<_>>()).unwrap();
+    let run = |network: SequentialCompression<'_, f64>| {
+        let (mut layers, feed) =
+            (Compressed::new(), |group: &str, layers: &_, stats: &mut _| small.feed(group, layers, stats));
+        let reports = network.run(&Dalr::new(), &ranks, &mut layers, feed, &mut Progress::ignore).unwrap();
+        (layers, reports)
+    };
+    let (plain, _) = run(small.sequential());
+    let (weighted, reports) = run(small.sequential().with_output_metric("up", &metric));
+    assert!(plain["first"] == weighted["first"] && plain["gate"] == weighted["gate"] && plain["up"] != weighted["up"]);
+    assert!(reports["up"].metric_error.is_some() && reports["gate"].metric_error.is_none());
+}
+
+#[test]
+fn errors_name_the_layer() {
+    let small = Small::new(4);
+    let all = ranks(4);
+    let run = |network: &SequentialCompression<'_, f64>, ranks: &BTreeMap<String, usize>, layers: &mut Compressed| {
+        let feed = |group: &str, layers: &Compressed, stats: &mut _| small.feed(group, layers, stats);
+        network.run(&Dalr::new(), ranks, layers, feed, &mut Progress::ignore).map_err(|error| error.to_string())
+    };
+    let fails = |network: &SequentialCompression<'_, f64>, ranks: &BTreeMap<String, usize>, message: &str| {
+        let mut layers = Compressed::new();
+        let error = run(network, ranks, &mut layers).unwrap_err();
+        assert!(error.contains(message) && error.contains("SequentialCompression::run"), "{error}");
+        assert!(layers.is_empty());
+    };
+    let extra = |name: &str, rank| all.clone().into_iter().chain([(name.to_owned(), rank)]).collect();
+    fails(&small.sequential(), &extra("other", 3), "ranks for layers of the network, got some for `other`");
+    let first = &small.layers["first"];
+    fails(&small.sequential().with_layer("first", first), &all, "`first` twice");
+    fails(&small.sequential().with_shared_input(["up", "down"]), &all, "`up` again");
+    fails(&small.sequential().with_shared_input(["other"]), &all, "some for `other`");
+    fails(&small.sequential().with_shared_input(["first", "head"]), &all, "`gate` between them");
+    fails(&small.sequential().with_shared_input(["down", "head"]), &all, "layer `head`");
+    let metric = OutputMetric::diagonal(&[1.0; 3]).unwrap();
+    fails(&small.sequential().with_output_metric("other", &metric), &all, "some for `other`");
+    // What was finished before stays.
+    let mut layers = Compressed::new();
+    let network = small.sequential().with_output_metric("up", &metric);
+    let error = run(&network, &all, &mut layers).unwrap_err();
+    assert!(error.starts_with("layer `up`: ") && error.contains("18 outputs in the metric"), "{error}");
+    assert_eq!(layers.len(), 2);
+    let error = run(&small.sequential(), &extra("head", 7), &mut layers).unwrap_err();
+    assert!(error.starts_with("layer `head`: ") && error.contains("a rank from 1 to 6"), "{error}");
+    assert_eq!(layers.len(), 4);
+
+    // The function of the caller.
+    let mut layers = Compressed::new();
+    let nothing = |_: &str, _: &Compressed, _: &mut PairedStats<f64>| Ok::<_, Infallible>(());
+    let error = small.sequential().run(&Dalr::new(), &all, &mut layers, nothing, &mut Progress::ignore).unwrap_err();
+    assert!(error.to_string().starts_with("layer `first`: SequentialCompression::run: expected statistics"), "{error}");
+    let refuse = |_: &str, _: &Compressed, _: &mut PairedStats<f64>| Err("no data");
+    let error = small.sequential().run(&Dalr::new(), &all, &mut layers, refuse, &mut Progress::ignore).unwrap_err();
+    assert!(error.to_string().contains("the inputs of `first`") && error.to_string().contains("no data"), "{error}");
+
+    // Layers of another run.
+    let whole = small.compress(&all);
+    let mut layers: Compressed = whole.clone();
+    layers.remove("gate");
+    let error = run(&small.sequential(), &all, &mut layers).unwrap_err();
+    assert!(error.contains("`gate` compressed before `up`"), "{error}");
+    let mut layers = whole.clone();
+    let error = run(&small.sequential(), &ranks(5), &mut layers).unwrap_err();
+    assert!(error.contains("layer `first`") && error.contains("rank 5, got a 24 × 20 layer of rank 4"), "{error}");
+    let error = run(&small.sequential(), &[("first".to_owned(), 4)].into(), &mut layers).unwrap_err();
+    assert!(error.contains("`down` without one"), "{error}");
+}
+
+/// LeNet on optical digits: fc1 and fc2 compressed, on images that neither saw.
+#[test]
+fn a_real_network_gains() {
+    let data = Data::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("data/lenet_digits.safetensors")).unwrap();
+    let train = data.target.features(data.train.images.as_ref()).unwrap();
+    let test = data.target.features(data.test.images.as_ref()).unwrap();
+    let original = activations(&data.target.layers(), train.as_ref()).unwrap();
+    let with = |layers: &BTreeMap<String, LowRankLinear<f32>>| {
+        let mut all = data.target.layers();
+        for (name, layer) in ["fc1", "fc2"].iter().zip(&mut all) {
+            if let Some(compressed) = layers.get(*name) {
+                *layer = Layer::LowRank(compressed.clone());
+            }
+        }
+        all
+    };
+    let judge = |layers: &BTreeMap<String, LowRankLinear<f32>>| {
+        let [.., expected] = activations(&data.target.layers(), test.as_ref()).unwrap();
+        let [.., outputs] = activations(&with(layers), test.as_ref()).unwrap();
+        let error = (&outputs - &expected).squared_norm_l2() / expected.squared_norm_l2();
+        (accuracy(outputs.as_ref(), &data.test.labels), error)
+    };
+    let position = |name: &str| usize::from(name == "fc2");
+    let feed = |group: &str, layers: &BTreeMap<_, _>, stats: &mut PairedStats<f32>| {
+        let compressed = activations(&with(layers), train.as_ref())?;
+        stats.update(original[position(group)].as_ref(), compressed[position(group)].as_ref())
+    };
+    for rank in [4, 6, 8] {
+        let ranks: BTreeMap<String, usize> = [("fc1".to_owned(), rank), ("fc2".to_owned(), rank)].into();
+        let one_shot = ranks.iter().map(|(name, &rank)| {
+            let mut stats = ActivationStats::new(original[position(name)].ncols());
+            stats.update(original[position(name)].as_ref()).unwrap();
+            let layer = &data.target.linear[position(name)];
+            (name.clone(), Dalr::new().compress(layer, &stats, Rank::Fixed(rank)).unwrap().into_layer())
+        });
+        let one_shot: BTreeMap<_, _> = one_shot.collect();
+        let mut layers = BTreeMap::new();
+        let network = ["fc1", "fc2"].into_iter().zip(&data.target.linear);
+        let network = network.fold(SequentialCompression::new(), |all, (name, layer)| all.with_layer(name, layer));
+        network.run(&Dalr::new(), &ranks, &mut layers, feed, &mut Progress::ignore).unwrap();
+        let (one, sequential) = (judge(&one_shot), judge(&layers));
+        println!("rank {rank}: one shot {one:.4?}, sequential {sequential:.4?} (accuracy, error of the logits)");
+        assert!(sequential.1 < one.1 && sequential.0 > one.0 - 0.01, "rank {rank}: {one:?} {sequential:?}");
+    }
+}
