@@ -67,7 +67,7 @@ fn seconds(run: impl FnOnce()) -> f64 {
     start.elapsed().as_secs_f64()
 }
 
-/// The best of at least three runs, and of as many more as fit into a fifth of a second.
+/// Returns the best of at least three runs, and of as many more as fit into a fifth of a second.
 fn best(mut run: impl FnMut()) -> f64 {
     let started = Instant::now();
     let (mut least, mut runs) = (f64::INFINITY, 0);

@@ -40,7 +40,7 @@ impl BiasCorrection {
     }
 }
 
-/// `matrix · vector`, summed in `f64`, over the columns of the matrix.
+/// Returns `matrix · vector`, summed in `f64`, over the columns of the matrix.
 pub(crate) fn times<T: Scalar>(matrix: MatRef<'_, T>, vector: &[f64]) -> Vec<f64> {
     let mut product = vec![0.0; matrix.nrows()];
     for (column, x) in matrix.col_iter().zip(vector) {

@@ -28,7 +28,7 @@ pub struct Linear<T> {
 }
 
 impl<T: Scalar> Linear<T> {
-    /// A layer from its weight, out × in, and its bias of length out, if it has one.
+    /// Creates a layer from its weight, out × in, and its bias of length out, if it has one.
     ///
     /// # Errors
     ///
@@ -57,32 +57,32 @@ impl<T: Scalar> Linear<T> {
         })
     }
 
-    /// The weight, out × in.
+    /// Returns the weight, out × in.
     pub fn weight(&self) -> MatRef<'_, T> {
         self.weight.as_ref()
     }
 
-    /// The bias, of length out.
+    /// Returns the bias, of length out.
     pub fn bias(&self) -> Option<ColRef<'_, T>> {
         self.bias.as_ref().map(Col::as_ref)
     }
 
-    /// Number of inputs, the columns of the weight.
+    /// Returns the number of inputs, the columns of the weight.
     pub fn in_features(&self) -> usize {
         self.weight.ncols()
     }
 
-    /// Number of outputs, the rows of the weight.
+    /// Returns the number of outputs, the rows of the weight.
     pub fn out_features(&self) -> usize {
         self.weight.nrows()
     }
 
-    /// Number of parameters, the bias included.
+    /// Returns the number of parameters, the bias included.
     pub fn parameters(&self) -> usize {
         self.multiply_adds() + self.bias.as_ref().map_or(0, Col::nrows)
     }
 
-    /// Multiply–adds of one sample's forward pass.
+    /// Returns the multiply–adds of one sample's forward pass.
     pub fn multiply_adds(&self) -> usize {
         self.weight.nrows() * self.weight.ncols()
     }

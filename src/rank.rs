@@ -51,8 +51,8 @@ pub(crate) struct Spectrum<'a> {
 }
 
 impl Rank {
-    /// The rank at which two factors take as many parameters as the `out × in` weight, `mn / (m +
-    /// n)`.
+    /// Returns the rank at which two factors take as many parameters as the `out × in` weight,
+    /// `mn / (m + n)`.
     ///
     /// ```
     /// assert_eq!(dalr::Rank::break_even(10, 84).floor(), 8.0);
@@ -62,8 +62,8 @@ impl Rank {
         m * n / (m + n)
     }
 
-    /// The largest rank whose two factors take at most this fraction of the weight's parameters,
-    /// `⌊fraction · mn / (m + n)⌋` up to `min(m, n)`; 0 if rank 1 takes more.
+    /// Returns the largest rank whose two factors take at most this fraction of the weight's
+    /// parameters, `⌊fraction · mn / (m + n)⌋` up to `min(m, n)`; 0 if rank 1 takes more.
     ///
     /// ```
     /// assert_eq!(dalr::Rank::within(0.4, (4096, 4096)), 819);
@@ -75,8 +75,8 @@ impl Rank {
         (allowed as usize).min(out_features).min(in_features)
     }
 
-    /// The rank up to which a problem must be solved before this rule can be resolved to a multiple
-    /// of `multiple`. Refuses everything that can be refused without solving.
+    /// Returns the rank up to which a problem must be solved before this rule can be resolved to a
+    /// multiple of `multiple`. Refuses everything that can be refused without solving.
     pub(crate) fn bound(self, shape: (usize, usize), multiple: usize) -> Result<usize> {
         let (m, n) = shape;
         let full = m.min(n);
@@ -116,7 +116,8 @@ impl Rank {
         }
     }
 
-    /// The rank for an `m × n` weight, given the results of a solve up to [`bound`](Self::bound).
+    /// Returns the rank for an `m × n` weight, given the results of a solve up to
+    /// [`bound`](Self::bound).
     pub(crate) fn resolve(self, shape: (usize, usize), multiple: usize, spectrum: &Spectrum<'_>) -> Result<usize> {
         let bound = self.bound(shape, multiple)?;
         let solved = spectrum.energies.len();

@@ -60,12 +60,12 @@ pub struct Report {
 }
 
 impl Report {
-    /// Name of the method.
+    /// Returns the name of the method.
     pub fn method(&self) -> &str {
         &self.method
     }
 
-    /// Rank of the compressed layer.
+    /// Returns the rank of the compressed layer.
     pub fn rank(&self) -> usize {
         self.rank
     }

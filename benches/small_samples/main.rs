@@ -122,8 +122,8 @@ impl Cell {
     }
 }
 
-/// The three dense layers of the LeNet: the images it was fine-tuned on calibrate, the others
-/// judge.
+/// Returns the three dense layers of the LeNet: the images it was fine-tuned on calibrate, the
+/// others judge.
 fn lenet() -> Fallible<Vec<Site>> {
     let data = Data::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("data/lenet_digits.safetensors"))?;
     let network = &data.target;
@@ -140,7 +140,7 @@ fn lenet() -> Fallible<Vec<Site>> {
         .collect()
 }
 
-/// A file of `activations.py`.
+/// Returns a file of `activations.py`.
 fn load(path: &Path) -> Fallible<Site> {
     let bytes = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
     let tensors = SafeTensors::deserialize(&bytes)?;
@@ -161,7 +161,7 @@ fn load(path: &Path) -> Fallible<Site> {
     Ok(Site { layers, calibration, held_out })
 }
 
-/// A tensor of one or two axes, stored as `f32` or `f16`; one of one axis becomes a row.
+/// Returns a tensor of one or two axes, stored as `f32` or `f16`; one of one axis becomes a row.
 fn matrix(tensors: &SafeTensors<'_>, name: &str) -> Fallible<Mat<f32>> {
     let tensor = tensors.tensor(name)?;
     let (rows, columns) = match *tensor.shape() {

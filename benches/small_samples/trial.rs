@@ -35,8 +35,8 @@ pub enum Draw {
 }
 
 impl Site {
-    /// Statistics of some samples and, if there are as many left, of as many others taken in the
-    /// same way.
+    /// Returns statistics of some samples and, if there are as many left, of as many others taken
+    /// in the same way.
     pub fn draw(
         &self,
         draw: Draw,
@@ -116,7 +116,7 @@ pub fn selected(
     relative_output_error(layer, &low, held_out)
 }
 
-/// Median and largest of some numbers; `None` without any.
+/// Returns the median and largest of some numbers; `None` without any.
 pub fn median_and_worst(mut numbers: Vec<f64>) -> Option<(f64, f64)> {
     numbers.sort_by(f64::total_cmp);
     Some((*numbers.get(numbers.len() / 2)?, *numbers.last()?))

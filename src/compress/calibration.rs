@@ -1,4 +1,4 @@
-//! The data that a compressor is given.
+//! The calibration data of a compressor.
 
 use core::fmt;
 
@@ -23,19 +23,19 @@ pub struct Calibration<'a, T> {
 }
 
 impl<'a, T> Calibration<'a, T> {
-    /// No data: for methods that look at the weight alone.
+    /// Returns calibration without data, for methods that use the weight alone.
     pub fn none() -> Self {
         Self { activations: None }
     }
 
-    /// Statistics of the layer's inputs.
+    /// Returns the statistics of the layer's inputs; `None` for [`Calibration::none`].
     pub fn activations(&self) -> Option<&'a ActivationStats<T>> {
         self.activations
     }
 }
 
 impl<T: Scalar> Calibration<'_, T> {
-    /// The number of samples seen.
+    /// Returns the number of samples seen.
     pub(crate) fn samples(&self) -> u64 {
         self.activations.map_or(0, ActivationStats::samples)
     }

@@ -27,17 +27,17 @@ pub(super) enum Inputs {
     Data,
 }
 
-/// A problem in numbers: the leading eigenvectors of `R (κ S + λ I) Rᵀ` are wanted.
+/// The numbers of a problem. A solver computes the leading eigenvectors of `R (κ S + λ I) Rᵀ`.
 ///
 /// The second moments and the target are divided by powers of two; see the fields.
 pub(super) struct Problem<'a, T> {
     /// `W`, outputs × inputs.
     pub(super) weight: MatRef<'a, T>,
-    /// `W / 2^exponent` has entries near 1.
+    /// The exponent for which the largest entry of `W / 2^exponent` is near 1.
     pub(super) weight_exponent: i32,
-    /// `R / 2^weight_exponent` where it differs from `W`.
+    /// `R / 2^weight_exponent`, if `R` is not `W`.
     pub(super) regression: Option<Mat<f64>>,
-    /// Whether the eigenvectors are those for `W` in place of `R`.
+    /// Whether the eigenvectors are those of `W S Wᵀ`, as in the paper's eq. 11.
     pub(super) paper: bool,
     /// `S`.
     pub(super) moment: &'a dyn SecondMoment<T>,
@@ -47,14 +47,14 @@ pub(super) struct Problem<'a, T> {
     pub(super) keep: f64,
     /// `λ`.
     pub(super) ridge: f64,
-    /// The second moment of the plain data, for the predicted error.
+    /// The second moment without regularization, for the predicted error.
     pub(super) data: Option<&'a dyn SecondMoment<T>>,
     pub(super) solver: Solver,
     pub(super) par: Par,
 }
 
 impl<T> Problem<'_, T> {
-    /// The power of two that brings the weight's entries near 1.
+    /// Returns the power of two that brings the weight's entries near 1.
     pub(super) fn scale(&self) -> f64 {
         power_of_two(-self.weight_exponent)
     }

@@ -1,4 +1,4 @@
-//! Builds a problem from what a method wants and the calibration data, and solves it.
+//! Builds a problem from a method's requirements and the calibration data, and solves it.
 
 use super::decomposition::{Decomposition, Origin};
 use super::problem::{Inputs, Problem};
@@ -11,11 +11,11 @@ use crate::rank;
 use crate::solver::Solver;
 use crate::{ActivationStats, Error, Linear, Result, Scalar};
 
-/// The least factor `κ` that shrinkage leaves of `S`.
+/// The smallest factor `κ` by which shrinkage multiplies `S`.
 ///
-/// It is too small to change a solution that the weight determines. It lets the data choose among
-/// directions that the weight values alike; without it, "never worse than truncated SVD" would not
-/// hold for weights with repeated singular values.
+/// It is too small to change a solution that the weight determines. If the weight has repeated
+/// singular values, it lets the data choose among their directions. Otherwise, the statement "never
+/// worse than truncated SVD" would not hold for such weights.
 const LEAST_DATA_FACTOR: f64 = 1.0 / (1_u64 << 36) as f64;
 
 /// The matrix `R` that is projected.
@@ -40,7 +40,7 @@ pub(super) enum Regularization {
     Shrinkage,
 }
 
-/// The problem that a method wants to be solved.
+/// The requirements of a method for the problem to solve.
 pub(super) struct ProblemBuilder {
     pub(super) method: &'static str,
     pub(super) inputs: Inputs,
@@ -74,7 +74,8 @@ impl ProblemBuilder {
             return Err(Error::no_samples());
         }
 
-        // The plain data are centred wherever the bias is corrected, whatever is solved.
+        // For the predicted error, the data are centred if the bias is corrected, also if the solve
+        // is not centred.
         let moment_of = |centred: bool| match stats {
             None => Ok(None),
             Some(stats) => {
@@ -156,7 +157,7 @@ impl ProblemBuilder {
     }
 }
 
-/// The energy of the original outputs about their mean, from their energy about zero.
+/// Returns the energy of the original outputs about their mean, from their energy about zero.
 ///
 /// Both are in units of the scaled weight and of the scaled second moment `data`.
 fn centred_energy<T: Scalar>(
@@ -166,8 +167,8 @@ fn centred_energy<T: Scalar>(
     data: &dyn SecondMoment<T>,
     energy: f64,
 ) -> Result<f64> {
-    /// The least fraction of the energy at which a difference keeps enough digits: for energies in
-    /// `f32` and in `f64`.
+    /// If the difference of two energies is a smaller fraction of them, it has too few accurate
+    /// digits: for energies in `f32` and in `f64`.
     const LEAST_DIFFERENCE: (f64, f64) = (0.05, 1e-6);
     let least = if T::EPSILON > f64::EPSILON { LEAST_DIFFERENCE.0 } else { LEAST_DIFFERENCE.1 };
     let root = problem.scale() * power_of_two(-data.exponent() / 2);

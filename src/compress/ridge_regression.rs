@@ -1,4 +1,4 @@
-//! The ridge regression of the outputs on the inputs that the paper's two absolute ridges project.
+//! The ridge regression of the outputs on the inputs, which `Ridge::Paper` and `Ridge::Exact` use.
 
 use faer::{Mat, MatRef};
 
@@ -6,11 +6,11 @@ use crate::covariance::SecondMoment;
 use crate::linalg::{self, Par};
 use crate::{Error, Result, Scalar};
 
-/// `R = W S (S + λI)⁻¹`, outputs × inputs: the minimiser of `‖W X − R X‖² + λ‖R‖²`, for `S = X Xᵀ`.
+/// Computes `R = W S (S + λI)⁻¹`, outputs × inputs: the minimiser of `‖W X − R X‖² + λ‖R‖²`, for
+/// `S = X Xᵀ`.
 ///
-/// With fewer samples than inputs it is `W X (XᵀX + λI)⁻¹ Xᵀ`, and nothing of size inputs × inputs
-/// is formed. Where `λ` drowns in rounding (or is zero) the inverse becomes the pseudo-inverse, its
-/// limit.
+/// With fewer samples than inputs it is `W X (XᵀX + λI)⁻¹ Xᵀ`, and no inputs × inputs matrix is
+/// formed. If `λ` is zero or below rounding, the inverse becomes the pseudo-inverse, its limit.
 pub(super) fn ridge_regression<T: Scalar>(
     weight: MatRef<'_, f64>,
     moment: &dyn SecondMoment<T>,
@@ -29,7 +29,8 @@ pub(super) fn ridge_regression<T: Scalar>(
         product(solution.transpose(), root.transpose())
     } else {
         let outputs = moment.multiply(weight.transpose(), par)?;
-        // The norm of a random symmetric matrix grows with the root of its size.
+        // Rounding errors form a random symmetric matrix, whose norm grows with the root of its
+        // size.
         let rounding = 2.0 * moment.rounding() / (moment.features() as f64).sqrt();
         let dense = moment.scaled(par)?;
         let solution = solve_shifted(dense, lambda, outputs, (rounding, par))?;
@@ -37,8 +38,9 @@ pub(super) fn ridge_regression<T: Scalar>(
     }
 }
 
-/// `(A + λI)⁻¹ B` for a positive semidefinite `A`, or `(A + λI)⁺ B` where `λ` is lost in rounding:
-/// `f64`'s, or what is said of the matrix, relative to its trace.
+/// Returns `(A + λI)⁻¹ B` for a positive semidefinite `A`. If `λ` is below rounding, returns
+/// `(A + λI)⁺ B` with the pseudo-inverse. The bound is the rounding of `f64`, or `rounding` times
+/// the trace if that is larger.
 fn solve_shifted(matrix: Mat<f64>, lambda: f64, right: Mat<f64>, (rounding, par): (f64, Par)) -> Result<Mat<f64>> {
     let dimension = matrix.nrows();
     let trace: f64 = (0..dimension).map(|i| matrix[(i, i)]).sum();
@@ -52,7 +54,8 @@ fn solve_shifted(matrix: Mat<f64>, lambda: f64, right: Mat<f64>, (rounding, par)
             return Ok(solution);
         }
     }
-    // Singular pairs of a semidefinite matrix are its eigenpairs.
+    // Singular pairs of a semidefinite matrix are its eigenpairs, so the second algorithm can
+    // replace the first.
     for algorithm in [linalg::symmetric_eigen, linalg::left_singular] {
         let Some((values, vectors)) = algorithm(matrix.as_ref(), par)? else { continue };
         let mut coordinates = linalg::product(vectors.transpose(), right.as_ref(), par)?;
@@ -73,8 +76,8 @@ mod tests {
     use crate::covariance::second_moment;
     use crate::linalg::SplitMix64;
 
-    /// `(A + λI) X = B` for ridges below, among and above the eigenvalues, and the pseudo-inverse
-    /// without one.
+    /// Solves `(A + λI) X = B` for ridges below, among and above the eigenvalues, and with the
+    /// pseudo-inverse for `λ = 0`.
     #[test]
     fn a_ridge_of_any_size_is_added() -> Result<()> {
         let n = 6;
@@ -86,7 +89,8 @@ mod tests {
             let left = &matrix * &solution + &solution * faer::Scale(lambda);
             assert!((left - &right).norm_max() < 1e-11, "{lambda}");
         }
-        // Rank 2, as the right side's: what is orthogonal to both is left out.
+        // Matrix and right side have rank 2. The pseudo-inverse ignores directions orthogonal to
+        // both.
         let root = root.subcols(0, 2).to_owned();
         let (matrix, right) = (&root * root.transpose(), &root * Mat::from_fn(2, 1, |i, _| 1.0 - 3.0 * i as f64));
         for (lambda, rounding) in [(0.0, 0.0), (1e-9, 1e-8)] {
@@ -99,7 +103,7 @@ mod tests {
         Ok(())
     }
 
-    /// Rounding in a large matrix is not inverted: what lies outside of its range is lost.
+    /// Rounding in a large matrix is not inverted: the solution has no part outside of its range.
     #[test]
     fn the_pseudo_inverse_knows_how_large_rounding_is() -> Result<()> {
         let v = Mat::from_fn(20, 1, |i, _| ((i * 7 + 3) % 11) as f64 - 4.5);
@@ -112,7 +116,7 @@ mod tests {
         Ok(())
     }
 
-    /// What counts as rounding is 0.045 of a trace of about 1.
+    /// Eigenvalues up to 0.045 count as rounding, in a matrix with a trace of about 1.
     #[test]
     fn a_ridge_beside_rounding_is_added_to_what_stands_out() -> Result<()> {
         let solve = |small: f64, lambda: f64| -> Result<[f64; 2]> {
@@ -121,10 +125,10 @@ mod tests {
             Ok([solution[(0, 0)], solution[(1, 0)]])
         };
         for (small, lambda, expected) in [
-            // Above it, the ridge makes every direction count.
+            // A ridge above that bound: every direction is used.
             (0.01, 0.06, 1.0 / 0.07),
             (0.05, 0.06, 1.0 / 0.11),
-            // Below it, those that are rounding do not.
+            // A ridge below that bound: directions whose eigenvalues are rounding are not used.
             (0.05, 0.04, 1.0 / 0.09),
             (0.01, 0.04, 0.0),
         ] {

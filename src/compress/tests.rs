@@ -20,7 +20,7 @@ struct Given<T> {
 }
 
 impl<T: Scalar> Given<T> {
-    /// `W` and samples, one per row, repeated so often.
+    /// Returns `W` and samples, one per row, repeated so often.
     fn new(weight: Mat<f64>, samples: &Mat<f64>, times: usize) -> Self {
         let native =
             |matrix: &Mat<f64>| Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| T::from_f64(matrix[(i, j)]));
@@ -60,20 +60,20 @@ impl<T: Scalar> Given<T> {
         self.with_problem(|problem| linalg::widened(problem.weight, problem.scale()).unwrap())
     }
 
-    /// `W S Wᵀ` of the scaled weight and the scaled `S`.
+    /// Returns `W S Wᵀ` of the scaled weight and the scaled `S`.
     fn energy(&self) -> Mat<f64> {
         let weight = self.scaled_weight();
         let data = self.with_problem(|problem| problem.data.unwrap().scaled(Par::Seq).unwrap());
         &weight * data * weight.transpose()
     }
 
-    /// `W Wᵀ` of the scaled weight.
+    /// Returns `W Wᵀ` of the scaled weight.
     fn gram(&self) -> Mat<f64> {
         let weight = self.scaled_weight();
         &weight * weight.transpose()
     }
 
-    /// The ridge beside which the data have this fraction of `tr(κ S + λ I)`.
+    /// Returns the ridge beside which the data have this fraction of `tr(κ S + λ I)`.
     fn ridge_for(&self, fraction: f64) -> f64 {
         self.with_problem(|problem| {
             self.keep * problem.moment.trace() * (1.0 / fraction - 1.0) / problem.moment.features() as f64
@@ -91,7 +91,8 @@ fn entry(i: usize, j: usize) -> f64 {
 
 const FEATURES: usize = 24;
 
-/// `size · (diag(weights) | 0)` and samples that make `S` proportional to `diag(variances, 0)`.
+/// Returns `size · (diag(weights) | 0)` and samples that make `S` proportional to
+/// `diag(variances, 0)`.
 fn diagonal<T: Scalar>(size: f64, weights: &[f64], variances: &[f64], times: usize) -> Given<T> {
     let of = |numbers: &[f64], f: fn(f64) -> f64| {
         Mat::from_fn(numbers.len(), FEATURES, |i, j| if i == j { f(numbers[i]) } else { 0.0 })

@@ -35,7 +35,8 @@ pub struct LowRankLinear<T> {
 }
 
 impl<T: Scalar> LowRankLinear<T> {
-    /// A layer from its factors: `down`, rank × in, `up`, out × rank, and a bias of length out.
+    /// Creates a layer from its factors: `down`, rank × in, `up`, out × rank, and a bias of length
+    /// out.
     ///
     /// # Errors
     ///
@@ -69,17 +70,17 @@ impl<T: Scalar> LowRankLinear<T> {
         })
     }
 
-    /// The first factor, rank × in.
+    /// Returns the first factor, rank × in.
     pub fn down(&self) -> MatRef<'_, T> {
         self.down.as_ref()
     }
 
-    /// The second factor, out × rank. The compressors make its columns orthonormal.
+    /// Returns the second factor, out × rank. The compressors make its columns orthonormal.
     pub fn up(&self) -> MatRef<'_, T> {
         self.up.as_ref()
     }
 
-    /// The bias, of length out.
+    /// Returns the bias, of length out.
     pub fn bias(&self) -> Option<ColRef<'_, T>> {
         self.bias.as_ref().map(Col::as_ref)
     }
@@ -89,22 +90,22 @@ impl<T: Scalar> LowRankLinear<T> {
         self.down.nrows()
     }
 
-    /// Number of inputs.
+    /// Returns the number of inputs.
     pub fn in_features(&self) -> usize {
         self.down.ncols()
     }
 
-    /// Number of outputs.
+    /// Returns the number of outputs.
     pub fn out_features(&self) -> usize {
         self.up.nrows()
     }
 
-    /// Number of parameters `k(m + n)`, and the bias.
+    /// Returns the number of parameters `k(m + n)`, and the bias.
     pub fn parameters(&self) -> usize {
         self.multiply_adds() + self.bias.as_ref().map_or(0, Col::nrows)
     }
 
-    /// Multiply–adds of one sample's forward pass, `k(m + n)`.
+    /// Returns the multiply–adds of one sample's forward pass, `k(m + n)`.
     pub fn multiply_adds(&self) -> usize {
         self.rank() * (self.in_features() + self.out_features())
     }
@@ -123,7 +124,7 @@ impl<T: Scalar> LowRankLinear<T> {
         })
     }
 
-    /// The layer with the weight `up · down`. Cost: `O(m·n·k)`.
+    /// Returns the layer with the weight `up · down`. Cost: `O(m·n·k)`.
     ///
     /// # Errors
     ///

@@ -34,22 +34,23 @@ impl<T: Scalar> PrunedLinear<T> {
         &self.kept
     }
 
-    /// The smaller weight: out × kept if inputs were dropped, kept × in if outputs were.
+    /// Returns the smaller weight: out × kept if inputs were dropped, kept × in if outputs were.
     pub fn weight(&self) -> MatRef<'_, T> {
         self.weight.as_ref()
     }
 
-    /// The bias: of length out if inputs were dropped, one entry per kept output if outputs were.
+    /// Returns the bias: of length out if inputs were dropped, one entry per kept output if outputs
+    /// were.
     pub fn bias(&self) -> Option<ColRef<'_, T>> {
         self.bias.as_ref().map(Col::as_ref)
     }
 
-    /// Number of parameters, the bias included.
+    /// Returns the number of parameters, the bias included.
     pub fn parameters(&self) -> usize {
         self.multiply_adds() + self.bias.as_ref().map_or(0, Col::nrows)
     }
 
-    /// Multiply–adds of one sample's forward pass.
+    /// Returns the multiply–adds of one sample's forward pass.
     pub fn multiply_adds(&self) -> usize {
         self.weight.nrows() * self.weight.ncols()
     }
@@ -91,7 +92,7 @@ impl<T: Scalar> PrunedLinear<T> {
         })
     }
 
-    /// The layer of the original shape with the same outputs, and zeros for dropped units.
+    /// Returns the layer of the original shape with the same outputs, and zeros for dropped units.
     ///
     /// # Errors
     ///

@@ -13,7 +13,7 @@ use super::products::{BlockStructure, gram, triangular_product};
 use super::threads::{Par, macs, threads_for};
 use crate::{Result, Scalar};
 
-/// `Q` and `R` of the thin QR factorization of a tall matrix.
+/// Returns `Q` and `R` of the thin QR factorization of a tall matrix.
 pub(crate) fn thin_qr<T: Scalar>(matrix: Mat<T>, par: Par) -> Result<(Mat<T>, Mat<T>)> {
     let par = threads_for(par, macs(matrix.nrows(), matrix.ncols(), matrix.ncols()));
     T::thin_qr(matrix, par)
@@ -37,7 +37,7 @@ pub(crate) fn symmetric_eigen<T: Scalar>(matrix: MatRef<'_, T>, par: Par) -> Res
     Ok(pairs.map(|(values, vectors)| (values.into_iter().map(T::to_f64).collect(), vectors)))
 }
 
-/// Singular values, descending, and left singular vectors of a square matrix.
+/// Returns the singular values, descending, and left singular vectors of a square matrix.
 ///
 /// `None` if the iteration does not converge or the matrix is not finite.
 pub(crate) fn left_singular(matrix: MatRef<'_, f64>, par: Par) -> Result<Option<Pairs<f64>>> {
@@ -58,7 +58,7 @@ pub(crate) fn left_singular(matrix: MatRef<'_, f64>, par: Par) -> Result<Option<
     Ok(converged.is_ok().then_some((values, vectors)))
 }
 
-/// The lower Cholesky factor of a symmetric matrix, of which the lower triangle is read.
+/// Returns the lower Cholesky factor of a symmetric matrix, of which the lower triangle is read.
 ///
 /// The result's strictly upper triangle is undefined. `None` if the matrix is not numerically
 /// positive definite.
@@ -72,7 +72,7 @@ pub(crate) fn cholesky(mut matrix: Mat<f64>, par: Par) -> Result<Option<Mat<f64>
     Ok(factored.is_ok().then_some(matrix))
 }
 
-/// `matrix⁻¹ · right` by Cholesky; of `matrix` the lower triangle is read.
+/// Returns `matrix⁻¹ · right` by Cholesky; of `matrix` the lower triangle is read.
 ///
 /// `None` if the matrix is not numerically positive definite.
 pub(crate) fn cholesky_solve(matrix: Mat<f64>, mut right: Mat<f64>, par: Par) -> Result<Option<Mat<f64>>> {
@@ -83,8 +83,8 @@ pub(crate) fn cholesky_solve(matrix: Mat<f64>, mut right: Mat<f64>, par: Par) ->
     Ok(first_non_finite(right.as_ref()).is_none().then_some(right))
 }
 
-/// An orthonormal basis of the span of some columns, nested: the first `j` basis vectors span the
-/// first `j` columns. Also the distance of each column from the span of those before it.
+/// Returns an orthonormal basis of the span of some columns, nested: the first `j` basis vectors
+/// span the first `j` columns. Also the distance of each column from the span of those before it.
 ///
 /// Columns that are clearly independent are orthonormalized by the Cholesky factor of their Gram
 /// matrix in `f64`, which loses some digits of orthogonality; others by QR.
@@ -111,7 +111,7 @@ pub(crate) fn orthonormal_columns<T: Scalar>(columns: Mat<T>, par: Par) -> Resul
     Ok((basis, (0..count).map(|i| triangle[(i, i)].to_f64().abs()).collect()))
 }
 
-/// `columns · R⁻¹` for a well-conditioned `R = Lᵀ`.
+/// Returns `columns · R⁻¹` for a well-conditioned `R = Lᵀ`.
 ///
 /// The inverse is then as accurate as a solve, and a product is much faster.
 fn times_inverse(columns: MatRef<'_, f64>, root: MatRef<'_, f64>, par: Par) -> Result<Mat<f64>> {
@@ -122,7 +122,8 @@ fn times_inverse(columns: MatRef<'_, f64>, root: MatRef<'_, f64>, par: Par) -> R
     triangular_product(columns, inverse.transpose(), BlockStructure::TriangularUpper, par)
 }
 
-/// An orthonormal basis of the span of independent columns, nested, orthonormal to rounding.
+/// Returns an orthonormal basis of the span of independent columns, nested, orthonormal to
+/// rounding.
 ///
 /// Columns that are nearly orthonormal already are corrected by the Cholesky factor of their Gram
 /// matrix; others go through QR.

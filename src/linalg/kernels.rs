@@ -10,7 +10,7 @@ use faer::{Accum, Conj, Mat, MatMut, MatRef, Par, Spec};
 use super::allocation::{out_of_memory, zeros};
 use crate::Result;
 
-/// Workspace for one of faer's routines.
+/// Returns workspace for one of faer's routines.
 pub(super) fn workspace(need: StackReq) -> Result<MemBuffer> {
     MemBuffer::try_new(need).map_err(|_| out_of_memory(need.size_bytes()))
 }
@@ -19,7 +19,7 @@ pub(super) fn workspace(need: StackReq) -> Result<MemBuffer> {
 ///
 /// The implementations are not generic, so that the library itself contains their code.
 pub trait Kernels: Sized {
-    /// `target = lhs · rhs · alpha`, or `target += …`.
+    /// Computes `target = lhs · rhs · alpha`, or `target += …`.
     fn matmul(
         target: MatMut<'_, Self>,
         accum: Accum,
@@ -39,7 +39,7 @@ pub trait Kernels: Sized {
         par: Par,
     );
 
-    /// `Q` and `R` of the thin QR factorization of a tall matrix.
+    /// Returns `Q` and `R` of the thin QR factorization of a tall matrix.
     fn thin_qr(matrix: Mat<Self>, par: Par) -> Result<(Mat<Self>, Mat<Self>)>;
 
     /// Eigenvalues, ascending, and eigenvectors of a finite symmetric matrix, of which the lower

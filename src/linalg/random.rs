@@ -8,7 +8,7 @@ impl SplitMix64 {
         Self(0x9e37_79b9_7f4a_7c15)
     }
 
-    /// The next number, in [−1, 1).
+    /// Returns the next number, in [−1, 1).
     pub(crate) fn next(&mut self) -> f64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;

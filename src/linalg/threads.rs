@@ -8,7 +8,7 @@ use crate::Scalar;
 /// Multiply–adds below which waking threads costs more than it saves.
 pub(super) const PARALLEL_THRESHOLD: f64 = 4e6;
 
-/// The parallelism of a public operation that was asked to use `requested` threads.
+/// Returns the parallelism of a public operation that was asked to use `requested` threads.
 ///
 /// 0 means one thread inside a rayon worker, where the caller has parallelised already, and the
 /// size of rayon's pool elsewhere. faer's process-wide setting is neither read nor changed.
@@ -31,12 +31,12 @@ pub(crate) fn threads(_requested: usize) -> Par {
     Par::Seq
 }
 
-/// `par`, or one thread for an operation of too few multiply–adds.
+/// Returns `par`, or one thread for an operation of too few multiply–adds.
 pub(crate) fn threads_for(par: Par, macs: f64) -> Par {
     if macs < PARALLEL_THRESHOLD { Par::Seq } else { par }
 }
 
-/// Multiply–adds of the product of an `a × b` with a `b × c` matrix.
+/// Returns the multiply–adds of the product of an `a × b` with a `b × c` matrix.
 pub(crate) fn macs(a: usize, b: usize, c: usize) -> f64 {
     a as f64 * b as f64 * c as f64
 }

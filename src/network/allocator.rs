@@ -268,7 +268,7 @@ impl Allocator {
         knapsack::solve(&classes, goal.limit).map(|(chosen, _)| (chosen, bound))
     }
 
-    /// The limits of a layer; `None` for one that stays original.
+    /// Returns the limits of a layer; `None` for one that stays original.
     fn limits_of(&self, layer: &LayerProfile) -> Option<Limits> {
         let limits = match self.exceptions.get(layer.name()) {
             Some(exception) => exception.map(|(min_rank, max_rank)| Limits { min_rank, max_rank, ..self.limits }),
@@ -325,7 +325,7 @@ impl Allocator {
         !matches!(self.budget, Budget::LayerError(error) if candidate.worst > error)
     }
 
-    /// The candidates of a shared `down` that make the group smaller.
+    /// Returns the candidates of a shared `down` that make the group smaller.
     fn joint(
         &self,
         (layer, group): (usize, usize),

@@ -40,12 +40,12 @@ pub enum Budget {
 }
 
 impl Budget {
-    /// Whether the budget limits an error, and the number of parameters is minimized.
+    /// Returns whether the budget limits an error, and the number of parameters is minimized.
     pub(super) fn limits_error(self) -> bool {
         matches!(self, Self::TotalError(_) | Self::LayerError(_))
     }
 
-    /// Whether the budget determines the plan without the strategy.
+    /// Returns whether the budget determines the plan without the strategy.
     pub(super) fn decides_alone(self) -> bool {
         matches!(self, Self::Rank(_) | Self::LayerError(_))
     }

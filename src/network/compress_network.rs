@@ -173,9 +173,9 @@ impl<'a, T: Scalar> Network<'a, T> {
         self
     }
 
-    /// An upper estimate of the bytes that the decomposition of a layer takes, its result included,
-    /// and the layer and its statistics if they are loaded for it. `None` for a name that no layer
-    /// has.
+    /// Returns an upper estimate of the bytes that the decomposition of a layer takes, its result
+    /// included, and the layer and its statistics if they are loaded for it. `None` for a name that
+    /// no layer has.
     pub fn memory(&self, layer: &str) -> Option<usize> {
         self.layers.iter().find(|other| other.name == layer).map(|layer| self.estimate(layer))
     }
@@ -386,7 +386,7 @@ impl<'a, T: Scalar> Network<'a, T> {
         names.iter().map(load).collect()
     }
 
-    /// The number of layers to decompose next, in parallel if more than one.
+    /// Returns the number of layers to decompose next, in parallel if more than one.
     ///
     /// Without the feature `rayon` it is 1. Inside a rayon worker too, since the other threads have
     /// work already.
@@ -407,7 +407,7 @@ impl<'a, T: Scalar> Network<'a, T> {
     }
 }
 
-/// The largest rank that saves parameters, at least 1.
+/// Returns the largest rank that saves parameters, at least 1.
 fn saving_rank((m, n): (usize, usize)) -> usize {
     (m.saturating_mul(n).saturating_sub(1) / m.saturating_add(n).max(1)).clamp(1, m.min(n).max(1))
 }

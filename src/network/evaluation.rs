@@ -36,7 +36,7 @@ pub(super) type AnyError = Box<dyn std::error::Error + Send + Sync>;
 /// A caller's function that evaluates the network with some layers compressed to given ranks.
 type Evaluate<'a> = dyn FnMut(&BTreeMap<String, usize>) -> Result<f64, AnyError> + 'a;
 
-/// The caller's function with its error in a box.
+/// Returns the caller's function with its error in a box.
 pub(super) fn boxed<E: Into<AnyError>>(
     mut evaluate: impl FnMut(&BTreeMap<String, usize>) -> Result<f64, E>,
 ) -> impl FnMut(&BTreeMap<String, usize>) -> Result<f64, AnyError> {

@@ -157,8 +157,8 @@ impl JointSearch {
         Err(Error::out_of_range(parameter, expected.into(), found))
     }
 
-    /// The rank of a layer one step further: the largest allowed that is at least a step below the
-    /// present one, or the smallest allowed, to which the step may be shorter.
+    /// Returns the rank of a layer one step further: the largest allowed that is at least a step
+    /// below the present one, or the smallest allowed, to which the step may be shorter.
     fn next(&self, allowed: &[usize], present: Option<usize>) -> Option<usize> {
         let Some(present) = present else { return allowed.last().copied() };
         let (fraction, ranks) = self.step;

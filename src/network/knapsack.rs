@@ -61,19 +61,20 @@ impl<T: Copy> Class<T> {
         Self { items, hull, slopes }
     }
 
-    /// The item that minimizes `value + multiplier · cost`; the cheapest of several.
+    /// Returns the item that minimizes `value + multiplier · cost`; the cheapest of several.
     fn relaxed(&self, multiplier: f64) -> usize {
         self.hull[self.slopes.partition_point(|&slope| slope > multiplier)]
     }
 
-    /// Better items up to this cost: the next one, the next on the hull, and the best.
+    /// Returns better items up to this cost: the next one, the next on the hull, and the best.
     fn upgrades(&self, item: usize, cost: f64) -> impl Iterator<Item = usize> {
         let best = self.items.partition_point(|item| item.cost <= cost).saturating_sub(1);
         let on_hull = self.hull.get(self.hull.partition_point(|&vertex| vertex <= item)).copied();
         [Some(item + 1), on_hull, Some(best)].into_iter().flatten().filter(move |&other| item < other && other <= best)
     }
 
-    /// The minimum of `value + multiplier · cost`; an infinite multiplier minimizes the cost.
+    /// Returns the minimum of `value + multiplier · cost`; an infinite multiplier minimizes the
+    /// cost.
     fn minimum(&self, multiplier: f64) -> f64 {
         let item = &self.items[self.relaxed(multiplier)];
         if multiplier.is_finite() { item.value + multiplier * item.cost } else { item.cost }
@@ -95,23 +96,23 @@ fn remove_dominated<E>(all: &mut Vec<E>, measure: impl Fn(&E) -> (f64, f64)) {
     });
 }
 
-/// The sums of cost and value.
+/// Returns the sums of cost and value.
 fn sums<T>(picks: &Picks<'_, T>) -> (f64, f64) {
     let items = picks.iter().map(|(class, item)| &class.items[*item]);
     items.fold((0.0, 0.0), |(cost, value), item| (cost + item.cost, value + item.value))
 }
 
-/// The minimum of `Σ value + multiplier · Σ cost` over the classes of an alternative.
+/// Returns the minimum of `Σ value + multiplier · Σ cost` over the classes of an alternative.
 fn weighted<T: Copy>(classes: &[Class<T>], multiplier: f64) -> f64 {
     classes.iter().map(|class| class.minimum(multiplier)).sum()
 }
 
-/// The minimum over all alternatives of a block.
+/// Returns the minimum over all alternatives of a block.
 fn least<T: Copy>(block: &[Vec<Class<T>>], multiplier: f64) -> f64 {
     block.iter().map(|classes| weighted(classes, multiplier)).fold(f64::INFINITY, f64::min)
 }
 
-/// The minimizer of `Σ value + multiplier · Σ cost`.
+/// Returns the minimizer of `Σ value + multiplier · Σ cost`.
 fn minimize<'a, T: Copy>(blocks: &[&'a [Vec<Class<T>>]], multiplier: f64) -> Picks<'a, T> {
     let best = |block: &&'a [Vec<Class<T>>]| {
         let all = block.iter().map(|classes| (weighted(classes, multiplier), classes));
@@ -274,8 +275,8 @@ fn search<'a, T: Copy>(
     Some(picks)
 }
 
-/// A lower bound on the value of every choice within the limit, or the least cost there is if that
-/// exceeds the limit.
+/// Returns a lower bound on the value of every choice within the limit, or the least cost there is
+/// if that exceeds the limit.
 pub(super) fn lower_bound<T: Copy>(blocks: &[Block<T>], limit: f64) -> Result<f64, f64> {
     relax(&blocks.iter().map(Vec::as_slice).collect::<Vec<_>>(), limit).map(|relaxation| relaxation.bound)
 }
@@ -324,7 +325,7 @@ mod tests {
         options.iter().map(|block| block.iter().enumerate().map(classes).collect()).collect()
     }
 
-    /// Cost and value of all choices, one by one.
+    /// Returns the cost and value of all choices, one by one.
     fn all(options: &[Vec<Vec<Options>>]) -> Vec<(f64, f64)> {
         let product = |sums: Vec<(f64, f64)>, options: &Options| {
             let more = |sum: &(f64, f64)| {

@@ -158,65 +158,67 @@ impl LayerProfile {
         Ok(self)
     }
 
-    /// Name of the layer.
+    /// Returns the name of the layer.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Number of outputs.
+    /// Returns the number of outputs.
     pub fn out_features(&self) -> usize {
         self.facts.shape.0
     }
 
-    /// Number of inputs.
+    /// Returns the number of inputs.
     pub fn in_features(&self) -> usize {
         self.facts.shape.1
     }
 
-    /// The largest rank that was solved for; 0 for a layer that stays original.
+    /// Returns the largest rank that was solved for; 0 for a layer that stays original.
     pub fn max_rank(&self) -> usize {
         self.explained.len()
     }
 
-    /// Parameters of the original layer, bias included.
+    /// Returns the parameters of the original layer, bias included.
     pub fn parameters(&self) -> u64 {
         self.costs(0).0
     }
 
-    /// Multiply–adds of the original layer for one sample of the network.
+    /// Returns the multiply–adds of the original layer for one sample of the network.
     pub fn multiply_adds(&self) -> u64 {
         self.costs(0).1
     }
 
-    /// The explained energy of each rank solved for: the eigenvalues over their total, descending.
+    /// Returns the explained energy of each rank solved for: the eigenvalues over their total,
+    /// descending.
     pub fn explained_energy(&self) -> &[f64] {
         &self.explained
     }
 
-    /// The predicted error at this rank, as [`Decomposition::relative_error`].
+    /// Returns the predicted error at this rank, as [`Decomposition::relative_error`].
     pub fn relative_error(&self, rank: usize) -> Option<f64> {
         self.relative_errors.as_ref()?.get(rank.checked_sub(1)?).copied()
     }
 
-    /// The loss at this rank, a squared relative error: the unexplained energy, which is convex in
-    /// the rank, or the square of [`relative_error`](Self::relative_error) after
+    /// Returns the loss at this rank, a squared relative error: the unexplained energy, which is
+    /// convex in the rank, or the square of [`relative_error`](Self::relative_error) after
     /// [`with_data_errors`](Self::with_data_errors). `None` for a rank that was not solved for.
     pub fn loss(&self, rank: usize) -> Option<f64> {
         self.losses.get(rank.checked_sub(1)?).copied()
     }
 
-    /// The report on the compressed layer of this rank, as [`Decomposition::truncate`] gives it;
-    /// `None` for a rank that was not solved for.
+    /// Returns the report on the compressed layer of this rank, as [`Decomposition::truncate`]
+    /// gives it; `None` for a rank that was not solved for.
     pub fn report(&self, rank: usize) -> Option<Report> {
         self.loss(rank).map(|_| self.facts.report(rank, self.relative_error(rank)))
     }
 
-    /// The smallest relative error that can be distinguished from zero.
+    /// Returns the smallest relative error that can be distinguished from zero.
     pub(super) fn resolution(&self) -> f64 {
         self.facts.resolution
     }
 
-    /// Parameters and multiply–adds at this rank; those of the original layer for rank 0.
+    /// Returns the parameters and multiply–adds at this rank; those of the original layer for rank
+    /// 0.
     ///
     /// Past 0 they must increase with the rank; they may be concave.
     pub(super) fn costs(&self, rank: usize) -> (u64, u64) {
@@ -228,13 +230,13 @@ impl LayerProfile {
         (weights.saturating_add(if bias { m } else { 0 }), weights.saturating_mul(self.calls))
     }
 
-    /// The ranks within the limits that save parameters, ascending.
+    /// Returns the ranks within the limits that save parameters, ascending.
     pub(super) fn saving_ranks(&self, limits: Limits) -> Vec<usize> {
         let saving = (1..=self.max_rank()).take_while(|&rank| self.costs(rank).0 < self.parameters());
         saving.filter(|&rank| limits.allow(rank)).collect()
     }
 
-    /// The loss at this rank, or an error for a rank that was not solved for.
+    /// Returns the loss at this rank, or an error for a rank that was not solved for.
     pub(super) fn require_loss(&self, rank: usize) -> Result<f64> {
         self.loss(rank).ok_or_else(|| {
             let expected = format!("a rank from 1 to the {} solved for", self.max_rank());
@@ -272,7 +274,7 @@ impl Limits {
     }
 }
 
-/// The energy left unexplained at each rank, given the explained energies.
+/// Returns the energy left unexplained at each rank, given the explained energies.
 ///
 /// It is summed from the end, so that small tails keep their digits. Past the last rank solved for,
 /// the rest of the total is left.
@@ -294,7 +296,7 @@ pub(super) fn tails(explained: &[f64], full: usize) -> Vec<f64> {
     tails
 }
 
-/// The position of each name; a name that comes twice is an error.
+/// Returns the position of each name; a name that comes twice is an error.
 pub(super) fn index<'a>(names: impl Iterator<Item = &'a str>) -> Result<BTreeMap<&'a str, usize>> {
     let mut index = BTreeMap::new();
     for (position, name) in names.enumerate() {
@@ -305,7 +307,7 @@ pub(super) fn index<'a>(names: impl Iterator<Item = &'a str>) -> Result<BTreeMap
     Ok(index)
 }
 
-/// The position of each layer by its name; there must be one at least.
+/// Returns the position of each layer by its name; there must be one at least.
 pub(super) fn positions(layers: &[LayerProfile]) -> Result<BTreeMap<&str, usize>> {
     if layers.is_empty() {
         return Err(Error::empty("the layers"));

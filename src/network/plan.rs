@@ -236,12 +236,12 @@ impl Plan {
         }
     }
 
-    /// The choice for the layer of this name.
+    /// Returns the choice for the layer of this name.
     pub fn choice(&self, layer: &str) -> Option<Choice> {
         self.layers.iter().find(|other| other.name == layer).map(|layer| layer.choice)
     }
 
-    /// The ranks of the layers that are compressed on their own, by name.
+    /// Returns the ranks of the layers that are compressed on their own, by name.
     pub fn ranks(&self) -> BTreeMap<String, usize> {
         let rank = |layer: &LayerPlan| match layer.choice {
             Choice::Rank(rank) => Some((layer.name.clone(), rank)),
@@ -250,34 +250,34 @@ impl Plan {
         self.layers.iter().filter_map(rank).collect()
     }
 
-    /// An upper bound on the improvement that another allocation could bring: the objective less
-    /// the lower bound.
+    /// Returns an upper bound on the improvement that another allocation could bring: the objective
+    /// less the lower bound.
     pub fn gap(&self) -> f64 {
         self.objective - self.lower_bound
     }
 
-    /// Parameters of the original layers, biases included.
+    /// Returns the parameters of the original layers, biases included.
     pub fn parameters_before(&self) -> u64 {
         self.layers.iter().map(|layer| layer.parameters_before).sum()
     }
 
-    /// Parameters of the layers as planned, biases included.
+    /// Returns the parameters of the layers as planned, biases included.
     pub fn parameters_after(&self) -> u64 {
         self.layers.iter().map(|layer| layer.parameters_after).sum()
     }
 
-    /// Multiply–adds of the original layers for one sample.
+    /// Returns the multiply–adds of the original layers for one sample.
     pub fn multiply_adds_before(&self) -> u64 {
         self.layers.iter().map(|layer| layer.multiply_adds_before).sum()
     }
 
-    /// Multiply–adds of the layers as planned for one sample.
+    /// Returns the multiply–adds of the layers as planned for one sample.
     pub fn multiply_adds_after(&self) -> u64 {
         self.layers.iter().map(|layer| layer.multiply_adds_after).sum()
     }
 
-    /// The root mean square of the layers' predicted errors, weighted as in the objective; `None`
-    /// if all weights are zero. [`Budget::TotalError`](super::Budget::TotalError) limits it.
+    /// Returns the root mean square of the layers' predicted errors, weighted as in the objective;
+    /// `None` if all weights are zero. [`Budget::TotalError`](super::Budget::TotalError) limits it.
     pub fn total_error(&self) -> Option<f64> {
         let weight = self.layers.iter().map(|layer| layer.weight).sum::<f64>();
         let loss = self.layers.iter().map(|layer| layer.weight * layer.loss).sum::<f64>();

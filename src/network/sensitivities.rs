@@ -127,7 +127,7 @@ impl Sensitivities {
         })
     }
 
-    /// The sensitivity of a layer.
+    /// Returns the sensitivity of a layer.
     pub fn get(&self, layer: &str) -> Option<f64> {
         self.0.get(layer).copied()
     }
@@ -139,7 +139,7 @@ impl Sensitivities {
         })
     }
 
-    /// All names and sensitivities, by name.
+    /// Returns all names and sensitivities, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, f64)> {
         self.0.iter().map(|(name, &sensitivity)| (name.as_str(), sensitivity))
     }
@@ -173,7 +173,7 @@ impl Sensitivities {
     }
 }
 
-/// The rank at which a layer is measured, and its loss there.
+/// Returns the rank at which a layer is measured, and its loss there.
 fn measurable<'a>(layer: &'a LayerProfile, plan: &Plan) -> Option<(&'a str, usize, f64)> {
     let planned = match plan.choice(layer.name()) {
         Some(Choice::Rank(rank)) => rank,

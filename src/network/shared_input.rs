@@ -188,23 +188,24 @@ impl SharedInput {
         })
     }
 
-    /// The names of the layers, in the order of the stacked weights.
+    /// Returns the names of the layers, in the order of the stacked weights.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.members.iter().map(|member| member.name.as_str())
     }
 
-    /// The largest rank that was solved for.
+    /// Returns the largest rank that was solved for.
     pub fn max_rank(&self) -> usize {
         self.members.iter().map(|member| member.losses.len()).min().unwrap_or(0)
     }
 
-    /// The loss of a layer, by its index in the group, at this rank of the shared `down`: a squared
-    /// relative error, as [`LayerProfile::loss`]. `None` for a layer or a rank that does not exist.
+    /// Returns the loss of a layer, by its index in the group, at this rank of the shared `down`: a
+    /// squared relative error, as [`LayerProfile::loss`]. `None` for a layer or a rank that does
+    /// not exist.
     pub fn loss(&self, member: usize, rank: usize) -> Option<f64> {
         self.members.get(member)?.losses.get(rank.checked_sub(1)?).copied()
     }
 
-    /// Parameters of all layers at this rank, biases included: `k (n + Σ mᵢ)`.
+    /// Returns the parameters of all layers at this rank, biases included: `k (n + Σ mᵢ)`.
     pub fn parameters(&self, rank: usize) -> u64 {
         (0..self.members.len()).map(|index| self.at_rank(index, rank).0).sum()
     }
@@ -257,7 +258,7 @@ fn check_members<T: Scalar>(members: &[(&LayerProfile, &Linear<T>)]) -> Result<(
     Ok(())
 }
 
-/// `√(wᵢ / eᵢ)` of each layer, divided by the largest; 1 for a layer without energy.
+/// Returns `√(wᵢ / eᵢ)` of each layer, divided by the largest; 1 for a layer without energy.
 fn scales<T>(members: &[(&LayerProfile, &Linear<T>)], sensitivities: Option<&Sensitivities>) -> Result<Vec<f64>> {
     let weight = |(profile, _): &(&LayerProfile, _)| sensitivities.map_or(Ok(1.0), |all| all.require(profile.name()));
     let weights: Vec<f64> = members.iter().map(weight).collect::<Result<_>>()?;
@@ -272,7 +273,7 @@ fn scales<T>(members: &[(&LayerProfile, &Linear<T>)], sensitivities: Option<&Sen
     Ok(scales.into_iter().map(|scale| if scale > 0.0 { scale / largest } else { 1.0 }).collect())
 }
 
-/// The weights of all layers, each multiplied by its scale, on top of one another.
+/// Returns the weights of all layers, each multiplied by its scale, on top of one another.
 fn stack<T: Scalar>(members: &[(&LayerProfile, &Linear<T>)], scales: &[f64]) -> Result<Linear<T>> {
     let outputs = members.iter().map(|(_, layer)| layer.out_features()).sum();
     let inputs = members.first().map_or(0, |(_, layer)| layer.in_features());

@@ -106,7 +106,7 @@ fn mutated(rng: &mut StdRng, bytes: &[u8], others: &[Vec<u8>]) -> Vec<u8> {
     bytes
 }
 
-/// One digit sequence, word or bracket replaced by something else.
+/// Returns one digit sequence, word or bracket replaced by something else.
 fn mutated_text(rng: &mut StdRng, text: &str) -> String {
     let kind = |c: char| {
         if c.is_ascii_digit() {

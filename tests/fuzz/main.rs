@@ -51,12 +51,12 @@ fn fuzz(target: &str, failed: &[u64], case: impl Fn(&mut StdRng)) {
     println!("{target}: {count} cases from seed {start}");
 }
 
-/// One of these.
+/// Returns one of these.
 fn pick<V: Copy>(rng: &mut StdRng, values: &[V]) -> V {
     values[rng.random_range(0..values.len())]
 }
 
-/// A number anywhere between these powers of ten.
+/// Returns a number anywhere between these powers of ten.
 fn magnitude(rng: &mut StdRng, exponents: core::ops::Range<f64>) -> f64 {
     10_f64.powf(rng.random_range(exponents))
 }

@@ -155,7 +155,7 @@ fn case<T: Scalar>(rng: &mut StdRng) {
     }
 }
 
-/// Bytes of a scatter and of as many gathered samples as take a quarter of that.
+/// Returns the bytes of a scatter and of as many gathered samples as take a quarter of that.
 fn collapsed<T>(features: usize) -> usize {
     let scatter: usize =
         (0..features).step_by(256).map(|start| (features - start) * 256.min(features - start) * 8).sum();

@@ -32,7 +32,8 @@ fn cases() -> Vec<Case> {
     serde_json::from_str(include_str!("golden/golden.json")).unwrap()
 }
 
-/// The layer and its statistics; a memory-bound twin of the latter has collapsed to the scatter.
+/// Returns the layer and its statistics; a memory-bound twin of the latter has collapsed to the
+/// scatter.
 fn set_up(case: &Case) -> (Linear<f64>, ActivationStats<f64>, ActivationStats<f64>) {
     let bias: Col<f64> = case.bias.iter().copied().collect();
     let inputs = matrix(&case.inputs);

@@ -40,7 +40,7 @@ impl Alternating<'_> {
     }
 }
 
-/// The least-norm `Z` of least `‖A Z − B‖`, for an `A` that may be rank deficient.
+/// Returns the least-norm `Z` of least `‖A Z − B‖`, for an `A` that may be rank deficient.
 fn least_squares(matrix: MatRef<'_, f64>, right: MatRef<'_, f64>) -> Mat<f64> {
     matrix.svd().unwrap().pseudoinverse() * right
 }
@@ -67,7 +67,8 @@ impl Instance {
         dalr.compress(&self.layer, &stats(self.inputs.as_ref()), Rank::Fixed(self.rank)).unwrap()
     }
 
-    /// The samples, less their mean if `centred`, on top of `√λ I`; over the root of their number.
+    /// Returns the samples, less their mean if `centred`, on top of `√λ I`; over the root of their
+    /// number.
     fn root(&self, centred: bool, (keep, ridge): (f64, f64)) -> Mat<f64> {
         let (samples, n) = self.inputs.shape();
         let mean = |j: usize| self.inputs.col(j).iter().sum::<f64>() / samples as f64;

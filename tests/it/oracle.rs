@@ -31,7 +31,7 @@ fn nalgebra(matrix: MatRef<'_, f64>) -> (Vec<f64>, Mat<f64>) {
 
 const ORACLES: [(&str, Oracle); 2] = [("Jacobi", jacobi), ("nalgebra", nalgebra)];
 
-/// A random matrix with these singular values.
+/// Returns a random matrix with these singular values.
 fn with_values(rng: &mut StdRng, rows: usize, columns: usize, values: &[f64]) -> Mat<f64> {
     let (left, right) = (orthogonal(rng, rows, values.len()), orthogonal(rng, values.len(), columns));
     Mat::from_fn(rows, values.len(), |i, j| left[(i, j)] * values[j]) * right
@@ -213,8 +213,8 @@ fn both_agree_on_random_weighted_problems() {
     worst.into_iter().for_each(Worst::check);
 }
 
-/// A matrix, inputs × samples, whose product with its transpose is the second moment, and the trace
-/// of that.
+/// Returns a matrix, inputs × samples, whose product with its transpose is the second moment, and
+/// the trace of that.
 fn root_of(inputs: &Mat<f64>, counts: &[f64], centred: bool) -> (Mat<f64>, f64) {
     let (samples, n) = inputs.shape();
     let weight: f64 = counts.iter().sum();

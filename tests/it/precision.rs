@@ -35,8 +35,8 @@ fn wide(matrix: MatRef<'_, f32>) -> Mat<f64> {
     Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| f64::from(matrix[(i, j)]))
 }
 
-/// Squared error of the replacement relative to the outputs, on the centred inputs, in `f64`, from
-/// the factors.
+/// Returns the squared error of the replacement relative to the outputs, on the centred inputs, in
+/// `f64`, from the factors.
 fn squared_error(weight: &Mat<f32>, low: &dalr::LowRankLinear<f32>, inputs: MatRef<'_, f32>) -> f64 {
     let inputs = wide(inputs);
     let mean = Mat::<f64>::ones(1, inputs.nrows()) * &inputs * faer::Scale(1.0 / inputs.nrows() as f64);
@@ -46,7 +46,7 @@ fn squared_error(weight: &Mat<f32>, low: &dalr::LowRankLinear<f32>, inputs: MatR
     (&centred * difference.transpose()).squared_norm_l2() / (&centred * weight.transpose()).squared_norm_l2()
 }
 
-/// Fraction of the energy that the eigenvalues leave out.
+/// Returns the fraction of the energy that the eigenvalues leave out.
 fn left(energies: &[f64], total: f64) -> f64 {
     1.0 - energies.iter().sum::<f64>() / total
 }

@@ -42,7 +42,7 @@ fn slack(problem: &Problem, anchor: f64) -> f64 {
     100.0 * f64::EPSILON * norms * (1.0 + anchor)
 }
 
-/// `λ` over the mean second moment of an input. Full shrinkage keeps `2⁻³⁶` of the data.
+/// Returns `λ` over the mean second moment of an input. Full shrinkage keeps `2⁻³⁶` of the data.
 fn anchor_of(ridge: Ridge, report: &Report) -> f64 {
     match (ridge, report.shrinkage) {
         (Ridge::Relative(ratio), _) => ratio,

@@ -40,15 +40,15 @@ fn ends_of_range<T: Scalar>() -> [(f64, &'static str); 3] {
     [(1.0, "1"), (2_f64.powi(low), "near underflow"), (2_f64.powi(high), "near overflow")]
 }
 
-/// `Q diag(values) Qᵀ`, symmetric to the last bit.
+/// Returns `Q diag(values) Qᵀ`, symmetric to the last bit.
 fn symmetric(rotation: &Mat<f64>, values: &[f64]) -> Mat<f64> {
     let n = values.len();
     let product = Mat::from_fn(n, n, |i, j| rotation[(i, j)] * values[j]) * rotation.transpose();
     Mat::from_fn(n, n, |i, j| (product[(i, j)] + product[(j, i)]) / 2.0)
 }
 
-/// The worst of `‖A V − V Λ‖ / (‖A‖ n ε)`, `‖I − VᵀV‖ / (n ε)`, the eigenvalues' errors and the
-/// captured energy's.
+/// Returns the worst of `‖A V − V Λ‖ / (‖A‖ n ε)`, `‖I − VᵀV‖ / (n ε)`, the eigenvalues' errors and
+/// the captured energy's.
 ///
 /// `ε` is that of the algorithm: the dense one works in `f64`, block Lanczos in the operator's
 /// scalar.
@@ -248,8 +248,8 @@ fn objectives(problem: &Aligned, data_scale: f64) -> Vec<Objective> {
 }
 
 impl Objective {
-    /// The energy of a direction with singular value `s` in the weight and eigenvalue `t` in the
-    /// data.
+    /// Returns the energy of a direction with singular value `s` in the weight and eigenvalue `t`
+    /// in the data.
     fn energy(&self, s: f64, t: f64) -> f64 {
         if !self.shrinking {
             s * s * (self.data * t + self.ridge)

@@ -46,7 +46,7 @@ fn lenet() -> Vec<Site> {
         .collect()
 }
 
-/// A layer of all-MiniLM-L6-v2 and what it reads on definitions of nouns.
+/// Returns a layer of all-MiniLM-L6-v2 and what it reads on definitions of nouns.
 fn minilm() -> Site {
     let bytes = std::fs::read(data("minilm_value.safetensors")).unwrap();
     let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
@@ -73,7 +73,7 @@ fn minilm() -> Site {
     }
 }
 
-/// All ratios of a site at each count: every layer, seed and rank.
+/// Returns all ratios of a site at each count: every layer, seed and rank.
 fn ratios(site: &Site, counts: &[usize], seeds: u64) -> Vec<Vec<f64>> {
     let at = |&count: &usize| {
         let mut ratios = Vec::new();

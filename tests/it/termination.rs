@@ -44,7 +44,7 @@ impl Hostile {
         Self { dimension, early: entry, late: entry, turns: 0, trace, noise: 0.0, calls, vectors }
     }
 
-    /// The products of `decaying` until this call.
+    /// Creates the products of `decaying` until this call.
     fn turning(dimension: usize, turns: usize, late: Entry) -> Self {
         Self { late, turns, ..Self::new(dimension, decaying) }
     }
@@ -57,9 +57,9 @@ impl Hostile {
         Self { noise, ..self }
     }
 
-    /// A bound on the vectors that the solver may multiply, a fallback to the dense algorithm
-    /// included: 40 for each pair and each vector of a block, two blocks for a verification, and
-    /// the identity.
+    /// Returns a bound on the vectors that the solver may multiply, a fallback to the dense
+    /// algorithm included: 40 for each pair and each vector of a block, two blocks for a
+    /// verification, and the identity.
     fn bound(&self, count: usize) -> usize {
         40 * (count + 64) + 128 + self.dimension
     }
@@ -97,7 +97,7 @@ impl<T: Scalar> PsdOperator<T> for Hostile {
 
 const COUNT: usize = 3;
 
-/// The solver's outcome for an operator, within its bound on products.
+/// Returns the solver's outcome for an operator, within its bound on products.
 fn outcome<T: Scalar>(operator: &Hostile, solver: Solver) -> Result<Eigenpairs> {
     let operator = operator.clone();
     let outcome = top_eigenpairs::<T>(&operator, COUNT, solver, 1);

@@ -187,14 +187,14 @@ impl Method {
 }
 
 impl SourceArgs {
-    /// The map of `--inputs`, by layer.
+    /// Returns the map of `--inputs`, by layer.
     pub fn inputs(&self) -> Result<BTreeMap<String, String>> {
         self.inputs
             .as_deref()
             .map_or(Ok(BTreeMap::new()), |path| json_map(path, "a JSON object {\"layer\": \"tensor\", …}"))
     }
 
-    /// Whether a file is one that is read.
+    /// Returns whether a file is one that is read.
     fn reads(&self, path: &Path) -> bool {
         let same =
             |input: &Path| path.canonicalize().is_ok_and(|path| input.canonicalize().is_ok_and(|input| input == path));

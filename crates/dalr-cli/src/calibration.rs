@@ -75,17 +75,17 @@ impl Calibration {
         Ok(())
     }
 
-    /// Whether there are data of this name.
+    /// Returns whether there are data of this name.
     pub fn holds(&self, name: &str) -> bool {
         self.parts(name).next().is_some()
     }
 
-    /// The names of all data.
+    /// Returns the names of all data.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.parts.keys().map(String::as_str)
     }
 
-    /// The data of a name. Those of `NAME.input` include saved statistics in a file
+    /// Returns the data of a name. Those of `NAME.input` include saved statistics in a file
     /// `NAME.safetensors`.
     fn parts(&self, name: &str) -> impl Iterator<Item = &Part> {
         let short = name.strip_suffix(".input").and_then(|short| self.parts.get(short));
@@ -126,7 +126,7 @@ impl Calibration {
         Ok(())
     }
 
-    /// A checksum of all data of a name.
+    /// Returns a checksum of all data of a name.
     pub fn sum(&self, name: &str) -> Result<u32> {
         let mut sum = Hasher::new();
         for part in self.parts(name) {
@@ -141,7 +141,8 @@ impl Calibration {
         Ok(sum.finalize())
     }
 
-    /// Statistics of a layer's input in the precision of its weight, and a checksum of the data.
+    /// Returns statistics of a layer's input in the precision of its weight, and a checksum of the
+    /// data.
     pub fn statistics(&self, layer: &Layer) -> Result<(Statistics, u32)> {
         let Layer { name, in_features, input, dtype, .. } = layer;
         let gathered = match dtype {
@@ -217,7 +218,7 @@ fn sum_file(path: &Path, sum: &mut Hasher) -> Result<()> {
     }
 }
 
-/// A file itself, or all `*.safetensors` of a folder, sorted by name.
+/// Returns a file itself, or all `*.safetensors` of a folder, sorted by name.
 fn expand(path: &Path) -> Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(vec![path.into()]);

@@ -113,7 +113,7 @@ fn by_outputs(args: &CompressArgs, profile: LayerProfile) -> LayerProfile {
     profile.clone().with_data_errors().unwrap_or(profile)
 }
 
-/// The settings on which a solved layer depends, besides its own weight, bias and input.
+/// Returns the settings on which a solved layer depends, besides its own weight, bias and input.
 fn settings(args: &CompressArgs, model: &ModelFile, layers: &[Layer]) -> Settings {
     let mut settings = Settings::from([
         ("version".into(), env!("CARGO_PKG_VERSION").into()),

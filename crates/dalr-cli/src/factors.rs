@@ -122,13 +122,13 @@ impl Factors {
         self.file.metadata().get("fingerprint").map_or("", String::as_str)
     }
 
-    /// The first factor of this rank, rank × in, as bytes of the weight's dtype.
+    /// Returns the first factor of this rank, rank × in, as bytes of the weight's dtype.
     pub fn down(&self, rank: usize, write: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let (_, row) = self.rows("down")?;
         self.file.visit("down", ..(rank * row) as u64, PIECE, write)
     }
 
-    /// The second factor of this rank, out × rank, as bytes of the weight's dtype.
+    /// Returns the second factor of this rank, out × rank, as bytes of the weight's dtype.
     pub fn up(&self, rank: usize, mut write: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let (columns, row) = self.rows("up")?;
         let kept = row / columns * rank;
@@ -140,12 +140,12 @@ impl Factors {
         })
     }
 
-    /// Whether the method gives the layer a bias of its own.
+    /// Returns whether the method gives the layer a bias of its own.
     pub fn has_bias(&self) -> bool {
         self.file.tensor("output_mean").is_some()
     }
 
-    /// The corrected bias of this rank; `None` if the method keeps the bias.
+    /// Returns the corrected bias of this rank; `None` if the method keeps the bias.
     pub fn bias(&self, layer: &Layer, rank: usize) -> Result<Option<Vec<f64>>> {
         if !self.has_bias() {
             return Ok(None);
@@ -168,7 +168,7 @@ impl Factors {
         Ok(Some(corrected))
     }
 
-    /// The columns of a factor, and the bytes of one of its rows.
+    /// Returns the columns of a factor, and the bytes of one of its rows.
     fn rows(&self, name: &str) -> Result<(usize, usize)> {
         let refuse = || Error::format(self.file.path(), format!("a factor `{name}`"), "none");
         let TensorInfo { shape, bytes, .. } = self.file.tensor(name).ok_or_else(refuse)?;
@@ -179,7 +179,7 @@ impl Factors {
     }
 }
 
-/// A bias as bytes of the weight's dtype.
+/// Returns a bias as bytes of the weight's dtype.
 pub fn write_bias(layer: &Layer, bias: &[f64]) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let rounded: Vec<f64> = bias.iter().map(|&number| layer.dtype.encode(number, &mut bytes)).collect();

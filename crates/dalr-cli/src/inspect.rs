@@ -104,8 +104,8 @@ impl Inspection<'_> {
     }
 }
 
-/// The points of every layer. Layers with the same input follow each other, so that its statistics
-/// are gathered once.
+/// Returns the points of every layer. Layers with the same input follow each other, so that its
+/// statistics are gathered once.
 fn measure(
     model: &ModelFile,
     calibration: &Calibration,

@@ -89,7 +89,7 @@ impl Output<'_> {
         Ok(writer)
     }
 
-    /// The model's metadata, with the method, the ranks and the version added.
+    /// Returns the model's metadata, with the method, the ranks and the version added.
     fn metadata(&self) -> BTreeMap<String, String> {
         let mut metadata = self.model.metadata().clone();
         // A model that was compressed before keeps the ranks of its other layers.

@@ -125,7 +125,7 @@ impl Progress {
         }
     }
 
-    /// The time left, from the time of the layers solved now; `None` before `CERTAIN`.
+    /// Returns the time left, from the time of the layers solved now; `None` before `CERTAIN`.
     fn left(&self) -> Option<Duration> {
         if self.solved < CERTAIN * self.total {
             return None;
@@ -158,7 +158,7 @@ impl Progress {
     }
 }
 
-/// The order of a solve: products of the weight with the input's covariance, and an
+/// Returns the order of a solve: products of the weight with the input's covariance, and an
 /// eigendecomposition.
 fn cost(layer: &Layer) -> f64 {
     let (m, n) = (layer.out_features as f64, layer.in_features as f64);

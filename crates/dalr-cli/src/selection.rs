@@ -91,7 +91,8 @@ pub fn select(args: &SourceArgs, model: &ModelFile, calibration: &Calibration) -
     Ok(selection)
 }
 
-/// The name and the dtype of the layer whose weight this may be, or the reason why it is none.
+/// Returns the name and the dtype of the layer whose weight this may be, or the reason why it is
+/// none.
 fn candidate<'a>(name: &'a str, tensor: &TensorInfo) -> std::result::Result<(&'a str, FloatDtype), String> {
     let Some(layer) = name.strip_suffix(".weight") else { return Err("not a weight".into()) };
     if tensor.shape.len() != 2 {

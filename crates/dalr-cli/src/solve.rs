@@ -130,7 +130,7 @@ pub fn read<T: Scalar>(model: &ModelFile, layer: &Layer) -> Result<Linear<T>> {
     Linear::new(weight, bias).map_err(Error::layer(&layer.name))
 }
 
-/// The method for layers of this precision.
+/// Returns the method for layers of this precision.
 fn compressor<T: Scalar>(args: &CompressArgs) -> Box<dyn LowRankCompressor<T>> {
     match args.method {
         Method::Dalr => Box::new(Dalr::new()),
@@ -140,7 +140,7 @@ fn compressor<T: Scalar>(args: &CompressArgs) -> Box<dyn LowRankCompressor<T>> {
     }
 }
 
-/// Whether the method changes the bias of a layer that has one, or has none.
+/// Returns whether the method changes the bias of a layer that has one, or has none.
 fn corrects_bias(method: Method, has_bias: bool) -> bool {
     match method {
         Method::Dalr => has_bias,
@@ -149,7 +149,7 @@ fn corrects_bias(method: Method, has_bias: bool) -> bool {
     }
 }
 
-/// `b + W μ`, accumulated in `f64`. An empty bias counts as zero.
+/// Returns `b + W μ`, accumulated in `f64`. An empty bias counts as zero.
 fn output_mean<T: Scalar>(weight: MatRef<'_, T>, bias: &[f64], mean: &[f64]) -> Vec<f64> {
     let mut sums = vec![0.0; weight.nrows()];
     for (column, mean) in weight.col_iter().zip(mean) {
@@ -159,8 +159,8 @@ fn output_mean<T: Scalar>(weight: MatRef<'_, T>, bias: &[f64], mean: &[f64]) -> 
     sums
 }
 
-/// Indices of layers that read the same input in the same precision, in the order of each group's
-/// first layer.
+/// Returns the indices of layers that read the same input in the same precision, in the order of
+/// each group's first layer.
 pub fn groups(layers: &[Layer]) -> Vec<Vec<usize>> {
     let mut groups: Vec<Vec<usize>> = Vec::new();
     let mut places = BTreeMap::new();

@@ -71,12 +71,12 @@ impl Work {
         if differences.is_empty() { Ok(()) } else { Err(Error::Changed(differences.join("; "))) }
     }
 
-    /// Whether no layer is solved.
+    /// Returns whether no layer is solved.
     pub fn is_empty(&self) -> Result<bool> {
         Ok(!self.files()?.iter().any(|path| path.extension().is_some_and(|extension| extension == LAYER)))
     }
 
-    /// The file of the layer with this index.
+    /// Returns the file of the layer with this index.
     pub fn layer(&self, index: usize) -> PathBuf {
         self.folder.join(format!("{index:05}.{LAYER}"))
     }

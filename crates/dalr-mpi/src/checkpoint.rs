@@ -62,8 +62,8 @@ impl Checkpoints {
         Err(Failure::file(&folder, "expected to be alone, got another job at work on these checkpoints"))
     }
 
-    /// The last checkpoint, if there is one. A checkpoint that is damaged or of other data is an
-    /// error: to start again without a message could waste days.
+    /// Returns the last checkpoint, if there is one. A checkpoint that is damaged or of other data
+    /// is an error: to start again without a message could waste days.
     pub fn load(&self, layers: usize) -> Result<Option<State>> {
         let mut all = self.all()?;
         all.sort();

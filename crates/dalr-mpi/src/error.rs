@@ -26,7 +26,7 @@ pub enum Failure {
 pub type Result<T, E = Failure> = core::result::Result<T, E>;
 
 impl Failure {
-    /// A file that cannot be used, and why.
+    /// Creates a file that cannot be used, and why.
     pub fn file(path: &Path, why: impl Display) -> Self {
         Self::Refused(format!("{}: {why}", path.display()))
     }

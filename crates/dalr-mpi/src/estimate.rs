@@ -55,13 +55,13 @@ pub struct SolveTime {
 }
 
 impl SolveTime {
-    /// The sum of all parts.
+    /// Returns the sum of all parts.
     pub fn total(&self) -> f64 {
         self.products + self.sums + self.repeated
     }
 }
 
-/// Bytes of the lower block triangle of a scatter.
+/// Returns the bytes of the lower block triangle of a scatter.
 pub fn scatter_bytes(features: f64) -> f64 {
     4.0 * features * (features + 256.0)
 }
@@ -72,7 +72,7 @@ fn rounds(ranks: usize) -> f64 {
 }
 
 impl Rates {
-    /// The rates from a job of one rank, and from one of two ranks for merging.
+    /// Creates the rates from a job of one rank, and from one of two ranks for merging.
     pub fn of(one: &Measured, two: &Measured) -> Self {
         let n = one.sizes.features as f64;
         let vectors = vectors_of(one);
@@ -86,14 +86,14 @@ impl Rates {
     }
 }
 
-/// Number of vectors multiplied: each is summed over the ranks, 8 bytes an entry, besides some sums
-/// over the inputs.
+/// Returns the number of vectors multiplied: each is summed over the ranks, 8 bytes an entry,
+/// besides some sums over the inputs.
 pub fn vectors_of(measured: &Measured) -> f64 {
     let numbers = measured.solve_summed.first().copied().unwrap_or(0) as f64 / 8.0;
     (numbers / measured.sizes.features as f64 - 2.0).max(1.0).floor()
 }
 
-/// Multiply–adds of orthogonalising a basis of `vectors` vectors twice.
+/// Returns the multiply–adds of orthogonalising a basis of `vectors` vectors twice.
 fn repeated_macs(dimension: f64, vectors: f64) -> f64 {
     4.0 * dimension * vectors * vectors
 }

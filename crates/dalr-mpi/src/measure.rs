@@ -169,13 +169,13 @@ fn limited(features: usize) -> ActivationStats<f32> {
     ActivationStats::new(features).with_threads(1).with_memory_limit(scatter + (waiting(features) + 256) * sample)
 }
 
-/// The number of samples that the library collects for one product.
+/// Returns the number of samples that the library collects for one product.
 fn waiting(features: usize) -> usize {
     (features / 4).clamp(1, 512.max((1 << 22) / features))
 }
 
-/// Memory of this process in bytes, from Linux: `VmRSS` for the current, `VmHWM` for the peak since
-/// the last reset. 0 on other systems.
+/// Returns the memory of this process in bytes, from Linux: `VmRSS` for the current, `VmHWM` for
+/// the peak since the last reset. 0 on other systems.
 pub fn status(name: &str) -> u64 {
     let text = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
@@ -191,7 +191,7 @@ pub fn reset_peak() -> u64 {
     most
 }
 
-/// Bytes on the loopback interface since the machine started; 0 if unknown.
+/// Returns the bytes on the loopback interface since the machine started; 0 if unknown.
 fn loopback() -> u64 {
     let text = fs::read_to_string("/proc/net/dev").unwrap_or_default();
     let counters = text.lines().find_map(|line| line.trim().strip_prefix("lo:"));

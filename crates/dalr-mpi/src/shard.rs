@@ -35,8 +35,8 @@ pub fn with_rank(path: &Path, rank: usize) -> PathBuf {
     path.to_string_lossy().replace(RANK, &rank.to_string()).into()
 }
 
-/// A rank's part of `count` items. Neighbours stay together, so that the samples keep their order
-/// over all ranks.
+/// Returns a rank's part of `count` items. Neighbours stay together, so that the samples keep their
+/// order over all ranks.
 fn part(count: usize, rank: usize, size: usize) -> core::ops::Range<usize> {
     rank * count / size..(rank + 1) * count / size
 }
@@ -59,13 +59,13 @@ impl Shard {
         Ok(Self::Files(paths[part].to_vec()))
     }
 
-    /// A rank's part of this many generated batches.
+    /// Creates a rank's part of this many generated batches.
     pub fn generated(seed: u64, rows: usize, batches: usize, rank: usize, size: usize) -> Self {
         let part = part(batches, rank, size);
         Self::Generated { seed, rows, first: part.start, count: part.len() }
     }
 
-    /// Number of batches of this rank.
+    /// Returns the number of batches of this rank.
     pub fn batches(&self) -> usize {
         match self {
             Self::Files(files) => files.len(),
@@ -91,7 +91,7 @@ impl Shard {
         Ok(format!("{} files, names and lengths {:08x}", files.len(), sum.finalize()))
     }
 
-    /// The layers of a model whose inputs the first batch holds.
+    /// Returns the layers of a model whose inputs the first batch holds.
     pub fn layers(&self, shapes: Vec<Shape>) -> Result<Vec<Shape>> {
         let Self::Files(files) = self else { return Ok(shapes) };
         let Some(first) = files.first() else { return Ok(Vec::new()) };
@@ -131,7 +131,7 @@ pub enum Batch {
 }
 
 impl Batch {
-    /// The inputs of a layer, samples × inputs.
+    /// Returns the inputs of a layer, samples × inputs.
     pub fn inputs(&self, shape: &Shape) -> Result<Mat<f32>> {
         match self {
             Self::File(file) => {
@@ -149,8 +149,8 @@ impl Batch {
     }
 }
 
-/// An input of a generated sample. Half of the inputs are zero, as after a ReLU; later inputs vary
-/// less, and all share one direction.
+/// Returns an input of a generated sample. Half of the inputs are zero, as after a ReLU; later
+/// inputs vary less, and all share one direction.
 fn sample(seed: u64, number: usize, input: usize, inputs: usize) -> f32 {
     let own = uniform(seed, (number * (inputs + 1) + input + 1) as u64);
     let shared = uniform(seed, (number * (inputs + 1)) as u64);

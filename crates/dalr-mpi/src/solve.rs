@@ -138,7 +138,8 @@ fn validate<T: Scalar>(layer: &Linear<T>, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The first sample of the first rank that has one if the inputs are centred; zero otherwise.
+/// Returns the first sample of the first rank that has one if the inputs are centred; zero
+/// otherwise.
 fn origin<T: Scalar>(
     ranks: &Ranks,
     batches: &mut Peekable<impl Iterator<Item = Result<Mat<T>>>>,
@@ -200,7 +201,7 @@ fn gather<T: Scalar>(
     Ok((sums, segments))
 }
 
-/// Row and column of the first NaN or infinity.
+/// Returns the row and column of the first NaN or infinity.
 fn first_non_finite(matrix: MatRef<'_, f64>) -> Option<(usize, usize)> {
     matrix.col_iter().enumerate().find_map(|(column, entries)| {
         let row = entries.iter().position(|x| !x.is_finite())?;

@@ -21,7 +21,7 @@ fn progress(folder: &Path, ranks: usize) -> Vec<Option<usize>> {
     (0..ranks).map(of).collect()
 }
 
-/// The only checkpoint of a rank.
+/// Returns the only checkpoint of a rank.
 fn checkpoint(folder: &Path, rank: usize) -> PathBuf {
     let batches = progress(folder, rank + 1)[rank].unwrap();
     folder.join(format!("rank-{rank}/batches-{batches}"))

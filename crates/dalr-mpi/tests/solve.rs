@@ -23,7 +23,7 @@ struct Case {
 const CASE: Case =
     Case { size: (48, 64), data: (8, 50), rank: 12, ridge: 0.0, keep_bias: false, solver: "dense", ranks: 4 };
 
-/// The number after a word on a line.
+/// Returns the number after a word on a line.
 fn number(line: &str, word: &str) -> f64 {
     let rest = line.split(word).nth(1).unwrap_or_else(|| panic!("no `{word}` in: {line}"));
     rest.split([',', ' ']).find(|text| !text.is_empty()).unwrap().parse().unwrap()

@@ -8,7 +8,7 @@ use dalr_mpi::estimate::scatter_bytes;
 use dalr_mpi::measure::Measured;
 use dalr_mpi::shard::Shard;
 
-/// The form of the statistics, from their debug output.
+/// Returns the form of the statistics, from their debug output.
 fn form(stats: &ActivationStats<f32>) -> &'static str {
     if format!("{stats:?}").contains("\"covariance\"") { "scatter" } else { "samples" }
 }

@@ -165,13 +165,13 @@ impl LowRankLinear {
         })
     }
 
-    /// The variables `down`, `up` and bias; empty unless the layer came from
+    /// Returns the variables `down`, `up` and bias; empty unless the layer came from
     /// [`trainable`](Self::trainable).
     pub fn variables(&self) -> &[Var] {
         &self.variables
     }
 
-    /// The first factor, rank × in, as a layer without a bias.
+    /// Returns the first factor, rank × in, as a layer without a bias.
     ///
     /// ```
     /// use candle_core::{DType, Device};
@@ -187,12 +187,12 @@ impl LowRankLinear {
         &self.down
     }
 
-    /// The second factor, out × rank, with the bias.
+    /// Returns the second factor, out × rank, with the bias.
     pub fn up(&self) -> &candle_nn::Linear {
         &self.up
     }
 
-    /// The inner dimension of the factors.
+    /// Returns the inner dimension of the factors.
     pub fn rank(&self) -> usize {
         self.down.weight().dims().first().copied().unwrap_or(0)
     }

@@ -63,7 +63,7 @@ pub use self::tensor::{samples, to_tensor, update, update_weighted};
 
 use crate::Error;
 
-/// An error that candle returned.
+/// Returns an error that candle returned.
 fn refused(error: candle_core::Error) -> Error {
     Error::library("candle", error)
 }

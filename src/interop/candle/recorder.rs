@@ -212,12 +212,12 @@ pub struct Recorded<M, T> {
 }
 
 impl<M, T> Recorded<M, T> {
-    /// The name under which it is watched.
+    /// Returns the name under which it is watched.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The wrapped module.
+    /// Returns the wrapped module.
     ///
     /// ```
     /// # fn main() -> dalr::Result<()> {

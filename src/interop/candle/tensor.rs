@@ -140,7 +140,7 @@ pub fn to_tensor<T: Scalar>(matrix: MatRef<'_, T>, dtype: DType, device: &Device
     during("interop::candle::to_tensor", || write(matrix, matrix.shape().into(), dtype, device))
 }
 
-/// A copy of a tensor with two axes.
+/// Returns a copy of a tensor with two axes.
 pub(super) fn to_matrix<T: Scalar + WithDType>(tensor: &Tensor) -> Result<Mat<T>> {
     let &[rows, columns] = tensor.dims() else {
         let what = "axes in the weight (out × in)";
@@ -149,7 +149,7 @@ pub(super) fn to_matrix<T: Scalar + WithDType>(tensor: &Tensor) -> Result<Mat<T>
     matrix(tensor, rows, columns)
 }
 
-/// A copy of a tensor with one axis.
+/// Returns a copy of a tensor with one axis.
 pub(super) fn to_column<T: Scalar + WithDType>(tensor: &Tensor) -> Result<Col<T>> {
     let &[length] = tensor.dims() else {
         let what = "axis in the bias (out)";
@@ -215,8 +215,8 @@ fn widened<T: Scalar, H: Half>(
     widen(rows_of(numbers, window, rows, columns)?)
 }
 
-/// A window of a tensor's memory as a matrix. candle's operations keep the window within the
-/// memory.
+/// Returns a window of a tensor's memory as a matrix. candle's operations keep the window within
+/// the memory.
 fn rows_of<'a, E>(
     numbers: &'a [E],
     window: core::ops::Range<usize>,
@@ -227,7 +227,7 @@ fn rows_of<'a, E>(
     Ok(MatRef::from_row_major_slice(numbers.ok_or_else(misplaced)?, rows, columns))
 }
 
-/// The error for a tensor whose layout does not fit its memory.
+/// Returns the error for a tensor whose layout does not fit its memory.
 fn misplaced() -> Error {
     refused(candle_core::Error::msg("the tensor's numbers are not where its layout says"))
 }

@@ -34,7 +34,7 @@ impl FloatDtype {
         [Self::F64, Self::F32, Self::F16, Self::BF16].into_iter().find(|float| Dtype::from(*float) == dtype)
     }
 
-    /// Bytes of one number.
+    /// Returns the bytes of one number.
     pub fn width(self) -> usize {
         Dtype::from(self).bitsize() / 8
     }

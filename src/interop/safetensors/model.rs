@@ -114,12 +114,12 @@ impl ModelFile {
         })
     }
 
-    /// The path that was opened.
+    /// Returns the path that was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The files with tensors: one, or the shards by name.
+    /// Returns the files with tensors: one, or the shards by name.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         self.files.iter().map(Positioned::path)
     }
@@ -129,22 +129,22 @@ impl ModelFile {
         self.tensors.iter().map(|(name, place)| (name.as_str(), &place.info))
     }
 
-    /// The description of the tensor of this name, if there is one.
+    /// Returns the description of the tensor of this name, if there is one.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
         Some(&self.tensors.get(name)?.info)
     }
 
-    /// The `__metadata__` of all shards. Where shards differ, the first one's value.
+    /// Returns the `__metadata__` of all shards. Where shards differ, the first one's value.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
 
-    /// A CRC-32 of all headers: names, dtypes, shapes and metadata.
+    /// Returns a CRC-32 of all headers: names, dtypes, shapes and metadata.
     pub fn header_checksum(&self) -> u32 {
         self.headers.clone().finalize()
     }
 
-    /// A CRC-32 of a tensor's data.
+    /// Returns a CRC-32 of a tensor's data.
     ///
     /// # Errors
     ///
@@ -262,7 +262,8 @@ impl ModelFile {
     }
 }
 
-/// The header of a file and the position of its data. Allocates no more than the file holds.
+/// Returns the header of a file and the position of its data. Allocates no more than the file
+/// holds.
 fn header(file: &Positioned) -> Result<(Vec<u8>, u64)> {
     let refuse = |expected: String, found: String| Err(format_error(file.path(), expected, found));
     let Some(rest) = file.length().checked_sub(8) else {
@@ -280,7 +281,7 @@ fn header(file: &Positioned) -> Result<(Vec<u8>, u64)> {
     Ok((header, 8 + length))
 }
 
-/// The distinct files of an index, beside it, sorted by name.
+/// Returns the distinct files of an index, beside it, sorted by name.
 fn shards(index: &Path) -> Result<Vec<PathBuf>> {
     during("ModelFile::open", || {
         let text = std::fs::read(index).map_err(|error| io_error(index, error))?;

@@ -39,7 +39,7 @@ impl Positioned {
         &self.path
     }
 
-    /// The length when the file was opened.
+    /// Returns the length when the file was opened.
     pub(super) fn length(&self) -> u64 {
         self.length
     }

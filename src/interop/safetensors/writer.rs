@@ -36,7 +36,7 @@ impl<C> Default for ModelWriter<C> {
 }
 
 impl<C> ModelWriter<C> {
-    /// A file without tensors and without metadata.
+    /// Creates a file without tensors and without metadata.
     pub fn new() -> Self {
         Self::default()
     }
@@ -71,7 +71,7 @@ impl<C> ModelWriter<C> {
         })
     }
 
-    /// The length of all tensors' data in bytes.
+    /// Returns the length of all tensors' data in bytes.
     pub fn data_bytes(&self) -> u64 {
         self.tensors.values().map(|tensor| tensor.info.bytes).sum()
     }
@@ -170,8 +170,8 @@ impl TensorWriter<'_> {
     }
 }
 
-/// The length and the text of the header of a file with these tensors, whose data follow in this
-/// order.
+/// Returns the length and the text of the header of a file with these tensors, whose data follow in
+/// this order.
 pub(super) fn header<'a>(
     metadata: impl Iterator<Item = (&'a str, &'a str)>,
     tensors: impl Iterator<Item = (&'a str, &'a TensorInfo)>,

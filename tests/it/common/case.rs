@@ -53,7 +53,7 @@ impl Case {
         Self { bias: None, ..self.clone() }
     }
 
-    /// The numbers that a scalar type keeps of these.
+    /// Creates the numbers that a scalar type keeps of these.
     pub fn rounded<T: Scalar>(&self) -> Self {
         let round = |matrix: MatRef<'_, f64>| {
             Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| T::from_f64(matrix[(i, j)]).to_f64())
@@ -74,27 +74,27 @@ impl Case {
         self.inputs.nrows()
     }
 
-    /// The inputs, less their mean where the bias makes up for it.
+    /// Returns the inputs, less their mean where the bias makes up for it.
     pub fn seen(&self) -> Mat<f64> {
         let mean = if self.bias.is_some() { mean(&self.inputs) } else { vec![0.0; self.inputs.ncols()] };
         Mat::from_fn(self.samples(), self.inputs.ncols(), |i, j| self.inputs[(i, j)] - mean[j])
     }
 
-    /// Squared singular values of the outputs, descending: the energy that each dimension of the
-    /// best layer captures.
+    /// Returns the squared singular values of the outputs, descending: the energy that each
+    /// dimension of the best layer captures.
     pub fn energies(&self) -> Vec<f64> {
         let outputs = self.seen() * self.weight.transpose();
         jacobi::svd(outputs.as_ref()).values.iter().map(|value| value * value).collect()
     }
 
-    /// The squared sum of the original outputs about their mean.
+    /// Returns the squared sum of the original outputs about their mean.
     pub fn variance(&self) -> f64 {
         let mean = mean(&self.inputs);
         let centred = Mat::from_fn(self.samples(), self.inputs.ncols(), |i, j| self.inputs[(i, j)] - mean[j]);
         (centred * self.weight.transpose()).squared_norm_l2()
     }
 
-    /// `‖Y − Ŷ‖` over all samples, by running both layers.
+    /// Returns `‖Y − Ŷ‖` over all samples, by running both layers.
     pub fn measured(&self, layer: &Linear<f64>) -> f64 {
         let run = |layer: &Linear<f64>| {
             let outputs = &self.inputs * layer.weight().transpose();
@@ -104,7 +104,7 @@ impl Case {
         (run(&self.layer()) - run(layer)).norm_l2()
     }
 
-    /// `√(Σ_j ‖W_j‖² ‖X_j‖²)`, what the terms of an output amount to before they cancel.
+    /// Returns `√(Σ_j ‖W_j‖² ‖X_j‖²)`, what the terms of an output amount to before they cancel.
     pub fn terms(&self, inputs: &Mat<f64>) -> f64 {
         let norms = self.weight.col_iter().zip(inputs.col_iter());
         norms.map(|(w, x)| w.squared_norm_l2() * x.squared_norm_l2()).sum::<f64>().sqrt()

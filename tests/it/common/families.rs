@@ -67,7 +67,7 @@ impl Family {
         values
     }
 
-    /// A random orthogonal matrix, or the identity for what is to stay diagonal.
+    /// Returns a random orthogonal matrix, or the identity for what is to stay diagonal.
     pub fn rotation(self, dimension: usize) -> Mat<f64> {
         if self == Self::GradedDiagonal {
             return Mat::identity(dimension, dimension);
@@ -103,7 +103,7 @@ impl Worst {
     }
 }
 
-/// `‖I − VᵀV‖ / (n ε)` for `n × k` vectors.
+/// Returns `‖I − VᵀV‖ / (n ε)` for `n × k` vectors.
 pub fn orthogonality(vectors: faer::MatRef<'_, f64>, epsilon: f64) -> f64 {
     let identity = Mat::<f64>::identity(vectors.ncols(), vectors.ncols());
     (vectors.transpose() * vectors - identity).norm_l2() / (vectors.nrows() as f64 * epsilon)

@@ -8,14 +8,14 @@ pub fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |crc, &byte| (0..8).fold(crc ^ u32::from(byte), |crc, _| step(crc)))
 }
 
-/// Header and data of a file, the checksum cut off.
+/// Returns the header and data of a file, the checksum cut off.
 pub fn take_apart(bytes: &[u8]) -> (String, Vec<u8>) {
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let header = core::str::from_utf8(&bytes[8..8 + length]).unwrap();
     (header.into(), bytes[8 + length..bytes.len() - 4].to_vec())
 }
 
-/// A file of this header and these data, with the right checksum.
+/// Returns a file of this header and these data, with the right checksum.
 pub fn put_together(header: &str, data: &[u8]) -> Vec<u8> {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend(header.as_bytes());
@@ -31,7 +31,7 @@ pub fn range(header: &str, name: &str) -> core::ops::Range<usize> {
     offset(0)..offset(1)
 }
 
-/// The numbers of a tensor in `f64`.
+/// Returns the numbers of a tensor in `f64`.
 pub fn numbers(header: &str, data: &[u8], name: &str) -> Vec<f64> {
     data[range(header, name)].chunks_exact(8).map(|bytes| f64::from_le_bytes(bytes.try_into().unwrap())).collect()
 }

@@ -16,7 +16,7 @@ pub fn gaussian(rng: &mut StdRng, rows: usize, columns: usize) -> Mat<f64> {
     Mat::from_fn(rows, columns, |_, _| StandardNormal.sample(rng))
 }
 
-/// A random matrix with orthonormal columns (rows, if it is wide).
+/// Returns a random matrix with orthonormal columns (rows, if it is wide).
 pub fn orthogonal(rng: &mut StdRng, rows: usize, columns: usize) -> Mat<f64> {
     if rows < columns {
         return orthogonal(rng, columns, rows).transpose().to_owned();
@@ -86,7 +86,7 @@ impl Spectrum {
     }
 }
 
-/// A random matrix with these singular values.
+/// Returns a random matrix with these singular values.
 pub fn with_spectrum(rng: &mut StdRng, rows: usize, columns: usize, spectrum: Spectrum) -> Mat<f64> {
     let rank = rows.min(columns);
     let (left, right) = (orthogonal(rng, rows, rank), orthogonal(rng, rank, columns));
@@ -161,14 +161,14 @@ pub fn stats<T: Scalar>(inputs: MatRef<'_, T>) -> ActivationStats<T> {
     stats
 }
 
-/// `up · down` in `f64`.
+/// Returns `up · down` in `f64`.
 pub fn weight_of<T: Scalar>(layer: &LowRankLinear<T>) -> Mat<f64> {
     let wide = |m: MatRef<'_, T>| Mat::from_fn(m.nrows(), m.ncols(), |i, j| m[(i, j)].to_f64());
     wide(layer.up()) * wide(layer.down())
 }
 
-/// Squared sum of the differences between what two layers give, by running both; and that of the
-/// dense outputs, less their mean if `centred`, or without the bias.
+/// Returns the squared sum of the differences between what two layers give, by running both; and
+/// that of the dense outputs, less their mean if `centred`, or without the bias.
 pub fn run_both(layer: &Linear<f64>, low: &LowRankLinear<f64>, inputs: MatRef<'_, f64>, centred: bool) -> (f64, f64) {
     let (dense, compressed) = (layer.forward(inputs).unwrap(), low.forward(inputs).unwrap());
     let error = (&dense - compressed).squared_norm_l2();

@@ -12,12 +12,12 @@ fn array<T: Scalar>(rows: usize, columns: usize) -> Array2<T> {
     Array2::from_shape_fn((rows, columns), |(i, j)| T::from_f64((i * 100 + j) as f64))
 }
 
-/// `array.slice(s![…])` without the macro, which contains `unsafe`.
+/// Returns `array.slice(s![…])` without the macro, which contains `unsafe`.
 fn cut<'a, T, D: Dimension>(array: &'a ArrayRef<T, D>, slices: &[Slice]) -> ArrayView<'a, T, D> {
     array.slice_each_axis(|axis| slices[axis.axis.index()])
 }
 
-/// A whole axis by steps, backwards if negative.
+/// Returns a whole axis by steps, backwards if negative.
 fn every(step: isize) -> Slice {
     Slice::new(0, None, step)
 }

@@ -11,7 +11,7 @@ use proptest::strategy::Strategy as _;
 
 use crate::choices;
 
-/// A layer with these squared singular values.
+/// Returns a layer with these squared singular values.
 fn profile(name: &str, shape: (usize, usize), bias: bool, spectrum: Spectrum) -> LayerProfile {
     let mut energies: Vec<f64> = spectrum.values(shape.0.min(shape.1)).iter().map(|value| value * value).collect();
     energies.sort_by(|a, b| b.total_cmp(a));
@@ -67,7 +67,7 @@ impl Network {
         allocator
     }
 
-    /// All that can be done with a layer, from the definitions.
+    /// Returns all that can be done with a layer, from the definitions.
     fn ways(&self, layer: &Layer) -> Vec<Way> {
         let (m, n) = (layer.shape.0 as u64, layer.shape.1 as u64);
         let bias = if layer.bias { m } else { 0 };
@@ -100,7 +100,7 @@ impl Network {
         all
     }
 
-    /// The sum of the weights that count: those of layers that can be compressed.
+    /// Returns the sum of the weights that count: those of layers that can be compressed.
     fn weight(&self) -> f64 {
         self.layers.iter().filter(|layer| self.ways(layer).len() > 1).map(|layer| layer.weight).sum()
     }
@@ -144,7 +144,7 @@ fn rounding(plan: &Plan, loss: f64) -> f64 {
     256.0 * f64::EPSILON * (plan.objective + loss)
 }
 
-/// The least value of all choices within the limit, and the least cost of any.
+/// Returns the least value of all choices within the limit, and the least cost of any.
 fn best(all: impl Iterator<Item = (f64, f64)> + Clone, limit: f64) -> (Option<f64>, f64) {
     let within = all.clone().filter(|(cost, _)| *cost <= limit).map(|(_, value)| value);
     (within.reduce(f64::min), all.map(|(cost, _)| cost).fold(f64::INFINITY, f64::min))

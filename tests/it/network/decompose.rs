@@ -100,8 +100,8 @@ impl LowRankCompressor<f64> for Busy<'_> {
     }
 }
 
-/// The most that were under way at once, of eight equal layers with memory for `room` of them, and
-/// how many of the eight in a worker.
+/// Returns the most that were under way at once, of eight equal layers with memory for `room` of
+/// them, and how many of the eight in a worker.
 fn most_at_once(room: usize) -> (usize, usize) {
     let problem = problems().swap_remove(0);
     let layers: Vec<_> = (0..8).map(|_| (problem.layer::<f64>(), problem.stats())).collect();

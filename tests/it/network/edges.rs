@@ -9,7 +9,7 @@ use dalr::{Dalr, LowRankCompressor, Ridge, Warning};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-/// A square layer with these energies, which are all there are.
+/// Returns a square layer with these energies, which are all there are.
 fn profile(name: &str, size: usize, energies: &[f64]) -> LayerProfile {
     LayerProfile::from_energies(name, (size, size), false, energies, energies.iter().sum()).unwrap()
 }

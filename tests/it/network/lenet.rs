@@ -39,7 +39,7 @@ impl Lenet {
         Self { data, decompositions, profiles, features }
     }
 
-    /// Accuracy on these test images, from one to before another.
+    /// Returns the accuracy on these test images, from one to before another.
     fn accuracy(&self, ranks: &BTreeMap<String, usize>, images: (usize, usize)) -> dalr::Result<f64> {
         let mut layers = self.data.target.layers();
         for (index, name) in NAMES.into_iter().enumerate() {

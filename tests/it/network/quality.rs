@@ -5,7 +5,7 @@ use dalr::network::{Allocator, Budget, LayerProfile, Plan, Sensitivities, Strate
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-/// A layer with eigenvalues that decay at a random rate, with steps.
+/// Returns a layer with eigenvalues that decay at a random rate, with steps.
 fn profile(rng: &mut StdRng, name: String, shape: (usize, usize), ranks: usize) -> LayerProfile {
     let (power, jump) = (rng.random_range(0.2..2.5), rng.random_range(1..20));
     let full = shape.0.min(shape.1);
@@ -26,7 +26,7 @@ fn plan(budget: Budget, sensitivities: &Sensitivities, layers: &[LayerProfile]) 
     Allocator::new(budget).with_strategy(strategy).allocate(layers).unwrap()
 }
 
-/// The least loss within the budget: all choices that no other choice for the first layers
+/// Returns the least loss within the budget: all choices that no other choice for the first layers
 /// dominates, layer by layer.
 fn optimum(layers: &[LayerProfile], sensitivities: &Sensitivities, budget: u64) -> f64 {
     let mut all = vec![(0_u64, 0.0_f64)];
@@ -70,8 +70,8 @@ fn small_networks_get_the_best_plan() {
     }
 }
 
-/// The least loss within the budget, if all costs are multiples of `unit`: the best for every cost,
-/// layer by layer.
+/// Returns the least loss within the budget, if all costs are multiples of `unit`: the best for
+/// every cost, layer by layer.
 fn optimum_in_units(layers: &[LayerProfile], sensitivities: &Sensitivities, budget: u64, unit: u64) -> f64 {
     let mut best = vec![0.0_f64; (budget / unit) as usize + 1];
     for layer in layers {

@@ -11,7 +11,7 @@ use dalr::network::{Allocator, Budget, Choice, Evaluation, JointSearch, LayerPro
 
 type Ranks = BTreeMap<String, usize>;
 
-/// Eigenvalues of `ratioⁱ`, complete.
+/// Returns the eigenvalues of `ratioⁱ`, complete.
 fn profile(name: &str, shape: (usize, usize), ratio: f64) -> LayerProfile {
     let energies: Vec<f64> = (0..shape.0.min(shape.1)).map(|i| ratio.powi(i as i32)).collect();
     LayerProfile::from_energies(name, shape, false, &energies, energies.iter().sum()).unwrap()
@@ -158,7 +158,7 @@ fn progress_reports_every_evaluation_and_can_cancel_between_them() {
     assert_eq!(lines[..3], ["0/3: the original network …", "1/3: the original network, 0.5", "1/3: fc6 …"]);
 }
 
-/// Accuracy in thousandths: each layer costs so many for every rank below 12.
+/// Returns the accuracy in thousandths: each layer costs so many for every rank below 12.
 fn accuracy(each: [usize; 2]) -> impl Fn(&Ranks) -> Result<f64, NoDevice> {
     move |ranks| {
         let lost = |(name, each): (&str, usize)| ranks.get(name).map_or(0, |rank| each * (12 - rank));

@@ -85,8 +85,8 @@ impl Group {
         joint.0.split(joint.1.truncate(rank).unwrap().layer(), &layers).unwrap()
     }
 
-    /// Squared error of a member over the energy of its outputs, by running it; centred where the
-    /// layers have a bias.
+    /// Returns the squared error of a member over the energy of its outputs, by running it; centred
+    /// where the layers have a bias.
     fn measured(&self, index: usize, low: &LowRankLinear<f64>) -> f64 {
         let layer = &self.layers[index];
         let (error, total) = crate::common::run_both(layer, low, self.inputs.as_ref(), layer.bias().is_some());
@@ -220,7 +220,7 @@ fn weights_count_in_any_unit() {
     }
 }
 
-/// The group in single precision, weights and inputs times powers of two.
+/// Returns the group in single precision, weights and inputs times powers of two.
 fn single(group: &Group, weight: i32, input: i32) -> (Vec<Linear<f32>>, ActivationStats<f32>) {
     let scaled = |matrix: faer::MatRef<'_, f64>, power: i32| {
         crate::common::cast::<f32>((matrix * faer::Scale(2_f64.powi(power))).as_ref())

@@ -60,7 +60,7 @@ fn refused(header: &str, data: &[u8], message: &str) {
     assert!(error.to_string().contains(message), "expected `{message}`, got `{error}`");
 }
 
-/// A header with something else in it, padded as headers are.
+/// Returns a header with something else in it, padded as headers are.
 fn replaced(header: &str, from: &str, to: &str) -> String {
     assert!(header.contains(from), "{from}");
     let header = header.replacen(from, to, 1);

@@ -4,7 +4,7 @@
 use super::spectrum;
 use super::{Outcome, kept, percent, rank};
 
-/// The whole page.
+/// Returns the whole page.
 pub fn page(outcome: &Outcome<'_>) -> String {
     let plan = outcome.plan;
     let title = outcome.args.source.model.file_name().map_or("model".into(), |name| escape(&name.to_string_lossy()));
@@ -58,7 +58,7 @@ fn summary(outcome: &Outcome<'_>) -> String {
     text
 }
 
-/// Rank and error by layer.
+/// Returns the rank and error by layer.
 fn layers(outcome: &Outcome<'_>) -> String {
     let mut text = String::from(
         "<h2>Rank and error by layer</h2>\n<div class=\"wide\"><table><thead><tr><th>layer</th><th>out × in</th>\
@@ -80,7 +80,7 @@ fn layers(outcome: &Outcome<'_>) -> String {
     text + "</tbody></table></div>\n"
 }
 
-/// A horizontal bar, full at 1, and its label.
+/// Returns a horizontal bar, full at 1, and its label.
 fn bar(value: f64, label: &str, class: &str) -> String {
     let width = 100.0 * value.clamp(0.0, 1.0);
     format!(
@@ -107,7 +107,7 @@ fn spectra(outcome: &Outcome<'_>) -> String {
     text + "</div>\n"
 }
 
-/// The tensors that are no layers, each with the reason.
+/// Returns the tensors that are no layers, each with the reason.
 fn passed(outcome: &Outcome<'_>) -> String {
     let mut text = String::from("<h2>Tensors copied as they are</h2>\n");
     if outcome.selection.passed.is_empty() {
@@ -132,7 +132,7 @@ fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// A name that may be broken after its dots.
+/// Returns a name that may be broken after its dots.
 fn breakable(name: &str) -> String {
     escape(name).replace('.', ".<wbr>")
 }
@@ -146,7 +146,7 @@ fn significant(number: f64) -> String {
     format!("{number:.3e}")
 }
 
-/// An integer with groups of thousands.
+/// Returns an integer with groups of thousands.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();

@@ -11,7 +11,7 @@ use rand::rngs::StdRng;
 use rand_distr::{Distribution, StandardNormal};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
-/// The program.
+/// Returns the program.
 pub fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_dalr"))
 }
@@ -39,7 +39,7 @@ impl Folder {
         names
     }
 
-    /// The command on `model`, `calibration` and `out`.safetensors, with one thread and all
+    /// Returns the command on `model`, `calibration` and `out`.safetensors, with one thread and all
     /// messages, in this folder.
     pub fn command(&self, options: &[&str]) -> Command {
         let mut command = Command::new(program());
@@ -93,7 +93,7 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// Numbers, rounded to `dtype`.
+    /// Creates numbers, rounded to `dtype`.
     pub fn of(dtype: Dtype, shape: &[usize], numbers: &[f64]) -> Self {
         assert_eq!(numbers.len(), shape.iter().product::<usize>());
         let data = numbers.iter().flat_map(|&number| match dtype {
@@ -166,7 +166,7 @@ pub fn random(seed: u64, rows: usize, columns: usize, decay: f64) -> Vec<f64> {
     (0..rows * columns).map(|index| number(index % columns)).collect()
 }
 
-/// A layer's tensors, for a model.
+/// Returns a layer's tensors, for a model.
 pub fn layer(model: Tensors, name: &str, dtype: Dtype, shape: [usize; 2], bias: bool) -> Tensors {
     let seed = name.bytes().map(u64::from).sum();
     let weight = Tensor::of(dtype, &shape, &random(seed, shape[0], shape[1], 1.0));
@@ -177,7 +177,7 @@ pub fn layer(model: Tensors, name: &str, dtype: Dtype, shape: [usize; 2], bias: 
     model.with(&format!("{name}.bias"), Tensor::of(dtype, &shape[..1], &random(seed + 1, 1, shape[0], 1.0)))
 }
 
-/// A model of `count` layers of `size` × `size`, and samples for each.
+/// Returns a model of `count` layers of `size` × `size`, and samples for each.
 pub fn stack(folder: &Folder, count: usize, size: usize) -> (Tensors, Tensors) {
     let (mut model, mut calibration) = (Tensors::default(), Tensors::default());
     for index in 0..count {

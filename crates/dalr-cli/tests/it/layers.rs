@@ -41,7 +41,7 @@ fn everything(folder: &Folder) -> (Tensors, Tensors) {
     (model, calibration)
 }
 
-/// The library's own answer, from the numbers in the files.
+/// Returns the library's own answer, from the numbers in the files.
 fn solve<T: Scalar>(
     model: &Tensors,
     calibration: &Tensors,

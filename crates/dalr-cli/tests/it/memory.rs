@@ -70,7 +70,7 @@ fn limited(folder: &Folder, kilobytes: usize) -> std::process::Output {
     command.arg(inner.get_program()).args(inner.get_args()).current_dir(folder.path("")).output().unwrap()
 }
 
-/// The least limit under which a tiny model is compressed, to a megabyte.
+/// Returns the least limit under which a tiny model is compressed, to a megabyte.
 fn tiny() -> usize {
     let folder = Folder::new();
     stack(&folder, 1, 12);

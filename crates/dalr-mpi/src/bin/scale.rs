@@ -61,7 +61,7 @@ fn run(arguments: &Arguments, ranks: usize) -> Result<Measured, String> {
         .ok_or_else(|| format!("{ranks} ranks: {text}{}", String::from_utf8_lossy(&output.stderr)))
 }
 
-/// The smallest and the largest number of bytes, in megabytes.
+/// Returns the smallest and the largest number of bytes, in megabytes.
 fn megabytes(bytes: &[u64]) -> String {
     let (least, most) = (bytes.iter().min().copied().unwrap_or(0), bytes.iter().max().copied().unwrap_or(0));
     let shown = |bytes: u64| format!("{:.0}", bytes as f64 / 1e6);

@@ -33,7 +33,7 @@ pub(super) struct Layout {
     pub(super) length: u64,
 }
 
-/// The dtype of numbers of this type.
+/// Returns the dtype of numbers of this type.
 pub(super) fn precision<T>() -> FloatDtype {
     if size_of::<T>() == size_of::<f32>() { FloatDtype::F32 } else { FloatDtype::F64 }
 }
