@@ -1,4 +1,5 @@
-//! Bias correction: the new bias makes up for the error of the compressed weight on the mean input.
+//! Bias correction: the new bias compensates for the error of the compressed weight on the mean
+//! input.
 
 use faer::{Col, ColRef, MatRef};
 
@@ -14,7 +15,8 @@ pub(crate) struct BiasCorrection {
 }
 
 impl BiasCorrection {
-    /// Corrects for the rounding of `down` too, which is the factor as stored.
+    /// Prepares the correction. `down` is the factor as it is stored, so its rounding is corrected,
+    /// too.
     pub(crate) fn new<T: Scalar>(
         weight: MatRef<'_, T>,
         bias: Option<ColRef<'_, T>>,

@@ -1,4 +1,4 @@
-//! The rank of a compressed layer: the rules for it, and their resolution to a number.
+//! The rank of a compressed layer: rules, and the number that they give for a layer.
 
 use core::fmt;
 use core::str::FromStr;
@@ -24,11 +24,12 @@ pub enum Rank {
     /// The largest rank with at most this fraction of the weight's parameters:
     /// `⌊r · mn / (m + n)⌋`, for `r` in (0, 1].
     ParameterRatio(f64),
-    /// The smallest rank whose energies (eigenvalues of the problem solved) sum to this fraction of
-    /// the total, in (0, 1]. 1 means the numerical rank.
+    /// The smallest rank whose energies (eigenvalues) sum to this fraction of the sum of all, in
+    /// (0, 1]. 1 means the numerical rank.
     Energy(f64),
-    /// The smallest rank whose predicted relative error on the calibration data is at most this, in
-    /// (0, 1]. A goal below the resolution of the predicted error (about 1e-7) needs the full rank.
+    /// The smallest rank whose predicted relative error on the calibration data is at most this
+    /// number, in (0, 1]. If the number is below the resolution of the predicted error (about
+    /// 1e-7), this is the full rank.
     RelativeError(f64),
 }
 
@@ -44,14 +45,14 @@ pub(crate) struct Spectrum<'a> {
     pub(crate) total_energy: f64,
     /// Number of energies above rounding.
     pub(crate) numerical_rank: usize,
-    /// The relative error of each rank from 1, if there were samples.
+    /// The relative error of each rank from 1; `None` without samples.
     pub(crate) relative_errors: Option<&'a [f64]>,
     /// Relative errors below this are rounding.
     pub(crate) resolution: f64,
 }
 
 impl Rank {
-    /// Returns the rank at which two factors take as many parameters as the `out × in` weight,
+    /// Returns the rank at which two factors have as many parameters as the `out × in` weight,
     /// `mn / (m + n)`.
     ///
     /// ```
@@ -62,21 +63,21 @@ impl Rank {
         m * n / (m + n)
     }
 
-    /// Returns the largest rank whose two factors take at most this fraction of the weight's
-    /// parameters, `⌊fraction · mn / (m + n)⌋` up to `min(m, n)`; 0 if rank 1 takes more.
+    /// Returns the largest rank whose two factors have at most this fraction of the weight's
+    /// parameters, `⌊fraction · mn / (m + n)⌋` up to `min(m, n)`; 0 if rank 1 has more.
     ///
     /// ```
     /// assert_eq!(dalr::Rank::within(0.4, (4096, 4096)), 819);
     /// assert_eq!(dalr::Rank::within(0.1, (4, 4)), 0);
     /// ```
     pub fn within(fraction: f64, (out_features, in_features): (usize, usize)) -> usize {
-        // A fraction computed from a rank must give that rank in spite of rounding.
+        // A fraction that was computed from a rank must give that rank in spite of rounding.
         let allowed = fraction * Self::break_even(out_features, in_features) * (1.0 + 8.0 * f64::EPSILON);
         (allowed as usize).min(out_features).min(in_features)
     }
 
-    /// Returns the rank up to which a problem must be solved before this rule can be resolved to a
-    /// multiple of `multiple`. Refuses everything that can be refused without solving.
+    /// Returns the rank up to which a problem must be solved before this rule gives a multiple of
+    /// `multiple`. Returns all errors that do not depend on the solve.
     pub(crate) fn bound(self, shape: (usize, usize), multiple: usize) -> Result<usize> {
         let (m, n) = shape;
         let full = m.min(n);
@@ -88,7 +89,7 @@ impl Rank {
             if value > 0.0 && value <= 1.0 {
                 return Ok(value);
             }
-            Err(Error::out_of_range(parameter, "in (0, 1]".into(), value))
+            Err(Error::out_of_range(parameter, "to be in (0, 1]".into(), value))
         };
         match self {
             Self::Fixed(rank) => {
@@ -104,7 +105,7 @@ impl Rank {
                 let rank = Self::within(ratio, shape) / multiple * multiple;
                 if rank == 0 {
                     let expected = format!(
-                        "a parameter ratio that pays for rank {multiple} of a {m} × {n} weight, {:.6} or more",
+                        "a parameter ratio of at least {:.6}, for rank {multiple} of a {m} × {n} weight",
                         (multiple as f64 / Self::break_even(m, n) * 1e6).ceil() / 1e6
                     );
                     return Err(Error::rank(expected, ratio.to_string()));
@@ -136,7 +137,7 @@ impl Rank {
                 }
                 let reached = sum >= goal;
                 let numerical = spectrum.numerical_rank;
-                // Whether all energies above rounding were solved for.
+                // Whether the solve covers all energies above rounding.
                 let complete = solved == shape.0.min(shape.1) || numerical < solved;
                 if complete {
                     let needed = if reached && fraction < 1.0 { enough.min(numerical) } else { numerical };
@@ -144,7 +145,7 @@ impl Rank {
                 } else if reached && fraction < 1.0 {
                     enough
                 } else {
-                    let expected = format!("a solve up to a rank that gathers {fraction} of the energy");
+                    let expected = format!("a solve up to a rank that explains {fraction} of the eigenvalues' sum");
                     return Err(Error::rank(expected, format!("one up to rank {solved}")));
                 }
             }
@@ -158,8 +159,11 @@ impl Rank {
                 };
                 let Some(index) = reached else {
                     let best = errors.iter().copied().fold(f64::INFINITY, f64::min);
-                    let expected = format!("a relative error of at most {goal} within reach");
-                    return Err(Error::rank(expected, format!("{best:.3e} at best")));
+                    // Rounded up, so that the error in the message can be reached.
+                    let least = 1.0005 * best.max(spectrum.resolution);
+                    let expected =
+                        format!("a relative error of at least {least:.3e}, the smallest of all solved ranks");
+                    return Err(Error::rank(expected, goal.to_string()));
                 };
                 index + 1
             }
@@ -167,7 +171,7 @@ impl Rank {
         let rounded = rank.next_multiple_of(multiple);
         if rounded > shape.0.min(shape.1) {
             let expected = format!("a multiple of {multiple} up to {}", shape.0.min(shape.1));
-            return Err(Error::rank(expected, format!("a need of rank {rank}")));
+            return Err(Error::rank(expected, format!("{rank}, rounded up to {rounded}")));
         }
         if rounded > solved {
             let expected = format!("a rank up to the {solved} solved for");
@@ -177,7 +181,7 @@ impl Rank {
     }
 }
 
-/// Refuses ranks that no `m × n` matrix has.
+/// Returns an error for a rank that no `m × n` matrix has.
 pub(crate) fn validate_fixed(rank: usize, shape: (usize, usize)) -> Result<()> {
     let (m, n) = shape;
     if (1..=m.min(n)).contains(&rank) {
@@ -259,7 +263,7 @@ mod tests {
         assert_eq!(resolve(Rank::Energy(1.0), 1), Ok(3));
         assert_eq!(resolve(Rank::RelativeError(0.3), 1), Ok(2));
         assert_eq!(resolve(Rank::RelativeError(1e-8), 1), Ok(4));
-        // Nothing can tell which rank reaches that: the full one does.
+        // The predicted errors cannot show which rank reaches that. The full rank does.
         assert_eq!(resolve(Rank::RelativeError(1e-12), 1), Ok(12));
     }
 
@@ -283,7 +287,7 @@ mod tests {
                 assert_eq!(Rank::ParameterRatio(ratio).bound(shape, 1), Ok(rank), "{shape:?}");
             }
             let Err(Error::Rank { expected, .. }) = Rank::ParameterRatio(1e-9).bound(shape, 1) else { panic!() };
-            let least: f64 = expected.split(' ').rev().nth(2).unwrap().parse().unwrap();
+            let least: f64 = expected.split([' ', ',']).nth(6).unwrap().parse().unwrap();
             assert_eq!(Rank::ParameterRatio(least).bound(shape, 1), Ok(1), "{expected}");
         }
         // 0.29 · 100 is 28.999999999999996 in floating point.
@@ -307,12 +311,12 @@ mod tests {
     fn all_of_the_energy_is_all_that_stands_out_of_noise() {
         let mut spectrum = spectrum();
         let all = |spectrum: &Spectrum<'_>| Rank::Energy(1.0).resolve(SHAPE, 1, spectrum);
-        // Noise is told from energy by a solve that goes further.
+        // Only a solve up to a larger rank shows that the next eigenvalue is noise.
         spectrum.energies = &[6.0, 3.0, 1.0, 0.0];
         assert_eq!(all(&spectrum), Ok(3));
         spectrum.energies = &[6.0, 3.0, 1.0];
         assert!(all(&spectrum).is_err());
-        // Little is not nothing, though it is lost in the sum.
+        // Small energies count, although rounding hides them in the sum.
         let energies: Vec<f64> = (0..12).map(|i| if i < 3 { 3.0 } else { 1e-20 }).collect();
         (spectrum.energies, spectrum.total_energy) = (&energies, 9.0);
         for numerical_rank in [4, 12] {

@@ -138,7 +138,8 @@ impl Channels {
             return Ok(());
         }
         let parameter = if centred { "the spread of some input" } else { "the size of some input" };
-        let expected = format!("to be at least {LEAST:e} (or that of all to be zero), lest its square be lost");
+        let expected =
+            format!("to be at least {LEAST:e}, or its square underflows: multiply the inputs by a power of ten");
         Err(Error::out_of_range(parameter, expected, size))
     }
 }

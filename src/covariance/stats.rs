@@ -174,7 +174,7 @@ impl<T: Scalar> ActivationStats<T> {
         during("ActivationStats::fraction_gathering", || {
             self.require_samples()?;
             if !(fraction > 0.0 && fraction <= 1.0) {
-                return Err(Error::out_of_range("fraction", "in (0, 1]".into(), fraction));
+                return Err(Error::out_of_range("the fraction", "to be in (0, 1]".into(), fraction));
             }
             let mut sums = self.channels.active.clone();
             sums.sort_unstable_by(|a, b| b.total_cmp(a));

@@ -268,7 +268,7 @@ fn a_count_that_overflows_is_refused_and_changes_nothing() {
     let error = stats.update(mat![[3.0, 4.0]].as_ref()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "ActivationStats::update: expected the number of samples within the range of its type, got an overflow"
+        "ActivationStats::update: the number of samples exceeds the range of 64-bit counts: split the data"
     );
     let other = stats.clone();
     assert!(matches!(stats.merge(&other), Err(Error::Overflow { .. })));

@@ -185,7 +185,7 @@ impl<T: Scalar> ActivationStats<T> {
             return Err(Error::shape("columns in the batch (one per input)", self.features, batch.rows.ncols()));
         }
         if batch.len() == 0 {
-            return Err(Error::empty("the batch's rows"));
+            return Err(Error::empty("the batch"));
         }
         if let Some(weights) = batch.weights {
             if weights.len() != batch.len() {
@@ -193,7 +193,7 @@ impl<T: Scalar> ActivationStats<T> {
             }
             if let Some((row, weight)) = weights.iter().enumerate().find(|&(_, w)| *w != 0.0 && !WEIGHTS.contains(w)) {
                 let expected = format!("{row} to be 0 or between 1e-100 and 1e100");
-                return Err(Error::out_of_range("sample weight", expected, *weight));
+                return Err(Error::out_of_range("the weight of sample", expected, *weight));
             }
         }
         linalg::require_finite("the batch", batch.rows)

@@ -1,7 +1,7 @@
 //! Conversions from and to the types and formats of other libraries, one module per optional
 //! feature.
 //!
-//! | feature | brings |
+//! | feature | provides |
 //! |---|---|
 //! | `rayon` (default) | parallel kernels, on rayon's global pool |
 //! | `nalgebra`, `ndarray` | views and copies of their matrices; batches with any number of axes |

@@ -1,4 +1,4 @@
-//! Allocation that fails with an error instead of an abort, and copies in another precision.
+//! Allocation that returns an error instead of aborting, and copies in another precision.
 
 use faer::{Mat, MatRef};
 

@@ -1,4 +1,4 @@
-//! Norms and finiteness of whole matrices, summed in `f64`.
+//! Norms of matrices, summed in `f64`, and checks for NaN and infinities.
 
 use faer::MatRef;
 
@@ -7,7 +7,7 @@ use crate::{Error, Result, Scalar};
 
 /// Returns the first row and column, in this order, that holds a NaN or an infinity.
 pub(crate) fn first_non_finite<T: Scalar>(matrix: MatRef<'_, T>) -> Option<(usize, usize)> {
-    // No early exit, so that the loop vectorises.
+    // Without an early exit, the compiler can vectorise the loop.
     let mut all_finite = true;
     for_each_row(by_rows(matrix), |_, row| {
         all_finite &= row.iter().fold(true, |finite, x| finite & x.to_f64().is_finite());
@@ -28,7 +28,7 @@ pub(crate) fn require_finite<T: Scalar>(what: &'static str, matrix: MatRef<'_, T
     }
 }
 
-/// Independent accumulators, so that a fold vectorises.
+/// Number of independent accumulators, so that the compiler can vectorise a fold.
 const LANES: usize = 16;
 
 fn fold<T: Scalar>(lanes: &mut [f64; LANES], entries: &[T], step: impl Fn(f64, f64) -> f64) {

@@ -33,7 +33,7 @@ pub(crate) fn set_product<T: Scalar>(target: MatMut<'_, T>, lhs: MatRef<'_, T>, 
     T::matmul(target, Accum::Replace, lhs, rhs, T::from_f64(1.0), par);
 }
 
-/// The lower triangle of `target += alpha · lhs · rhs`, for a product that is symmetric.
+/// Adds the lower triangle of `alpha · lhs · rhs` to `target`, for a symmetric product.
 pub(crate) fn add_symmetric_product<T: Scalar>(
     target: MatMut<'_, T>,
     alpha: T,
@@ -47,7 +47,7 @@ pub(crate) fn add_symmetric_product<T: Scalar>(
     T::triangular_matmul(target, Accum::Add, lhs, rhs, alpha, par);
 }
 
-/// Returns `lhs · rhs` for a square `rhs` of which only one triangle counts.
+/// Returns `lhs · rhs` for a square `rhs`. The function reads only one of its triangles.
 pub(crate) fn triangular_product<T: Scalar>(
     lhs: MatRef<'_, T>,
     rhs: MatRef<'_, T>,
@@ -61,7 +61,7 @@ pub(crate) fn triangular_product<T: Scalar>(
     Ok(result)
 }
 
-/// Computes `block -= Q Qᵀ block` for a basis `Q`.
+/// Subtracts `Q Qᵀ block` from `block` for a basis `Q`.
 pub(crate) fn project_out<T: Scalar>(block: MatMut<'_, T>, basis: MatRef<'_, T>, par: Par) -> Result<()> {
     if basis.ncols() == 0 {
         return Ok(());

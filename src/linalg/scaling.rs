@@ -1,6 +1,6 @@
 //! Powers of two by which matrices are scaled, so that no product overflows or underflows.
 
-/// Returns `2^exponent`, also where it underflows gradually.
+/// Returns `2^exponent`, also for subnormal results.
 pub(crate) fn power_of_two(exponent: i32) -> f64 {
     let half = exponent / 2;
     2_f64.powi(half) * 2_f64.powi(exponent - half)

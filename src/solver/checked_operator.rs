@@ -19,7 +19,7 @@ impl<'a, T: Scalar> Checked<'a, T> {
     pub(super) fn new(operator: &'a dyn PsdOperator<T>) -> Result<Self> {
         let (dimension, noise) = (operator.dimension(), operator.noise());
         if dimension == 0 {
-            return Err(Error::empty("the operator's dimension"));
+            return Err(Error::empty("the operator"));
         }
         if !(noise >= 0.0 && noise.is_finite()) {
             return Err(Error::invalid_operator(format!("a noise of {noise}")));

@@ -116,8 +116,8 @@ impl Calibration {
                     if features != inputs.to_string() {
                         return Err(Error::format(
                             path,
-                            format!("statistics of the layer's {inputs} inputs"),
-                            features,
+                            format!("statistics of {inputs} inputs, as the layer has"),
+                            format!("statistics of {features} inputs"),
                         ));
                     }
                 }

@@ -170,7 +170,10 @@ impl Factors {
 
     /// Returns the columns of a factor, and the bytes of one of its rows.
     fn rows(&self, name: &str) -> Result<(usize, usize)> {
-        let refuse = || Error::format(self.file.path(), format!("a factor `{name}`"), "none");
+        let refuse = || {
+            let found = "none: run with --force and without --resume to start again";
+            Error::format(self.file.path(), format!("a matrix `{name}`"), found)
+        };
         let TensorInfo { shape, bytes, .. } = self.file.tensor(name).ok_or_else(refuse)?;
         match shape[..] {
             [rows, columns] if rows > 0 && columns > 0 => Ok((columns, (bytes / rows as u64) as usize)),

@@ -121,7 +121,7 @@ fn what_does_not_fit_is_an_error() {
         let error = refused(tensor((2, 6), DType::F32).abs().unwrap().to_dtype(dtype).unwrap());
         let Error::NumberType { found, .. } = &error else { panic!("{error}") };
         assert_eq!(*found, format!("{dtype:?}"));
-        assert!(error.to_string().starts_with("interop::candle::update: expected numbers of type F32, F16 or BF16"));
+        assert!(error.to_string().starts_with("interop::candle::update: expected dtype F32, F16 or BF16"));
     }
     let scalar = Tensor::new(1_f32, &CPU).unwrap();
     assert!(matches!(refused(scalar), Error::Shape { expected: 1, found: 0, .. }));

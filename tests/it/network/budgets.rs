@@ -447,13 +447,19 @@ fn refusals() {
     };
     let share = |share| Allocator::new(Budget::ParameterFraction(share));
     let out_of_range = [
-        (share(0.0), "the fraction of the parameters in (0, 1], got 0"),
-        (share(1.5), "the fraction of the parameters in (0, 1], got 1.5"),
-        (share(f64::NAN), "the fraction of the parameters in (0, 1], got NaN"),
-        (Allocator::new(Budget::MultiplyAddFraction(0.0)), "the fraction of the multiply–adds in (0, 1], got 0"),
-        (Allocator::new(Budget::MultiplyAddFraction(-1.0)), "the fraction of the multiply–adds in (0, 1], got -1"),
-        (Allocator::new(Budget::TotalError(-0.5)), "the total error finite and at least 0, got -0.5"),
-        (Allocator::new(Budget::LayerError(f64::INFINITY)), "the error of each layer finite and at least 0, got inf"),
+        (share(0.0), "the fraction of the parameters to be in (0, 1], got 0"),
+        (share(1.5), "the fraction of the parameters to be in (0, 1], got 1.5"),
+        (share(f64::NAN), "the fraction of the parameters to be in (0, 1], got NaN"),
+        (Allocator::new(Budget::MultiplyAddFraction(0.0)), "the fraction of the multiply–adds to be in (0, 1], got 0"),
+        (
+            Allocator::new(Budget::MultiplyAddFraction(-1.0)),
+            "the fraction of the multiply–adds to be in (0, 1], got -1",
+        ),
+        (Allocator::new(Budget::TotalError(-0.5)), "the total error to be finite and at least 0, got -0.5"),
+        (
+            Allocator::new(Budget::LayerError(f64::INFINITY)),
+            "the error of each layer to be finite and at least 0, got inf",
+        ),
         (Allocator::new(Budget::Rank(0)), "the rank to be at least 1, got 0"),
         (share(0.5).with_rank_multiple(0), "the rank multiple to be at least 1, got 0"),
         (share(0.5).with_min_rank(0), "the smallest rank to be at least 1, got 0"),
@@ -473,7 +479,7 @@ fn refusals() {
     for (allocator, message) in out_of_range {
         refused(allocator, &layers, message);
     }
-    refused(share(0.5), &[], "at least one element in the layers, got an empty one");
+    refused(share(0.5), &[], "the list of layers must not be empty");
     refused(share(0.5), &[layers[0].clone(), layers[0].clone()], "layers of different names, got `fc1` twice");
     let missing = Strategy::Sensitivity(Sensitivities::new([("fc1", 1.0)]).unwrap());
     let message = "a sensitivity for each layer that can be compressed, got none for `fc2`";

@@ -301,7 +301,7 @@ fn factors_and_biases_of_members_that_overflow_are_refused() {
         let (shared, decomposition) = SharedInput::decompose(&members, None, &method, &stats, 24).unwrap();
         let originals: Vec<&Linear<f32>> = layers.iter().collect();
         let error = shared.split(decomposition.truncate(2).unwrap().layer(), &originals).unwrap_err();
-        let message = "SharedInput::split: expected the factor `up` or the bias of a layer within the range of its type, got an overflow";
+        let message = "SharedInput::split: the factor `up` or the bias of a layer overflows: use smaller numbers, or a larger type such as `f64`";
         assert_eq!(error.to_string(), message, "{powers:?}");
     }
 }

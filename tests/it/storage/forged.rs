@@ -265,6 +265,6 @@ fn precisions_are_not_mixed_up() {
     let error = load(&bytes(&stats)).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "ActivationStats::from_safetensors: expected precision `f32` in the bytes, got `f64`"
+        "ActivationStats::from_safetensors: expected dtype `f32`, as in `ActivationStats<f32>`, in the bytes, got `f64`: load with that type"
     );
 }

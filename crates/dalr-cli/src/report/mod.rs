@@ -174,7 +174,7 @@ pub fn passed(tensors: &[Passed]) -> Value {
 
 pub fn pretty(value: &Value) -> Result<String> {
     let text = serde_json::to_string_pretty(value);
-    text.map(|text| text + "\n").map_err(|error| Error::Refused(format!("cannot write the report: {error}")))
+    text.map(|text| text + "\n").map_err(|error| Error::Refused(format!("cannot convert the report to JSON: {error}")))
 }
 
 /// Returns one line for each row, with the first column aligned to the left and the others to the

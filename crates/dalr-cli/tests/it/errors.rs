@@ -118,7 +118,7 @@ fn models_that_are_damaged_are_refused() {
     bad(
         "layer.0.weight",
         Tensor::of(Dtype::F32, &[8, 8], &numbers),
-        "layer layer.0: Linear::new: expected finite numbers in the weight, got NaN at row 1, column 5",
+        "layer layer.0: Linear::new: expected finite numbers in the weight, got NaN at row 1, column 5 (counted from 0)",
     );
     bad("layer.0.bias", samples(1, 7), "layer layer.0: expected a bias of 8 floating-point numbers, got F32 [1, 7]");
     bad("layer.0.1.weight", samples(1, 7), "layer layer.0: `layer.0.1.weight` is already in the model");
