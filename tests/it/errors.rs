@@ -1,4 +1,4 @@
-//! Every refusal, with its message, and that nothing changes when something is refused.
+//! Every error with its message, and a check that nothing changes after an error.
 
 use crate::common::Spectrum;
 use dalr::{
@@ -140,7 +140,7 @@ fn memory_limits() {
     let batch = Mat::from_fn(7, 10, |i, j| (i * j) as f32);
     stats.update(batch.as_ref()).unwrap();
     let before = stats.covariance().unwrap();
-    // 27 samples do not fit; 7 and the scatter beside them do not either.
+    // 27 samples exceed the limit, and so do 7 samples with the scatter.
     let mut tight = stats.clone().with_memory_limit(900);
     refused(
         tight.update(Mat::zeros(20, 10).as_ref()),
@@ -212,7 +212,7 @@ fn ranks() {
         partial.rank_for(Rank::Fixed(4), 1),
         "Decomposition::rank_for: expected a rank up to the 2 solved for, got 4",
     );
-    // The paper's ridge shrinks: even at full rank it does not reproduce the layer.
+    // With the paper's ridge, even the full rank does not reproduce the layer.
     let shrunk = Dalr::paper(1e6).compress(&layer, &stats, Rank::RelativeError(0.01)).unwrap_err();
     assert!(matches!(&shrunk, Error::Rank { expected, .. } if expected.ends_with("the smallest of all solved ranks")));
 }
@@ -289,13 +289,13 @@ fn methods() {
 #[test]
 fn numbers_out_of_range() {
     let (_, stats) = problem();
-    // Finite weights whose energies are not.
+    // The weights are finite, but their energies are not.
     let huge = Linear::new(Mat::from_fn(6, 4, |i, j| if i % 4 == j { 1e300 } else { 0.0 }), None).unwrap();
     refused(
         Dalr::new().compress(&huge, &stats, Rank::Fixed(2)),
         "Dalr::solve: the energy of the outputs overflows: use smaller numbers, or a larger type such as `f64`",
     );
-    // Inputs that are there, but whose squares are not; none at all are fine.
+    // The inputs are not zero, but their squares underflow. Inputs of zero are allowed.
     let layer = Linear::new(Mat::from_fn(6, 4, |i, j| (i * j) as f64), Some(Col::zeros(6))).unwrap();
     for (base, step) in [(0.0, 1e-170), (0.0, 5e-324), (1e-200, 1e-201)] {
         let mut tiny = ActivationStats::new(4);
@@ -314,7 +314,7 @@ fn numbers_out_of_range() {
     constant.update(Mat::full(9, 4, 1e-200).as_ref()).unwrap();
     assert!(Dalr::new().compress(&layer, &constant, Rank::Fixed(2)).is_ok());
     assert!(Dalr::paper(1.0).compress(&layer, &constant, Rank::Fixed(2)).is_err());
-    // A layer that fits `f32` and a corrected bias that does not.
+    // The layer is in the range of `f32`, but its corrected bias is not.
     let layer = Linear::new(mat![[3e38_f32, 0.0], [0.0, 1.0]], Some(col![0.0, 0.0])).unwrap();
     let mut stats = ActivationStats::new(2);
     stats.update(mat![[-10.0_f32, 1e6], [-10.0, -1e6], [-10.0, 1e12]].as_ref()).unwrap();
@@ -346,7 +346,7 @@ fn energies_of_which_only_the_sum_is_too_large() {
     }
 }
 
-/// The error that a library, a file or a caller's function returned is the source of ours.
+/// An error of a library, a file or a caller's function is the source of the crate's error.
 #[test]
 fn errors_keep_their_source() {
     use std::error::Error as _;
@@ -363,7 +363,7 @@ fn errors_keep_their_source() {
     let error = search.run(&profiles, &mut Vec::new(), failing, ignore).unwrap_err();
     assert!(matches!(error, Error::Callback { .. }), "{error}");
     assert_eq!(error.source().and_then(|source| source.downcast_ref()), Some(&NoDevice));
-    // A copy has it as well.
+    // A clone has the same source.
     assert_eq!(error.clone().source().and_then(|source| source.downcast_ref()), Some(&NoDevice));
 
     #[cfg(feature = "safetensors")]

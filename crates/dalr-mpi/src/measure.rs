@@ -20,7 +20,7 @@ pub struct Sizes {
     /// Inputs, and outputs, of the layer that is calibrated and solved.
     #[arg(long, default_value_t = 2048)]
     pub features: usize,
-    /// Samples whose statistics are gathered.
+    /// Samples whose statistics are computed.
     #[arg(long, default_value_t = 32768)]
     pub samples: usize,
     /// Inputs of the statistics that are merged.
@@ -51,7 +51,7 @@ pub struct Measured {
     pub reduce_sent: Vec<u64>,
     /// Bytes on the loopback interface meanwhile; 0 if the ranks do not use it.
     pub reduce_wire: u64,
-    /// Peak memory of each rank while it merged, less its memory before it had statistics.
+    /// Peak memory of each rank while it merged, minus its memory before it had statistics.
     pub reduce_memory: Vec<u64>,
     /// The distributed solve.
     pub solve_seconds: f64,

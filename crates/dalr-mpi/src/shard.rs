@@ -10,7 +10,7 @@ use crate::error::{Failure, Result};
 use crate::model::Shape;
 use crate::random::uniform;
 
-/// Stands for the rank in a path, for files on a disk that only this rank's machine has.
+/// The placeholder for the MPI rank in a path, for files on disks that only one machine can read.
 pub const RANK: &str = "{rank}";
 
 /// The batches of one rank.
@@ -19,9 +19,9 @@ pub enum Shard {
     Files(Vec<PathBuf>),
     /// Generated samples, each a function of its number among those of all ranks.
     Generated {
-        /// Determines the numbers.
+        /// Seed of the generator.
         seed: u64,
-        /// Samples of a batch.
+        /// Number of samples in a batch.
         rows: usize,
         /// The first batch of this rank.
         first: usize,
@@ -42,8 +42,8 @@ fn part(count: usize, rank: usize, size: usize) -> core::ops::Range<usize> {
 }
 
 impl Shard {
-    /// This rank's part of the files of a folder, sorted by name; all files of a folder with
-    /// `{rank}` in its path.
+    /// Creates this rank's part of the files of a folder, sorted by name. If the path contains
+    /// `{rank}`, the part is all files of the folder.
     pub fn files(folder: &Path, rank: usize, size: usize) -> Result<Self> {
         let own = folder.to_string_lossy().contains(RANK);
         let folder = with_rank(folder, rank);
@@ -59,7 +59,7 @@ impl Shard {
         Ok(Self::Files(paths[part].to_vec()))
     }
 
-    /// Creates a rank's part of this many generated batches.
+    /// Creates the part of one rank, of this many generated batches.
     pub fn generated(seed: u64, rows: usize, batches: usize, rank: usize, size: usize) -> Self {
         let part = part(batches, rank, size);
         Self::Generated { seed, rows, first: part.start, count: part.len() }
@@ -73,8 +73,8 @@ impl Shard {
         }
     }
 
-    /// Distinguishes this shard from others: names and lengths of its files, or the generator's
-    /// settings.
+    /// Returns a text that identifies this shard: names and lengths of its files, or the
+    /// generator's settings.
     pub fn identity(&self) -> Result<String> {
         let files = match self {
             Self::Files(files) => files,
@@ -115,7 +115,7 @@ impl Shard {
     }
 }
 
-/// Samples of all layers. Those of one layer are in memory at a time.
+/// A batch of samples for all layers. Samples of one layer are in memory at a time.
 pub enum Batch {
     /// An open file.
     File(ModelFile),

@@ -1,14 +1,14 @@
-//! Files of statistics taken apart and put together by other means than the library's.
+//! Parses and writes files of statistics without the library's code.
 
 use serde_json::Value;
 
-/// CRC-32 bit by bit, as zlib defines it.
+/// Returns the CRC-32 that zlib defines, computed bit by bit.
 pub fn crc32(bytes: &[u8]) -> u32 {
     let step = |crc: u32| if crc & 1 == 1 { (crc >> 1) ^ 0xedb8_8320 } else { crc >> 1 };
     !bytes.iter().fold(!0, |crc, &byte| (0..8).fold(crc ^ u32::from(byte), |crc, _| step(crc)))
 }
 
-/// Returns the header and data of a file, the checksum cut off.
+/// Returns the header and the data of a file, without the checksum.
 pub fn take_apart(bytes: &[u8]) -> (String, Vec<u8>) {
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let header = core::str::from_utf8(&bytes[8..8 + length]).unwrap();
@@ -24,7 +24,7 @@ pub fn put_together(header: &str, data: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Where in the data a tensor lies.
+/// Returns the position of a tensor in the data.
 pub fn range(header: &str, name: &str) -> core::ops::Range<usize> {
     let header: Value = serde_json::from_str(header).unwrap();
     let offset = |end: usize| header[name]["data_offsets"][end].as_u64().unwrap() as usize;

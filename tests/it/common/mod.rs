@@ -24,7 +24,7 @@ pub fn orthogonal(rng: &mut StdRng, rows: usize, columns: usize) -> Mat<f64> {
     gaussian(rng, rows, columns).qr().compute_thin_Q()
 }
 
-/// How singular values fall off.
+/// The decay of singular values.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Spectrum {
     Flat,
@@ -102,7 +102,7 @@ pub struct Problem {
     pub inputs: Mat<f64>,
 }
 
-/// What a problem is made of; proptest shrinks these numbers.
+/// The numbers that determine a problem; proptest shrinks them.
 #[derive(Clone, Debug)]
 pub struct Recipe {
     pub seed: u64,
@@ -125,7 +125,7 @@ impl Recipe {
         let spread = with_spectrum(&mut rng, self.samples, self.in_features, self.data);
         let entry = |i, j| (spread[(i, j)] + self.mean * mean[(0, j)]) * self.scale;
         let inputs = Mat::from_fn(self.samples, self.in_features, entry);
-        // As large as the outputs, lest rounding in adding it hide them.
+        // The bias is as large as the outputs, so that rounding in the sum does not hide them.
         let size = weight.norm_max() * inputs.norm_max();
         let bias = gaussian(&mut rng, self.out_features, 1).col(0) * faer::Scale(size);
         Problem { weight, bias, inputs }
@@ -167,8 +167,8 @@ pub fn weight_of<T: Scalar>(layer: &LowRankLinear<T>) -> Mat<f64> {
     wide(layer.up()) * wide(layer.down())
 }
 
-/// Returns the squared sum of the differences between what two layers give, by running both; and
-/// that of the dense outputs, less their mean if `centred`, or without the bias.
+/// Runs both layers. Returns the sum of the squared differences of their outputs, and that of the
+/// original outputs, minus their mean if `centred`, or without the bias.
 pub fn run_both(layer: &Linear<f64>, low: &LowRankLinear<f64>, inputs: MatRef<'_, f64>, centred: bool) -> (f64, f64) {
     let (dense, compressed) = (layer.forward(inputs).unwrap(), low.forward(inputs).unwrap());
     let error = (&dense - compressed).squared_norm_l2();

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::selection::{Passed, Selection};
 
-/// Everything that is reported.
+/// The content of the reports.
 pub struct Outcome<'a> {
     pub args: &'a CompressArgs,
     pub model: &'a ModelFile,
@@ -123,7 +123,7 @@ fn row(layer: &LayerPlan) -> Vec<String> {
     ]
 }
 
-/// Returns the reason why a layer stays as it is, or the warnings about its factors.
+/// Returns the reason why a layer stays original, or the warnings about its factors.
 fn remarks(layer: &LayerPlan) -> String {
     match layer.reason {
         Some(why) => format!("original layer: {}", reason(why)),
@@ -153,7 +153,8 @@ pub fn copied(tensors: &[Passed], verbose: bool) -> String {
     }
     let mut reasons: Vec<(&str, usize)> = Vec::new();
     for Passed { name, reason, .. } in tensors {
-        // The name of the missing input would make every reason another.
+        // The reason contains the name of the missing input. Without the name, equal reasons are
+        // counted together.
         let reason = if reason.starts_with("no `") { "no calibration data" } else { reason };
         let reason =
             if reason == "not a weight" && name.ends_with(".bias") { "a bias without a layer" } else { reason };

@@ -1,5 +1,5 @@
-//! A self-contained page about a compression: no script, nothing to load, light or dark like the
-//! reader's system.
+//! A self-contained HTML page about a compression. It has no scripts, loads no files, and is light
+//! or dark like the reader's system.
 
 use super::spectrum;
 use super::{Outcome, kept, percent, rank};
@@ -107,7 +107,7 @@ fn spectra(outcome: &Outcome<'_>) -> String {
     text + "</div>\n"
 }
 
-/// Returns the tensors that are no layers, each with the reason.
+/// Returns the tensors that are not layers, each with the reason.
 fn passed(outcome: &Outcome<'_>) -> String {
     let mut text = String::from("<h2>Tensors copied as they are</h2>\n");
     if outcome.selection.passed.is_empty() {
@@ -137,7 +137,7 @@ fn breakable(name: &str) -> String {
     escape(name).replace('.', ".<wbr>")
 }
 
-/// Four digits, without an exponent if that is short.
+/// Returns a number with four digits, without an exponent if that is short.
 fn significant(number: f64) -> String {
     if number == 0.0 || (1e-3..1e6).contains(&number.abs()) {
         let text = format!("{number:.4}");

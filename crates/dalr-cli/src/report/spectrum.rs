@@ -5,16 +5,16 @@ use dalr::network::LayerProfile;
 
 const WIDTH: f64 = 300.0;
 const HEIGHT: f64 = 130.0;
-/// Margins; those with labels are wider.
+/// Margins of the picture. Those with labels are wider.
 const LEFT: f64 = 34.0;
 const BOTTOM: f64 = 18.0;
 const TOP: f64 = 14.0;
 const RIGHT: f64 = 8.0;
 
-/// Points of a line. More could not be distinguished at this width.
+/// Number of points of a line. More points could not be distinguished at this width.
 const POINTS: usize = 150;
 
-/// Energies this far below the largest are drawn at the bottom.
+/// Number of decades on the axis. Smaller energies are drawn at the bottom.
 const DECADES: f64 = 6.0;
 
 /// Returns an SVG of the explained energies of a layer on a logarithmic scale, with its rank (0 for

@@ -195,7 +195,7 @@ fn budgets_and_allocations() {
     folder.refuses(&["--keep", "0.5", "--sensitivity", "s.json"], "expected a weight for `layer.2`, got none");
     std::fs::write(folder.path("s.json"), r#"{"layer.0": 1, "layer.1": 1, "layer.2": 1, "layer.3": 1, "x": 1}"#)
         .unwrap();
-    folder.refuses(&["--keep", "0.5", "--sensitivity", "s.json"], "expected layers that are to be compressed, got `x`");
+    folder.refuses(&["--keep", "0.5", "--sensitivity", "s.json"], "expected only names of layers to compress, got `x`");
     std::fs::write(folder.path("s.json"), r#"{"layer.0": -1, "layer.1": 1, "layer.2": 1, "layer.3": 1}"#).unwrap();
     folder.refuses(&["--keep", "0.5", "--sensitivity", "s.json"], "s.json: expected sensitivities");
     folder.refuses(&["--keep", "0.5", "--allocation", "sensitivity"], "--allocation sensitivity needs --sensitivity");
