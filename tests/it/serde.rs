@@ -1,4 +1,4 @@
-//! Configuration and reports survive a round trip through JSON.
+//! Configuration and reports are unchanged after a round trip through JSON.
 
 use std::collections::BTreeMap;
 
@@ -52,7 +52,7 @@ fn layers() {
     let text = r#"{"out_features":2,"in_features":3,"weight":[1.0,2.0,3.0,4.0,5.0,6.5],"bias":null}"#;
     assert_eq!(serde_json::to_string(&layer).unwrap(), text);
 
-    // What no constructor would take.
+    // Data that every constructor rejects.
     let refused = |text: String| serde_json::from_str::<Linear<f64>>(&text).unwrap_err().to_string();
     let message = refused(text.replace("6.5", "6.5,7.0"));
     assert!(message.starts_with("deserialize: expected 6 numbers in the weight, got 7"), "{message}");
