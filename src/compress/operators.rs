@@ -62,8 +62,9 @@ impl<T: Scalar> PsdOperator<f64> for FactoredOperator<'_, T> {
         Ok(self.keep * self.data_trace()? + self.ridge * linalg::squared_norm(self.factor))
     }
 
-    /// The rounding in an entry of `F S Fᵀ` is bounded by `ε` times that of `|F| |S| |F|ᵀ`. This is
-    /// much larger than `ε F S Fᵀ` if the contributions of strongly varying inputs cancel.
+    /// Returns the rounding in an eigenvalue. That in an entry of `F S Fᵀ` is bounded by `ε` times
+    /// that of `|F| |S| |F|ᵀ`. This is much larger than `ε F S Fᵀ` if the contributions of strongly
+    /// varying inputs cancel.
     fn noise(&self) -> f64 {
         let level = solver::noise_level(self.factor.nrows().max(self.factor.ncols())) + self.moment.rounding();
         level * term_size(&linalg::squared_column_norms(self.factor), self.moment, (self.keep, self.ridge))
@@ -111,7 +112,7 @@ pub(super) struct GramOperator<'a, T> {
 }
 
 impl<'a, T: Scalar> GramOperator<'a, T> {
-    /// `noise` is the size of rounding in the operator's eigenvalues.
+    /// Creates the operator. `noise` is the size of rounding in its eigenvalues.
     pub(super) fn new(
         outputs: MatRef<'a, T>,
         weight: MatRef<'a, T>,

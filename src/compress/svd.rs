@@ -52,7 +52,7 @@ pub struct TruncatedSvd {
 }
 
 impl TruncatedSvd {
-    /// Truncated SVD that keeps the bias as it is.
+    /// Creates truncated SVD that keeps the bias.
     pub fn new() -> Self {
         Self { correct_bias: false, solver: Solver::Auto, threads: 0, rank_multiple: 1 }
     }

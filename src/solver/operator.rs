@@ -61,7 +61,7 @@ pub trait PsdOperator<T: Scalar> {
     /// As for [`apply`](Self::apply).
     fn trace(&self) -> Result<f64>;
 
-    /// Size of the rounding noise in [`apply`](Self::apply), as an eigenvalue.
+    /// Returns the size of the rounding noise in [`apply`](Self::apply), as an eigenvalue.
     ///
     /// Eigenvalues up to this size carry no information and may be negative. The solver always adds
     /// rounding relative to the largest eigenvalue, so 0, the default, suits most operators. Return

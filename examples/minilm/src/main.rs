@@ -11,7 +11,7 @@ use dalr_minilm::evaluation::{Time, cosine, embeddings, time};
 use dalr_minilm::options::Options;
 use dalr_minilm::texts;
 
-/// Texts in a batch, except where the time is measured.
+/// Number of texts in a batch, except for the measurements of time.
 const BATCH: usize = 64;
 
 /// A smaller speed-up counts as noise.

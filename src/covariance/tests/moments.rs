@@ -100,7 +100,7 @@ fn outputs_of_several_segments() -> Result<()> {
     Ok(())
 }
 
-/// Statistics with this covariance, of products in this precision.
+/// Returns statistics with this covariance, from products in this precision.
 fn with_covariance(covariance: Mat<f64>, precision: f64) -> Result<ActivationStats<f32>> {
     let features = covariance.nrows();
     let mut stats = ActivationStats::new(features);

@@ -11,12 +11,12 @@ use rand::rngs::StdRng;
 use rand_distr::{Distribution, StandardNormal};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
-/// Returns the program.
+/// Returns the path of the program.
 pub fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_dalr"))
 }
 
-/// A folder of its own for one test, removed at its end.
+/// A temporary folder for one test, which is removed at its end.
 pub struct Folder(PathBuf);
 
 impl Folder {
@@ -64,7 +64,7 @@ impl Folder {
         Tensors::read(&self.path("out.safetensors"))
     }
 
-    /// Runs, and expects a failure that says this and leaves no output.
+    /// Runs the program, and checks that it fails with this message and leaves no output.
     pub fn refuses(&self, options: &[&str], expected: &str) {
         let output = self.run(options);
         assert!(matches!(output.status.code(), Some(1 | 2)), "{options:?}: {:?} {}", output.status, said(&output));
@@ -80,7 +80,7 @@ impl Drop for Folder {
     }
 }
 
-/// The standard error of the program.
+/// Returns the standard error of the program.
 pub fn said(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
@@ -93,7 +93,7 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// Creates numbers, rounded to `dtype`.
+    /// Creates a tensor from numbers, rounded to `dtype`.
     pub fn of(dtype: Dtype, shape: &[usize], numbers: &[f64]) -> Self {
         assert_eq!(numbers.len(), shape.iter().product::<usize>());
         let data = numbers.iter().flat_map(|&number| match dtype {
@@ -155,8 +155,8 @@ impl Tensors {
     }
 }
 
-/// Gaussian numbers; those of column `j` of `columns` times `decay` to the power of `j`, about a
-/// mean of 1.
+/// Returns Gaussian numbers about a mean of 1. Column `j` is multiplied by `decay` to the power of
+/// `j`.
 pub fn random(seed: u64, rows: usize, columns: usize, decay: f64) -> Vec<f64> {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut number = |j: usize| -> f64 {

@@ -201,11 +201,7 @@ impl<T: Scalar> ActivationStats<T> {
         source.fill_all(&mut stored).map_err(io)?;
         if stored != sum.to_le_bytes() {
             let stored = u32::from_le_bytes(stored);
-            return Err(format_error(
-                path,
-                format!("the checksum {sum:08x} of what was read"),
-                format!("{stored:08x}"),
-            ));
+            return Err(format_error(path, format!("the checksum {sum:08x} of the bytes"), format!("{stored:08x}")));
         }
         if source.stream.read(&mut [0]).map_err(io)? != 0 {
             return Err(format_error(path, format!("{length} bytes"), "more"));
