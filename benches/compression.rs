@@ -10,7 +10,7 @@ use faer::Mat;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-/// Inputs after a ReLU, with a spread that falls off from channel to channel.
+/// Returns inputs after a ReLU, with a spread that decreases from input to input.
 fn activations(samples: usize, features: usize) -> Mat<f32> {
     let mut rng = StdRng::seed_from_u64(1);
     let spread = move |j: usize| (1.0 + j as f32).powf(-0.7);
@@ -32,7 +32,7 @@ fn stats(inputs: &Mat<f32>) -> ActivationStats<f32> {
 fn statistics(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("statistics");
     for features in [256, 1024] {
-        // Twice as many samples as inputs: they collapse to the scatter on the way.
+        // With twice as many samples as inputs, the statistics change to the covariance form.
         let inputs = activations(2 * features, features);
         group.throughput(Throughput::Elements((inputs.nrows() * features) as u64));
         group.bench_with_input(BenchmarkId::from_parameter(features), &inputs, |bencher, inputs| {
@@ -77,8 +77,8 @@ fn solvers(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// The outputs' leading directions, as other libraries find them: by a whole singular value
-/// decomposition.
+/// Times the leading directions of the outputs as other libraries compute them: by a full singular
+/// value decomposition.
 fn decompositions(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("decompositions");
     group.sample_size(10);

@@ -1,8 +1,8 @@
-//! How the cost grows with the shape of a problem and the number of threads, and how well the
-//! solver is chosen: Markdown tables.
+//! Markdown tables of the cost by the shape of a problem and the number of threads, and of the
+//! quality of the solver's choice.
 //!
-//! `cargo bench --bench cost -- [statistics] [phases] [growth] [threads] [grid] [regression]`;
-//! without arguments, all of them. Best of several runs each.
+//! `cargo bench --bench cost -- [statistics] [phases] [growth] [threads] [grid]`; without
+//! arguments, all of them. Each time is the best of several runs.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -69,7 +69,7 @@ fn seconds(run: impl FnOnce()) -> f64 {
     start.elapsed().as_secs_f64()
 }
 
-/// The best of at least three runs, and of as many more as fit into a fifth of a second.
+/// Returns the shortest time of at least three runs, and of more runs if they fit into 0.2 s.
 fn best(mut run: impl FnMut()) -> f64 {
     let started = Instant::now();
     let (mut least, mut runs) = (f64::INFINITY, 0);
@@ -93,7 +93,8 @@ fn statistics() {
     let features = 4096;
     let inputs = Inputs::new(16_384, features);
     for batch in [32, 256, 512, 2048, 8192] {
-        // What comes before is not timed: the object is past its collapse, and no longer grows.
+        // The first samples are not timed. After them, the object is in covariance form and no
+        // longer grows.
         let mut stats = inputs.stats(8704, 8704, 0);
         let time = best(|| {
             for at in (0..8192).step_by(batch) {
@@ -105,7 +106,7 @@ fn statistics() {
     }
 }
 
-/// `Z Zᵀ`, with a clock.
+/// The operator `Z Zᵀ`, which measures the time of its products.
 struct Timed<'a> {
     outputs: MatRef<'a, f32>,
     seconds: Cell<f64>,

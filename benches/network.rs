@@ -3,7 +3,8 @@
 use criterion::{Criterion, criterion_group, criterion_main};
 use dalr::network::{Allocator, Budget, LayerProfile, Sensitivities, Strategy};
 
-/// A thousand layers of 4096 × 4096 with all their energies, which fall off at different rates.
+/// Returns a thousand layers of 4096 × 4096 with all their energies, which fall off at different
+/// rates.
 fn layers() -> Vec<LayerProfile> {
     let layer = |index: u32| {
         let decay = 0.2 + 1.5 * f64::from(index) / 1000.0;

@@ -1,4 +1,5 @@
-//! Bias correction: the new bias makes up for the error of the compressed weight on the mean input.
+//! Bias correction: the new bias compensates for the error of the compressed weight on the mean
+//! input.
 
 use faer::{Col, ColRef, MatRef};
 
@@ -14,7 +15,8 @@ pub(crate) struct BiasCorrection {
 }
 
 impl BiasCorrection {
-    /// Corrects for the rounding of `down` too, which is the factor as stored.
+    /// Prepares the correction. `down` is the factor as it is stored, so its rounding is corrected,
+    /// too.
     pub(crate) fn new<T: Scalar>(
         weight: MatRef<'_, T>,
         bias: Option<ColRef<'_, T>>,
@@ -40,7 +42,7 @@ impl BiasCorrection {
     }
 }
 
-/// `matrix · vector`, summed in `f64`, over the columns of the matrix.
+/// Returns `matrix · vector`, summed in `f64`, over the columns of the matrix.
 pub(crate) fn times<T: Scalar>(matrix: MatRef<'_, T>, vector: &[f64]) -> Vec<f64> {
     let mut product = vec![0.0; matrix.nrows()];
     for (column, x) in matrix.col_iter().zip(vector) {

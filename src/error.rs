@@ -1,11 +1,11 @@
-//! The one error type of the crate.
+//! The error type of the crate.
 
 use std::sync::Arc;
 
-/// The error type of this crate. Each variant names the operation, what it expected and what it
-/// got.
+/// The error type of this crate. The message names the operation, the argument, its value and the
+/// allowed values.
 ///
-/// An operation that fails does not change the object it was called on.
+/// A method that fails does not change its object; exceptions are documented.
 ///
 /// ```
 /// use dalr::{ActivationStats, Error};
@@ -24,7 +24,7 @@ use std::sync::Arc;
 #[non_exhaustive]
 pub enum Error {
     /// An argument has no elements.
-    #[error("{operation}: expected at least one element in {what}, got an empty one")]
+    #[error("{operation}: {what} must not be empty")]
     Empty {
         /// The operation that failed.
         operation: &'static str,
@@ -46,7 +46,9 @@ pub enum Error {
     },
 
     /// A NaN or an infinity.
-    #[error("{operation}: expected finite numbers in {what}, got {value} at row {row}, column {column}")]
+    #[error(
+        "{operation}: expected finite numbers in {what}, got {value} at row {row}, column {column} (counted from 0)"
+    )]
     NonFinite {
         /// The operation that failed.
         operation: &'static str,
@@ -91,8 +93,8 @@ pub enum Error {
         operation: &'static str,
     },
 
-    /// A result is not a finite number of its type.
-    #[error("{operation}: expected {what} within the range of its type, got an overflow")]
+    /// A number is too large for its type.
+    #[error("{operation}: {what} {}", overflow(what))]
     Overflow {
         /// The operation that failed.
         operation: &'static str,
@@ -101,7 +103,7 @@ pub enum Error {
     },
 
     /// A buffer would exceed a memory limit or the available memory.
-    #[error("{operation}: expected to get by with {available}, got a need of {needed} bytes")]
+    #[error("{operation}: needs {needed} bytes, which exceeds {available}")]
     Memory {
         /// The operation that failed.
         operation: &'static str,
@@ -112,9 +114,7 @@ pub enum Error {
     },
 
     /// Neither the solver nor its fallback converged.
-    #[error(
-        "{operation}: expected an eigendecomposition of dimension {dimension}, got no convergence from any of: {attempts}"
-    )]
+    #[error("{operation}: no algorithm converged for an eigenproblem of dimension {dimension}; tried {attempts}")]
     NoConvergence {
         /// The operation that failed.
         operation: &'static str,
@@ -134,7 +134,7 @@ pub enum Error {
     },
 
     /// A file could not be read or written.
-    #[error("{operation}: expected access to {path}, got an I/O error: {source}")]
+    #[error("{operation}: cannot access {path}: {source}")]
     Io {
         /// The operation that failed.
         operation: &'static str,
@@ -169,7 +169,7 @@ pub enum Error {
     },
 
     /// Numbers have a dtype that cannot be read or written, or that would lose digits.
-    #[error("{operation}: expected numbers of type {expected} in {what}, got {found}")]
+    #[error("{operation}: expected dtype {expected} in {what}, got {found}")]
     NumberType {
         /// The operation that failed.
         operation: &'static str,
@@ -203,7 +203,7 @@ pub enum Error {
     },
 
     /// Another library failed; its own error is the [`source`](std::error::Error::source).
-    #[error("{operation}: expected {library} to do its part, got an error: {source}")]
+    #[error("{operation}: {library} failed: {source}")]
     Library {
         /// The operation that called it.
         operation: &'static str,
@@ -227,7 +227,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Names the operation that failed, unless an inner one did so already.
+    /// Names the operation that failed, unless an inner function has named it.
     pub(crate) fn during(mut self, name: &'static str) -> Self {
         match &mut self {
             Self::Empty { operation, .. }
@@ -336,7 +336,15 @@ impl Error {
     }
 }
 
-/// The operation of an error that has not yet reached the public function it concerns.
+/// Explains an overflow: numbers can be rescaled, counts cannot.
+fn overflow(what: &str) -> &'static str {
+    if what.starts_with("the number of") || what.starts_with("the length of") {
+        return "exceeds the range of 64-bit counts: split the data";
+    }
+    "overflows: use smaller numbers, or a larger type such as `f64`"
+}
+
+/// The operation of an error that has not yet reached the public function that returns it.
 const UNNAMED: &str = "";
 
 /// Runs the body of a public function, and names that function in the error it returns.
@@ -344,7 +352,7 @@ pub(crate) fn during<R>(operation: &'static str, body: impl FnOnce() -> Result<R
     body().map_err(|error| error.during(operation))
 }
 
-/// Errors are equal if they say the same.
+/// Errors are equal if their messages are equal.
 impl PartialEq for Error {
     fn eq(&self, other: &Self) -> bool {
         self.to_string() == other.to_string()

@@ -28,12 +28,12 @@ pub struct Linear<T> {
 }
 
 impl<T: Scalar> Linear<T> {
-    /// A layer from its weight, out × in, and its bias of length out, if it has one.
+    /// Creates a layer from its weight, out × in, and an optional bias with one entry per output.
     ///
     /// # Errors
     ///
-    /// [`Error::Empty`] for a weight without rows or columns, [`Error::Shape`] for a bias of another
-    /// length, [`Error::NonFinite`] for a NaN or an infinity (it says where).
+    /// [`Error::Empty`] for a weight without rows or columns, [`Error::Shape`] for a bias of
+    /// another length, [`Error::NonFinite`] for a NaN or an infinity, with its position.
     ///
     /// ```
     /// use dalr::{Error, Linear};
@@ -57,41 +57,42 @@ impl<T: Scalar> Linear<T> {
         })
     }
 
-    /// The weight, out × in.
+    /// Returns the weight, out × in.
     pub fn weight(&self) -> MatRef<'_, T> {
         self.weight.as_ref()
     }
 
-    /// The bias, of length out.
+    /// Returns the bias, one entry per output; `None` if the layer has none.
     pub fn bias(&self) -> Option<ColRef<'_, T>> {
         self.bias.as_ref().map(Col::as_ref)
     }
 
-    /// Number of inputs, the columns of the weight.
+    /// Returns the number of inputs, the columns of the weight.
     pub fn in_features(&self) -> usize {
         self.weight.ncols()
     }
 
-    /// Number of outputs, the rows of the weight.
+    /// Returns the number of outputs, the rows of the weight.
     pub fn out_features(&self) -> usize {
         self.weight.nrows()
     }
 
-    /// Number of parameters, the bias included.
+    /// Returns the number of parameters, the bias included.
     pub fn parameters(&self) -> usize {
         self.multiply_adds() + self.bias.as_ref().map_or(0, Col::nrows)
     }
 
-    /// Multiply–adds of one sample's forward pass.
+    /// Returns the multiply–adds of one sample's forward pass.
     pub fn multiply_adds(&self) -> usize {
         self.weight.nrows() * self.weight.ncols()
     }
 
-    /// Outputs, samples × out, of inputs, samples × in. Cost: `O(p·m·n)`.
+    /// Returns the outputs, samples × out, of inputs, samples × in. Cost: `O(p·m·n)`.
     ///
     /// # Errors
     ///
-    /// Inputs of another width, without rows, or not finite; outputs that overflow `T`.
+    /// Inputs with another number of columns, without rows, or not finite; outputs that overflow
+    /// `T`.
     pub fn forward(&self, inputs: MatRef<'_, T>) -> Result<Mat<T>> {
         during("Linear::forward", || {
             check_inputs(inputs, self.in_features())?;
@@ -112,19 +113,20 @@ impl<T> fmt::Debug for Linear<T> {
     }
 }
 
-/// Refuses inputs of another width, without rows, or not finite.
+/// Returns an error for inputs with another number of columns than `width`, without rows, or not
+/// finite.
 pub(crate) fn check_inputs<T: Scalar>(inputs: MatRef<'_, T>, width: usize) -> Result<()> {
     if inputs.ncols() != width {
         let what = "columns in the inputs (one per input of the layer)";
         return Err(Error::shape(what, width, inputs.ncols()));
     }
     if inputs.nrows() == 0 {
-        return Err(Error::empty("the inputs' rows"));
+        return Err(Error::empty("the batch of inputs"));
     }
     linalg::require_finite("the inputs", inputs)
 }
 
-/// Adds the bias to every row, and refuses a result that overflowed.
+/// Adds the bias to every row, and returns an error if the result overflows.
 pub(crate) fn finish<T: Scalar>(mut outputs: Mat<T>, bias: Option<ColRef<'_, T>>) -> Result<Mat<T>> {
     if let Some(bias) = bias {
         for (column, &bias) in outputs.as_mut().col_iter_mut().zip(bias.iter()) {

@@ -1,10 +1,10 @@
 //! Activation-aware low-rank compression of neural network layers.
 //!
-//! A fully connected layer `y = W x + b` with `m × n` weights becomes two smaller ones, `down` (`k
-//! × n`) and `up` (`m × k`), with `k (m + n)` weights. Truncated SVD chooses them so that the
-//! *weight* changes least. When a network works on a domain of its own, its inputs use a small part
-//! of what the weight can do. [`Dalr`] chooses the factors so that the layer's *outputs on that
-//! domain* change least:
+//! A fully connected layer `y = W x + b` with an `m × n` weight becomes two smaller ones, `down`
+//! (`k × n`) and `up` (`m × k`), with `k (m + n)` parameters. Truncated SVD chooses them so that
+//! the *weight* changes least. On data from one domain, some directions of the inputs hardly occur,
+//! so errors in them hardly matter. [`Dalr`] uses this and chooses the factors so that the layer's
+//! *outputs on that domain* change least:
 //!
 //! ```text
 //! min over C of rank k and b̂:   Σᵢ wᵢ ‖W xᵢ + b − C xᵢ − b̂‖²
@@ -33,7 +33,7 @@
 //!
 //! | you have | use |
 //! |---|---|
-//! | samples of the layer's inputs | [`Dalr::new`]; with few, [`select_ridge`] on others |
+//! | samples of the layer's inputs | [`Dalr::new`]; with few samples, [`select_ridge`] on held-out samples |
 //! | no samples | [`TruncatedSvd::new`] |
 //! | a whole network and one budget | [`network`] |
 //! | layers before this one that are compressed already | [`PairedStats`](covariance::PairedStats) |
@@ -42,11 +42,11 @@
 //! | the paper to reproduce | [`Dalr::paper`], [`ActivationPruning`] |
 //! | a method of your own | [`LowRankCompressor`], [`Decomposition::new`] |
 //!
-//! Statistics are summed in `f64` whatever the [`Scalar`]. Solves of large `f32` layers run in
-//! `f32` while the squared error stays within `1e-4` of the optimum, and in `f64` otherwise. The
+//! Statistics are summed in `f64` whatever the [`Scalar`]. Large `f32` layers are solved in `f32`
+//! if the squared error is then within about `2e-4` of the optimum, and all others in `f64`. The
 //! same input on the same number of threads gives the same bits on the same kind of processor. A
-//! function that fails returns an [`Error`] and changes nothing. The features are listed in
-//! [`interop`].
+//! method that fails returns an [`Error`] and leaves its object unchanged; exceptions are
+//! documented. The module [`interop`] lists the features.
 #![forbid(unsafe_code)]
 // The library returns an `Error` where it could panic. These lints do not see two things: indices
 // into faer's matrices, which come from loops over their sizes, and integer arithmetic, which

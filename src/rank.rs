@@ -1,4 +1,4 @@
-//! The rank of a compressed layer: the rules for it, and their resolution to a number.
+//! The rank of a compressed layer: rules, and the number that they give for a layer.
 
 use core::fmt;
 use core::str::FromStr;
@@ -26,11 +26,12 @@ pub enum Rank {
     /// The largest rank with at most this fraction of the weight's parameters, in (0, 1], as
     /// [`Form::rank_within`] gives it: `⌊r · mn / (m + n)⌋` for two factors.
     ParameterRatio(f64),
-    /// The smallest rank whose energies (eigenvalues of the problem solved) sum to this fraction of
-    /// the total, in (0, 1]. 1 means the numerical rank.
+    /// The smallest rank whose energies (eigenvalues) sum to this fraction of the sum of all, in
+    /// (0, 1]. 1 means the numerical rank.
     Energy(f64),
-    /// The smallest rank whose predicted relative error on the calibration data is at most this, in
-    /// (0, 1]. A goal below the resolution of the predicted error (about 1e-7) needs the full rank.
+    /// The smallest rank whose predicted relative error on the calibration data is at most this
+    /// number, in (0, 1]. If the number is below the resolution of the predicted error (about
+    /// 1e-7), this is the full rank.
     RelativeError(f64),
 }
 
@@ -46,15 +47,15 @@ pub(crate) struct Spectrum<'a> {
     pub(crate) total_energy: f64,
     /// Number of energies above rounding.
     pub(crate) numerical_rank: usize,
-    /// The relative error of each rank from 1, if there were samples.
+    /// The relative error of each rank from 1; `None` without samples.
     pub(crate) relative_errors: Option<&'a [f64]>,
     /// Relative errors below this are rounding.
     pub(crate) resolution: f64,
 }
 
 impl Rank {
-    /// The rank at which two factors take as many parameters as the `out × in` weight, `mn / (m +
-    /// n)`.
+    /// Returns the rank at which two factors have as many parameters as the `out × in` weight,
+    /// `mn / (m + n)`.
     ///
     /// ```
     /// assert_eq!(dalr::Rank::break_even(10, 84).floor(), 8.0);
@@ -63,9 +64,8 @@ impl Rank {
         Form::Factors.break_even((out_features, in_features))
     }
 
-    /// The largest rank whose two factors take at most this fraction of the weight's parameters,
-    /// `⌊fraction · mn / (m + n)⌋` up to `min(m, n)`; 0 if rank 1 takes more.
-    /// [`Form::rank_within`] does the same for other forms.
+    /// Returns the largest rank whose two factors have at most this fraction of the weight's
+    /// parameters, `⌊fraction · mn / (m + n)⌋` up to `min(m, n)`; 0 if rank 1 has more.
     ///
     /// ```
     /// assert_eq!(dalr::Rank::within(0.4, (4096, 4096)), 819);
@@ -75,9 +75,8 @@ impl Rank {
         Form::Factors.rank_within(fraction, shape)
     }
 
-    /// The rank up to which a problem must be solved before this rule can be resolved to a multiple
-    /// of `multiple`, for a layer in this form. Refuses everything that can be refused without
-    /// solving.
+    /// Returns the rank up to which a problem must be solved before this rule gives a multiple of
+    /// `multiple`, for a layer in this form. Returns all errors that do not depend on the solve.
     pub(crate) fn bound(self, shape: (usize, usize), multiple: usize, form: Form) -> Result<usize> {
         let (m, n) = shape;
         let full = m.min(n);
@@ -89,7 +88,7 @@ impl Rank {
             if value > 0.0 && value <= 1.0 {
                 return Ok(value);
             }
-            Err(Error::out_of_range(parameter, "in (0, 1]".into(), value))
+            Err(Error::out_of_range(parameter, "to be in (0, 1]".into(), value))
         };
         match self {
             Self::Fixed(rank) => {
@@ -106,7 +105,7 @@ impl Rank {
                 if rank == 0 {
                     let least = form.parameters(multiple, shape) as f64 / (m as f64 * n as f64);
                     let expected = format!(
-                        "a parameter ratio that pays for rank {multiple} of a {m} × {n} weight, {:.6} or more",
+                        "a parameter ratio of at least {:.6}, for rank {multiple} of a {m} × {n} weight",
                         (least * 1e6).ceil() / 1e6
                     );
                     return Err(Error::rank(expected, ratio.to_string()));
@@ -118,7 +117,8 @@ impl Rank {
         }
     }
 
-    /// The rank for an `m × n` weight, given the results of a solve up to [`bound`](Self::bound).
+    /// Returns the rank for an `m × n` weight, given the results of a solve up to
+    /// [`bound`](Self::bound).
     pub(crate) fn resolve(
         self,
         shape: (usize, usize),
@@ -143,7 +143,7 @@ impl Rank {
                 }
                 let reached = sum >= goal;
                 let numerical = spectrum.numerical_rank;
-                // Whether all energies above rounding were solved for.
+                // Whether the solve covers all energies above rounding.
                 let complete = solved == shape.0.min(shape.1) || numerical < solved;
                 if complete {
                     let needed = if reached && fraction < 1.0 { enough.min(numerical) } else { numerical };
@@ -151,7 +151,7 @@ impl Rank {
                 } else if reached && fraction < 1.0 {
                     enough
                 } else {
-                    let expected = format!("a solve up to a rank that gathers {fraction} of the energy");
+                    let expected = format!("a solve up to a rank that explains {fraction} of the eigenvalues' sum");
                     return Err(Error::rank(expected, format!("one up to rank {solved}")));
                 }
             }
@@ -165,8 +165,11 @@ impl Rank {
                 };
                 let Some(index) = reached else {
                     let best = errors.iter().copied().fold(f64::INFINITY, f64::min);
-                    let expected = format!("a relative error of at most {goal} within reach");
-                    return Err(Error::rank(expected, format!("{best:.3e} at best")));
+                    // Rounded up, so that the error in the message can be reached.
+                    let least = 1.0005 * best.max(spectrum.resolution);
+                    let expected =
+                        format!("a relative error of at least {least:.3e}, the smallest of all solved ranks");
+                    return Err(Error::rank(expected, goal.to_string()));
                 };
                 index + 1
             }
@@ -174,7 +177,7 @@ impl Rank {
         let rounded = rank.next_multiple_of(multiple);
         if rounded > shape.0.min(shape.1) {
             let expected = format!("a multiple of {multiple} up to {}", shape.0.min(shape.1));
-            return Err(Error::rank(expected, format!("a need of rank {rank}")));
+            return Err(Error::rank(expected, format!("{rank}, rounded up to {rounded}")));
         }
         if rounded > solved {
             let expected = format!("a rank up to the {solved} solved for");
@@ -184,7 +187,7 @@ impl Rank {
     }
 }
 
-/// Refuses ranks that no `m × n` matrix has.
+/// Returns an error for a rank that no `m × n` matrix has.
 pub(crate) fn validate_fixed(rank: usize, shape: (usize, usize)) -> Result<()> {
     let (m, n) = shape;
     if (1..=m.min(n)).contains(&rank) {
@@ -266,7 +269,7 @@ mod tests {
         assert_eq!(resolve(Rank::Energy(1.0), 1), Ok(3));
         assert_eq!(resolve(Rank::RelativeError(0.3), 1), Ok(2));
         assert_eq!(resolve(Rank::RelativeError(1e-8), 1), Ok(4));
-        // Nothing can tell which rank reaches that: the full one does.
+        // The predicted errors cannot show which rank reaches that. The full rank does.
         assert_eq!(resolve(Rank::RelativeError(1e-12), 1), Ok(12));
     }
 
@@ -292,7 +295,7 @@ mod tests {
             let Err(Error::Rank { expected, .. }) = Rank::ParameterRatio(1e-9).bound(shape, 1, Form::Factors) else {
                 panic!()
             };
-            let least: f64 = expected.split(' ').rev().nth(2).unwrap().parse().unwrap();
+            let least: f64 = expected.split([' ', ',']).nth(6).unwrap().parse().unwrap();
             assert_eq!(Rank::ParameterRatio(least).bound(shape, 1, Form::Factors), Ok(1), "{expected}");
         }
         // 0.29 · 100 is 28.999999999999996 in floating point.
@@ -316,12 +319,12 @@ mod tests {
     fn all_of_the_energy_is_all_that_stands_out_of_noise() {
         let mut spectrum = spectrum();
         let all = |spectrum: &Spectrum<'_>| Rank::Energy(1.0).resolve(SHAPE, 1, Form::Factors, spectrum);
-        // Noise is told from energy by a solve that goes further.
+        // Only a solve up to a larger rank shows that the next eigenvalue is noise.
         spectrum.energies = &[6.0, 3.0, 1.0, 0.0];
         assert_eq!(all(&spectrum), Ok(3));
         spectrum.energies = &[6.0, 3.0, 1.0];
         assert!(all(&spectrum).is_err());
-        // Little is not nothing, though it is lost in the sum.
+        // Small energies count, although rounding hides them in the sum.
         let energies: Vec<f64> = (0..12).map(|i| if i < 3 { 3.0 } else { 1e-20 }).collect();
         (spectrum.energies, spectrum.total_energy) = (&energies, 9.0);
         for numerical_rank in [4, 12] {

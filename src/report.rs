@@ -28,8 +28,8 @@ use crate::factors::Form;
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Report {
-    /// Name of the method: `svd`, `dalr`, `dalr-paper` or `dalr-exact`. A `+bc` follows if the bias
-    /// was corrected after the solve (`dalr` corrects it jointly with the weight).
+    /// Name of the method: `svd`, `dalr`, `dalr-paper` or `dalr-exact`. The suffix `+bc` means that
+    /// the bias was corrected after the solve (`dalr` corrects it jointly with the weight).
     pub method: String,
     /// Rank of the compressed layer.
     pub rank: usize,
@@ -55,11 +55,11 @@ pub struct Report {
     /// Predicted error of the outputs in the output metric, relative to their variation in the
     /// metric; `None` without a metric or samples.
     pub metric_error: Option<f64>,
-    /// Calibration samples seen.
+    /// Number of calibration samples.
     pub samples: u64,
     /// Shrinkage intensity `ρ` that was estimated; `None` if the method does not shrink.
     pub shrinkage: Option<f64>,
-    /// Name of the algorithm that found the eigenpairs.
+    /// Name of the algorithm that computed the eigenpairs.
     pub solver: String,
     /// Residual of the eigenpairs, relative to the largest eigenvalue.
     pub residual: f64,
@@ -68,17 +68,17 @@ pub struct Report {
 }
 
 impl Report {
-    /// Name of the method.
+    /// Returns the name of the method.
     pub fn method(&self) -> &str {
         &self.method
     }
 
-    /// Rank of the compressed layer.
+    /// Returns the rank of the compressed layer.
     pub fn rank(&self) -> usize {
         self.rank
     }
 
-    /// Predicted error of the outputs on the calibration data.
+    /// Returns the predicted error of the outputs on the calibration data.
     pub fn relative_error(&self) -> Option<f64> {
         self.relative_error
     }
@@ -116,40 +116,42 @@ impl fmt::Display for Report {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Warning {
-    /// There are fewer (effective) samples than inputs, so the statistics cannot tell all
-    /// directions apart.
+    /// The effective number of samples is smaller than the number of inputs, so the estimated
+    /// covariance is inaccurate or rank-deficient.
     FewSamples {
         /// Effective number of samples.
         samples: f64,
         /// Number of inputs.
         inputs: usize,
     },
-    /// The inputs do not vary. The weight alone decided, as in truncated SVD.
+    /// The inputs do not vary. The result depends on the weight alone, as in truncated SVD.
     NoVariation,
-    /// The problem determines fewer directions than the rank: few samples, inputs that do not vary,
-    /// or a weight of low rank. The others are the leading ones of the weight.
+    /// The problem has fewer eigenvalues above rounding than the rank: there are few samples,
+    /// inputs that do not vary, or the weight has low rank. The other columns of `up` are leading
+    /// directions of the weight.
     Filled {
         /// Number of eigenvalues above rounding.
         determined: usize,
         /// Rank of the layer.
         rank: usize,
     },
-    /// The compressed layer has at least as many parameters as the original one. Keep that one.
+    /// The compressed layer has at least as many parameters as the original one. Keep the original
+    /// layer.
     PastBreakEven {
         /// Rank of the layer.
         rank: usize,
-        /// Rank at which nothing is saved.
+        /// Rank at which the factors have as many parameters as the weight.
         break_even: f64,
     },
-    /// The predicted error is below the resolution of its arithmetic. Read it as "at most
+    /// The predicted error is so small that rounding dominates it. Read it as "at most
     /// `resolution`".
     BelowResolution {
-        /// The smallest relative error that can be told from zero.
+        /// Relative errors up to this size are rounding.
         resolution: f64,
     },
-    /// The chosen algorithm did not converge, and its fallback took over.
+    /// The chosen algorithm did not converge, and its fallback gave the result.
     SolverFallback {
-        /// The algorithm that answered.
+        /// The algorithm that gave the result.
         solver: String,
     },
 }

@@ -1,4 +1,4 @@
-//! The scalar types that weights and activations come in.
+//! The element types of weights and activations.
 
 use core::fmt::{Debug, Display};
 
@@ -10,8 +10,9 @@ mod sealed {
 
 /// The element type of weights and activations: `f32` or `f64`.
 ///
-/// Sealed: statistics and solvers are tuned for these two. Sums over samples are in `f64` for both.
-/// Large `f32` problems are solved in `f32` while that is accurate enough.
+/// The trait is sealed, because statistics and solvers are tuned for these two types. Sums over
+/// samples are in `f64` for both. Large `f32` problems are solved in `f32` if that is accurate
+/// enough.
 ///
 /// ```
 /// use dalr::{Linear, LowRankLinear, Result, Scalar};
@@ -45,7 +46,7 @@ pub trait Scalar:
     /// ```
     fn to_f64(self) -> f64;
 
-    /// Rounds to the nearest number of this type; infinite when `value` is out of its range.
+    /// Rounds to the nearest number of this type; infinite if `value` is out of its range.
     ///
     /// ```
     /// use dalr::Scalar;

@@ -1,4 +1,4 @@
-//! Killed at any moment, a process that saves loses nothing that it had saved.
+//! A process that is killed at any moment loses nothing that it has saved.
 #![cfg(feature = "safetensors")]
 
 #[path = "it/common/mod.rs"]
@@ -15,22 +15,22 @@ use faer::Mat;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-/// Tells the process under test what to do.
+/// The variable that passes the path to the process under test.
 const PATH: &str = "DALR_CRASH_TEST_PATH";
 
 const FEATURES: usize = 160;
 const ROWS: usize = 8;
 const KILLS: usize = 60;
 
-/// The state after a number of steps follows from the one before: 80 steps of samples, then a
-/// scatter of 200 kilobytes and a product in every fifth step.
+/// Computes the next state from the previous one. The first 80 steps are in sample form. Then there
+/// is a scatter of 200 kilobytes, with a product in every fifth step.
 fn step(stats: &mut ActivationStats<f32>) {
     let mut rng = StdRng::seed_from_u64(stats.samples());
     let batch = gaussian(&mut rng, ROWS, FEATURES);
     stats.update(Mat::from_fn(ROWS, FEATURES, |i, j| batch[(i, j)] as f32).as_ref()).unwrap();
 }
 
-/// Goes on from what is there, saves after every step and then says so, until it is killed.
+/// Continues from the saved state. Saves after every step and prints a line, until it is killed.
 fn save_for_ever(path: &Path) {
     let mut stats = ActivationStats::load(path).expect("what is there loads");
     let mut out = std::io::stdout();
@@ -82,12 +82,12 @@ fn killed_at_any_moment_nothing_saved_is_lost() {
         while expected.samples() < loaded.samples() {
             step(&mut expected);
         }
-        // Resuming from files again and again led to the same bits as never stopping.
+        // The bits after many interruptions are those of a run without interruptions.
         assert!(loaded.to_safetensors().unwrap() == expected.to_safetensors().unwrap(), "kill {kill}");
     }
     println!("{KILLS} kills, {caught_writing} of them in the midst of writing, {} samples", expected.samples());
     assert!(caught_writing > 0, "no kill came at an interesting moment");
-    // What one kill leaves behind, the next save removes.
+    // The next save removes the temporary file that a kill leaves.
     assert!(most_files <= 2, "{most_files} files");
     expected.save(&path).unwrap();
     assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 1);

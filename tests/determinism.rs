@@ -17,14 +17,14 @@ use rand::rngs::StdRng;
 
 const RUNS: usize = 10;
 
-/// Two threads, however many the machine has; to be called before anything else starts rayon's
-/// pool.
+/// Sets two threads, on any machine. Call this before any code starts rayon's pool.
 fn two_threads() {
     static POOL: Once = Once::new();
     POOL.call_once(|| rayon::ThreadPoolBuilder::new().num_threads(2).build_global().unwrap());
 }
 
-/// What one thread and what two threads give, each of them in every run.
+/// Returns the results with one and with two threads, after checking that each is the same in every
+/// run.
 #[track_caller]
 fn repeated<R: PartialEq>(what: &str, run: impl Fn(usize) -> R) -> [R; 2] {
     [1, 2].map(|threads| {
@@ -42,7 +42,7 @@ fn entries<T: Scalar>(matrix: MatRef<'_, T>) -> Vec<u64> {
     matrix.col_iter().flat_map(|column| column.iter().map(|x| x.to_f64().to_bits()).collect::<Vec<_>>()).collect()
 }
 
-/// In uneven batches, weighted and not, one part by way of a merge.
+/// Returns statistics from uneven batches, with and without weights. One part is merged.
 fn gathered<T: Scalar>(inputs: MatRef<'_, T>, threads: usize) -> ActivationStats<T> {
     let (samples, features) = inputs.shape();
     let empty = || ActivationStats::new(features).with_threads(threads);
@@ -64,7 +64,7 @@ fn gathered<T: Scalar>(inputs: MatRef<'_, T>, threads: usize) -> ActivationStats
 
 type PerInput<T> = fn(&ActivationStats<T>) -> dalr::Result<Col<f64>>;
 
-/// Everything that statistics say, as one list, and their covariance.
+/// Returns all results of statistics as one list, and their covariance.
 fn said<T: Scalar>(stats: &ActivationStats<T>) -> (Vec<u64>, Mat<f64>) {
     let covariance = stats.covariance().unwrap();
     let columns: [PerInput<T>; 5] = [
@@ -90,7 +90,7 @@ fn check_statistics<T: Scalar>(features: usize, samples: usize, form: &str) {
         assert!(format!("{stats:?}").contains(form), "{what}: {stats:?}");
         said(&stats)
     });
-    // Products of wide layers' `f32` samples are rounded to that.
+    // Products of `f32` samples of wide layers are rounded to `f32`.
     let narrow = form == "covariance" && features >= 512;
     let rounding = if narrow { T::EPSILON } else { f64::EPSILON } * (samples as f64).sqrt();
     let spread = |at: (usize, usize)| (one.1[(at.0, at.0)] * one.1[(at.1, at.1)]).sqrt();
@@ -109,8 +109,8 @@ fn statistics() {
     check_statistics::<f64>(300, 700, "covariance");
 }
 
-/// A layer and inputs for it of which the leading dimensions stand out, in the weight and in the
-/// data.
+/// A layer and its inputs, whose leading dimensions are much larger than the others, in the weight
+/// and in the data.
 struct Case<T> {
     layer: Linear<T>,
     inputs: Mat<T>,
@@ -137,7 +137,7 @@ impl<T: Scalar> Case<T> {
     }
 }
 
-/// Layer, report and error curve of a compressor on so many threads.
+/// A compressor with the given number of threads.
 type Run<'a, T> = &'a dyn Fn(usize) -> Box<dyn LowRankCompressor<T>>;
 
 fn check_compressor<T: Scalar>(
@@ -162,8 +162,8 @@ fn check_compressor<T: Scalar>(
     let [a, b] = [&one, &two].map(|compressed| compressed.report().relative_error().unwrap());
     let size = (case.layer.in_features() + case.layer.out_features()) as f64;
     println!("{what}: {} threads differ by {difference:.1e}, errors by {:.1e}", one.report().solver, (a - b).abs());
-    // An iteration stops within this of the optimal energy; single precision decides within its
-    // own.
+    // An iteration stops at this distance from the optimal energy; for single precision it is
+    // larger.
     let energy = match one.report().solver.starts_with("block Lanczos") {
         true if T::EPSILON > f64::EPSILON => 5e-5,
         true => 1e-12,
@@ -173,7 +173,7 @@ fn check_compressor<T: Scalar>(
     assert!((a * a - b * b).abs() <= T::EPSILON * size + energy, "{what}: {a} {b}");
 }
 
-/// A result together with all its bits, which is what it is compared by.
+/// A result and its bits, which are compared.
 struct Same<T> {
     parts: ([Vec<u64>; 3], [Vec<u64>; 2], String),
     compressed: Compressed<T>,
@@ -217,7 +217,7 @@ fn compressors_and_solvers_in_double_precision() {
     check_compressors::<f64>();
 }
 
-/// Large enough to be iterated on, or diagonalised, in the precision of the data.
+/// The layers are so large that block Lanczos or the dense algorithm runs in native precision.
 #[test]
 fn large_layers_in_single_precision() {
     for (samples, form) in [(260, "samples"), (1300, "covariance")] {
@@ -250,7 +250,8 @@ fn check_choices<T: Scalar>() {
             let first = prune();
             assert!((1..RUNS).all(|_| prune() == first));
         }
-        // Chosen or asked for, a number of threads is that number.
+        // The default and the requested number of threads give the same bits if the numbers are
+        // equal.
         let compress = |threads| {
             let compressed = Dalr::new().with_threads(threads).compress(&case.layer, &stats, Rank::Fixed(12)).unwrap();
             (entries(compressed.layer().down()), entries(compressed.layer().up()))

@@ -1,4 +1,4 @@
-//! What few samples are worth on real activations: the Markdown table of `docs/small_samples.md`.
+//! Few samples of real activations: the Markdown table of `docs/small_samples.md`.
 //!
 //! `cargo bench --bench small_samples -- [--seeds N] [FOLDER...]`: the LeNet of this repository,
 //! then every folder that `activations.py` has written; `run.sh` does all of it. Every number comes
@@ -23,14 +23,14 @@ type Fallible<T> = Result<T, Box<dyn Error>>;
 
 const COUNTS: [usize; 5] = [8, 32, 128, 512, 2000];
 
-/// Ratios of one way of drawing so many samples.
+/// The ratios for one number of samples and one way to draw them.
 #[derive(Default)]
 struct Cell {
     svd: Vec<f64>,
     ratios: Vec<f64>,
-    /// Of the ridge chosen on other samples.
+    /// Ratios with the ridge that `select_ridge` chooses on other samples.
     chosen: Vec<f64>,
-    /// The worst, and where.
+    /// The largest ratio, and its layer.
     worst: (f64, String),
 }
 
@@ -111,7 +111,8 @@ impl Cell {
                     self.worst = (error.ratio(), format!("{draw:?}: {name}, rank {}, seed {seed}", error.rank));
                 }
             }
-            // A solve for every candidate: the middle rank of one layer and the first draw will do.
+            // Every candidate needs a solve, so only the middle rank of one layer and the first
+            // draw are tried.
             if let (Some(others), 0, 0) = (&others, seed, index) {
                 let middle = errors[errors.len() / 2];
                 let error = selected(layer, &stats, others, &site.held_out, middle.rank)?;
@@ -122,8 +123,8 @@ impl Cell {
     }
 }
 
-/// The three dense layers of the LeNet: the images it was fine-tuned on calibrate, the others
-/// judge.
+/// Returns the three fully connected layers of the LeNet, with the images of the fine-tuning to
+/// calibrate and the other images to test.
 fn lenet() -> Fallible<Vec<Site>> {
     let data = Data::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("data/lenet_digits.safetensors"))?;
     let network = &data.target;
@@ -140,7 +141,7 @@ fn lenet() -> Fallible<Vec<Site>> {
         .collect()
 }
 
-/// A file of `activations.py`.
+/// Reads a file of `activations.py`.
 fn load(path: &Path) -> Fallible<Site> {
     let bytes = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
     let tensors = SafeTensors::deserialize(&bytes)?;
@@ -161,7 +162,8 @@ fn load(path: &Path) -> Fallible<Site> {
     Ok(Site { layers, calibration, held_out })
 }
 
-/// A tensor of one or two axes, stored as `f32` or `f16`; one of one axis becomes a row.
+/// Returns a tensor of one or two axes, stored as `f32` or `f16`. A tensor of one axis becomes a
+/// row.
 fn matrix(tensors: &SafeTensors<'_>, name: &str) -> Fallible<Mat<f32>> {
     let tensor = tensors.tensor(name)?;
     let (rows, columns) = match *tensor.shape() {
@@ -177,7 +179,8 @@ fn matrix(tensors: &SafeTensors<'_>, name: &str) -> Fallible<Mat<f32>> {
     Ok(MatRef::from_row_major_slice(&numbers, rows, columns).to_owned())
 }
 
-/// IEEE 754 half precision: 1 bit for the sign, 5 for the exponent, 10 for the fraction.
+/// Converts from IEEE 754 half precision: 1 bit for the sign, 5 for the exponent, 10 for the
+/// fraction.
 fn half(bits: u16) -> f32 {
     let (exponent, fraction) = (i32::from(bits >> 10 & 31), f32::from(bits & 1023));
     let magnitude = match exponent {

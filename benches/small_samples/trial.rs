@@ -1,5 +1,5 @@
-//! One trial of few samples: what the default, and a ridge chosen on as many other samples, lose on
-//! data that neither saw, over what truncated SVD with a corrected bias loses.
+//! One trial of few samples: held-out errors of the default, and of a ridge chosen on the same
+//! number of other samples, divided by that of truncated SVD with a corrected bias.
 
 use dalr::{
     ActivationStats, Dalr, Linear, LowRankCompressor, Rank, Result, Ridge, TruncatedSvd, relative_output_error,
@@ -9,34 +9,34 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
-/// Shares of the smaller side of a weight.
+/// Ranks as fractions of the smaller side of a weight.
 pub const RANKS: [f64; 3] = [0.1, 0.25, 0.5];
 
-/// What `select_ridge` chooses from.
+/// The candidates of `select_ridge`.
 pub const CANDIDATES: [Ridge; 5] =
     [Ridge::Shrinkage, Ridge::Relative(0.1), Ridge::Relative(1.0), Ridge::Relative(10.0), Ridge::Relative(100.0)];
 
-/// Layers that read the same input, and samples of it.
+/// Layers with a shared input, and samples of it.
 pub struct Site {
     pub layers: Vec<(String, Linear<f32>)>,
     /// One sample per row, in the order of the texts or images they come from.
     pub calibration: Mat<f32>,
-    /// Of other texts or images.
+    /// Statistics of other texts or images.
     pub held_out: ActivationStats<f32>,
 }
 
-/// How samples are taken.
+/// The way to draw samples.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub enum Draw {
     /// At random across texts or images.
     Random,
-    /// As they follow each other from a random place on: correlated.
+    /// Consecutive from a random position on, and therefore correlated.
     Consecutive,
 }
 
 impl Site {
-    /// Statistics of some samples and, if there are as many left, of as many others taken in the
-    /// same way.
+    /// Returns statistics of some samples. If enough samples are left, also returns those of the
+    /// same number of others, drawn in the same way.
     pub fn draw(
         &self,
         draw: Draw,
@@ -80,13 +80,13 @@ impl Errors {
     }
 }
 
-/// Ranks of [`RANKS`] for a layer.
+/// Returns the ranks of [`RANKS`] for a layer.
 pub fn ranks(layer: &Linear<f32>) -> [usize; 3] {
     let full = layer.out_features().min(layer.in_features());
     RANKS.map(|share| ((share * full as f64).round() as usize).max(1))
 }
 
-/// Both methods from the same samples, at every rank.
+/// Returns the errors of both methods from the same samples, at every rank.
 pub fn compare(
     layer: &Linear<f32>,
     stats: &ActivationStats<f32>,
@@ -103,7 +103,7 @@ pub fn compare(
     ranks.into_iter().map(|rank| Ok(Errors { rank, svd: error(&svd, rank)?, default: error(&dalr, rank)? })).collect()
 }
 
-/// Held-out relative error at a rank with the ridge that is best on other samples.
+/// Returns the held-out relative error at a rank, with the ridge that is best on other samples.
 pub fn selected(
     layer: &Linear<f32>,
     stats: &ActivationStats<f32>,
@@ -116,7 +116,7 @@ pub fn selected(
     relative_output_error(layer, &low, held_out)
 }
 
-/// Median and largest of some numbers; `None` without any.
+/// Returns the median and largest of some numbers; `None` without any.
 pub fn median_and_worst(mut numbers: Vec<f64>) -> Option<(f64, f64)> {
     numbers.sort_by(f64::total_cmp);
     Some((*numbers.get(numbers.len() / 2)?, *numbers.last()?))

@@ -200,7 +200,7 @@ pub fn compare(data: &Data) -> Result<Comparison> {
 }
 
 impl Comparison {
-    /// The parameters of a row as a fraction of the original ones.
+    /// Returns the parameters of a row as a fraction of the original ones.
     pub fn fraction(&self, row: &Row) -> f64 {
         let original: usize = match LAYERS.iter().position(|&name| name == row.layer) {
             Some(index) => self.original_parameters[index],
@@ -214,7 +214,7 @@ impl Comparison {
     }
 }
 
-/// Root of the squared difference over the squared `original` about its mean.
+/// Returns the root of the squared difference over the squared `original` about its mean.
 fn distance(original: MatRef<'_, f32>, other: MatRef<'_, f32>) -> f64 {
     let (mut error, mut total) = (0.0, 0.0);
     for (original, other) in original.col_iter().zip(other.col_iter()) {
@@ -225,7 +225,7 @@ fn distance(original: MatRef<'_, f32>, other: MatRef<'_, f32>) -> f64 {
     (error / total).sqrt()
 }
 
-/// Whether two factors of this rank have fewer parameters than the layer.
+/// Returns whether two factors of this rank have fewer parameters than the layer.
 pub fn saves(rank: usize, layer: &Linear<f32>) -> bool {
     (rank as f64) < Rank::break_even(layer.out_features(), layer.in_features())
 }

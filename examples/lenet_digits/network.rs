@@ -132,7 +132,7 @@ fn relu(mut matrix: Mat<f32>) -> Mat<f32> {
 }
 
 /// Applies a 5×5 convolution as a linear layer on unfolded patches, ReLU, and the maximum over 2×2
-/// squares. Rows hold `channels × side × side` numbers.
+/// squares. Rows have `channels × side × side` numbers.
 fn pooled_convolution(kernel: &Linear<f32>, images: MatRef<'_, f32>, side: usize) -> Result<Mat<f32>> {
     let (inner, half) = (side - 4, (side - 4) / 2);
     let channels = kernel.out_features();

@@ -1,4 +1,4 @@
-//! The data that a compressor is given.
+//! The calibration data of a compressor.
 
 use core::fmt;
 
@@ -36,7 +36,7 @@ enum CalibrationInputs<'a, T> {
 }
 
 impl<'a, T> Calibration<'a, T> {
-    /// No data: for methods that look at the weight alone.
+    /// Returns calibration without data, for methods that use the weight alone.
     pub fn none() -> Self {
         Self { inputs: CalibrationInputs::None, original: None, metric: None }
     }
@@ -56,7 +56,7 @@ impl<'a, T> Calibration<'a, T> {
         self
     }
 
-    /// Statistics of the layer's inputs, if they are not paired.
+    /// Returns the statistics of the layer's inputs; `None` for [`Calibration::none`].
     pub fn activations(&self) -> Option<&'a ActivationStats<T>> {
         match self.inputs {
             CalibrationInputs::Activations(stats) => Some(stats),
@@ -79,7 +79,7 @@ impl<'a, T> Calibration<'a, T> {
 }
 
 impl<'a, T: Scalar> Calibration<'a, T> {
-    /// The number of samples seen.
+    /// Returns the number of samples seen.
     pub(crate) fn samples(&self) -> u64 {
         match self.inputs {
             CalibrationInputs::None => 0,

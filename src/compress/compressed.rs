@@ -31,12 +31,12 @@ pub struct Compressed<T> {
 }
 
 impl<T: Scalar> Compressed<T> {
-    /// The compressed layer.
+    /// Returns the compressed layer.
     pub fn layer(&self) -> &LowRankLinear<T> {
         &self.layer
     }
 
-    /// The result of the compression in numbers, and warnings.
+    /// Returns the result of the compression in numbers, and warnings.
     pub fn report(&self) -> &Report {
         &self.report
     }
@@ -68,7 +68,7 @@ impl<T: Scalar> Compressed<T> {
         self.layer.to_pivoted()
     }
 
-    /// The compressed layer, without the report.
+    /// Returns the compressed layer, without the report.
     pub fn into_layer(self) -> LowRankLinear<T> {
         self.layer
     }
@@ -76,13 +76,13 @@ impl<T: Scalar> Compressed<T> {
     /// Returns the relative error on other data, as
     /// [`relative_output_error`](crate::relative_output_error) defines it.
     ///
-    /// The residual is computed in `f64`, so the error is accurate down to rounding. The mismatch
-    /// of the bias counts.
+    /// The differences of the outputs are computed in `f64`, so the error is accurate down to
+    /// rounding. It includes the error of the bias.
     ///
     /// # Errors
     ///
-    /// A layer or statistics of another shape, no samples, or original outputs that do not vary
-    /// while those of the compressed layer differ from them.
+    /// A layer or statistics of another shape; no samples; original outputs that do not vary, if
+    /// those of the compressed layer differ from them.
     ///
     /// # Cost
     ///
@@ -97,7 +97,7 @@ impl<T: Scalar> Compressed<T> {
     }
 }
 
-/// The layer without its report, as [`Compressed::into_layer`].
+/// Returns the layer without its report, as [`Compressed::into_layer`].
 impl<T: Scalar> From<Compressed<T>> for LowRankLinear<T> {
     fn from(compressed: Compressed<T>) -> Self {
         compressed.into_layer()

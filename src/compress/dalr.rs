@@ -1,4 +1,4 @@
-//! DALR: changes the layer's outputs on the calibration data least.
+//! DALR: minimises the change of the layer's outputs on the calibration data.
 
 use super::problem::Inputs;
 use super::problem_builder::ProblemBuilder;
@@ -10,8 +10,8 @@ use crate::{Linear, Result, Scalar, Solver};
 
 /// Domain-adaptive low-rank compression (Masana et al., ICCV 2017), improved.
 ///
-/// Minimises the change of the layer's outputs on the calibration data. With [`Ridge::None`] that
-/// is, over all `C` of rank `k`, and over `b̂` if the bias is corrected:
+/// Minimises the change of the layer's outputs on the calibration data. With [`Ridge::None`], the
+/// objective is this, over all `C` of rank `k`, and over `b̂` if the bias is corrected:
 ///
 /// ```text
 /// Σᵢ wᵢ ‖W xᵢ + b − C xᵢ − b̂‖²,   solved by   C = U_k U_kᵀ W,   b̂ = b + (W − C) μ
@@ -65,8 +65,8 @@ pub struct Dalr {
 const PAIRED_RIDGE: Ridge = Ridge::Relative(0.1);
 
 impl Dalr {
-    /// The recommended method: [`Ridge::Shrinkage`], and the bias corrected jointly with the weight
-    /// if the layer has one. A layer without a bias stays without.
+    /// Creates the recommended method: [`Ridge::Shrinkage`], and the bias corrected jointly with
+    /// the weight. A layer without a bias stays without one.
     pub fn new() -> Self {
         Self {
             ridge: None,
@@ -78,9 +78,11 @@ impl Dalr {
         }
     }
 
-    /// The published method, eq. 11 of the paper to the letter: `λ` is absolute, on `X Xᵀ` not
-    /// divided by the number of samples, inputs are not centred, and the bias is kept. The authors'
-    /// code uses `λ = 1000`, its notebook 10.
+    /// Creates the published method, eq. 11 of the paper.
+    ///
+    /// It adds `λ` to `X Xᵀ`, where the columns of `X` are the inputs. This sum is not divided by
+    /// the number of samples. The inputs are not centred, and the bias is kept. The authors' code uses
+    /// `λ = 1000`, and the notebook in that code uses `λ = 10`.
     ///
     /// ```
     /// # use dalr::{Dalr, Ridge};
@@ -97,11 +99,13 @@ impl Dalr {
         self
     }
 
-    /// Overrides the automatic treatment of the bias.
+    /// Sets whether the bias is corrected.
     ///
     /// `true` centres the inputs and sets `b̂ = b + (W − C) μ`, which is jointly optimal. A layer
     /// without a bias gets one. `false` uses the second moment about zero and keeps the bias. With
-    /// the two absolute ridges, `true` corrects the bias (eq. 4) after the uncentred solve.
+    /// [`Ridge::Paper`] and [`Ridge::Exact`], `true` corrects the bias by eq. 4 of the paper, after
+    /// a solve that is not centred. By default these two keep the bias, and all other ridges
+    /// correct it if the layer has one.
     #[must_use]
     pub fn with_bias_correction(mut self, correct: bool) -> Self {
         self.correct_bias = Some(correct);
@@ -123,9 +127,9 @@ impl Dalr {
         self
     }
 
-    /// Makes every rank a multiple of this number, as some hardware prefers: ratios round down,
-    /// energies and errors up, a fixed rank must match. 1 by default; 0 is an error when
-    /// compressing.
+    /// Makes every rank a multiple of this number, as some hardware prefers; 1 by default.
+    /// [`Rank::ParameterRatio`](crate::Rank) rounds down, the rules for energies and errors round
+    /// up, and a fixed rank must be a multiple. A solve rejects 0.
     #[must_use]
     pub fn with_rank_multiple(mut self, multiple: usize) -> Self {
         self.rank_multiple = multiple;

@@ -1,4 +1,4 @@
-//! The result of one solve, which holds for every rank.
+//! The result of one solve, for every rank.
 
 use core::fmt;
 
@@ -15,8 +15,8 @@ use crate::linalg::{self, even_exponent, power_of_two};
 use crate::rank::Spectrum;
 use crate::{Error, Linear, LowRankLinear, Rank, Report, Result, Scalar, Warning};
 
-/// The result of one solve: its eigenvalues, the predicted error of every rank up to the one solved
-/// for, and a compressed layer of any of these ranks for the cost of a copy.
+/// The result of one solve: its eigenvalues, the predicted error of every rank up to the largest
+/// solved one, and a compressed layer of any of these ranks for the cost of a copy.
 ///
 /// ```
 /// use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor};
@@ -43,7 +43,7 @@ pub struct Decomposition<T> {
     pub(super) down: Mat<T>,
     pub(super) energies: Vec<f64>,
     pub(super) total_energy: f64,
-    /// `energies / total_energy`, which is defined even where these underflow.
+    /// `energies / total_energy`, computed before the units could make these underflow.
     pub(super) explained: Vec<f64>,
     pub(super) relative_errors: Option<Vec<f64>>,
     pub(super) metric_errors: Option<Vec<f64>>,
@@ -70,12 +70,12 @@ pub(crate) struct Facts {
     pub(crate) biases: (bool, bool),
     /// Number of eigenvalues above rounding.
     pub(crate) determined: usize,
-    /// The smallest relative error that can be told from zero.
+    /// Relative errors up to this size are rounding.
     pub(crate) resolution: f64,
 }
 
 impl Facts {
-    /// The report on the layer of this rank, whose relative error is `relative_error`.
+    /// Returns the report on the layer of this rank, whose relative error is `relative_error`.
     pub(crate) fn report(&self, rank: usize, relative_error: Option<f64>) -> Report {
         let (m, n) = self.shape;
         let bias = |has: bool| if has { m } else { 0 };
@@ -112,11 +112,11 @@ impl Facts {
     }
 }
 
-/// The facts of a decomposition that its solution does not contain.
+/// The properties of a decomposition that its solution does not contain.
 pub(super) struct Origin<'a> {
     pub(super) method: &'static str,
     pub(super) samples: u64,
-    /// The effective number of samples, if the data chose the directions.
+    /// The effective number of samples, if the method uses the data.
     pub(super) effective_samples: Option<f64>,
     pub(super) shrinkage: Option<f64>,
     /// Whether there are data that do not vary.
@@ -128,7 +128,7 @@ pub(super) struct Origin<'a> {
 }
 
 impl<T: Scalar> Decomposition<T> {
-    /// The decomposition of a solution whose energies are in units of `unit`.
+    /// Returns the decomposition of a solution whose energies are in units of `unit`.
     pub(super) fn from_solution(
         layer: &Linear<T>,
         solution: Solution<T>,
@@ -180,13 +180,13 @@ impl<T: Scalar> Decomposition<T> {
         })
     }
 
-    /// Makes a decomposition from any two factors, for methods outside of this crate.
+    /// Creates a decomposition from any two factors, for methods outside of this crate.
     ///
     /// `up` is out × k and `down` k × in. The factors must be nested: the first `j` columns of `up`
-    /// and rows of `down` form the layer of rank `j`. With `correct_bias` the compressed bias is `b
-    /// + (W − C) μ`, which takes samples; otherwise the bias is kept. The predicted errors follow
-    /// from the calibration data, if there are any. The energies are those that each rank explains
-    /// of the weight, until [`with_energies`](Self::with_energies) replaces them.
+    /// and rows of `down` form the layer of rank `j`. With `correct_bias` the compressed bias is
+    /// `b + (W − C) μ`, which needs samples; otherwise the bias is kept. The predicted errors are
+    /// computed from the calibration data, if there are any. The energies are the decrease of
+    /// `‖W − C‖²` with each rank, until [`with_energies`](Self::with_energies) replaces them.
     ///
     /// # Errors
     ///
@@ -290,12 +290,12 @@ impl<T: Scalar> Decomposition<T> {
         })
     }
 
-    /// Replaces the energies and their total, for methods that know their own.
+    /// Replaces the energies and their total, for methods that compute eigenvalues of their own.
     ///
     /// # Errors
     ///
-    /// Another number of energies than the factors' rank; energies that ascend, are negative or not
-    /// finite, or sum to more than the total.
+    /// A number of energies that is not the factors' rank; energies that ascend, are negative or
+    /// not finite, or sum to more than the total.
     pub fn with_energies(mut self, energies: Vec<f64>, total_energy: f64) -> Result<Self> {
         during("Decomposition::with_energies", || {
             if energies.len() != self.energies.len() {
@@ -317,27 +317,29 @@ impl<T: Scalar> Decomposition<T> {
         self
     }
 
-    /// The largest rank that [`truncate`](Self::truncate) accepts.
+    /// Returns the largest rank that [`truncate`](Self::truncate) accepts.
     pub fn max_rank(&self) -> usize {
         self.energies.len()
     }
 
-    /// Eigenvalues of the operator solved (`W S Wᵀ`, regularization included), descending, one per
-    /// rank. For truncated SVD they are the squared singular values of the weight.
+    /// Returns the eigenvalues of `W S Wᵀ`, regularization included, descending, one per rank. For
+    /// truncated SVD they are the squared singular values of the weight.
     ///
-    /// Values below about `ε` times the largest are rounding.
+    /// Values below about `ε` times the largest one are rounding.
     pub fn energies(&self) -> &[f64] {
         &self.energies
     }
 
-    /// Sum of all eigenvalues, those past [`max_rank`](Self::max_rank) included.
+    /// Returns the sum of all eigenvalues, those past [`max_rank`](Self::max_rank) included.
     ///
     /// The energy left out at rank `k` is this minus the first `k` energies.
     pub fn total_energy(&self) -> f64 {
         self.total_energy
     }
 
-    /// Predicted error of the layer of this rank on the calibration data, without the
+    /// Returns the predicted relative error at this rank on the calibration data.
+    ///
+    /// The factors come from the regularized problem; the error does not include the
     /// regularization. `None` without samples, and for ranks that were not solved for.
     ///
     /// ```text
@@ -345,10 +347,11 @@ impl<T: Scalar> Decomposition<T> {
     /// ```
     ///
     /// `Σ` is the covariance of the inputs, and `S` their second moment: about the mean if the bias
-    /// is corrected, about zero if it is kept. For the paper's and the exact ridge, which project
-    /// `R` instead of `W`, `cᵢ = uᵢᵀ (2 R S Wᵀ − R S Rᵀ) uᵢ`; their error can rise with the rank.
-    /// The error is infinite if the original outputs do not vary and those of the compressed layer
-    /// differ from them.
+    /// is corrected, about zero if it is kept. `uᵢ` is column `i` of `up`. For
+    /// [`Ridge::Paper`](crate::Ridge::Paper) and [`Ridge::Exact`](crate::Ridge::Exact),
+    /// `cᵢ = uᵢᵀ (2 R S Wᵀ − R S Rᵀ) uᵢ` with the ridge regression `R = W S (S + λI)⁻¹`. Their
+    /// error can rise with the rank. The error is infinite if the original outputs do not vary and
+    /// those of the compressed layer differ from them.
     pub fn relative_error(&self, rank: usize) -> Option<f64> {
         self.relative_errors.as_ref()?.get(rank.checked_sub(1)?).copied()
     }
@@ -363,8 +366,9 @@ impl<T: Scalar> Decomposition<T> {
         self.metric_errors.as_ref()?.get(rank.checked_sub(1)?).copied()
     }
 
-    /// The number of dimensions that `rank` asks for, rounded to a multiple of `multiple`: ratios
-    /// round down, energies and errors up, a fixed rank must match.
+    /// Returns the rank that the rule `rank` gives, as a multiple of `multiple`.
+    /// [`Rank::ParameterRatio`] rounds down, [`Rank::Energy`] and [`Rank::RelativeError`] round up,
+    /// and a fixed rank must be a multiple.
     ///
     /// # Errors
     ///
@@ -392,7 +396,7 @@ impl<T: Scalar> Decomposition<T> {
         during("Decomposition::rank_for", || rank.resolve(self.facts.shape, multiple, self.facts.form, &spectrum))
     }
 
-    /// The compressed layer of this rank. Cost: a copy of its factors.
+    /// Returns the compressed layer of this rank. Cost: a copy of its factors.
     ///
     /// # Errors
     ///
@@ -428,7 +432,7 @@ impl<T: Scalar> Decomposition<T> {
         &self.facts
     }
 
-    /// The energies over [`total_energy`](Self::total_energy).
+    /// Returns the energies, divided by [`total_energy`](Self::total_energy).
     pub(crate) fn explained(&self) -> &[f64] {
         &self.explained
     }
@@ -449,12 +453,12 @@ impl<T> fmt::Debug for Decomposition<T> {
     }
 }
 
-/// The energies over their total.
+/// Returns the energies, divided by their total.
 fn fractions(energies: &[f64], total: f64) -> Vec<f64> {
     energies.iter().map(|energy| energy / total.max(f64::MIN_POSITIVE)).collect()
 }
 
-/// Refuses energies that are not a descending part of their total.
+/// Returns an error unless the energies are finite, descend and sum to at most their total.
 pub(crate) fn require_energies(energies: &[f64], total: f64) -> Result<()> {
     let mut previous = f64::MAX;
     for &energy in energies {

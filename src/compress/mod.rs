@@ -63,11 +63,12 @@ pub trait LowRankCompressor<T: Scalar> {
     ///
     /// # Errors
     ///
-    /// A rank outside of 1 to min(out, in); statistics of another width than the layer's inputs, or
-    /// without the samples that the method needs; parameters out of range; failures of the solver.
+    /// A rank outside of 1 to min(out, in); statistics with another number of inputs than the
+    /// layer, or without the samples that the method needs; parameters out of range; failures of
+    /// the solver.
     fn solve(&self, layer: &Linear<T>, calibration: Calibration<'_, T>, max_rank: usize) -> Result<Decomposition<T>>;
 
-    /// The number that every chosen rank is a multiple of; 1 unless the method says otherwise.
+    /// Returns the number of which every chosen rank is a multiple; 1 by default.
     fn rank_multiple(&self) -> usize {
         1
     }
@@ -92,8 +93,8 @@ pub trait LowRankCompressor<T: Scalar> {
         })
     }
 
-    /// As [`solve`](Self::solve), for anything that converts into a [`Calibration`]: `&stats`. Counts
-    /// the parameters of the method's form.
+    /// Calls [`solve`](Self::solve) with anything that converts into a [`Calibration`], such as
+    /// `&stats`.
     ///
     /// # Errors
     ///
@@ -110,8 +111,8 @@ pub trait LowRankCompressor<T: Scalar> {
         Ok(self.solve(layer, calibration.into(), max_rank)?.with_form(self.form()))
     }
 
-    /// As [`compress_with`](Self::compress_with), for anything that converts into a
-    /// [`Calibration`]: `&stats`.
+    /// Calls [`compress_with`](Self::compress_with) with anything that converts into a
+    /// [`Calibration`], such as `&stats`.
     ///
     /// # Errors
     ///

@@ -13,13 +13,13 @@ use crate::linalg::{self, Par, even_exponent, power_of_two};
 use crate::solver::{self, PsdOperator, Solver};
 use crate::{Error, Linear, Result, Scalar};
 
-/// The problem of one layer whose data are known only through products: spread over many machines,
-/// or streamed from disk.
+/// The problem of one layer whose data only provide products, because they are spread over many
+/// machines or streamed from disk.
 ///
 /// The caller provides the operator `F (S + λI) Fᵀ` with the [`factor`](Self::factor) `F` of this
 /// problem and the second moment `S = Σ wᵢ xᵢ xᵢᵀ / Σ wᵢ` of the inputs: about their mean if the
-/// bias is to be corrected, about zero otherwise. The result is that of [`Dalr`](crate::Dalr) with
-/// the same statistics and ridge, up to rounding.
+/// bias is corrected, about zero otherwise. The result is that of [`Dalr`](crate::Dalr) with the
+/// same statistics and ridge, up to rounding.
 ///
 /// ```
 /// use dalr::compress::OperatorProblem;
@@ -71,11 +71,11 @@ pub struct OperatorProblem<'a, T> {
 }
 
 impl<'a, T: Scalar> OperatorProblem<'a, T> {
-    /// Prepares the problem of a layer: no ridge, and the bias corrected if the layer has one.
+    /// Creates the problem of a layer, without a ridge. The bias is corrected if the layer has one.
     ///
-    /// `threads` are those of this call and of [`solve`](Self::solve). 0 means one inside a rayon
+    /// This call and [`solve`](Self::solve) use `threads` threads. 0 means one inside a rayon
     /// worker, and all of rayon's pool elsewhere. Machines that solve one problem together must use
-    /// the same number: the factor's bits depend on it.
+    /// the same number, because the factor's bits depend on it.
     ///
     /// # Errors
     ///
@@ -83,7 +83,8 @@ impl<'a, T: Scalar> OperatorProblem<'a, T> {
     ///
     /// # Cost
     ///
-    /// A QR factorization, `O(m·n²)`, for more outputs than inputs; a copy of the weight otherwise.
+    /// A QR factorization, `O(m·n²)`, if there are more outputs than inputs; a copy of the weight
+    /// otherwise.
     pub fn new(layer: &'a Linear<T>, threads: usize) -> Result<Self> {
         during("OperatorProblem::new", || {
             let par = linalg::threads(threads);
@@ -102,8 +103,8 @@ impl<'a, T: Scalar> OperatorProblem<'a, T> {
         })
     }
 
-    /// The factor `F`, min(out, in) × in: the weight divided by a power of two, or the triangle of
-    /// its QR factorization.
+    /// Returns the factor `F`, min(out, in) × in: the weight divided by a power of two, or the
+    /// triangle of its QR factorization.
     pub fn factor(&self) -> MatRef<'_, f64> {
         self.side.factor()
     }
@@ -122,15 +123,15 @@ impl<'a, T: Scalar> OperatorProblem<'a, T> {
         self
     }
 
-    /// Sets whether `S` is taken about the mean and the bias makes up for the change of the mean
-    /// output. By default that is so for a layer with a bias.
+    /// Sets whether the bias is corrected; by default, if the layer has one. If so, the caller must
+    /// take `S` about the mean.
     #[must_use]
     pub fn with_bias_correction(mut self, correct: bool) -> Self {
         self.correct_bias = correct;
         self
     }
 
-    /// Whether `S` is to be taken about the mean.
+    /// Returns whether the bias is corrected. If so, the caller must take `S` about the mean.
     pub fn corrects_bias(&self) -> bool {
         self.correct_bias
     }
@@ -147,9 +148,9 @@ impl<'a, T: Scalar> OperatorProblem<'a, T> {
     ///
     /// # Errors
     ///
-    /// A rank outside of 1 to min(out, in); an operator of another dimension than the factor has
-    /// rows; a mean of another length than the layer's inputs, or not finite; a ridge that is
-    /// negative or not finite; errors of [`top_eigenpairs`](crate::solver::top_eigenpairs).
+    /// A rank outside of 1 to min(out, in); an operator whose dimension is not the factor's number
+    /// of rows; a mean that does not have one finite entry per input; a ridge that is negative or
+    /// not finite; errors of [`top_eigenpairs`](crate::solver::top_eigenpairs).
     ///
     /// # Cost
     ///
@@ -185,7 +186,7 @@ impl<'a, T: Scalar> OperatorProblem<'a, T> {
 
             let total = operator.trace()?;
             let energy = (total - ridge * linalg::squared_norm(side.factor())).max(0.0);
-            // The data's part of each eigenvalue; a completed direction has none.
+            // The part of each eigenvalue that comes from the data; null directions have none.
             let norms = linalg::squared_column_norms(down.transpose());
             let captured: Vec<f64> = (pairs.values.iter().zip(norms).enumerate())
                 .map(|(index, (value, norm))| if index < determined { value - ridge * norm } else { 0.0 })
@@ -309,7 +310,7 @@ mod tests {
         compare("tall with a ridge", &Case { shape: (9, 6), ridge: 0.1, ..CASE });
         compare("bias kept", &Case { correct_bias: false, ..CASE });
         compare("bias kept with a ridge", &Case { correct_bias: false, ridge: 0.2, ..CASE });
-        // Four samples determine three directions about their mean; the weight determines the
+        // About their mean, four samples vary in three directions; the weight determines the
         // others.
         compare("few samples", &Case { samples: 4, ..CASE });
         compare("a large weight", &Case { scale: 1e120, ..CASE });

@@ -33,7 +33,7 @@ impl<'a, T: Scalar> FactoredOperator<'a, T> {
         Self { factor, moment, keep, ridge, par, data_trace: OnceCell::new() }
     }
 
-    /// `tr F S Fᵀ`, the data's part of the trace.
+    /// Returns `tr F S Fᵀ`, the data's part of the trace.
     pub(super) fn data_trace(&self) -> Result<f64> {
         if let Some(&trace) = self.data_trace.get() {
             return Ok(trace);
@@ -62,8 +62,9 @@ impl<T: Scalar> PsdOperator<f64> for FactoredOperator<'_, T> {
         Ok(self.keep * self.data_trace()? + self.ridge * linalg::squared_norm(self.factor))
     }
 
-    /// Entry by entry, rounding in `F S Fᵀ` is bounded by that in `|F| |S| |F|ᵀ`. This is much
-    /// larger than the product if the weight ignores the directions that vary most.
+    /// Returns the rounding in an eigenvalue. That in an entry of `F S Fᵀ` is bounded by `ε` times
+    /// that of `|F| |S| |F|ᵀ`. This is much larger than `ε F S Fᵀ` if the contributions of strongly
+    /// varying inputs cancel.
     fn noise(&self) -> f64 {
         let level = solver::noise_level(self.factor.nrows().max(self.factor.ncols())) + self.moment.rounding();
         level * term_size(&linalg::squared_column_norms(self.factor), self.moment, (self.keep, self.ridge))
@@ -76,7 +77,8 @@ impl<T: Scalar> PsdOperator<f64> for FactoredOperator<'_, T> {
 
     fn assemble(&self) -> Result<Mat<f64>> {
         let mut matrix = self.moment.congruence(self.factor, self.par)?;
-        // The trace is free now; `set` fails if it was computed before, with the same value.
+        // The trace costs nothing more now. If it was computed before, `set` fails, and keeps that
+        // value.
         let _ = self.data_trace.set(matrix.diagonal().column_vector().sum());
         if self.keep != 1.0 {
             matrix *= faer::Scale(self.keep);
@@ -90,7 +92,7 @@ impl<T: Scalar> PsdOperator<f64> for FactoredOperator<'_, T> {
     }
 }
 
-/// `Σ_j ‖F_j‖² (κ S_jj + λ)`, given the squared norms of `F`'s columns.
+/// Returns `Σ_j ‖F_j‖² (κ S_jj + λ)`, given the squared norms of `F`'s columns.
 ///
 /// This is the size of the terms that add up to `tr F (κ S + λ I) Fᵀ`, whether or not they cancel.
 pub(super) fn term_size<T: Scalar>(norms: &[f64], moment: &dyn SecondMoment<T>, (keep, ridge): (f64, f64)) -> f64 {
@@ -110,7 +112,7 @@ pub(super) struct GramOperator<'a, T> {
 }
 
 impl<'a, T: Scalar> GramOperator<'a, T> {
-    /// `noise` is the size of rounding in the operator's eigenvalues.
+    /// Creates the operator. `noise` is the size of rounding in its eigenvalues.
     pub(super) fn new(
         outputs: MatRef<'a, T>,
         weight: MatRef<'a, T>,
@@ -202,7 +204,8 @@ impl<T: Scalar> Outputs<T> {
         let matrix = linalg::triangular_product(problem.weight, native.as_ref(), triangle, par)?;
         let whole = linalg::squared_norm(matrix.as_ref());
         let added: f64 = norms.iter().zip(added).map(|(norm, added)| norm * scale * scale * added).sum();
-        // The data's energy is a difference, which is lost beside a ridge that is much larger.
+        // The data's energy is the difference of two numbers. Rounding hides it if the ridge is
+        // much larger.
         if whole - added < LEAST_DATA * whole {
             return Ok(None);
         }

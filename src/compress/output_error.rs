@@ -32,18 +32,19 @@ impl OutputError {
     }
 }
 
-/// The squared errors of a solution for every rank from 1, on the plain data.
+/// The squared errors of a solution for every rank from 1, on the data without regularization.
 #[derive(Clone)]
 pub(super) struct SquaredErrors {
     pub(super) by_rank: Vec<f64>,
-    /// The energy of the outputs that the errors are a part of.
+    /// The energy of the original outputs. The errors are parts of it.
     pub(super) total: f64,
-    /// The smallest squared error that can be told from zero.
+    /// Squared errors up to this size are rounding.
     pub(super) noise: f64,
 }
 
 impl SquaredErrors {
-    /// The errors that remain when rank `k` captures `captured[k - 1]` more of the energy `total`.
+    /// Computes the errors, given that rank `k` explains `captured[k - 1]` more of the energy
+    /// `total` than rank `k − 1`.
     pub(super) fn left_of(total: f64, captured: &[f64], noise: f64) -> Self {
         let mut rest = total;
         let left = |captured: &f64| {
@@ -53,10 +54,10 @@ impl SquaredErrors {
         Self { by_rank: captured.iter().map(left).collect(), total, noise }
     }
 
-    /// The errors relative to the energy `variance` of the original outputs about their mean, and
-    /// the smallest that can be told from zero.
+    /// Returns the errors relative to the energy `variance` of the original outputs about their
+    /// mean, and the size up to which such errors are rounding.
     ///
-    /// If the original outputs do not vary, an error above rounding is infinitely large.
+    /// If the original outputs do not vary, an error above rounding is infinite.
     pub(super) fn relative_to(&self, variance: f64) -> (Vec<f64>, f64) {
         if variance > 0.0 {
             let relative = |squared: f64| (squared / variance).sqrt();
@@ -207,8 +208,8 @@ impl<'a, T: Scalar> From<&'a LowRankLinear<T>> for Replacement<'a, T> {
     }
 }
 
-/// `E‖(W x + b) − (C x + b̂)‖² = tr((W − C) Σ (W − C)ᵀ) + ‖(W − C) μ + b − b̂‖²`, and the variance
-/// of the original outputs.
+/// Computes `E‖(W x + b) − (C x + b̂)‖² = tr((W − C) Σ (W − C)ᵀ) + ‖(W − C) μ + b − b̂‖²`, and the
+/// variance of the original outputs.
 pub(super) fn output_error<'a, T: Scalar>(
     layer: &Linear<T>,
     replacement: impl Into<Replacement<'a, T>>,
@@ -286,16 +287,17 @@ pub(super) fn paired_error<T: Scalar>(
     Ok(OutputError { squared, total: energy(&*original, &weight)? })
 }
 
-/// The error of a replacement's outputs relative to the variation of the original outputs: the root
-/// of `Σ wᵢ ‖yᵢ − ŷᵢ‖² / Σ wᵢ ‖yᵢ − ȳ‖²`.
+/// Returns the error of a replacement's outputs relative to the variation of the original outputs:
+/// the root of `Σ wᵢ ‖yᵢ − ŷᵢ‖² / Σ wᵢ ‖yᵢ − ȳ‖²`.
 ///
-/// Every relative error of this crate has this denominator, so that methods can be compared. It
-/// exceeds 1 if the replacement is worse than the constant `ȳ`.
+/// `ȳ` is the mean of the original outputs. Every relative error of this crate has this
+/// denominator, so that methods can be compared. The error exceeds 1 if the constant output `ȳ`
+/// would be better than the replacement.
 ///
 /// # Errors
 ///
-/// Layers or statistics of different shapes, no samples, or original outputs that do not vary while
-/// the replacement's differ from them.
+/// Layers or statistics of different shapes; no samples; original outputs that do not vary, if the
+/// replacement's outputs differ from them.
 ///
 /// # Cost
 ///

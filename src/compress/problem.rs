@@ -31,13 +31,13 @@ pub(super) enum Inputs {
     Data,
 }
 
-/// A problem in numbers: the leading eigenvectors `U` of `F (κ S + λ I) Fᵀ` are wanted, and `Uᵀ F`.
+/// The numbers of a problem. A solver computes the leading eigenvectors of `R (κ S + λ I) Rᵀ`.
 ///
 /// The second moments and the factor are divided by powers of two; see the fields.
 pub(super) struct Problem<'a, T> {
     /// `F`, outputs × inputs.
     pub(super) weight: MatRef<'a, T>,
-    /// `F / 2^exponent` has entries near 1.
+    /// The exponent for which the largest entry of `F / 2^exponent` is near 1.
     pub(super) weight_exponent: i32,
     /// `S`.
     pub(super) moment: &'a dyn SecondMoment<T>,
@@ -47,15 +47,14 @@ pub(super) struct Problem<'a, T> {
     pub(super) keep: f64,
     /// `λ`.
     pub(super) ridge: f64,
-    /// The second moment of the plain data, for the predicted error `tr (F − C) S (F − C)ᵀ`; `None`
-    /// where the error is another.
+    /// The second moment without regularization, for the predicted error.
     pub(super) data: Option<&'a dyn SecondMoment<T>>,
     pub(super) solver: Solver,
     pub(super) par: Par,
 }
 
 impl<T> Problem<'_, T> {
-    /// The power of two that brings the weight's entries near 1.
+    /// Returns the power of two that brings the weight's entries near 1.
     pub(super) fn scale(&self) -> f64 {
         power_of_two(-self.weight_exponent)
     }

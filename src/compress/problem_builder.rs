@@ -1,4 +1,4 @@
-//! Builds a problem from what a method wants and the calibration data, and solves it.
+//! Builds a problem from a method's requirements and the calibration data, and solves it.
 
 use faer::MatRef;
 
@@ -14,11 +14,11 @@ use crate::rank;
 use crate::solver::Solver;
 use crate::{Error, Linear, Result, Scalar};
 
-/// The least factor `κ` that shrinkage leaves of `S`.
+/// The smallest factor `κ` by which shrinkage multiplies `S`.
 ///
-/// It is too small to change a solution that the weight determines. It lets the data choose among
-/// directions that the weight values alike; without it, "never worse than truncated SVD" would not
-/// hold for weights with repeated singular values.
+/// It is too small to change a solution that the weight determines. If the weight has repeated
+/// singular values, it lets the data choose among their directions. Otherwise, the statement "never
+/// worse than truncated SVD" would not hold for such weights.
 const LEAST_DATA_FACTOR: f64 = 1.0 / (1_u64 << 36) as f64;
 
 /// The matrix `R` that is projected.
@@ -43,7 +43,7 @@ pub(super) enum Regularization {
     Shrinkage,
 }
 
-/// The problem that a method wants to be solved.
+/// The requirements of a method for the problem to solve.
 pub(super) struct ProblemBuilder {
     pub(super) method: &'static str,
     pub(super) inputs: Inputs,
@@ -73,7 +73,8 @@ impl ProblemBuilder {
             return Err(Error::no_samples());
         }
 
-        // The plain data are centred wherever the bias is corrected, whatever is solved.
+        // For the predicted error, the data are centred if the bias is corrected, also if the solve
+        // is not centred.
         let data = calibration.moment(correct_bias)?;
         let other = match (inputs, &data) {
             (Inputs::Data, Some(_)) if self.centred == correct_bias => None,
@@ -209,7 +210,7 @@ impl ProblemBuilder {
     }
 }
 
-/// The energy of outputs about their mean, from their energy about zero.
+/// Returns the energy of the original outputs about their mean, from their energy about zero.
 ///
 /// Both are in units of the scaled weight and of a second moment with this exponent. `means` are
 /// the outputs' means.
@@ -220,8 +221,8 @@ fn centred_energy<'a, T: Scalar>(
     centred: impl FnOnce() -> Result<Box<dyn SecondMoment<T> + 'a>>,
     par: Par,
 ) -> Result<f64> {
-    /// The least fraction of the energy at which a difference keeps enough digits: for energies in
-    /// `f32` and in `f64`.
+    /// If the difference of two energies is a smaller fraction of them, it has too few accurate
+    /// digits: for energies in `f32` and in `f64`.
     const LEAST_DIFFERENCE: (f64, f64) = (0.05, 1e-6);
     let least = if T::EPSILON > f64::EPSILON { LEAST_DIFFERENCE.0 } else { LEAST_DIFFERENCE.1 };
     let scale = power_of_two(-even_exponent(linalg::max_abs(weight)));

@@ -5,11 +5,13 @@ use crate::factors::{Form, PrunedLinear, Side};
 use crate::linalg;
 use crate::{ActivationStats, Error, Linear, Rank, Result, Scalar};
 
-/// Keeps the units that are most active on the target domain and drops the others.
+/// Keeps the inputs or outputs with the largest activations on the target domain, and drops the
+/// others.
 ///
-/// Activity is the mean or the largest magnitude. After a ReLU these are the mean and the maximum
-/// activation of the paper. With the parameters of rank `k`, `k(m + n)`, it keeps
-/// `min(n, ⌊k(m + n)/m⌋)` inputs or `min(m, ⌊k(m + n)/n⌋)` outputs.
+/// They are ranked by mean or by largest magnitude. After a ReLU these are the mean and the maximum
+/// activation of the paper. A rank `k` sets the budget: as many parameters as two factors of that
+/// rank, `k(m + n)`. Pruning then keeps `min(n, ⌊k(m + n)/m⌋)` inputs or `min(m, ⌊k(m + n)/n⌋)`
+/// outputs.
 ///
 /// ```
 /// use dalr::{ActivationPruning, ActivationStats, Linear};
@@ -45,22 +47,22 @@ enum Measure {
 }
 
 impl ActivationPruning {
-    /// Ranks units by their mean magnitude.
+    /// Creates pruning that ranks inputs or outputs by their mean magnitude.
     pub fn mean() -> Self {
         Self { measure: Measure::Mean }
     }
 
-    /// Ranks units by their largest magnitude.
+    /// Creates pruning that ranks inputs or outputs by their largest magnitude.
     pub fn max() -> Self {
         Self { measure: Measure::Max }
     }
 
-    /// Drops inputs, that is columns of the weight, by the statistics of the layer's inputs.
+    /// Drops inputs (columns of the weight) by the statistics of the layer's inputs.
     ///
     /// # Errors
     ///
-    /// Statistics of another width or without samples; a rank out of range, or one that only a
-    /// spectrum can tell ([`Rank::Energy`], [`Rank::RelativeError`]).
+    /// Statistics with another number of inputs or without samples; a rank out of range, or one
+    /// that depends on eigenvalues ([`Rank::Energy`], [`Rank::RelativeError`]).
     pub fn inputs<T: Scalar>(
         &self,
         layer: &Linear<T>,
@@ -73,12 +75,12 @@ impl ActivationPruning {
         })
     }
 
-    /// Drops outputs, that is rows of the weight, by statistics of the layer's outputs **after**
-    /// the activation function; the dropped ones become zero.
+    /// Drops outputs (rows of the weight) by statistics of the layer's outputs **after** the
+    /// activation function. Dropped outputs become zero.
     ///
     /// # Errors
     ///
-    /// As [`inputs`](Self::inputs), with statistics as wide as the layer's outputs.
+    /// As [`inputs`](Self::inputs), with one entry of the statistics per output.
     ///
     /// ```
     /// # use dalr::{ActivationPruning, ActivationStats, Linear};

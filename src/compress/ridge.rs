@@ -8,10 +8,11 @@ use crate::{Error, Result};
 
 /// How [`Dalr`](crate::Dalr) regularizes the second moment `S` of the inputs.
 ///
-/// The first three add a multiple of the identity to `S`. This pulls the solution towards truncated
-/// SVD, and never makes it worse than truncated SVD. Their strength is relative to the data, so
-/// inputs in other units give the same layer. The last two are the paper's: an absolute `λ` on
-/// `Σ wᵢ xᵢ xᵢᵀ`, which pulls the compressed weight towards zero.
+/// The first three add a multiple of the identity to `S`. This moves the solution towards truncated
+/// SVD. On the calibration data, it is never worse than truncated SVD. The strength is relative to
+/// the data, so inputs in other units give the same layer. The last two are the paper's. They add
+/// `λ` to `Σ wᵢ xᵢ xᵢᵀ`, whatever the units of the data, which moves the compressed weight towards
+/// zero.
 ///
 /// ```
 /// use dalr::{Dalr, Ridge};
@@ -21,14 +22,15 @@ use crate::{Error, Result};
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Ridge {
-    /// `S` as it is: the least error on the calibration data.
+    /// `S` without regularization: the smallest error on the calibration data.
     None,
     /// `(1 − ρ) S + ρ (tr S / n) I`, with `ρ` estimated from the data.
     ///
-    /// `ρ` lies between two estimates: that of the oracle approximating estimator (Chen et al.
-    /// 2010, eq. 23), which is too small for choosing a rank, and that of a ridge as large as the
-    /// noise outside of the dominant directions (`docs/mathematics.md`, "How much to shrink"). It
-    /// is 1 up to eight degrees of freedom and vanishes as samples grow.
+    /// `ρ` lies between two estimates (`docs/mathematics.md`, "How much to shrink"). The lower one
+    /// is that of the oracle approximating estimator (Chen et al. 2010, eq. 23), which is too small
+    /// for choosing a rank. The upper one corresponds to a ridge as large as the noise outside of
+    /// the leading directions. `ρ` is 1 for at most eight degrees of freedom, and goes to 0 as the
+    /// number of samples grows.
     Shrinkage,
     /// `S + λI` with `λ = r · tr S / n`: `r` times the mean second moment of an input.
     #[cfg_attr(feature = "serde", serde(alias = "Anchored"))]
@@ -39,8 +41,8 @@ pub enum Ridge {
     /// up = U_k,   down = U_kᵀ W X Xᵀ (X Xᵀ + λI)⁻¹,   W X = U S Vᵀ
     /// ```
     ///
-    /// It does not minimise its own objective unless `λ = 0`, and for a large `λ` it is worse than
-    /// truncated SVD.
+    /// It does not minimise the paper's objective (eq. 7) unless `λ = 0`. For a large `λ` it is
+    /// worse than truncated SVD.
     Paper(f64),
     /// The minimiser of eq. 7 of the paper, over `C` of rank `k`:
     ///
@@ -58,12 +60,12 @@ impl Ridge {
         Self::Relative(ratio)
     }
 
-    /// Whether `λ` is in the units of the data, as in the paper.
+    /// Returns whether `λ` is added to `Σ wᵢ xᵢ xᵢᵀ`, in the units of the data, as in the paper.
     pub(super) fn is_absolute(self) -> bool {
         matches!(self, Self::Paper(_) | Self::Exact(_))
     }
 
-    /// The target and the regularization of the problem.
+    /// Returns the target and the regularization of the problem.
     pub(super) fn problem(self) -> Result<(Target, Regularization)> {
         let (target, regularization) = match self {
             Self::None => (Target::Original, Regularization::Relative(0.0)),

@@ -1,5 +1,4 @@
-//! The target of the problem: the regression of the original outputs on the inputs that the
-//! compressed layer sees.
+//! The ridge regression of the outputs on the inputs, which `Ridge::Paper` and `Ridge::Exact` use.
 
 use faer::{Mat, MatRef};
 
@@ -16,14 +15,11 @@ pub(super) enum Penalty {
     Size,
 }
 
-/// The minimiser `R`, outputs × inputs, of `E‖W x − R x̂‖²` and the penalty.
+/// Computes `R = W S (S + λI)⁻¹`, outputs × inputs: the minimiser of `‖W X − R X‖² + λ‖R‖²`, for
+/// `S = X Xᵀ`.
 ///
-/// With the second moments `S` of `x̂` and `K` between `x` and `x̂` (`S` if there is no `cross`), it
-/// is `W + W (K − S) (S + λI)⁻¹` for a penalty on the change, and `W K (S + λI)⁻¹` for one on the
-/// size. With fewer samples than inputs, nothing of size inputs × inputs is formed.
-///
-/// Without enough `λ`, the inverse becomes the pseudo-inverse for a penalty on the size, its limit.
-/// A penalty on the change then leaves the null directions of `S` undetermined, which is an error.
+/// With fewer samples than inputs it is `W X (XᵀX + λI)⁻¹ Xᵀ`, and no inputs × inputs matrix is
+/// formed. If `λ` is zero or below rounding, the inverse becomes the pseudo-inverse, its limit.
 pub(super) fn ridge_regression<T: Scalar>(
     weight: MatRef<'_, f64>,
     moment: &dyn SecondMoment<T>,
@@ -62,7 +58,8 @@ pub(super) fn ridge_regression<T: Scalar>(
             Some(cross) => cross.left_multiply(weight, par)?.transpose().to_owned(),
             None => moment.multiply(weight.transpose(), par)?,
         };
-        // The norm of a random symmetric matrix grows with the root of its size.
+        // Rounding errors form a random symmetric matrix, whose norm grows with the root of its
+        // size.
         let rounding = 2.0 * moment.rounding() / (moment.features() as f64).sqrt();
         solve_shifted(dense, lambda, outputs, (rounding, definite, par))?.transpose().to_owned()
     };
@@ -72,10 +69,9 @@ pub(super) fn ridge_regression<T: Scalar>(
     Ok(regression)
 }
 
-/// `(A + λI)⁻¹ B` for a positive semidefinite `A`, or `(A + λI)⁺ B` where `λ` is lost in rounding:
-/// `f64`'s, or what is said of the matrix, relative to its trace.
-///
-/// With `definite`, `λ` must not be lost in rounding.
+/// Returns `(A + λI)⁻¹ B` for a positive semidefinite `A`. If `λ` is below rounding, returns
+/// `(A + λI)⁺ B` with the pseudo-inverse, or an error if the result must be `definite`. The bound is
+/// the rounding of `f64`, or `rounding` times the trace if that is larger.
 fn solve_shifted(
     matrix: Mat<f64>,
     lambda: f64,
@@ -98,7 +94,8 @@ fn solve_shifted(
         let expected = format!("more than {noise:e}, as paired inputs need: use `Ridge::Relative(0.1)`");
         return Err(Error::out_of_range("the ridge over the mean variance", expected, lambda));
     }
-    // Singular pairs of a semidefinite matrix are its eigenpairs.
+    // Singular pairs of a semidefinite matrix are its eigenpairs, so the second algorithm can
+    // replace the first.
     for algorithm in [linalg::symmetric_eigen, linalg::left_singular] {
         let Some((values, vectors)) = algorithm(matrix.as_ref(), par)? else { continue };
         let mut coordinates = linalg::product(vectors.transpose(), right.as_ref(), par)?;
@@ -119,8 +116,8 @@ mod tests {
     use crate::covariance::second_moment;
     use crate::linalg::SplitMix64;
 
-    /// `(A + λI) X = B` for ridges below, among and above the eigenvalues, and the pseudo-inverse
-    /// without one.
+    /// Solves `(A + λI) X = B` for ridges below, among and above the eigenvalues, and with the
+    /// pseudo-inverse for `λ = 0`.
     #[test]
     fn a_ridge_of_any_size_is_added() -> Result<()> {
         let n = 6;
@@ -132,7 +129,8 @@ mod tests {
             let left = &matrix * &solution + &solution * faer::Scale(lambda);
             assert!((left - &right).norm_max() < 1e-11, "{lambda}");
         }
-        // Rank 2, as the right side's: what is orthogonal to both is left out.
+        // Matrix and right side have rank 2. The pseudo-inverse ignores directions orthogonal to
+        // both.
         let root = root.subcols(0, 2).to_owned();
         let (matrix, right) = (&root * root.transpose(), &root * Mat::from_fn(2, 1, |i, _| 1.0 - 3.0 * i as f64));
         for (lambda, rounding) in [(0.0, 0.0), (1e-9, 1e-8)] {
@@ -145,7 +143,7 @@ mod tests {
         Ok(())
     }
 
-    /// Rounding in a large matrix is not inverted: what lies outside of its range is lost.
+    /// Rounding in a large matrix is not inverted: the solution has no part outside of its range.
     #[test]
     fn the_pseudo_inverse_knows_how_large_rounding_is() -> Result<()> {
         let v = Mat::from_fn(20, 1, |i, _| ((i * 7 + 3) % 11) as f64 - 4.5);
@@ -158,7 +156,7 @@ mod tests {
         Ok(())
     }
 
-    /// What counts as rounding is 0.045 of a trace of about 1.
+    /// Eigenvalues up to 0.045 count as rounding, in a matrix with a trace of about 1.
     #[test]
     fn a_ridge_beside_rounding_is_added_to_what_stands_out() -> Result<()> {
         let solve = |small: f64, lambda: f64| -> Result<[f64; 2]> {
@@ -167,10 +165,10 @@ mod tests {
             Ok([solution[(0, 0)], solution[(1, 0)]])
         };
         for (small, lambda, expected) in [
-            // Above it, the ridge makes every direction count.
+            // A ridge above that bound: every direction is used.
             (0.01, 0.06, 1.0 / 0.07),
             (0.05, 0.06, 1.0 / 0.11),
-            // Below it, those that are rounding do not.
+            // A ridge below that bound: directions whose eigenvalues are rounding are not used.
             (0.05, 0.04, 1.0 / 0.09),
             (0.01, 0.04, 0.0),
         ] {

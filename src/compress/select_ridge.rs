@@ -8,7 +8,8 @@ use crate::{ActivationStats, Error, Linear, Rank, Result, Scalar};
 /// Returns the candidate whose compressed layer has the least error on held-out data; the first one
 /// if several tie.
 ///
-/// Each candidate is tried with the automatic treatment of the bias.
+/// Each candidate is tried with the default treatment of the bias, as if
+/// [`Dalr::with_bias_correction`] was not called.
 ///
 /// # Errors
 ///

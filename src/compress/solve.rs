@@ -1,7 +1,7 @@
 //! Solves a problem: eigenvectors, the two factors, the predicted error.
 //!
-//! There is one pipeline. It runs in the native precision of the data where that is cheaper, and
-//! again in `f64` if rounding could have decided the result.
+//! There is one pipeline. It runs in native precision if that is cheaper, and again in `f64` if
+//! rounding could have changed the result.
 
 use std::borrow::Cow;
 
@@ -22,20 +22,20 @@ pub(super) const ROUNDING: f64 = 4.0;
 /// The least fraction of the energy left out at which single precision may decide.
 ///
 /// Its rounding is about `10 ε` of the whole energy, so the squared error is within about `2e-4` of
-/// the optimum. Smaller errors are solved for in `f64`.
+/// the optimum. If less energy is left out, the problem is solved in `f64`.
 pub(super) const LEAST_LEFT_OUT: f64 = 5e-3;
 
-/// The solution for every rank up to the one asked for.
+/// The solution for every rank up to the largest requested one.
 ///
 /// Energies are in units of the scaled weight and the scaled second moment.
 pub(super) struct Solution<T> {
     pub(super) up: Mat<T>,
     pub(super) down: Mat<T>,
     pub(super) pairs: Eigenpairs,
-    /// How many of the eigenvalues are above rounding.
+    /// Number of eigenvalues above rounding.
     pub(super) determined: usize,
     pub(super) total_energy: f64,
-    /// On the plain data.
+    /// The errors on the data without regularization.
     pub(super) errors: Option<SquaredErrors>,
 }
 
@@ -50,7 +50,7 @@ pub(super) fn solve<T: Scalar>(problem: &Problem<'_, T>, max_rank: usize) -> Res
     in_double(problem, choice.solver, max_rank)
 }
 
-/// Solves in the precision of the data; `None` if rounding could decide the result.
+/// Solves in native precision; returns `None` if rounding could change the result.
 pub(super) fn in_native<T: Scalar>(
     problem: &Problem<'_, T>,
     form: Form,
@@ -153,8 +153,8 @@ fn in_double<T: Scalar>(problem: &Problem<'_, T>, solver: Solver, max_rank: usiz
     })
 }
 
-/// The smaller side of a factor `F`: with `F = Q R`, the eigenvectors of `F S Fᵀ` are `Q` times
-/// those of `R S Rᵀ`.
+/// The smaller side of a factor `F`. If `F` is tall, `F = Q R`, and the eigenvectors of `F S Fᵀ`
+/// are `Q` times those of `R S Rᵀ`.
 pub(super) struct SmallerSide<'a> {
     basis: Option<Mat<f64>>,
     factor: Cow<'a, Mat<f64>>,
@@ -169,15 +169,15 @@ impl<'a> SmallerSide<'a> {
         Ok(Self { basis: Some(basis), factor: Cow::Owned(triangle) })
     }
 
-    /// `F`, or `R` if `F` is tall.
+    /// Returns `F`, or `R` if `F` is tall.
     pub(super) fn factor(&self) -> MatRef<'_, f64> {
         self.factor.as_ref().as_ref()
     }
 
-    /// The eigenvectors of `F S Fᵀ`, one column for each of `pairs`.
+    /// Returns the eigenvectors of `F S Fᵀ`, one column for each of `pairs`.
     ///
-    /// Those past the first `determined` are replaced by the directions that the factor itself
-    /// weighs most, the limit of a ridge that goes to zero.
+    /// After the first `determined` eigenvectors come the leading left singular vectors of the rest
+    /// of `F`. They are the limit of a ridge that goes to zero.
     pub(super) fn directions(&self, pairs: &Eigenpairs, determined: usize, par: Par) -> Result<Mat<f64>> {
         let count = pairs.values.len();
         let vectors = if determined < count {
@@ -195,7 +195,7 @@ impl<'a> SmallerSide<'a> {
     }
 }
 
-/// The eigenpairs of `keep · Z Zᵀ` from those of `keep · Zᵀ Z`.
+/// Returns the eigenpairs of `keep · Z Zᵀ` from those of `keep · Zᵀ Z`.
 pub(super) fn transposed_eigenpairs<T: Scalar>(
     outputs: MatRef<'_, T>,
     keep: f64,
@@ -221,10 +221,10 @@ pub(super) fn transposed_eigenpairs<T: Scalar>(
     Ok(Some(pairs.with_vectors(linalg::orthonormalized(wide, par)?)))
 }
 
-/// How many of the eigenvalues are above rounding.
+/// Returns the number of eigenvalues above rounding.
 ///
-/// Statistics in single precision have a rounding of their own in each direction: that of
-/// `uᵀ F S Fᵀ u` is in proportion to `Σ_j (Fᵀu)_j² S_jj`.
+/// Statistics in single precision have a different rounding in each direction: that of
+/// `uᵀ F S Fᵀ u` is proportional to `Σ_j (Fᵀu)_j² S_jj`.
 fn determined<T: Scalar>(
     pairs: &Eigenpairs,
     factor: MatRef<'_, f64>,

@@ -7,25 +7,26 @@ use crate::Scalar;
 use crate::linalg;
 use crate::solver::{Solver, cost};
 
-/// Dimension from which a dense solve in single precision is worth its rounding.
+/// The smallest dimension at which a dense solve runs in single precision.
 const SINGLE_DIMENSION: usize = 256;
 
-/// Fractions of all possible ranks. Up to the first, enough energy is left out for single precision
-/// to be accurate; between the two it may be; past the second it seldom is.
+/// Bounds on the rank, as fractions of the largest possible one. Up to the first, a solve in single
+/// precision usually leaves out enough energy to be accurate. Between the two it often fails, and
+/// above the second almost always.
 const SINGLE_RANKS: (f64, f64) = (0.4, 0.6);
 
-/// How many times cheaper than double precision an attempt must be that may fail.
+/// An attempt that often fails must be this many times cheaper than double precision.
 const ATTEMPT_MUST_SAVE: f64 = 4.0;
 
-/// Weights with largest entries outside of these powers of two are solved in double precision,
-/// which rescales them.
+/// A weight whose largest entry is outside of these powers of two is solved in double precision,
+/// which rescales it.
 pub(super) const NATIVE_EXPONENTS: core::ops::RangeInclusive<i32> = -24..=24;
 
-/// The least fraction of `tr(κ S + λ I)` that the data must have for single precision to see them
-/// beside the ridge.
+/// The smallest fraction of `tr(κ S + λ I)` that may come from the data in single precision. Below
+/// it, the rounding of the ridge would hide the data.
 pub(super) const LEAST_DATA: f64 = 1e-2;
 
-/// The operator `R (κ S + λ I) Rᵀ` as a product.
+/// The ways to write the operator `R (κ S + λ I) Rᵀ` as a product.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(super) enum Form {
     /// `W Wᵀ`, for `S = I`.
@@ -48,14 +49,15 @@ pub(super) enum Algorithm {
 
 /// How a problem is solved.
 pub(super) struct Choice {
-    /// First in the precision of the data, where that is cheaper.
+    /// The first attempt, in native precision; `None` if that is not cheaper.
     pub(super) native: Option<(Form, Algorithm)>,
-    /// Then in `f64`, unless rounding could not decide the result. This multiplies by `R`, `S` and
-    /// `Rᵀ` in turn, on the smaller side of the weight.
+    /// The algorithm in `f64`, which runs if the first attempt fails or rounding could change its
+    /// result. It multiplies by `R`, `S` and `Rᵀ` in turn, on the smaller side of the weight.
     pub(super) solver: Solver,
 }
 
-/// The cheapest way to solve `problem` up to `max_rank`.
+/// Returns the form, precision and algorithm with the lowest estimated cost for ranks up to
+/// `max_rank`. An attempt that often fails must be four times cheaper than double precision.
 pub(super) fn choose<T: Scalar>(problem: &Problem<'_, T>, max_rank: usize) -> Choice {
     let shape = Shape::of(problem);
     let double = shape.double(max_rank);
@@ -82,7 +84,7 @@ pub(super) fn choose<T: Scalar>(problem: &Problem<'_, T>, max_rank: usize) -> Ch
 struct Shape {
     outputs: usize,
     inputs: usize,
-    /// In sample form.
+    /// Number of samples, if the statistics are in sample form.
     samples: Option<usize>,
     identity: bool,
     ridge: bool,
@@ -108,13 +110,14 @@ impl Shape {
         }
     }
 
-    /// Double precision works on the smaller side, after a QR factorization of a tall weight.
+    /// Returns the algorithm and the cost in double precision, on the smaller side of the weight: a
+    /// tall weight needs a QR factorization first.
     fn double(&self, max_rank: usize) -> Double {
         let &Self { outputs: m, inputs: n, samples, identity, ridge, moment_macs } = self;
         let side = m.min(n);
         let inner = if identity { n } else { samples.unwrap_or(n) };
         let triangle = if m > n { 2.0 * linalg::macs(m, n, n) } else { 0.0 };
-        // Needed for the predicted error, if not for the matrix.
+        // The predicted error needs this product even if the matrix does not.
         let product = if identity { 0.0 } else { linalg::macs(side, n, inner) };
         let lanczos = cost::lanczos(side, max_rank, 2.0 * linalg::macs(side, n, 1) + moment_macs);
         let lanczos = lanczos.unwrap_or(f64::INFINITY);
@@ -124,7 +127,7 @@ impl Shape {
         Double { solver, cost: triangle + product + lanczos.min(dense) }
     }
 
-    /// The cheapest choice in native precision whose cost is below `limit`.
+    /// Returns the cheapest choice in native precision whose cost is below `limit`.
     fn cheapest_native(&self, max_rank: usize, single: bool, forced: bool, limit: f64) -> Option<(Form, Algorithm)> {
         let &Self { outputs: m, inputs: n, samples, identity, ridge, .. } = self;
         let side = m.min(n);
@@ -166,8 +169,8 @@ impl Shape {
     }
 }
 
-/// The cost of a root of the second moment, in `f64`: forming it from samples, and a Cholesky
-/// factorization.
+/// Returns the cost of a root of the second moment, in `f64`: forming it from samples, and a
+/// Cholesky factorization.
 fn root_cost(features: usize, samples: Option<usize>) -> f64 {
     let forming = linalg::macs(features, features, samples.unwrap_or(0)) / 2.0;
     cost::DOUBLE * (forming + linalg::macs(features, features, features) / 2.0)

@@ -11,8 +11,8 @@ use crate::{Linear, Result, Scalar, Solver};
 
 /// Truncated singular value decomposition: the rank-k matrix closest to the weight itself.
 ///
-/// It does not look at data. With `W = Σ sᵢ uᵢ vᵢᵀ`, its singular values in descending order
-/// (Eckart and Young 1936):
+/// It does not use data. With the singular values of `W = Σ sᵢ uᵢ vᵢᵀ` in descending order (Eckart
+/// and Young 1936):
 ///
 /// ```text
 /// C = Σ_{i≤k} sᵢ uᵢ vᵢᵀ,   ‖W − C‖² = Σ_{i>k} sᵢ²
@@ -55,13 +55,15 @@ pub struct TruncatedSvd {
 }
 
 impl TruncatedSvd {
-    /// Truncated SVD that keeps the bias as it is.
+    /// Creates truncated SVD that keeps the bias.
     pub fn new() -> Self {
         Self { correct_bias: false, solver: Solver::Auto, threads: 0, rank_multiple: 1, form: Form::Factors }
     }
 
-    /// With `true`, sets the bias to `b̂ = b + (W − C) μ` (eq. 4 of the paper) for the mean input
-    /// `μ`, which keeps the mean output. A layer without a bias gets one. Needs samples.
+    /// Sets whether the bias is corrected; `false` by default.
+    ///
+    /// The corrected bias `b̂ = b + (W − C) μ` (eq. 4 of the paper) with the mean input `μ` keeps
+    /// the mean output. It needs samples. A layer without a bias gets one.
     #[must_use]
     pub fn with_bias_correction(mut self, correct: bool) -> Self {
         self.correct_bias = correct;
@@ -83,9 +85,9 @@ impl TruncatedSvd {
         self
     }
 
-    /// Makes every rank a multiple of this number, as some hardware prefers: ratios round down,
-    /// energies and errors up, a fixed rank must match. 1 by default; 0 is an error when
-    /// compressing.
+    /// Makes every rank a multiple of this number, as some hardware prefers; 1 by default.
+    /// [`Rank::ParameterRatio`](crate::Rank) rounds down, the rules for energies and errors round
+    /// up, and a fixed rank must be a multiple. A solve rejects 0.
     #[must_use]
     pub fn with_rank_multiple(mut self, multiple: usize) -> Self {
         self.rank_multiple = multiple;

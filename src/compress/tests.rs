@@ -1,4 +1,4 @@
-//! Small problems solved in native precision, against the same in plain numbers.
+//! Small problems in native precision, compared with plain computations.
 
 use faer::Mat;
 
@@ -20,7 +20,7 @@ struct Given<T> {
 }
 
 impl<T: Scalar> Given<T> {
-    /// `W` and samples, one per row, repeated so often.
+    /// Creates a problem from `W` and samples, one per row, each repeated `times` times.
     fn new(weight: Mat<f64>, samples: &Mat<f64>, times: usize) -> Self {
         let native =
             |matrix: &Mat<f64>| Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| T::from_f64(matrix[(i, j)]));
@@ -46,7 +46,7 @@ impl<T: Scalar> Given<T> {
         })
     }
 
-    /// By block Lanczos in native precision, in the form that is chosen for large problems.
+    /// Solves by block Lanczos in native precision, with the form for large problems.
     fn solve(&self, rank: usize) -> Option<Solution<T>> {
         self.with_problem(|problem| {
             let (form, algorithm) = choose(problem, rank).native?;
@@ -58,20 +58,20 @@ impl<T: Scalar> Given<T> {
         self.with_problem(|problem| linalg::widened(problem.weight, problem.scale()).unwrap())
     }
 
-    /// `W S Wᵀ` of the scaled weight and the scaled `S`.
+    /// Returns `W S Wᵀ` of the scaled weight and the scaled `S`.
     fn energy(&self) -> Mat<f64> {
         let weight = self.scaled_weight();
         let data = self.with_problem(|problem| problem.data.unwrap().scaled(Par::Seq).unwrap());
         &weight * data * weight.transpose()
     }
 
-    /// `W Wᵀ` of the scaled weight.
+    /// Returns `W Wᵀ` of the scaled weight.
     fn gram(&self) -> Mat<f64> {
         let weight = self.scaled_weight();
         &weight * weight.transpose()
     }
 
-    /// The ridge beside which the data have this fraction of `tr(κ S + λ I)`.
+    /// Returns the ridge for which the data contribute this fraction of `tr(κ S + λ I)`.
     fn ridge_for(&self, fraction: f64) -> f64 {
         self.with_problem(|problem| {
             self.keep * problem.moment.trace() * (1.0 / fraction - 1.0) / problem.moment.features() as f64
@@ -89,7 +89,8 @@ fn entry(i: usize, j: usize) -> f64 {
 
 const FEATURES: usize = 24;
 
-/// `size · (diag(weights) | 0)` and samples that make `S` proportional to `diag(variances, 0)`.
+/// Returns `size · (diag(weights) | 0)` and samples that make `S` proportional to
+/// `diag(variances, 0)`.
 fn diagonal<T: Scalar>(size: f64, weights: &[f64], variances: &[f64], times: usize) -> Given<T> {
     let of = |numbers: &[f64], f: fn(f64) -> f64| {
         Mat::from_fn(numbers.len(), FEATURES, |i, j| if i == j { f(numbers[i]) } else { 0.0 })
@@ -97,12 +98,12 @@ fn diagonal<T: Scalar>(size: f64, weights: &[f64], variances: &[f64], times: usi
     Given::new(of(weights, |x| x) * faer::Scale(size), &of(variances, f64::sqrt), times)
 }
 
-/// Once, the samples stay in sample form; repeated, they are in covariance form.
+/// Numbers of repetitions: with one, the samples are in sample form, with many in covariance form.
 const FORMS: [usize; 2] = [1, 40];
 
 const SIZES: [f64; 4] = [1.0, 1024.0, 1.0 / 1024.0, 64.0];
 
-/// `keep · Z Zᵀ + ridge · W Wᵀ` is what it stands for, for weights of any size.
+/// Checks that `keep · Z Zᵀ + ridge · W Wᵀ` is the regularized operator, for weights of any size.
 fn check_factors<T: Scalar>(tolerance: f64) {
     for size in SIZES {
         for (times, source) in [(1, Form::Outputs), (1, Form::Root), (40, Form::Root)] {
@@ -137,7 +138,7 @@ fn factors_are_what_they_stand_for() {
 fn a_root_is_of_use_where_the_data_are_a_hundredth_of_it() {
     for (share, usable) in [(0.008, false), (0.012, true)] {
         let mut given = diagonal::<f64>(64.0, &[1.0; 8], &[1.0; 8], 40);
-        // All columns of the weight are seen alike.
+        // All columns of the weight have the same norm.
         given.weight = Mat::from_fn(8, FEATURES, |i, j| if i == j % 8 { 64.0 } else { 0.0 });
         given.ridge = given.ridge_for(share);
         given.with_problem(|problem| {
@@ -160,16 +161,16 @@ fn pairs_of_one_side_are_those_of_the_other() {
     assert!(orthonormal.norm_max() < 1e-14);
 }
 
-/// What is solved is the problem in plain numbers, whatever the size of the weight and the form of
-/// the statistics.
+/// Checks that the solution is that of a plain computation, for weights of any size and both forms
+/// of the statistics.
 fn check_solutions<T: Scalar>(tolerance: f64) {
     let rank = 3;
     for times in FORMS {
         for ratio in [None, Some(0.0), Some(0.4)] {
             let mut before: Option<Vec<f64>> = None;
             for size in SIZES {
-                // A mean that all inputs share, and weights that cancel it: the energy is far
-                // smaller than its terms.
+                // All inputs have the same mean, which the weights cancel. The energy is therefore
+                // much smaller than its terms.
                 let mean = |i: usize| (0..FEATURES).map(|j| entry(i, j)).sum::<f64>() / FEATURES as f64;
                 let weight = Mat::from_fn(7, FEATURES, |i, j| size * (entry(i, j) - mean(i)));
                 let inputs = Mat::from_fn(9, FEATURES, |i, j| entry(i, j) + 1.0);
@@ -189,7 +190,7 @@ fn check_solutions<T: Scalar>(tolerance: f64) {
                     assert!((value - values[6 - index]).abs() < tolerance * values[6], "{name}");
                 }
                 assert!((solution.total_energy - trace(&minimised)).abs() < tolerance * solution.total_energy);
-                // Only the powers of two differ.
+                // The problems differ only by powers of two.
                 let bits = solution.pairs.values.clone();
                 assert_eq!(before.get_or_insert_with(|| bits.clone()), &bits, "{name}");
 
@@ -208,7 +209,7 @@ fn check_solutions<T: Scalar>(tolerance: f64) {
                 assert!((down - up.transpose() * weight).norm_max() < 10.0 * tolerance);
                 assert_eq!(solution.determined, rank);
 
-                // Rounding of four units in each term, of the energy of the data.
+                // The noise is 4 ε times the terms of the data's energy.
                 let (terms, epsilon) = given.with_problem(|problem| {
                     let norms = linalg::squared_column_norms(problem.weight);
                     let diagonal = problem.data.unwrap().diagonal();
@@ -231,12 +232,12 @@ fn solutions_are_those_of_the_problem_in_plain_numbers() {
 
 #[test]
 fn eigenvalues_count_above_rounding() {
-    // Four units of rounding in a total of 3, for pairs of any size.
+    // The noise is 4 ε times a total of 3, for pairs of any size.
     let noise = 4.0 * f64::EPSILON * 3.0;
     for size in SIZES {
         for (least, counts) in [(1.5 * noise, true), (0.4 * noise, false)] {
-            // The fourth output is all but zero in relation to the others; the fifth is zero, so
-            // that four pairs are not all there are.
+            // The fourth output is nearly zero relative to the others. The fifth is zero, so that
+            // there are more than four pairs.
             let given = diagonal::<f64>(size, &[1.0, 1.0, 1.0, least.sqrt(), 0.0], &[1.0; 4], 1);
             assert!(given.solve(3).is_some());
             assert_eq!(given.solve(4).is_some(), counts, "{size}, {least:e}");
@@ -246,7 +247,7 @@ fn eigenvalues_count_above_rounding() {
 
 #[test]
 fn what_is_left_out_decides_whether_single_precision_will_do() {
-    // Of a total of 1 + left, all but `left` is kept.
+    // The solution leaves out `left` of a total of `1 + left`.
     for (left, enough) in [(0.004, false), (0.006, true)] {
         for size in SIZES {
             let given = diagonal::<f32>(size, &[1.0, f64::sqrt(left / (1.0 - left))], &[1.0; 2], 1);
@@ -255,15 +256,15 @@ fn what_is_left_out_decides_whether_single_precision_will_do() {
             assert!(given.solve(1).is_some(), "{size}, {left}");
         }
     }
-    // The data leave out enough, and the weight alone does not: of three outputs alike and one that
-    // is small.
+    // On the data, enough energy is left out, but not for the weight alone. Three outputs are
+    // equal, and one is small.
     for (small, enough) in [(0.004, false), (0.006, true)] {
         let small: f64 = 3.0 * small / (1.0 - small);
         let mut given = diagonal::<f32>(64.0, &[1.0, 1.0, 1.0, small.sqrt()], &[1.0, 1.0, 1.0, 4.0], 1);
         given.inputs = Inputs::Identity;
         assert_eq!(given.solve(3).is_some(), enough, "{small}");
     }
-    // The weight alone leaves out enough, and what it leaves out hardly matters on the data.
+    // For the weight alone, enough energy is left out, but this part is small on the data.
     for times in FORMS {
         for (left, enough) in [(0.004, false), (0.006, true)] {
             let variance = left / (1.0 - left) / 0.04;
@@ -303,14 +304,14 @@ fn some_problems_are_for_double_precision_alone() {
     for exponent in [-40, 40] {
         assert!(given(2_f64.powi(exponent)).solve(2).is_none(), "{exponent}");
     }
-    // Nothing varies.
+    // The inputs do not vary.
     let mut still = given(1.0);
     still.stats = ActivationStats::new(FEATURES);
     still.stats.update(Mat::<f32>::zeros(6, FEATURES).as_ref()).unwrap();
     assert!(still.solve(2).is_none());
 }
 
-/// Applying the operator and forming it are two implementations of one thing.
+/// Products with the operator and its matrix are implemented separately, and must agree.
 #[test]
 fn a_factored_operator_applied_equals_it_formed() -> Result<()> {
     let factor = Mat::from_fn(7, 12, entry);
@@ -347,7 +348,7 @@ fn a_gram_operator_is_the_sum_of_its_parts() -> Result<()> {
     Ok(())
 }
 
-/// Rounding is that of the terms, however they cancel.
+/// The noise is the rounding of the terms, even if they cancel.
 #[test]
 fn noise_is_rounding_in_every_term() -> Result<()> {
     // From 512 inputs on, products of `f32` samples are formed in single precision.

@@ -1,5 +1,5 @@
-//! Adding samples to a scatter matrix: centred in `f64`, multiplied in `f64` or in the precision of
-//! the samples, summed in `f64`.
+//! Adds samples to a scatter matrix. They are centred and summed in `f64`, and multiplied in `f64`
+//! or in native precision.
 
 use faer::{Mat, MatRef};
 
@@ -9,20 +9,21 @@ use super::scatter::Scatter;
 use crate::linalg::{self, Par};
 use crate::{Result, Scalar};
 
-/// Inputs from which on `f32` samples are multiplied in `f32`. For fewer, `f64` costs little more.
+/// The smallest number of inputs at which `f32` samples are multiplied in `f32`. With fewer inputs,
+/// `f64` costs little more.
 pub(super) const NATIVE_FEATURES: usize = 512;
 
 /// Weights within this factor of each other are multiplied together: the squares of smaller ones
 /// could underflow in `f32`.
 const WEIGHT_RANGE: f64 = (1_u64 << 60) as f64;
 
-/// Room for a piece of samples and its product, reserved before anything changes.
+/// Memory for a piece of samples and its product, allocated before the statistics change.
 pub(super) enum Accumulator<T> {
     Double { columns: Mat<f64> },
     Native { columns: Mat<T>, product: Mat<T> },
 }
 
-/// Samples, the point from which they are measured, and one more centred sample with its weight.
+/// Samples, the centre that is subtracted from them, and one more centred sample with its weight.
 pub(super) struct CentredBatch<'a, T> {
     pub(super) batch: Batch<'a, T>,
     pub(super) centre: Centre<'a>,
@@ -30,7 +31,7 @@ pub(super) struct CentredBatch<'a, T> {
 }
 
 impl<T: Scalar> Accumulator<T> {
-    /// For pieces of up to `rows` samples; without any room for 0.
+    /// Allocates memory for pieces of up to `rows` samples, and none for `rows = 0`.
     pub(super) fn new(features: usize, rows: usize) -> Result<Self> {
         if rows == 0 {
             return Ok(Self::Double { columns: Mat::new() });
@@ -55,7 +56,7 @@ impl<T: Scalar> Accumulator<T> {
                     let relative = |weight| if weight > floor && weight < ceiling { weight / largest } else { 0.0 };
                     let columns = piece.fill(columns, relative, Some(&scales), par);
                     scatter.add_native_samples(columns, product.as_mut(), (&scales, largest), par);
-                    // The next round takes the weights at the floor and below.
+                    // The next pass takes the weights at the floor and below.
                     ceiling = floor.next_up();
                 }
             }
@@ -64,15 +65,16 @@ impl<T: Scalar> Accumulator<T> {
 }
 
 impl<T: Scalar> CentredBatch<'_, T> {
-    /// The largest positive weight below a bound; a bounded number of calls visits all.
+    /// Returns the largest positive weight below `ceiling`. `WEIGHT_RANGE` bounds the number of
+    /// passes over the weights.
     fn largest_weight_below(&self, ceiling: f64) -> Option<f64> {
         let weights = self.batch.weights.unwrap_or(&[1.0]).iter().chain([&self.extra.1]);
         let largest = weights.copied().filter(|&weight| weight < ceiling).fold(0.0, f64::max);
         (largest > 0.0).then_some(largest)
     }
 
-    /// The centred samples and last the extra one, as columns, each times the root of
-    /// `relative(weight)` and divided by the scales.
+    /// Returns the centred samples and then the extra one, as columns. Each column is multiplied by
+    /// the root of `relative(weight)` and divided by the scales.
     fn fill<'a, O: Scalar>(
         &self,
         columns: &'a mut Mat<O>,
@@ -95,12 +97,13 @@ impl<T: Scalar> CentredBatch<'_, T> {
 mod tests {
     use super::*;
 
-    /// Only one sample sees each input, so the sum of squares tells how often it was counted, with
-    /// which weight.
+    /// Each input is not zero in one sample only, so its sum of squares shows how often that sample
+    /// was counted, and with which weight.
     #[test]
     fn weights_of_all_sizes_count_once_in_single_precision() -> Result<()> {
         let unit = WEIGHT_RANGE.recip();
-        // On both sides of the end of a round; the root of the one just above is the same in `f32`.
+        // Weights on both sides of the end of a pass. `unit` and the next larger number have the
+        // same root in `f32`.
         let weights = [4.0 * unit, 1.0, unit, unit.next_up(), unit / 4.0, unit * unit, 1e-99, unit * unit * unit];
         let expected = weights.map(|weight| if weight == unit.next_up() { unit } else { weight } * 144.0);
         let features = weights.len();
@@ -108,7 +111,7 @@ mod tests {
         let rows = Mat::from_fn(features - 1, features, |i, j| if i == j { 12_f32 } else { 0.0 });
         let direction: Vec<f64> = (0..features).map(|j| if j == features - 1 { 12.0 } else { 0.0 }).collect();
         let mut channels = Channels::starting_at(vec![0.0; features]);
-        // A span of 1 leaves the samples as they are.
+        // With a span of 1, the samples are not scaled.
         channels.maximum = vec![1.0; features];
         channels.minimum = vec![0.0; features];
         let mut accumulator = Accumulator::Native {

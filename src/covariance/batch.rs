@@ -8,7 +8,7 @@ use faer::{MatMut, MatRef};
 use crate::Scalar;
 use crate::linalg::{self, Par};
 
-/// Inputs of one part of a loop: all numbers kept for them stay in the first-level cache.
+/// Number of inputs in one part of a loop, so that its data stay in the first-level cache.
 pub(super) const PART: usize = 512;
 
 /// Samples, one per row, and the weight of each. Without weights, each sample counts 1.
@@ -27,24 +27,24 @@ impl<T: Scalar> Batch<'_, T> {
         self.weights.map_or(1.0, |weights| weights[row])
     }
 
-    /// The rows of positive weight.
+    /// Returns the rows of positive weight.
     pub(super) fn counted_rows(&self) -> impl Iterator<Item = usize> {
         (0..self.len()).filter(|&row| self.weight(row) > 0.0)
     }
 
-    /// The sum of `of(weight)` over the samples.
+    /// Returns the sum of `of(weight)` over the samples.
     pub(super) fn sum_weights(&self, of: impl Fn(f64) -> f64) -> f64 {
         self.weights.map_or(self.len() as f64 * of(1.0), |weights| weights.iter().copied().map(of).sum())
     }
 
-    /// The samples from `start` on, `count` at the most.
+    /// Returns at most `count` samples from `start` on.
     pub(super) fn part(&self, start: usize, count: usize) -> Self {
         let count = count.min(self.len() - start);
         let weights = self.weights.map(|weights| &weights[start..start + count]);
         Self { rows: self.rows.subrows(start, count), weights }
     }
 
-    /// The weighted mean, less `origin`, for samples of this total weight.
+    /// Returns the weighted mean, less `origin`, for samples of this total weight.
     pub(super) fn mean(&self, total: f64, origin: &[f64], par: Par) -> Vec<f64> {
         let mut mean = vec![0.0; origin.len()];
         let parts = mean.chunks_mut(PART).zip(origin.chunks(PART)).enumerate().collect();
@@ -61,7 +61,7 @@ impl<T: Scalar> Batch<'_, T> {
         mean
     }
 
-    /// Column `i` of `target` becomes `(rowᵢ − centre) · factor(weightᵢ)`. With scales, each entry
+    /// Sets column `i` of `target` to `(rowᵢ − centre) · factor(weightᵢ)`. With scales, each entry
     /// is then divided by the scale of its input.
     pub(super) fn fill_centred<O: Scalar>(
         &self,
@@ -108,7 +108,7 @@ impl Centre<'_> {
         Centre { origin: self.origin[range.clone()].into(), offset: self.offset[range].into() }
     }
 
-    /// `other − self`, input by input.
+    /// Returns `other − self`, input by input.
     pub(super) fn displacement(&self, other: &Centre<'_>) -> Vec<f64> {
         let own = self.origin.iter().zip(self.offset.iter());
         let others = other.origin.iter().zip(other.offset.iter());

@@ -8,8 +8,9 @@ use crate::{Error, Result, Scalar};
 /// The memory of samples, in units of that of the scatter, beyond which the covariance form is
 /// used.
 ///
-/// Solving from samples is faster well past 1 (an example is VGG19's fc7, 5994 samples of 4096
-/// inputs). With 2, fewer `f64` samples than inputs always stay in sample form.
+/// A solve from samples is faster even if they take clearly more memory than the scatter. An
+/// example is VGG19's fc7, with 5994 samples of 4096 inputs. With 2, statistics of fewer `f64`
+/// samples than inputs always stay in sample form.
 const SAMPLES_WORTH: usize = 2;
 
 #[derive(Clone)]
@@ -18,10 +19,11 @@ pub(super) enum Form<T> {
     Covariance(CovarianceForm<T>),
 }
 
-/// Whether the sample form stays when `count` samples come (`as_samples`, or with a scatter), or
-/// an error if the memory limit does not leave room.
+/// Returns whether the statistics stay in sample form if `count` samples are added (`as_samples`,
+/// or with a scatter). Returns an error if the memory limit allows neither form.
 ///
-/// Under a limit the form changes while there is room for both: later there would be none.
+/// The change needs memory for both forms at once. Under a memory limit, the form therefore changes
+/// while both fit.
 pub(super) fn keeps_samples<T: Scalar>(
     form: &Form<T>,
     features: usize,

@@ -1,4 +1,4 @@
-//! The covariance form: a scatter matrix, and the few samples that wait for its next update.
+//! The covariance form: a scatter matrix, and a buffer of samples that are not yet added to it.
 
 use core::ops::Range;
 
@@ -12,26 +12,27 @@ use super::scatter::Scatter;
 use crate::linalg::{self, Par};
 use crate::{Result, Scalar};
 
-/// The scatter matrix of most samples about their own mean. The others wait until they are enough
-/// for a fast product.
+/// The scatter matrix of most samples about their own mean. A buffer holds the other samples until
+/// they are enough for a fast product.
 #[derive(Clone)]
 pub(super) struct CovarianceForm<T> {
     pub(super) scatter: Scatter,
     /// Total weight of the samples in the scatter.
     pub(super) weight: f64,
-    /// Their mean, less the origin of the statistics.
+    /// Mean of the samples in the scatter, minus the origin of the statistics.
     pub(super) offset: Vec<f64>,
     /// The samples that are not in the scatter yet.
     pub(super) waiting: Samples<T>,
 }
 
-/// Samples that wait at the most: they take a quarter of the scatter's memory and fit in a piece.
+/// Returns the size of the buffer, in samples: it takes a quarter of the scatter's memory, and at
+/// most one piece.
 pub(super) fn most_waiting<T>(features: usize) -> usize {
     (features / size_of::<T>()).clamp(1, segment_rows(features))
 }
 
 impl<T: Scalar> CovarianceForm<T> {
-    /// Bytes of this form; `None` beyond the address space.
+    /// Returns the bytes of this form; `None` if they exceed the address space.
     pub(super) fn bytes(features: usize) -> Option<usize> {
         Scatter::bytes(features)?.checked_add(Samples::<T>::bytes(features, most_waiting::<T>(features))?)
     }
@@ -41,7 +42,7 @@ impl<T: Scalar> CovarianceForm<T> {
         Ok(Self { scatter, weight: 0.0, offset: vec![0.0; features], waiting: Samples::new(features) })
     }
 
-    /// Reserves all memory that adding this many samples takes.
+    /// Reserves all memory that is needed to add this many samples.
     pub(super) fn prepare(&mut self, count: usize) -> Result<Accumulator<T>> {
         let features = self.waiting.features();
         let most = most_waiting::<T>(features);
@@ -50,7 +51,7 @@ impl<T: Scalar> CovarianceForm<T> {
         Accumulator::new(features, if multiplies { count.clamp(most, segment_rows(features)) } else { 0 })
     }
 
-    /// Adds samples for which room is [prepared](Self::prepare). `channels` must have observed
+    /// Adds samples for which memory is [reserved](Self::prepare). `channels` must already contain
     /// them, and have the origin of this form.
     pub(super) fn add(&mut self, batch: Batch<'_, T>, channels: &Channels, accumulator: &mut Accumulator<T>, par: Par) {
         let features = self.waiting.features();
@@ -75,8 +76,8 @@ impl<T: Scalar> CovarianceForm<T> {
         }
     }
 
-    /// Adds samples to the scatter: about their own mean, and with one more sample for the distance
-    /// of the two means, the pooling term `(w_a w_b / w) δδᵀ` of Chan, Golub and LeVeque.
+    /// Adds samples to the scatter, about their own mean. One more sample accounts for the distance
+    /// of the two means: the pooling term `(w_a w_b / w) δδᵀ` of Chan, Golub and LeVeque.
     fn multiply(&mut self, batch: Batch<'_, T>, channels: &Channels, accumulator: &mut Accumulator<T>, par: Par) {
         let added = batch.sum_weights(|weight| weight);
         if added == 0.0 {
@@ -90,8 +91,8 @@ impl<T: Scalar> CovarianceForm<T> {
         self.shift(&displacement, added);
     }
 
-    /// Adds the scatter of another form, without its waiting samples. The origins are those of the
-    /// two forms.
+    /// Adds the scatter of another form, without the samples in its buffer. The origins are those
+    /// of the two forms.
     pub(super) fn add_scatter(&mut self, other: &Self, (origin, other_origin): (&[f64], &[f64]), par: Par) {
         if other.weight == 0.0 {
             return;
@@ -128,8 +129,9 @@ impl<T: Scalar> CovarianceForm<T> {
         Ok(block)
     }
 
-    /// Columns whose outer products, added to the scatter, make it that of all samples about
-    /// `centre`: one for the distance from the mean of the scatter, and the waiting samples.
+    /// Returns columns whose outer products must be added to the scatter, to get that of all
+    /// samples about `centre`. One is for the distance from the mean of the scatter; the others are
+    /// the samples in the buffer.
     pub(super) fn rest(&self, origin: &[f64], centre: &Centre<'_>) -> Result<Mat<f64>> {
         let mut columns = linalg::zeros(origin.len(), self.waiting.len() + 1)?;
         let displacement = centre.displacement(&self.centre(origin));

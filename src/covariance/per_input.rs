@@ -48,24 +48,25 @@ impl Channels {
         self.origin.iter().zip(&self.offset).map(|(origin, offset)| origin + offset)
     }
 
-    /// Minimum and maximum of each input.
+    /// Returns the minimum and maximum of each input.
     pub(super) fn extremes(&self) -> impl Iterator<Item = (f64, f64)> + '_ {
         self.minimum.iter().copied().zip(self.maximum.iter().copied())
     }
 
-    /// The largest magnitude of any input.
+    /// Returns the largest magnitude of any input.
     pub(super) fn max_abs(&self) -> f64 {
         let extremes = self.minimum.iter().chain(&self.maximum);
         extremes.filter(|x| x.is_finite()).fold(0.0, |max, x| x.abs().max(max))
     }
 
-    /// A power of two near the span of each input: centred samples divided by it stay below 4. It
-    /// is 1 for a constant.
+    /// Returns a power of two near the span of each input, and 1 for a constant input. Centred
+    /// samples that are divided by it are below 4 in magnitude.
     pub(super) fn scales(&self) -> Vec<f64> {
         self.extremes().map(|(low, high)| power_of_two(even_exponent(high - low))).collect()
     }
 
-    /// Adds samples to those of total weight `before`, and returns the new total.
+    /// Adds samples to the channels, which have the total weight `before`, and returns the new
+    /// total.
     pub(super) fn observe<T: Scalar>(&mut self, batch: Batch<'_, T>, before: f64, par: Par) -> f64 {
         let added = batch.sum_weights(|weight| weight);
         if added == 0.0 {
@@ -93,7 +94,8 @@ impl Channels {
                 {
                     let x = x.to_f64();
                     *distance += weight * (x - origin);
-                    // Of a positive and a negative zero the first stays: files keep the sign.
+                    // If positive and negative zeros occur, the first one is kept, because files
+                    // keep the sign.
                     *minimum = if x < *minimum { x } else { *minimum };
                     *maximum = if x > *maximum { x } else { *maximum };
                     *absolute += weight * x.abs();
@@ -120,8 +122,8 @@ impl Channels {
         self.offset.iter_mut().zip(displacement).for_each(|(offset, d)| *offset += d * fraction);
     }
 
-    /// Refuses inputs that vary (or, uncentred, are not zero) but whose squares underflow: every
-    /// report about them would say that there is nothing to lose.
+    /// Returns an error if the squares of all inputs underflow although the inputs are not constant
+    /// (if `centred`) or not zero (otherwise). Every report would otherwise state an error of zero.
     pub(super) fn require_squares(&self, centred: bool) -> Result<()> {
         let sizes = self.extremes().map(|(low, high)| {
             let (span, size) = (high - low, low.abs().max(high.abs()));
@@ -136,7 +138,8 @@ impl Channels {
             return Ok(());
         }
         let parameter = if centred { "the spread of some input" } else { "the size of some input" };
-        let expected = format!("to be at least {LEAST:e} (or that of all to be zero), lest its square be lost");
+        let expected =
+            format!("to be at least {LEAST:e}, or its square underflows: multiply the inputs by a power of ten");
         Err(Error::out_of_range(parameter, expected, size))
     }
 }
@@ -167,7 +170,8 @@ mod tests {
         }
     }
 
-    /// Inputs near `2⁻⁵⁴⁰`, whose squares underflow. A span of one step counts as rounding.
+    /// The inputs are near `2⁻⁵⁴⁰`, so their squares underflow. A span of one floating-point step
+    /// counts as rounding.
     #[test]
     fn an_input_that_varies_by_no_more_than_rounding_has_nothing_to_lose() {
         let size = 2_f64.powi(-540);

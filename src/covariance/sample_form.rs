@@ -8,21 +8,22 @@ use super::batch::{Batch, Centre};
 use crate::linalg::{self, Par};
 use crate::{Result, Scalar};
 
-/// Entries of a segment, few enough to convert a segment at a time, and the bounds of its rows: a
-/// product of fewer would be slow.
+/// Number of entries in a segment, small enough to convert a whole segment at a time, and bounds on
+/// its number of rows. A product of fewer rows would be slow.
 const SEGMENT_ENTRIES: usize = 1 << 22;
 const SEGMENT_ROWS: core::ops::RangeInclusive<usize> = 512..=1 << 16;
 
-/// Samples in segments of [`segment_rows`] rows, so that growing does not copy earlier segments.
+/// Samples in segments of [`segment_rows`] rows, so that adding samples does not copy earlier
+/// segments.
 #[derive(Clone)]
 pub(super) struct Samples<T> {
     features: usize,
-    /// Row-major; those past the last sample are empty.
+    /// Row-major; segments after the last sample are empty.
     pub(super) segments: Vec<Vec<T>>,
     pub(super) weights: Vec<f64>,
 }
 
-/// Samples of a segment, and of the pieces in which batches are processed.
+/// Returns the number of samples in a segment, and in the pieces into which batches are cut.
 pub(super) fn segment_rows(features: usize) -> usize {
     (SEGMENT_ENTRIES / features.max(1)).clamp(*SEGMENT_ROWS.start(), *SEGMENT_ROWS.end())
 }
@@ -32,7 +33,7 @@ impl<T: Scalar> Samples<T> {
         Self { features, segments: Vec::new(), weights: Vec::new() }
     }
 
-    /// This many samples to be filled, of weight zero until then.
+    /// Creates this many samples of weight zero, for the caller to fill.
     #[cfg(feature = "safetensors")]
     pub(super) fn zeros(features: usize, count: usize) -> Result<Self> {
         let mut samples = Self::new(features);
@@ -44,7 +45,7 @@ impl<T: Scalar> Samples<T> {
         Ok(samples)
     }
 
-    /// Bytes of this many samples; `None` beyond the address space.
+    /// Returns the bytes of this many samples; `None` if they exceed the address space.
     pub(super) fn bytes(features: usize, count: usize) -> Option<usize> {
         features.checked_mul(size_of::<T>())?.checked_add(size_of::<f64>())?.checked_mul(count)
     }
@@ -57,7 +58,8 @@ impl<T: Scalar> Samples<T> {
         self.weights.len()
     }
 
-    /// Reserves room for this many more samples: [`append`](Self::append) cannot fail within it.
+    /// Reserves memory for this many more samples, which [`append`](Self::append) can then add
+    /// without failing.
     pub(super) fn reserve(&mut self, count: usize) -> Result<()> {
         let rows = segment_rows(self.features);
         let total = self.len().saturating_add(count);
@@ -69,7 +71,8 @@ impl<T: Scalar> Samples<T> {
         for (index, segment) in self.segments.iter_mut().enumerate() {
             let wanted = rows.min(total.saturating_sub(index * rows)).saturating_mul(self.features);
             if wanted > segment.capacity() {
-                // At least twice the size, as long as the segment does not need more than that.
+                // Doubling the size keeps the number of copies small; a segment never needs more
+                // than its rows.
                 let doubled = (2 * segment.len()).min(rows.saturating_mul(self.features));
                 segment.try_reserve_exact(wanted.max(doubled) - segment.len()).map_err(memory)?;
             }
@@ -77,7 +80,7 @@ impl<T: Scalar> Samples<T> {
         Ok(())
     }
 
-    /// Appends the samples of positive weight, for which room has been [reserved](Self::reserve).
+    /// Appends the samples of positive weight, for which memory has been [reserved](Self::reserve).
     pub(super) fn append(&mut self, batch: Batch<'_, T>) {
         let rows = segment_rows(self.features);
         linalg::for_each_row(batch.rows, |index, row| {
@@ -89,13 +92,13 @@ impl<T: Scalar> Samples<T> {
         });
     }
 
-    /// Removes the samples and keeps the room.
+    /// Removes the samples and keeps their memory.
     pub(super) fn clear(&mut self) {
         self.weights.clear();
         self.segments.iter_mut().for_each(Vec::clear);
     }
 
-    /// The samples, segment by segment.
+    /// Returns the samples, segment by segment.
     pub(super) fn batches(&self) -> impl Iterator<Item = Batch<'_, T>> {
         let weights = self.weights.chunks(segment_rows(self.features));
         self.segments.iter().zip(weights).map(|(segment, weights)| {

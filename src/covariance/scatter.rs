@@ -7,8 +7,8 @@ use faer::{Mat, MatMut, MatRef};
 use crate::linalg::{self, Par, even_exponent, power_of_two};
 use crate::{Result, Scalar};
 
-/// Columns of a block: wide enough for a fast product, narrow enough to waste little above the
-/// diagonal.
+/// Number of columns in a block: enough for a fast product, and few enough to waste little memory
+/// above the diagonal.
 pub(crate) const BLOCK: usize = 256;
 
 /// A symmetric `features × features` matrix in `f64`. Block column `b` holds the rows from
@@ -17,12 +17,13 @@ pub(crate) const BLOCK: usize = 256;
 pub(super) struct Scatter {
     features: usize,
     pub(super) blocks: Vec<Mat<f64>>,
-    /// `ε` of the least precise products in it; zero without products.
+    /// `ε` of the least precise element type in which products were computed; zero without
+    /// products.
     pub(super) precision: f64,
 }
 
 impl Scatter {
-    /// Bytes of a scatter matrix; `None` beyond the address space.
+    /// Returns the bytes of a scatter matrix; `None` if they exceed the address space.
     pub(super) fn bytes(features: usize) -> Option<usize> {
         let block = |start| BLOCK.min(features - start).checked_mul(features - start);
         let entries = (0..features).step_by(BLOCK).try_fold(0_usize, |sum, start| sum.checked_add(block(start)?));
@@ -35,7 +36,7 @@ impl Scatter {
         Ok(Self { features, blocks, precision: 0.0 })
     }
 
-    /// `+= samples · samplesᵀ`, for `features × count` with one sample per column.
+    /// Adds `samples · samplesᵀ`. `samples` is features × count, with one sample per column.
     pub(super) fn add_samples(&mut self, samples: MatRef<'_, f64>, par: Par) {
         for (start, block) in (0..).step_by(BLOCK).zip(&mut self.blocks) {
             let below = samples.get(start.., ..);
@@ -45,13 +46,13 @@ impl Scatter {
         self.precision = self.precision.max(f64::EPSILON);
     }
 
-    /// Room for the product of one block column.
+    /// Allocates memory for the product of one block column.
     pub(super) fn product_room<T: Scalar>(features: usize) -> Result<Mat<T>> {
         linalg::zeros(features, BLOCK.min(features))
     }
 
-    /// `+= factor · D samples · samplesᵀ D` with the scales on the diagonal of `D`: multiplied in
-    /// `T`, scaled and summed in `f64`.
+    /// Adds `factor · D samples · samplesᵀ D` with the scales on the diagonal of `D`. The product
+    /// is computed in `T`, then scaled and summed in `f64`.
     pub(super) fn add_native_samples<T: Scalar>(
         &mut self,
         samples: MatRef<'_, T>,
@@ -83,14 +84,14 @@ impl Scatter {
         self.precision = self.precision.max(other.precision);
     }
 
-    /// `self · right · factor`, for `features × columns`. The entries may have any size in the
-    /// range of `f64` as long as those of the result do.
+    /// Returns `self · right · factor`; `right` is features × columns. Entries of any size in `f64`
+    /// give accurate results if these are in the range of `f64`.
     pub(super) fn multiply(&self, right: MatRef<'_, f64>, factor: f64, par: Par) -> Result<Mat<f64>> {
         let ordinary = |size: f64| (1e-100..1e100).contains(&size);
         let size = linalg::max_abs(right);
         if !(ordinary(factor) && ordinary(size)) {
-            // A kernel multiplies either operand by `factor` first: that must not underflow, and
-            // the sums must not overflow.
+            // A kernel multiplies one of the operands by `factor` first. That must not underflow,
+            // and the sums must not overflow.
             let exponent = even_exponent(size);
             let room = if factor < 1.0 { power_of_two(40) } else { 1.0 };
             let scaled = linalg::widened(right, power_of_two(-exponent) / room)?;
@@ -114,7 +115,7 @@ impl Scatter {
         Ok(result)
     }
 
-    /// The full matrix, times `factor`.
+    /// Returns the full matrix, times `factor`.
     pub(super) fn dense(&self, factor: f64) -> Result<Mat<f64>> {
         let mut dense = linalg::zeros(self.features, self.features)?;
         for (start, block) in (0..).step_by(BLOCK).zip(&self.blocks) {
@@ -145,12 +146,13 @@ impl Scatter {
         self.blocks.iter().flat_map(|block| (0..block.ncols()).map(move |i| block[(i, i)]))
     }
 
-    /// The sum of the squares of `self · factor`, upper triangle included.
+    /// Returns the sum of the squares of `self · factor`, upper triangle included.
     pub(super) fn squared_norm(&self, factor: f64) -> f64 {
         let squares = |entries: MatRef<'_, f64>| -> f64 {
             entries.col_iter().flat_map(|column| column.iter()).map(|entry| (entry * factor).powi(2)).sum()
         };
-        // The square on the diagonal holds both triangles; the rows below it stand for two.
+        // The square block on the diagonal holds both triangles. Each row below it counts twice,
+        // because the upper triangle is not stored.
         let block = |block: &Mat<f64>| {
             let (square, below) = block.as_ref().split_at_row(block.ncols());
             squares(square) + 2.0 * squares(below)
@@ -188,7 +190,8 @@ mod tests {
         Ok(())
     }
 
-    /// Scales that are powers of two and numbers of few digits, which `f32` multiplies exactly.
+    /// The scales are powers of two and the samples have few digits, so `f32` multiplies them
+    /// exactly.
     #[test]
     fn products_in_f32_are_scaled_back() -> Result<()> {
         let features = 300;
@@ -212,7 +215,7 @@ mod tests {
         for (large, small) in [(150, -480), (-145, 490), (150, 300), (0, -1000), (-145, 0)] {
             let mut scatter = Scatter::zeros(3)?;
             scatter.add_samples((&samples * faer::Scale(10_f64.powi(large))).as_ref(), Par::Seq);
-            // Times the samples' size twice.
+            // The product is quadratic in the size of the samples.
             let factor = 10_f64.powi(-large) * 10_f64.powi(-large);
             let right = &right * faer::Scale(power_of_two(small));
             let applied = scatter.multiply(right.as_ref(), factor, Par::Seq)? * faer::Scale(power_of_two(-small));
@@ -222,8 +225,8 @@ mod tests {
         Ok(())
     }
 
-    /// Sums beyond the range of `f64` that the factor brings back, and entries that more room would
-    /// make underflow.
+    /// Sums that exceed the range of `f64` before they are multiplied by the factor, and entries
+    /// that would underflow if they were scaled down for such sums.
     #[test]
     fn sums_have_room_where_the_factor_is_small_and_only_there() -> Result<()> {
         for (entry, right, factor) in [(5e153, 3.0, 1e-200), (1e-150, 1e200, 1.0), (1e-150, 3.0, 1e150)] {

@@ -1,4 +1,4 @@
-//! How far to shrink a covariance towards a multiple of the identity, from the data alone.
+//! Estimates from the data how far to shrink a covariance towards a multiple of the identity.
 
 use faer::Mat;
 
@@ -6,24 +6,26 @@ use super::second_moment::SecondMoment;
 use crate::linalg::{self, Par, SplitMix64};
 use crate::{Result, Scalar};
 
-/// Degrees of freedom up to which the spectrum of a sample is not informative.
+/// With at most this many degrees of freedom, the spectrum of a sample is not informative.
 const UNINFORMATIVE: f64 = 8.0;
 
-/// The most directions whose energy counts as certain. A domain of fewer dimensions is recognised,
-/// at a cost that is small compared with that of a solution.
+/// The largest number of leading directions. A domain with fewer dimensions than this is
+/// recognised, at a cost that is small compared with that of a solve.
 const CERTAIN: usize = 16;
 
-/// Multiply–adds from which on `tr S²` of samples is estimated: a fraction of a second.
+/// If `tr S²` of samples takes more multiply–adds than this (a fraction of a second), it is
+/// estimated.
 const LARGE: f64 = 1e10;
 
-/// Inputs up to which the dominant directions are eigenvectors, which takes milliseconds.
+/// With at most this many inputs, the leading directions are eigenvectors, which takes
+/// milliseconds.
 const FEW: usize = 64;
 
-/// Random vectors of that estimate.
+/// Number of random vectors for the estimate of `tr S²`.
 const VECTORS: usize = 32;
 
-/// The intensity `ρ` of [`Ridge::Shrinkage`](crate::Ridge::Shrinkage) for a second moment `S` with
-/// `d` degrees of freedom; 1 for `d ≤ 8`.
+/// Returns the intensity `ρ` of [`Ridge::Shrinkage`](crate::Ridge::Shrinkage) for a second moment
+/// `S` with `d` degrees of freedom; 1 for `d ≤ 8`.
 ///
 /// `docs/mathematics.md` derives it, `docs/small_samples.md` shows it on real data.
 pub(crate) fn intensity<T: Scalar>(moment: &dyn SecondMoment<T>, freedom: f64, par: Par) -> Result<f64> {
@@ -37,15 +39,15 @@ pub(crate) fn intensity<T: Scalar>(moment: &dyn SecondMoment<T>, freedom: f64, p
     Ok(between_the_bounds(moment.trace(), spread.trace_of_square, features, freedom, spread.outside))
 }
 
-/// The properties of the spectrum of `S` that decide the intensity, beside its trace.
+/// The properties of the spectrum of `S` that determine the intensity, in addition to its trace.
 struct Spread {
     /// `tr S²`.
     trace_of_square: f64,
-    /// The fraction of `tr S` outside of the dominant directions; 1 where `S` is zero.
+    /// The fraction `φ` of `tr S` outside of the leading directions; 1 if `S` is zero.
     outside: f64,
 }
 
-/// The spread of `S` with this many dominant directions.
+/// Returns the spread of `S` with this many leading directions.
 ///
 /// Unless `exact`, `tr S²` is estimated to some per cent, with the directions `Q` and random signs
 /// (Hutchinson 1989) for the second term of `‖S‖² = ‖S Q‖² + ‖S (I − Q Qᵀ)‖²`.
@@ -73,8 +75,9 @@ fn spread<T: Scalar>(moment: &dyn SecondMoment<T>, directions: usize, exact: boo
     Ok(Spread { trace_of_square, outside: (1.0 - inside / moment.trace()).clamp(0.0, 1.0) })
 }
 
-/// The first eigenvectors of `S`. With more than 64 inputs, a basis from a randomised range finder,
-/// which captures somewhat less (Halko, Martinsson and Tropp 2011, algorithm 4.1).
+/// Returns the leading eigenvectors of `S`. With more than 64 inputs, returns a basis from a
+/// randomised range finder, which explains somewhat less (Halko, Martinsson and Tropp 2011,
+/// algorithm 4.1).
 fn dominant_directions<T: Scalar>(
     moment: &dyn SecondMoment<T>,
     count: usize,
@@ -98,10 +101,11 @@ fn random_block(rows: usize, columns: usize, random: &mut SplitMix64) -> Result<
     Ok(block)
 }
 
-/// `ρ / (1 − ρ) = l^(1 − w) max(l, u)^w` for `d > 8`, with `w = (min(1, n / d) + 8 / d) / 2`.
+/// Returns `ρ` with `ρ / (1 − ρ) = l^(1 − v) max(l, u)^v` for `d > 8`, and
+/// `v = (min(1, n / d) + 8 / d) / 2`.
 ///
-/// `l = ρ_o / (1 − ρ_o)` are the odds of the oracle approximating `ρ_o`, and `u = b n / (d − 8)`
-/// with the fraction `b` of `tr S` that is uncertain.
+/// `l = ρ_o / (1 − ρ_o)` follows from the oracle approximating estimator, and `u = φ n / (d − 8)`
+/// from the fraction `φ` of `tr S` outside of the leading directions.
 fn between_the_bounds(trace: f64, trace_of_square: f64, features: usize, freedom: f64, uncertain: f64) -> f64 {
     let n = features as f64;
     let rho = oracle_approximating(trace, trace_of_square, features, freedom);
@@ -109,20 +113,21 @@ fn between_the_bounds(trace: f64, trace_of_square: f64, features: usize, freedom
     let lower = rho / (1.0 - rho);
     let upper = lower.max(uncertain * n / (freedom - UNINFORMATIVE));
     let odds = lower.powf(1.0 - caution) * upper.powf(caution);
-    // At `ρ_o = 1`, and there alone, they are infinite.
+    // The odds are infinite if and only if `ρ_o = 1`.
     if odds.is_finite() { odds / (1.0 + odds) } else { 1.0 }
 }
 
-/// The intensity `ρ` of the oracle approximating estimator (Chen, Wiesel, Eldar and Hero, 2010,
-/// eq. 23) for a second moment `S` of `n` inputs from `p` samples:
+/// Returns the intensity `ρ` of the oracle approximating estimator (Chen, Wiesel, Eldar and Hero,
+/// 2010, eq. 23) for a second moment `S` of `n` inputs from `p` samples:
 ///
 /// `ρ = min(1, ((1 − 2/n) tr S² + (tr S)²) / ((p + 1 − 2/n) (tr S² − (tr S)²/n)))`
 ///
-/// 1 when the denominator is zero or rounding: one input, or `S` a multiple of the identity.
+/// The result is 1 if the denominator is zero or rounding: for one input, or if `S` is a multiple
+/// of the identity.
 fn oracle_approximating(trace: f64, trace_of_square: f64, features: usize, samples: f64) -> f64 {
     let n = features as f64;
     let dispersion = trace_of_square - trace * trace / n;
-    // Written so that a NaN shrinks all the way.
+    // The comparison is written so that a NaN gives 1.
     if dispersion > 8.0 * f64::EPSILON * trace_of_square {
         let denominator = (samples + 1.0 - 2.0 / n) * dispersion;
         let rho = ((1.0 - 2.0 / n) * trace_of_square + trace * trace) / denominator;
@@ -180,8 +185,8 @@ mod tests {
         assert_eq!(between_the_bounds(f64::NAN, 18.0, 3, 20.0, 1.0), 1.0);
     }
 
-    /// Twenty samples of a plane in 40 dimensions, as many of all 40 with a decaying spectrum, and
-    /// too few of either.
+    /// Twenty samples of a plane in 40 dimensions, and twenty of all 40 dimensions with a decaying
+    /// spectrum.
     #[test]
     fn a_domain_of_few_dimensions_is_trusted() {
         let mut random = SplitMix64::new();
@@ -204,8 +209,8 @@ mod tests {
         assert!(odds(full.0) > 1.2 * odds(full.1) && (0.1..0.9).contains(&full.2), "{full:?}");
     }
 
-    /// `S` is 10¹⁰ times the identity up to rounding in `tr S²`. So many samples would otherwise
-    /// give an intensity near 0.
+    /// `S` is 10¹⁰ times the identity up to rounding in `tr S²`. Without this check, 10³⁰ samples
+    /// would give an intensity near 0.
     #[test]
     fn dispersion_that_is_rounding_is_none() {
         for (noise, whole) in [(4.0, true), (12.0, false)] {

@@ -1,4 +1,4 @@
-//! The statistics object: what it holds and what can be read from it.
+//! The statistics object and its getters.
 
 use core::fmt;
 
@@ -14,14 +14,14 @@ use crate::{Error, Result, Scalar};
 ///
 /// It holds the total weight `w = Σ wᵢ`, the mean `μ`, the samples or their covariance, and of each
 /// input the extremes, the mean magnitude and the activation rate. Batches may have any size and
-/// memory layout. All sums are `f64`, whatever `T` is, pooled as in Chan, Golub and LeVeque (1983)
-/// and measured from the first sample: results stay accurate even when the mean is 10⁶ times the
-/// standard deviation.
+/// memory layout. All sums are `f64`, whatever `T` is. They are pooled as in Chan, Golub and
+/// LeVeque (1983), after subtracting the first sample. Results therefore stay accurate even when
+/// the mean is 10⁶ times the standard deviation.
 ///
-/// There are two forms. The *sample form* keeps the samples, which is exact and faster to solve
-/// from. When they would take twice the memory of the covariance, the object changes to the
-/// *covariance form* and stops growing: the scatter matrix, half of `8 n²` bytes, and a quarter
-/// more for samples that wait until they are enough for a fast product. Results do not depend on
+/// There are two forms. The *sample form* keeps the samples, which is exact and makes solves
+/// faster. When they would take twice the memory of the scatter matrix, the object changes to the
+/// *covariance form* and stops growing. This form holds half of the scatter matrix, `4 n²` bytes,
+/// and a buffer of up to `n²` bytes for samples that are not yet added. Results do not depend on
 /// the form, with one exception. `f32` data of 512 inputs or more are multiplied in `f32` in
 /// covariance form, about a thousand samples at a time. Each entry of the covariance then has a
 /// relative rounding error of about `10⁻⁶ √(Σ_ii Σ_jj)`, which the solvers account for.
@@ -59,7 +59,7 @@ pub struct ActivationStats<T> {
 impl<T: Scalar> ActivationStats<T> {
     /// Returns empty statistics of a layer with this many inputs. Allocates nothing.
     ///
-    /// A width of zero is accepted here, and an error in every update.
+    /// Zero inputs are accepted here, and are an error in every update.
     pub fn new(features: usize) -> Self {
         Self {
             features,
@@ -98,61 +98,61 @@ impl<T: Scalar> ActivationStats<T> {
         self
     }
 
-    /// Number of inputs, the width of the batches.
+    /// Returns the number of inputs, which is the number of columns of a batch.
     pub fn features(&self) -> usize {
         self.features
     }
 
-    /// Number of samples of positive weight.
+    /// Returns the number of samples of positive weight.
     pub fn samples(&self) -> u64 {
         self.samples
     }
 
-    /// Sum of the weights; equals [`samples`](Self::samples) when all weights are 1.
+    /// Returns the sum of the weights; equals [`samples`](Self::samples) when all weights are 1.
     pub fn total_weight(&self) -> f64 {
         self.weight
     }
 
-    /// Kish's effective number of samples, `(Σ wᵢ)² / Σ wᵢ²`: as many equal weights carry the same
-    /// information. 0 without samples.
+    /// Returns Kish's effective number of samples, `(Σ wᵢ)² / Σ wᵢ²`; 0 without samples. A mean of
+    /// this many samples with equal weights has the same variance.
     pub fn effective_samples(&self) -> f64 {
         if self.samples == 0 { 0.0 } else { self.weight / self.weight_squares * self.weight }
     }
 
-    /// Mean `μ` of each input, or [`Error::NoSamples`].
+    /// Returns the mean `μ` of each input, or [`Error::NoSamples`].
     pub fn mean(&self) -> Result<Col<f64>> {
         self.per_input("ActivationStats::mean", self.channels.mean())
     }
 
-    /// Largest activation of each input, or [`Error::NoSamples`].
+    /// Returns the largest activation of each input, or [`Error::NoSamples`].
     pub fn maximum(&self) -> Result<Col<f64>> {
         self.per_input("ActivationStats::maximum", self.channels.maximum.iter().copied())
     }
 
-    /// Smallest activation of each input, or [`Error::NoSamples`].
+    /// Returns the smallest activation of each input, or [`Error::NoSamples`].
     pub fn minimum(&self) -> Result<Col<f64>> {
         self.per_input("ActivationStats::minimum", self.channels.minimum.iter().copied())
     }
 
-    /// Largest magnitude of each input, or [`Error::NoSamples`].
+    /// Returns the largest magnitude of each input, or [`Error::NoSamples`].
     pub fn max_absolute(&self) -> Result<Col<f64>> {
         let magnitudes = self.channels.extremes().map(|(low, high)| low.abs().max(high.abs()));
         self.per_input("ActivationStats::max_absolute", magnitudes)
     }
 
-    /// Mean magnitude `(1/w) Σ wᵢ |xᵢ|` of each input, or [`Error::NoSamples`].
+    /// Returns the mean magnitude `(1/w) Σ wᵢ |xᵢ|` of each input, or [`Error::NoSamples`].
     pub fn mean_absolute(&self) -> Result<Col<f64>> {
         self.per_input("ActivationStats::mean_absolute", self.channels.absolute.iter().map(|sum| sum / self.weight))
     }
 
-    /// Activation rate of each input, the weighted fraction of samples in which it is not zero, or
-    /// [`Error::NoSamples`]. Sorted, this is Fig. 2 of the paper.
+    /// Returns the activation rate of each input, the weighted fraction of samples in which it is
+    /// not zero, or [`Error::NoSamples`]. Sorted, this is Fig. 2 of the paper.
     pub fn activation_rates(&self) -> Result<Col<f64>> {
         self.per_input("ActivationStats::activation_rates", self.channels.active.iter().map(|sum| sum / self.weight))
     }
 
-    /// Returns the smallest fraction of inputs that together have `fraction` of all activations
-    /// (non-zero responses): the fraction of the layer that a domain uses.
+    /// Returns the smallest fraction of the inputs that together have `fraction` of all non-zero
+    /// activations. It shows how many inputs of the layer a domain uses.
     ///
     /// The most active inputs count first; 0 if no input is ever active. For VGG19's fc7 on Flowers
     /// the paper reports 19.51 % at a fraction of one half (Fig. 2).
@@ -174,12 +174,12 @@ impl<T: Scalar> ActivationStats<T> {
         during("ActivationStats::fraction_gathering", || {
             self.require_samples()?;
             if !(fraction > 0.0 && fraction <= 1.0) {
-                return Err(Error::out_of_range("fraction", "in (0, 1]".into(), fraction));
+                return Err(Error::out_of_range("the fraction", "to be in (0, 1]".into(), fraction));
             }
             let mut sums = self.channels.active.clone();
             sums.sort_unstable_by(|a, b| b.total_cmp(a));
-            // Summed in the order of the running sum, so that rounding never asks for inputs that
-            // are never active.
+            // The total is summed in the order of the running sum. Otherwise rounding could require
+            // inputs that are never active.
             let goal = fraction * sums.iter().sum::<f64>();
             let mut gathered = 0.0;
             let needed = sums.iter().take_while(|&&sum| {
@@ -206,12 +206,12 @@ impl<T: Scalar> ActivationStats<T> {
         Err(Error::shape("inputs in the statistics (as the layer has)", expected, self.features))
     }
 
-    /// Refuses inputs that vary (or, uncentred, are not zero) but whose squares underflow.
+    /// As [`Channels::require_squares`].
     pub(crate) fn require_squares(&self, centred: bool) -> Result<()> {
         self.channels.require_squares(centred)
     }
 
-    /// The mean of each input; zeros without samples.
+    /// Returns the mean of each input; zeros without samples.
     pub(crate) fn mean_or_zero(&self) -> Vec<f64> {
         if self.samples == 0 { vec![0.0; self.features] } else { self.channels.mean().collect() }
     }

@@ -9,7 +9,7 @@ use super::stats::ActivationStats;
 use crate::linalg;
 use crate::{Result, Scalar};
 
-/// The numbers of statistics beside their arrays, and the lengths of the arrays.
+/// The scalar properties of statistics, and the lengths of their arrays.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Head {
     pub(crate) features: usize,
@@ -22,14 +22,14 @@ pub(crate) struct Head {
     pub(crate) threads: usize,
 }
 
-/// The numbers of the covariance form beside its arrays.
+/// The scalar properties of the covariance form.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ScatterHead {
     /// Total weight of the samples in the scatter.
     pub(crate) weight: f64,
     /// `ε` of the least precise products in the scatter.
     pub(crate) precision: f64,
-    /// Samples that wait for the next update of the scatter.
+    /// Number of samples in the buffer, which are not yet added to the scatter.
     pub(crate) gathered: usize,
 }
 
@@ -39,19 +39,19 @@ pub(crate) enum Piece<'a, T> {
     Native(&'a [T]),
 }
 
-/// As [`Piece`], to be filled.
+/// A piece of an array for the caller to fill.
 pub(crate) enum PieceMut<'a, T> {
     Double(&'a mut [f64]),
     Native(&'a mut [T]),
 }
 
 impl Head {
-    /// Entries of each array over the inputs; these are empty until the first sample comes.
+    /// Returns the number of entries in each array over the inputs: 0 before the first sample.
     pub(crate) fn channels(&self) -> usize {
         if self.samples == 0 { 0 } else { self.features }
     }
 
-    /// Samples kept as they are; `None` beyond the address space.
+    /// Returns the number of stored samples; `None` if it exceeds the address space.
     pub(crate) fn samples_kept(&self) -> Option<usize> {
         match &self.scatter {
             Some(scatter) => Some(scatter.gathered),
@@ -59,7 +59,8 @@ impl Head {
         }
     }
 
-    /// Entries of the block columns of the scatter; `None` beyond the address space.
+    /// Returns the number of entries in the block columns of the scatter; `None` if it exceeds the
+    /// address space.
     pub(crate) fn scatter_entries(&self) -> Option<usize> {
         if self.scatter.is_some() { Some(Scatter::bytes(self.features)? / size_of::<f64>()) } else { Some(0) }
     }
@@ -79,7 +80,7 @@ impl Channels {
 }
 
 impl<T: Scalar> ActivationStats<T> {
-    /// The names of the arrays over the inputs, in the order of
+    /// Returns the names of the arrays over the inputs, in the order of
     /// [`for_each_array`](Self::for_each_array).
     pub(crate) fn channel_names() -> [&'static str; 6] {
         Channels::default().arrays().map(|(name, _)| name)
@@ -102,7 +103,8 @@ impl<T: Scalar> ActivationStats<T> {
         }
     }
 
-    /// The mean of every input, bit for bit as [`mean`](Self::mean) gives it; none without samples.
+    /// Returns the mean of every input, with the same bits as [`mean`](Self::mean); empty without
+    /// samples.
     pub(crate) fn means(&self) -> impl Iterator<Item = f64> + '_ {
         self.channels.mean()
     }
@@ -131,9 +133,9 @@ impl<T: Scalar> ActivationStats<T> {
         kept.segments.iter().try_for_each(|segment| visit(Piece::Native(segment)))
     }
 
-    /// Statistics of this head with the arrays that `fill` writes, piece by piece in the order of
-    /// [`for_each_array`](Self::for_each_array). They must be [validated](Self::validate_parts)
-    /// before use.
+    /// Returns statistics of this head with the arrays that `fill` writes, piece by piece in the
+    /// order of [`for_each_array`](Self::for_each_array). They must be
+    /// [validated](Self::validate_parts) before use.
     pub(crate) fn from_parts(head: &Head, mut fill: impl FnMut(PieceMut<'_, T>) -> Result<()>) -> Result<Self> {
         let mut channels = Channels::starting_at(zeros(head.channels())?);
         let Channels { origin, offset, minimum, maximum, absolute, active } = &mut channels;
@@ -169,7 +171,7 @@ impl<T: Scalar> ActivationStats<T> {
     }
 }
 
-/// As many zeros, or an error where there is no room for them.
+/// Returns this many zeros, or an error if the memory is not available.
 pub(crate) fn zeros<N: Clone + Default>(count: usize) -> Result<Vec<N>> {
     let mut zeros = Vec::new();
     let memory = |_| linalg::out_of_memory(count.saturating_mul(size_of::<N>()));

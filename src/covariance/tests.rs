@@ -10,7 +10,7 @@ fn batch(rows: usize, features: usize, salt: usize) -> Mat<f64> {
     Mat::from_fn(rows, features, |i, j| ((i * 31 + j * 17 + salt * 13) % 23) as f64 / 23.0 + j as f64)
 }
 
-/// Mean and covariance in two plain passes over all rows.
+/// Returns the mean and covariance in two plain passes over all rows.
 fn two_pass(rows: &Mat<f64>) -> (Vec<f64>, Mat<f64>) {
     let (count, features) = rows.shape();
     let mean: Vec<f64> = (0..features).map(|j| (0..count).map(|i| rows[(i, j)]).sum::<f64>() / count as f64).collect();
@@ -69,7 +69,7 @@ fn merges_in_both_forms_and_mixed() {
     assert!([(false, false), (false, true), (true, false), (true, true)].iter().all(|pair| forms.contains(pair)));
 }
 
-/// More samples than a segment holds.
+/// There are more samples than a segment holds.
 #[test]
 fn the_square_of_a_moment_of_several_segments() -> Result<()> {
     let (count, features) = (2090, 2100);
@@ -233,7 +233,7 @@ fn products_in_f32_survive_extreme_scales_outliers_and_weights() {
     let scale = |j: usize| 10_f32.powi([0, 17, -24, -6][j % 4]);
     let entry = |i: usize, j: usize| {
         let outlier = if i == 0 { 1e6 } else { 0.0 };
-        // The last input varies in the samples of the least weights only.
+        // The last input varies only in the samples with the smallest weights.
         let hidden = j == features - 1 && i % 3 != 2;
         if hidden { 3.0 } else { scale(j) * (((i * 31 + j * 17 + i * j % 7) % 23) as f32 - 9.0 + outlier) }
     };
@@ -268,7 +268,7 @@ fn a_count_that_overflows_is_refused_and_changes_nothing() {
     let error = stats.update(mat![[3.0, 4.0]].as_ref()).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "ActivationStats::update: expected the number of samples within the range of its type, got an overflow"
+        "ActivationStats::update: the number of samples exceeds the range of 64-bit counts: split the data"
     );
     let other = stats.clone();
     assert!(matches!(stats.merge(&other), Err(Error::Overflow { .. })));
@@ -281,7 +281,7 @@ fn a_count_that_overflows_is_refused_and_changes_nothing() {
 
 #[test]
 fn squares_that_overflow_are_those_of_the_span_times_weight_and_inputs() {
-    // (2 · 10¹⁵³)² times a hundred is out of range, times ten is not.
+    // (2 · 10¹⁵³)² times 100 is out of the range of `f64`; times 10, it is in range.
     let update = |rows, features| ActivationStats::new(features).update(Mat::full(rows, features, 1e153).as_ref());
     for (rows, features) in [(100, 1), (1, 100), (10, 10)] {
         assert!(matches!(update(rows, features), Err(Error::Overflow { .. })), "{rows} × {features}");
@@ -289,7 +289,7 @@ fn squares_that_overflow_are_those_of_the_span_times_weight_and_inputs() {
     assert!(update(10, 1).is_ok() && update(1, 10).is_ok());
 }
 
-/// Thirty samples are in range, sixty are not, in either order.
+/// The squares of 30 samples are in range, those of 60 are not, in either order of the batches.
 #[test]
 fn squares_that_overflow_are_those_of_all_samples_together() -> Result<()> {
     let large = Mat::full(30, 1, 1e153);
@@ -333,7 +333,8 @@ fn effective_samples_of_several_batches() -> Result<()> {
     Ok(())
 }
 
-/// Thirds and tenths round in every sum; this must not count the input that is never active.
+/// Thirds and tenths are rounded in every sum. The rounding must not count the input that is never
+/// active.
 #[test]
 fn all_activations_are_those_of_the_active_inputs() -> Result<()> {
     for weights in [[0.1, 0.2, 0.3], [1.0 / 3.0, 0.1, 0.7], [0.7, 0.1, 0.2]] {

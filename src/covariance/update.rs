@@ -1,5 +1,5 @@
-//! How statistics grow, by batches or by the statistics of other samples. Everything that can fail
-//! comes before anything changes.
+//! Adds batches, or the statistics of other samples, to statistics. All steps that can fail come
+//! before the first change.
 
 use faer::MatRef;
 
@@ -13,7 +13,7 @@ use crate::error::during;
 use crate::linalg;
 use crate::{Error, Result, Scalar};
 
-/// The squares of other positive weights would underflow or overflow.
+/// The allowed positive weights. The squares of others could underflow or overflow.
 pub(super) const WEIGHTS: core::ops::RangeInclusive<f64> = 1e-100..=1e100;
 
 impl<T: Scalar> ActivationStats<T> {
@@ -21,9 +21,9 @@ impl<T: Scalar> ActivationStats<T> {
     ///
     /// # Errors
     ///
-    /// A batch without rows, of another width, with a NaN or an infinity, or with entries so large
-    /// that their squares overflow; not enough memory, or more than the limit. The statistics are
-    /// then unchanged.
+    /// A batch without rows, with another number of columns than inputs, with a NaN or an infinity,
+    /// or with entries so large that their squares overflow; too little memory, or a memory limit
+    /// that is too low. The statistics are then unchanged.
     ///
     /// # Cost
     ///
@@ -34,13 +34,15 @@ impl<T: Scalar> ActivationStats<T> {
 
     /// Adds a batch with one weight per row.
     ///
-    /// A weight of 2 has the effect of the same sample twice. A weight of 0 (for padding, say)
-    /// leaves the sample out, of [`samples`](Self::samples) too.
+    /// Mean and covariance see a weight of 2 as the same sample twice.
+    /// [`effective_samples`](Self::effective_samples) does not: it decreases if weights differ. A
+    /// weight of 0, for example for padding, leaves the sample out, also of
+    /// [`samples`](Self::samples).
     ///
     /// # Errors
     ///
-    /// Those of [`update`](Self::update); a number of weights other than that of the rows; a weight
-    /// that is neither zero nor between 1e-100 and 1e100.
+    /// Those of [`update`](Self::update); a number of weights that is not the number of rows; a
+    /// weight that is neither zero nor between 1e-100 and 1e100.
     ///
     /// ```
     /// # fn main() -> dalr::Result<()> {
@@ -58,12 +60,13 @@ impl<T: Scalar> ActivationStats<T> {
 
     /// Adds the statistics of other samples, as if this object had been updated with them.
     ///
-    /// Associative and commutative up to rounding. Either object may be empty and in either form.
+    /// The operation is associative and commutative up to rounding. Both objects may be empty, and
+    /// may be in different forms.
     ///
     /// # Errors
     ///
-    /// Statistics of another width; counts or entries that overflow; not enough memory, or more
-    /// than the limit. This object is then unchanged.
+    /// Statistics with another number of inputs; counts or entries that overflow; too little
+    /// memory, or a memory limit that is too low. This object is then unchanged.
     ///
     /// # Cost
     ///
@@ -138,7 +141,7 @@ impl<T: Scalar> ActivationStats<T> {
     }
 
     /// Adds samples, and the scatter of another form with its origin, to the form. `channels` must
-    /// have observed them.
+    /// already contain them.
     fn extend(
         &mut self,
         keep_samples: bool,
@@ -182,7 +185,7 @@ impl<T: Scalar> ActivationStats<T> {
             return Err(Error::shape("columns in the batch (one per input)", self.features, batch.rows.ncols()));
         }
         if batch.len() == 0 {
-            return Err(Error::empty("the batch's rows"));
+            return Err(Error::empty("the batch"));
         }
         if let Some(weights) = batch.weights {
             if weights.len() != batch.len() {
@@ -190,20 +193,22 @@ impl<T: Scalar> ActivationStats<T> {
             }
             if let Some((row, weight)) = weights.iter().enumerate().find(|&(_, w)| *w != 0.0 && !WEIGHTS.contains(w)) {
                 let expected = format!("{row} to be 0 or between 1e-100 and 1e100");
-                return Err(Error::out_of_range("sample weight", expected, *weight));
+                return Err(Error::out_of_range("the weight of sample", expected, *weight));
             }
         }
         linalg::require_finite("the batch", batch.rows)
     }
 
-    /// Sample count, total weight and sum of squared weights with these more.
+    /// Returns the number of samples, the total weight and the sum of squared weights after these
+    /// are added.
     fn totals(&self, samples: u64, weight: f64, squares: f64) -> Result<(u64, f64, f64)> {
         let samples = self.samples.checked_add(samples).ok_or(Error::overflow("the number of samples"))?;
         // The sums are finite: `u64::MAX` weights of 1e100 have a finite sum.
         Ok((samples, self.weight + weight, self.weight_squares + squares))
     }
 
-    /// The trace of the scatter is at most `w · n · (2 max|x|)²`: it must be a finite number.
+    /// Returns an error unless `w · n · (2 max|x|)²`, a bound on the trace of the scatter, is
+    /// finite.
     pub(super) fn require_representable(&self, max_abs: f64, weight: f64) -> Result<()> {
         let span = 2.0 * max_abs.max(self.channels.max_abs());
         if (span * span * weight.max(1.0) * self.features as f64).is_finite() {

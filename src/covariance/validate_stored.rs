@@ -11,13 +11,13 @@ use super::stats::ActivationStats;
 use super::update::WEIGHTS;
 use crate::{Error, Result, Scalar};
 
-/// A number that must not be there.
+/// A stored number that is out of its range.
 struct Invalid {
     expected: &'static str,
     found: f64,
 }
 
-/// All comparisons are written so that a NaN fails.
+/// Returns an error unless `holds`. Callers write comparisons so that they are false for NaN.
 fn require(holds: bool, expected: &'static str, found: f64) -> Result<(), Invalid> {
     if holds { Ok(()) } else { Err(Invalid { expected, found }) }
 }
@@ -105,7 +105,7 @@ fn max_abs(largest: f64, number: f64) -> f64 {
     largest.max(number.abs())
 }
 
-/// Far more than the rounding in a sum of weights.
+/// A tolerance that is much larger than the rounding in a sum of weights.
 const WEIGHT_ROUNDING: f64 = 1e-3;
 
 fn validate_samples<T: Scalar>(samples: &Samples<T>) -> Result<(), Invalid> {

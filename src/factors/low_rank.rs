@@ -37,7 +37,8 @@ pub struct LowRankLinear<T> {
 }
 
 impl<T: Scalar> LowRankLinear<T> {
-    /// A layer from its factors: `down`, rank × in, `up`, out × rank, and a bias of length out.
+    /// Creates a layer from its factors: `down`, rank × in, `up`, out × rank, and a bias with one
+    /// entry per output.
     ///
     /// # Errors
     ///
@@ -71,51 +72,52 @@ impl<T: Scalar> LowRankLinear<T> {
         })
     }
 
-    /// The first factor, rank × in.
+    /// Returns the first factor, rank × in.
     pub fn down(&self) -> MatRef<'_, T> {
         self.down.as_ref()
     }
 
-    /// The second factor, out × rank. The compressors make its columns orthonormal.
+    /// Returns the second factor, out × rank. The compressors make its columns orthonormal.
     pub fn up(&self) -> MatRef<'_, T> {
         self.up.as_ref()
     }
 
-    /// The bias, of length out.
+    /// Returns the bias, one entry per output; `None` if the layer has none.
     pub fn bias(&self) -> Option<ColRef<'_, T>> {
         self.bias.as_ref().map(Col::as_ref)
     }
 
-    /// Rank: the number of rows of `down` and of columns of `up`.
+    /// Returns the rank: the number of rows of `down` and of columns of `up`.
     pub fn rank(&self) -> usize {
         self.down.nrows()
     }
 
-    /// Number of inputs.
+    /// Returns the number of inputs.
     pub fn in_features(&self) -> usize {
         self.down.ncols()
     }
 
-    /// Number of outputs.
+    /// Returns the number of outputs.
     pub fn out_features(&self) -> usize {
         self.up.nrows()
     }
 
-    /// Number of parameters `k(m + n)`, and the bias.
+    /// Returns the number of parameters, `k(m + n)` and those of the bias.
     pub fn parameters(&self) -> usize {
         self.multiply_adds() + self.bias.as_ref().map_or(0, Col::nrows)
     }
 
-    /// Multiply–adds of one sample's forward pass, `k(m + n)`.
+    /// Returns the multiply–adds of one sample's forward pass, `k(m + n)`.
     pub fn multiply_adds(&self) -> usize {
         self.rank() * (self.in_features() + self.out_features())
     }
 
-    /// Outputs, samples × out, of inputs, samples × in. Cost: `O(p·k·(m + n))`.
+    /// Returns the outputs, samples × out, of inputs, samples × in. Cost: `O(p·k·(m + n))`.
     ///
     /// # Errors
     ///
-    /// Inputs of another width, without rows, or not finite; outputs that overflow `T`.
+    /// Inputs with another number of columns, without rows, or not finite; outputs that overflow
+    /// `T`.
     pub fn forward(&self, inputs: MatRef<'_, T>) -> Result<Mat<T>> {
         during("LowRankLinear::forward", || {
             check_inputs(inputs, self.in_features())?;
@@ -125,7 +127,7 @@ impl<T: Scalar> LowRankLinear<T> {
         })
     }
 
-    /// The layer with the weight `up · down`. Cost: `O(m·n·k)`.
+    /// Returns the layer with the weight `up · down`. Cost: `O(m·n·k)`.
     ///
     /// # Errors
     ///
@@ -180,7 +182,7 @@ impl<T> fmt::Debug for LowRankLinear<T> {
     }
 }
 
-/// The layer with the weight `up · down`, as [`LowRankLinear::to_linear`].
+/// Returns the layer with the weight `up · down`, as [`LowRankLinear::to_linear`].
 impl<T: Scalar> TryFrom<&LowRankLinear<T>> for Linear<T> {
     type Error = Error;
 

@@ -1,4 +1,4 @@
-//! What a compressed layer can be.
+//! Compressed layers: two low-rank factors, or a weight with inputs or outputs dropped.
 
 mod form;
 mod low_rank;

@@ -7,15 +7,15 @@ use crate::layer::{check_inputs, finish};
 use crate::linalg;
 use crate::{Error, Linear, Result, Scalar};
 
-/// The side of the weight that lost units.
+/// Whether inputs (columns of the weight) or outputs (rows) were dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
     Inputs,
     Outputs,
 }
 
-/// A layer with some of its inputs or outputs dropped. Its forward pass takes and returns as many
-/// features as the original layer.
+/// A layer with some of its inputs or outputs dropped. Its forward pass has the inputs and outputs
+/// of the original layer.
 ///
 ///
 #[derive(Clone, Debug, PartialEq)]
@@ -29,36 +29,40 @@ pub struct PrunedLinear<T> {
 }
 
 impl<T: Scalar> PrunedLinear<T> {
-    /// Indices, ascending, of the inputs or outputs that are kept.
+    /// Returns the indices of the kept inputs or outputs, ascending.
     pub fn kept(&self) -> &[usize] {
         &self.kept
     }
 
-    /// The smaller weight: out × kept if inputs were dropped, kept × in if outputs were.
+    /// Returns the smaller weight: out × kept if inputs were dropped, and kept × in if outputs were
+    /// dropped.
     pub fn weight(&self) -> MatRef<'_, T> {
         self.weight.as_ref()
     }
 
-    /// The bias: of length out if inputs were dropped, one entry per kept output if outputs were.
+    /// Returns the bias: one entry per output if inputs were dropped, and one per kept output if
+    /// outputs were dropped. `None` if the layer has no bias.
     pub fn bias(&self) -> Option<ColRef<'_, T>> {
         self.bias.as_ref().map(Col::as_ref)
     }
 
-    /// Number of parameters, the bias included.
+    /// Returns the number of parameters, the bias included.
     pub fn parameters(&self) -> usize {
         self.multiply_adds() + self.bias.as_ref().map_or(0, Col::nrows)
     }
 
-    /// Multiply–adds of one sample's forward pass.
+    /// Returns the multiply–adds of one sample's forward pass.
     pub fn multiply_adds(&self) -> usize {
         self.weight.nrows() * self.weight.ncols()
     }
 
-    /// Outputs, samples × out, of all inputs, samples × in; dropped outputs are zero.
+    /// Returns the outputs, samples × out, of inputs, samples × in. The inputs include the dropped
+    /// ones; dropped outputs are zero.
     ///
     /// # Errors
     ///
-    /// Inputs of another width, without rows, or not finite; outputs that overflow `T`.
+    /// Inputs with another number of columns, without rows, or not finite; outputs that overflow
+    /// `T`.
     pub fn forward(&self, inputs: MatRef<'_, T>) -> Result<Mat<T>> {
         during("PrunedLinear::forward", || {
             check_inputs(inputs, self.in_features)?;
@@ -91,7 +95,8 @@ impl<T: Scalar> PrunedLinear<T> {
         })
     }
 
-    /// The layer of the original shape with the same outputs, and zeros for dropped units.
+    /// Returns a layer of the original shape with the same outputs. Its weight has zeros for
+    /// dropped inputs or outputs.
     ///
     /// # Errors
     ///
@@ -116,7 +121,7 @@ impl<T: Scalar> PrunedLinear<T> {
     }
 }
 
-/// The layer with the same outputs, as [`PrunedLinear::to_linear`].
+/// Returns a layer with the same outputs, as [`PrunedLinear::to_linear`].
 impl<T: Scalar> TryFrom<&PrunedLinear<T>> for Linear<T> {
     type Error = Error;
 

@@ -32,7 +32,7 @@ use faer::{ColRef, MatRef};
 
 use crate::{Linear, LowRankLinear, Scalar};
 
-/// Whether two lists of matrices have the same shapes and close entries.
+/// Returns whether two lists of matrices have the same shapes and close entries.
 fn close<T, const N: usize>(
     matrices: [(MatRef<'_, T>, MatRef<'_, T>); N],
     biases: (Option<ColRef<'_, T>>, Option<ColRef<'_, T>>),

@@ -1,5 +1,5 @@
-//! `f16` and `bf16` of the crate `half`: batches and weights are read exactly, factors are rounded
-//! once.
+//! `f16` and `bf16` of the crate `half`: batches and weights are converted without rounding,
+//! factors are rounded once.
 //!
 //! Layers and statistics are in `f32` or `f64`. These functions convert numbers of 16 bits from and
 //! to them. `f32` represents every `f16` and `bf16` exactly.
@@ -76,7 +76,7 @@ pub trait Half: sealed::Sealed + Copy + Debug + Display + Default + PartialEq + 
 
     /// Rounds to the nearest number of this type, ties to even; infinite beyond its range.
     ///
-    /// Rounds once, even from `f64`.
+    /// There is only one rounding, even from `f64`.
     ///
     /// ```
     /// use dalr::interop::half::Half;
@@ -116,8 +116,8 @@ stored_in_16_bits!(f16, bf16);
 
 /// Rounds to `f32`, an inexact number to the neighbour with an odd significand.
 ///
-/// Rounding the result to at least two digits less is the same as rounding once (Boldo and
-/// Melquiond 2008). The crate `half` rounds `f64` twice, or drops its lower half.
+/// Rounding the result to at least two digits less gives the same number as rounding once (Boldo
+/// and Melquiond 2008). The crate `half` rounds `f64` twice, or ignores its lower half.
 fn to_odd(number: f64) -> f32 {
     let nearest = number as f32;
     let error = number - f64::from(nearest);
@@ -129,7 +129,7 @@ fn to_odd(number: f64) -> f32 {
     f32::from_bits(if outwards { nearest.to_bits() + 1 } else { nearest.to_bits() - 1 })
 }
 
-/// Converts a batch or a weight to `f32` or `f64`, exactly.
+/// Converts a batch or a weight to `f32` or `f64`, without rounding.
 ///
 /// # Errors
 ///
@@ -142,7 +142,7 @@ pub fn widen<T: Scalar, H: Half>(matrix: MatRef<'_, H>) -> Result<Mat<T>> {
     Ok(copy)
 }
 
-/// Converts a bias to `f32` or `f64`, exactly.
+/// Converts a bias to `f32` or `f64`, without rounding.
 pub fn widen_column<T: Scalar, H: Half>(column: ColRef<'_, H>) -> Col<T> {
     column.iter().map(|number| number.widen()).collect()
 }
@@ -200,5 +200,5 @@ fn rounded<H: Half, T: Scalar>(number: T) -> Result<H> {
     if half.widen::<f32>().is_finite() {
         return Ok(half);
     }
-    Err(Error::overflow("every entry"))
+    Err(Error::overflow("an entry"))
 }

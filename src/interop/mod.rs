@@ -1,7 +1,7 @@
 //! Conversions from and to the types and formats of other libraries, one module per optional
 //! feature.
 //!
-//! | feature | brings |
+//! | feature | provides |
 //! |---|---|
 //! | `rayon` (default) | parallel kernels, on rayon's global pool |
 //! | `nalgebra`, `ndarray` | views and copies of their matrices; batches with any number of axes |
@@ -33,7 +33,7 @@ pub mod safetensors;
 #[cfg(feature = "serde")]
 mod serde;
 
-/// The numbers of samples and inputs of a batch whose last axis is the inputs.
+/// Returns the numbers of samples and inputs of a batch whose last axis is the inputs.
 #[cfg(any(feature = "candle", feature = "ndarray"))]
 fn samples_and_inputs(axes: &[usize]) -> crate::Result<(usize, usize)> {
     let Some((&inputs, leading)) = axes.split_last() else {

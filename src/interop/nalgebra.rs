@@ -40,8 +40,8 @@ use nalgebra::{DMatrix, DVector, Dim, Matrix, Vector};
 
 /// Returns a faer view of a nalgebra matrix, without a copy.
 ///
-/// Accepts every matrix that nalgebra can show as a slice: `DMatrix`, `SMatrix`, vectors, a column
-/// of a matrix.
+/// Accepts every matrix that nalgebra can represent as a slice: `DMatrix`, `SMatrix`, vectors, a
+/// column of a matrix.
 ///
 /// ```
 /// use dalr::interop::nalgebra::view;

@@ -31,8 +31,8 @@
 //! | factors, outputs, and parts of them | [`ArrayView2`] | [`as_ndarray`], no copy |
 //! | the same | [`Array2`] | [`to_ndarray`], a copy in rows |
 //!
-//! A [`Linear`](crate::Linear) owns its weight, so that is copied once. The crate `faer-ext`, by
-//! faer's author, makes the views.
+//! A [`Linear`](crate::Linear) owns its weight, so the weight is copied once. The crate `faer-ext`,
+//! by faer's author, creates the views.
 
 use faer::{Col, ColRef, MatRef};
 use faer_ext::{IntoFaer, IntoNdarray};
@@ -58,8 +58,8 @@ pub fn view<T>(array: &ArrayRef2<T>) -> MatRef<'_, T> {
 /// Reshapes a batch whose last axis is the inputs to samples × in.
 ///
 /// A batch × sequence × in array gives batch · sequence samples; an array of one axis is a single
-/// sample. The batch is copied only if its leading axes do not lie at one distance in memory, as
-/// those of a contiguous array do.
+/// sample. The batch is copied only if its samples do not have a constant distance in memory, as in
+/// a contiguous array.
 ///
 /// # Errors
 ///
@@ -98,7 +98,8 @@ pub fn to_column<T: Clone>(array: &ArrayRef1<T>) -> Col<T> {
 
 /// Returns an ndarray view of a faer matrix with any strides, without a copy.
 pub fn as_ndarray<T>(matrix: MatRef<'_, T>) -> ArrayView2<'_, T> {
-    // ndarray's constructors do not accept negative strides: reverse before and after.
+    // ndarray's constructors do not accept negative strides, so the axes are reversed before and
+    // after.
     let (rows, columns) = (matrix.row_stride() < 0, matrix.col_stride() < 0);
     let matrix = if rows { matrix.reverse_rows() } else { matrix };
     let matrix = if columns { matrix.reverse_cols() } else { matrix };

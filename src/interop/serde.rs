@@ -1,5 +1,5 @@
-//! Layers as data: their sizes, and the numbers of each matrix row by row. What is read is
-//! validated as by the constructors.
+//! Layers as data: their sizes, and the numbers of each matrix row by row. The constructors
+//! validate data that are read.
 
 use faer::{Col, Mat, MatRef};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -48,7 +48,8 @@ fn matrix<T: Scalar>(what: &'static str, numbers: &[T], rows: usize, columns: us
         return Err(Error::shape(what, expected, numbers.len()).during("deserialize"));
     }
     if expected == 0 {
-        // Refused by the constructors; not made before, since the other side may be of any length.
+        // The constructors reject an empty matrix. A 0 × n matrix is not built here, because n
+        // comes from the stored data and can be arbitrarily large.
         return Ok(Mat::new());
     }
     Ok(MatRef::from_row_major_slice(numbers, rows, columns).to_owned())

@@ -14,7 +14,7 @@ use super::products::{BlockStructure, gram, product, triangular_product};
 use super::threads::{Par, macs, threads_for};
 use crate::{Result, Scalar};
 
-/// `Q` and `R` of the thin QR factorization of a tall matrix.
+/// Returns `Q` and `R` of the thin QR factorization of a tall matrix.
 pub(crate) fn thin_qr<T: Scalar>(matrix: Mat<T>, par: Par) -> Result<(Mat<T>, Mat<T>)> {
     let par = threads_for(par, macs(matrix.nrows(), matrix.ncols(), matrix.ncols()));
     T::thin_qr(matrix, par)
@@ -23,11 +23,12 @@ pub(crate) fn thin_qr<T: Scalar>(matrix: Mat<T>, par: Par) -> Result<(Mat<T>, Ma
 /// Eigenvalues (or singular values) and their vectors, one per column.
 pub(crate) type Pairs<T> = (Vec<f64>, Mat<T>);
 
-/// Eigenvalues, ascending, and eigenvectors of a symmetric matrix, of which the lower triangle is
-/// read, by divide and conquer, which ends in implicit QR on small matrices.
+/// Returns the eigenvalues, ascending, and the eigenvectors of a symmetric matrix. The function
+/// reads the lower triangle. The algorithm is divide and conquer, with implicit QR for small
+/// matrices.
 ///
-/// `None` if the iteration does not converge or the matrix is not finite: on a NaN faer's
-/// iteration runs for some `30 d²` rounds.
+/// `None` if the iteration does not converge or the matrix is not finite. On a NaN, faer's
+/// iteration would run for about `30 d²` rounds.
 pub(crate) fn symmetric_eigen<T: Scalar>(matrix: MatRef<'_, T>, par: Par) -> Result<Option<Pairs<T>>> {
     if first_non_finite(matrix).is_some() {
         return Ok(None);
@@ -38,7 +39,7 @@ pub(crate) fn symmetric_eigen<T: Scalar>(matrix: MatRef<'_, T>, par: Par) -> Res
     Ok(pairs.map(|(values, vectors)| (values.into_iter().map(T::to_f64).collect(), vectors)))
 }
 
-/// Singular values, descending, and left singular vectors of a square matrix.
+/// Returns the singular values, descending, and left singular vectors of a square matrix.
 ///
 /// `None` if the iteration does not converge or the matrix is not finite.
 pub(crate) fn left_singular(matrix: MatRef<'_, f64>, par: Par) -> Result<Option<Pairs<f64>>> {
@@ -59,7 +60,7 @@ pub(crate) fn left_singular(matrix: MatRef<'_, f64>, par: Par) -> Result<Option<
     Ok(converged.is_ok().then_some((values, vectors)))
 }
 
-/// The lower Cholesky factor of a symmetric matrix, of which the lower triangle is read.
+/// Returns the lower Cholesky factor of a symmetric matrix. The function reads the lower triangle.
 ///
 /// The result's strictly upper triangle is undefined. `None` if the matrix is not numerically
 /// positive definite.
@@ -79,7 +80,7 @@ pub(crate) fn solve_upper_triangular(triangle: MatRef<'_, f64>, right: MatMut<'_
     triangular_solve::solve_upper_triangular_in_place(triangle, right, par);
 }
 
-/// `matrix⁻¹ · right` by Cholesky; of `matrix` the lower triangle is read.
+/// Returns `matrix⁻¹ · right` by Cholesky. The function reads the lower triangle of `matrix`.
 ///
 /// `None` if the matrix is not numerically positive definite.
 pub(crate) fn cholesky_solve(matrix: Mat<f64>, mut right: Mat<f64>, par: Par) -> Result<Option<Mat<f64>>> {
@@ -116,13 +117,15 @@ pub(crate) fn pivot_columns(mut matrix: Mat<f64>, par: Par) -> Result<Vec<usize>
     Ok(order)
 }
 
-/// An orthonormal basis of the span of some columns, nested: the first `j` basis vectors span the
-/// first `j` columns. Also the distance of each column from the span of those before it.
+/// Returns an orthonormal basis of the span of some columns, nested: the first `j` basis vectors
+/// span the first `j` columns. Also returns the distance of each column from the span of those
+/// before it.
 ///
 /// Columns that are clearly independent are orthonormalized by the Cholesky factor of their Gram
 /// matrix in `f64`, which loses some digits of orthogonality; others by QR.
 pub(crate) fn orthonormal_columns<T: Scalar>(columns: Mat<T>, par: Par) -> Result<(Mat<T>, Vec<f64>)> {
-    /// Least sine of the angle between a column and the span of those before it.
+    /// The smallest sine of the angle between a column and the span of those before it, at which
+    /// the column is clearly independent.
     const CLEARLY: f64 = 1e-3;
     let count = columns.ncols();
     let lengths: Vec<f64> = squared_column_norms(columns.as_ref()).into_iter().map(f64::sqrt).collect();
@@ -144,7 +147,7 @@ pub(crate) fn orthonormal_columns<T: Scalar>(columns: Mat<T>, par: Par) -> Resul
     Ok((basis, (0..count).map(|i| triangle[(i, i)].to_f64().abs()).collect()))
 }
 
-/// `columns · R⁻¹` for a well-conditioned `R = Lᵀ`.
+/// Returns `columns · R⁻¹` for a well-conditioned `R = Lᵀ`.
 ///
 /// The inverse is then as accurate as a solve, and a product is much faster.
 fn times_inverse(columns: MatRef<'_, f64>, root: MatRef<'_, f64>, par: Par) -> Result<Mat<f64>> {
@@ -155,12 +158,14 @@ fn times_inverse(columns: MatRef<'_, f64>, root: MatRef<'_, f64>, par: Par) -> R
     triangular_product(columns, inverse.transpose(), BlockStructure::TriangularUpper, par)
 }
 
-/// An orthonormal basis of the span of independent columns, nested, orthonormal to rounding.
+/// Returns an orthonormal basis of the span of independent columns, nested, orthonormal to
+/// rounding.
 ///
-/// Columns that are nearly orthonormal already are corrected by the Cholesky factor of their Gram
-/// matrix; others go through QR.
+/// Columns that are nearly orthonormal are corrected by the Cholesky factor of their Gram matrix.
+/// For others, the function uses QR.
 pub(crate) fn orthonormalized(columns: Mat<f64>, par: Par) -> Result<Mat<f64>> {
-    /// Distance of the Gram matrix from the identity up to which its factor loses no digits.
+    /// The largest distance of the Gram matrix from the identity at which its Cholesky factor is
+    /// accurate to rounding.
     const NEARLY: f64 = 0.1;
     let count = columns.ncols();
     let gram = gram(columns.as_ref(), par)?;

@@ -1,4 +1,4 @@
-//! faer's generic routines, compiled here for `f32` and `f64` and nowhere else.
+//! faer's generic routines, compiled only here, for `f32` and for `f64`.
 
 use faer::dyn_stack::{MemBuffer, MemStack, StackReq};
 use faer::linalg::evd::{self, ComputeEigenvectors};
@@ -10,16 +10,16 @@ use faer::{Accum, Conj, Mat, MatMut, MatRef, Par, Spec};
 use super::allocation::{out_of_memory, zeros};
 use crate::Result;
 
-/// Workspace for one of faer's routines.
+/// Returns workspace for one of faer's routines.
 pub(super) fn workspace(need: StackReq) -> Result<MemBuffer> {
     MemBuffer::try_new(need).map_err(|_| out_of_memory(need.size_bytes()))
 }
 
-/// The routines that a [`Scalar`](crate::Scalar) brings.
+/// The routines for one [`Scalar`](crate::Scalar) type.
 ///
 /// The implementations are not generic, so that the library itself contains their code.
 pub trait Kernels: Sized {
-    /// `target = lhs · rhs · alpha`, or `target += …`.
+    /// Computes `target = lhs · rhs · alpha`, or adds the product to `target`.
     fn matmul(
         target: MatMut<'_, Self>,
         accum: Accum,
@@ -39,11 +39,11 @@ pub trait Kernels: Sized {
         par: Par,
     );
 
-    /// `Q` and `R` of the thin QR factorization of a tall matrix.
+    /// Returns `Q` and `R` of the thin QR factorization of a tall matrix.
     fn thin_qr(matrix: Mat<Self>, par: Par) -> Result<(Mat<Self>, Mat<Self>)>;
 
-    /// Eigenvalues, ascending, and eigenvectors of a finite symmetric matrix, of which the lower
-    /// triangle is read. `None` if the iteration does not converge.
+    /// Returns the eigenvalues, ascending, and the eigenvectors of a finite symmetric matrix, whose
+    /// lower triangle it reads. `None` if the iteration does not converge.
     fn symmetric_eigen(matrix: MatRef<'_, Self>, par: Par) -> Result<Option<(Vec<Self>, Mat<Self>)>>;
 }
 

@@ -1,13 +1,13 @@
-//! Norms and finiteness of whole matrices, summed in `f64`.
+//! Norms of matrices, summed in `f64`, and checks for NaN and infinities.
 
 use faer::MatRef;
 
 use super::threads::for_each_row;
 use crate::{Error, Result, Scalar};
 
-/// The first row and column, in this order, that holds a NaN or an infinity.
+/// Returns the first row and column, in this order, that holds a NaN or an infinity.
 pub(crate) fn first_non_finite<T: Scalar>(matrix: MatRef<'_, T>) -> Option<(usize, usize)> {
-    // No early exit, so that the loop vectorises.
+    // Without an early exit, the compiler can vectorise the loop.
     let mut all_finite = true;
     for_each_row(by_rows(matrix), |_, row| {
         all_finite &= row.iter().fold(true, |finite, x| finite & x.to_f64().is_finite());
@@ -20,7 +20,7 @@ pub(crate) fn first_non_finite<T: Scalar>(matrix: MatRef<'_, T>) -> Option<(usiz
         .find(|&at| !matrix[at].to_f64().is_finite())
 }
 
-/// An error that names the first entry that is not finite, if there is one.
+/// Returns an error that names the first entry that is not finite, if there is one.
 pub(crate) fn require_finite<T: Scalar>(what: &'static str, matrix: MatRef<'_, T>) -> Result<()> {
     match first_non_finite(matrix) {
         None => Ok(()),
@@ -28,7 +28,7 @@ pub(crate) fn require_finite<T: Scalar>(what: &'static str, matrix: MatRef<'_, T
     }
 }
 
-/// Independent accumulators, so that a fold vectorises.
+/// Number of independent accumulators, so that the compiler can vectorise a fold.
 const LANES: usize = 16;
 
 fn fold<T: Scalar>(lanes: &mut [f64; LANES], entries: &[T], step: impl Fn(f64, f64) -> f64) {
@@ -50,18 +50,18 @@ fn fold_all<T: Scalar>(matrix: MatRef<'_, T>, step: impl Fn(f64, f64) -> f64 + C
     lanes
 }
 
-/// The largest magnitude of a matrix's entries.
+/// Returns the largest magnitude of a matrix's entries.
 pub(crate) fn max_abs<T: Scalar>(matrix: MatRef<'_, T>) -> f64 {
     let larger = |max: f64, x: f64| if x.abs() > max { x.abs() } else { max };
     fold_all(matrix, larger).into_iter().fold(0.0, larger)
 }
 
-/// The sum of the squares of a matrix's entries.
+/// Returns the sum of the squares of a matrix's entries.
 pub(crate) fn squared_norm<T: Scalar>(matrix: MatRef<'_, T>) -> f64 {
     fold_all(matrix, |sum, x| sum + x * x).into_iter().sum()
 }
 
-/// The sum of the squares of each column.
+/// Returns the sum of the squares of each column.
 pub(crate) fn squared_column_norms<T: Scalar>(matrix: MatRef<'_, T>) -> Vec<f64> {
     let mut sums = Vec::with_capacity(matrix.ncols());
     for_each_row(matrix.transpose(), |_, column| {
@@ -72,7 +72,7 @@ pub(crate) fn squared_column_norms<T: Scalar>(matrix: MatRef<'_, T>) -> Vec<f64>
     sums
 }
 
-/// The matrix or its transpose, whichever has contiguous rows.
+/// Returns the matrix or its transpose, whichever has contiguous rows.
 fn by_rows<T: Scalar>(matrix: MatRef<'_, T>) -> MatRef<'_, T> {
     let row_major = matrix.col_stride().unsigned_abs() < matrix.row_stride().unsigned_abs();
     if row_major { matrix } else { matrix.transpose() }

@@ -8,14 +8,14 @@ use super::allocation::zeros;
 use super::threads::{Par, macs, threads_for};
 use crate::{Result, Scalar};
 
-/// `lhs · rhs`.
+/// Returns `lhs · rhs`.
 pub(crate) fn product<T: Scalar>(lhs: MatRef<'_, T>, rhs: MatRef<'_, T>, par: Par) -> Result<Mat<T>> {
     let mut result = zeros(lhs.nrows(), rhs.ncols())?;
     set_product(result.as_mut(), lhs, rhs, par);
     Ok(result)
 }
 
-/// `target += alpha · lhs · rhs`.
+/// Computes `target += alpha · lhs · rhs`.
 pub(crate) fn add_product<T: Scalar>(
     target: MatMut<'_, T>,
     alpha: T,
@@ -27,13 +27,13 @@ pub(crate) fn add_product<T: Scalar>(
     T::matmul(target, Accum::Add, lhs, rhs, alpha, par);
 }
 
-/// `target = lhs · rhs`.
+/// Computes `target = lhs · rhs`.
 pub(crate) fn set_product<T: Scalar>(target: MatMut<'_, T>, lhs: MatRef<'_, T>, rhs: MatRef<'_, T>, par: Par) {
     let par = threads_for(par, macs(lhs.nrows(), lhs.ncols(), rhs.ncols()));
     T::matmul(target, Accum::Replace, lhs, rhs, T::from_f64(1.0), par);
 }
 
-/// The lower triangle of `target += alpha · lhs · rhs`, for a product that is symmetric.
+/// Adds the lower triangle of `alpha · lhs · rhs` to `target`, for a symmetric product.
 pub(crate) fn add_symmetric_product<T: Scalar>(
     target: MatMut<'_, T>,
     alpha: T,
@@ -47,7 +47,7 @@ pub(crate) fn add_symmetric_product<T: Scalar>(
     T::triangular_matmul(target, Accum::Add, lhs, rhs, alpha, par);
 }
 
-/// `lhs · rhs` for a square `rhs` of which only one triangle counts.
+/// Returns `lhs · rhs` for a square `rhs`. The function reads only one of its triangles.
 pub(crate) fn triangular_product<T: Scalar>(
     lhs: MatRef<'_, T>,
     rhs: MatRef<'_, T>,
@@ -72,7 +72,7 @@ pub(crate) fn set_triangular_product<T: Scalar>(
     T::triangular_matmul(target, Accum::Replace, lhs, (rhs, triangle), T::from_f64(1.0), par);
 }
 
-/// `block -= Q Qᵀ block` for a basis `Q`.
+/// Subtracts `Q Qᵀ block` from `block` for a basis `Q`.
 pub(crate) fn project_out<T: Scalar>(block: MatMut<'_, T>, basis: MatRef<'_, T>, par: Par) -> Result<()> {
     if basis.ncols() == 0 {
         return Ok(());
@@ -82,7 +82,7 @@ pub(crate) fn project_out<T: Scalar>(block: MatMut<'_, T>, basis: MatRef<'_, T>,
     Ok(())
 }
 
-/// The lower triangle of `matrixᵀ · matrix`.
+/// Returns the lower triangle of `matrixᵀ · matrix`.
 pub(crate) fn gram<T: Scalar>(matrix: MatRef<'_, T>, par: Par) -> Result<Mat<T>> {
     let mut gram = zeros(matrix.ncols(), matrix.ncols())?;
     add_symmetric_product(gram.as_mut(), T::from_f64(1.0), matrix.transpose(), matrix, par);

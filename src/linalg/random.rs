@@ -1,6 +1,6 @@
-//! Numbers that are as good as random, and the same in every run.
+//! Pseudorandom numbers that are the same in every run.
 
-/// Vigna's splitmix64 from a fixed seed: results must be reproducible.
+/// Vigna's splitmix64. The seed is fixed, because results must be reproducible.
 #[derive(Debug)]
 pub(crate) struct SplitMix64(u64);
 
@@ -9,7 +9,7 @@ impl SplitMix64 {
         Self(0x9e37_79b9_7f4a_7c15)
     }
 
-    /// The next number, in [−1, 1).
+    /// Returns the next number, in [−1, 1).
     pub(crate) fn next(&mut self) -> f64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -33,11 +33,11 @@ mod tests {
             0xf88b_b8a8_724c_81ec,
             0x1b39_896a_51a8_749b,
         ];
-        // Of each the 53 bits at the top.
+        // Each number consists of the top 53 bits.
         let expected = published.map(|bits| (bits >> 11) as f64 / 2_f64.powi(52) - 1.0);
         let mut random = SplitMix64(0);
         assert_eq!(published.map(|_| random.next()), expected);
-        // The seed is one step further.
+        // The fixed seed is the state after one step.
         let mut random = SplitMix64::new();
         assert_eq!([0; 4].map(|_| random.next()), expected[1..]);
     }

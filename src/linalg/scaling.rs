@@ -1,12 +1,12 @@
 //! Powers of two by which matrices are scaled, so that no product overflows or underflows.
 
-/// `2^exponent`, also where it underflows gradually.
+/// Returns `2^exponent`, also for subnormal results.
 pub(crate) fn power_of_two(exponent: i32) -> f64 {
     let half = exponent / 2;
     2_f64.powi(half) * 2_f64.powi(exponent - half)
 }
 
-/// The even exponent of the power of two just below a positive number; 0 for zero.
+/// Returns the even exponent of the power of two just below a positive number; 0 for zero.
 ///
 /// It stays within ±1000, so that the inverse of the power is finite.
 pub(crate) fn even_exponent(value: f64) -> i32 {

@@ -13,7 +13,8 @@ fn macs_are_the_number_of_multiply_adds() {
 #[cfg(feature = "rayon")]
 #[test]
 fn every_column_is_filled_with_its_own_number_on_any_threads() {
-    // Enough to be worth several threads, in parts that come out even and in others.
+    // The products are large enough for several threads. Some divide evenly among them, others do
+    // not.
     let rows = PARALLEL_THRESHOLD as usize / 64;
     for columns in [64, 65, 66, 67] {
         for count in [0, 1, 2, 3] {
@@ -36,7 +37,7 @@ fn threads_are_those_asked_for_where_they_pay_and_exist() {
     assert_eq!(count(0, PARALLEL_THRESHOLD), pool);
     let three = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
     three.install(|| {
-        // Inside a worker somebody has divided the work already, unless a number is asked for.
+        // Inside a worker, the default is one thread, because the caller works in parallel already.
         assert_eq!([0, 1, 2, 3, 9].map(|threads| count(threads, PARALLEL_THRESHOLD)), [1, 1, 2, 3, 3]);
         assert_eq!([0, 1, 2, 3, 9].map(|threads| count(threads, PARALLEL_THRESHOLD.next_down())), [1; 5]);
     });
@@ -44,7 +45,7 @@ fn threads_are_those_asked_for_where_they_pay_and_exist() {
 
 #[test]
 fn norms_of_columns_are_sums_of_squares() {
-    // Longer than what is added up side by side.
+    // There are more entries than independent accumulators.
     let matrix = Mat::from_fn(37, 3, |i, j| (i % 5) as f64 - j as f64);
     let expected = |j: usize| (0..37).map(|i| ((i % 5) as f64 - j as f64).powi(2)).sum::<f64>();
     assert_eq!(squared_column_norms(matrix.as_ref()), [0, 1, 2].map(expected));
@@ -67,8 +68,7 @@ fn departure(basis: &Mat<f64>) -> f64 {
     (basis.transpose() * basis - Mat::<f64>::identity(basis.ncols(), basis.ncols())).norm_max()
 }
 
-/// Three columns of lengths 5, 13 and 2; the second leaves the span of the first by `sine` of its
-/// length.
+/// Returns three columns of lengths 5, 13 and 2. The angle between the first two has this sine.
 fn columns(sine: f64) -> Mat<f64> {
     let cosine = (1.0 - sine * sine).sqrt();
     let turned = [5.0 * cosine, 12.0 * cosine, 13.0 * sine, 0.0, 0.0];
@@ -80,15 +80,15 @@ fn a_basis_tells_how_far_each_column_reaches() -> Result<()> {
     for sine in [1.0, 0.6, 2e-3, 5e-4, 1e-7] {
         let given = columns(sine);
         let (basis, reach) = orthonormal_columns(given.clone(), Par::Seq)?;
-        // By Cholesky digits are lost where columns nearly coincide, but never more than the angle
-        // accepted there costs.
+        // Cholesky loses digits if columns are nearly parallel, but never more than the bound on
+        // the angle allows.
         let lost = if sine > 1e-3 { 1e-15 / (sine * sine) } else { 0.0 } + 1e-14;
         assert!(departure(&basis) < lost, "{sine}: {:e}", departure(&basis));
         for (ours, expected) in reach.iter().zip([5.0, 13.0 * sine, 2.0]) {
             assert!((ours - expected).abs() < 1e-8 * expected, "{sine}: {ours} {expected}");
         }
         if sine > 1e-3 {
-            // As they come out of the Cholesky factor, whose diagonal is positive.
+            // The signs are those of a Cholesky factor with a positive diagonal.
             assert!((0..3).all(|j| basis.col(j).transpose() * given.col(j) > 0.0), "{sine}");
         }
         let kept = given.as_ref() - &basis * (basis.transpose() * given.as_ref());
@@ -114,7 +114,7 @@ fn columns_that_are_far_from_orthonormal_become_so() -> Result<()> {
         let basis = orthonormalized(columns(sine), Par::Seq)?;
         assert!(departure(&basis) < 1e-15, "{sine}: {:e}", departure(&basis));
     }
-    // Of length one, so that only the angle between them tells.
+    // Both columns have length 1, so only their small angle shows that they are not orthogonal.
     let close = Mat::from_fn(3, 2, |i, j| [[1.0, 0.0, 0.0], [(1.0_f64 - 1e-12).sqrt(), 1e-6, 0.0]][j][i]);
     assert!(departure(&orthonormalized(close, Par::Seq)?) < 1e-15);
     Ok(())

@@ -1,14 +1,14 @@
-//! Parallelism: how many threads an operation gets, and loops over the parts of a matrix.
+//! Parallelism: the number of threads of an operation, and loops over the parts of a matrix.
 
 pub(crate) use faer::Par;
 use faer::{MatMut, MatRef};
 
 use crate::Scalar;
 
-/// Multiply–adds below which waking threads costs more than it saves.
+/// Below this number of multiply–adds, starting threads takes longer than they save.
 pub(super) const PARALLEL_THRESHOLD: f64 = 4e6;
 
-/// The parallelism of a public operation that was asked to use `requested` threads.
+/// Returns the parallelism of a public operation whose caller requested this many threads.
 ///
 /// 0 means one thread inside a rayon worker, where the caller has parallelised already, and the
 /// size of rayon's pool elsewhere. faer's process-wide setting is neither read nor changed.
@@ -31,17 +31,18 @@ pub(crate) fn threads(_requested: usize) -> Par {
     Par::Seq
 }
 
-/// `par`, or one thread for an operation of too few multiply–adds.
+/// Returns `par`, or one thread for an operation of too few multiply–adds.
 pub(crate) fn threads_for(par: Par, macs: f64) -> Par {
     if macs < PARALLEL_THRESHOLD { Par::Seq } else { par }
 }
 
-/// Multiply–adds of the product of an `a × b` with a `b × c` matrix.
+/// Returns the multiply–adds of the product of an `a × b` with a `b × c` matrix.
 pub(crate) fn macs(a: usize, b: usize, c: usize) -> f64 {
     a as f64 * b as f64 * c as f64
 }
 
-/// Calls `fill` with every column of `target` and its index, in parallel if there is enough to do.
+/// Calls `fill` with every column of `target` and its index, in parallel if the operation is large
+/// enough.
 pub(crate) fn for_each_column<T: Scalar>(
     target: MatMut<'_, T>,
     par: Par,
@@ -63,7 +64,7 @@ pub(crate) fn for_each_column<T: Scalar>(
     target.col_iter_mut().enumerate().for_each(|(index, column)| fill(index, column));
 }
 
-/// Calls `visit` with every part, in parallel if there is enough to do.
+/// Calls `visit` with every part, in parallel if the operation is large enough.
 pub(crate) fn for_each_part<P: Send>(parts: Vec<P>, macs: f64, par: Par, visit: impl Fn(P) + Sync + Send) {
     #[cfg(feature = "rayon")]
     if let Par::Rayon(count) = threads_for(par, macs) {

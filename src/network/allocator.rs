@@ -15,8 +15,8 @@ use crate::{Error, Result};
 ///
 /// The default strategy is [`Strategy::Uniform`]. The other strategies solve a knapsack problem:
 /// every candidate of a layer has a cost and a weighted loss. Lagrangian relaxation gives a lower
-/// bound for every allocation; [`Plan::gap`] is the distance of the plan to it. A beam search
-/// improves the relaxed choice, and is exact for small networks.
+/// bound for every allocation; [`Plan::gap`] is the distance of the plan to it. A beam search then
+/// improves the choice, and is exact for small networks.
 ///
 /// ```
 /// use dalr::network::{Allocator, Budget, Choice, LayerProfile, Sensitivities, Strategy};
@@ -47,10 +47,10 @@ pub struct Allocator {
     exceptions: BTreeMap<String, Option<(usize, usize)>>,
 }
 
-/// An option of one layer, or of all layers of a group together.
+/// A candidate of one layer, or of all layers of a group together.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Candidate {
-    /// The position of the layer in the network; in a group, of the first one.
+    /// The position of the layer in the network; for a group, that of its first layer.
     layer: usize,
     choice: Choice,
     parameters: u64,
@@ -61,8 +61,8 @@ struct Candidate {
     worst: f64,
 }
 
-/// Alternatives of which one is chosen: the candidates of each layer by ascending cost, or those of
-/// all layers together.
+/// The alternatives for a layer or a group, of which one is chosen: the candidates of each layer by
+/// ascending cost, or those of all layers together.
 type Block = Vec<Vec<Vec<Candidate>>>;
 
 type Quantity = fn(&Candidate) -> f64;
@@ -72,8 +72,8 @@ struct Goal {
     limited: Quantity,
     minimized: Quantity,
     limit: f64,
-    /// The budget in words, its number, and the cost of the original network if it is a fraction of
-    /// that.
+    /// The budget in words and as a number. If it is a fraction, also the cost of the original
+    /// network.
     budget: (&'static str, f64, Option<f64>),
 }
 
@@ -103,8 +103,8 @@ impl Allocator {
         self
     }
 
-    /// Sets the smallest rank of a compressed layer, 1 by default. A layer stays original if no
-    /// rank from here on makes it smaller.
+    /// Sets the smallest rank of a compressed layer, 1 by default. A layer stays original if this
+    /// rank does not make it smaller.
     #[must_use]
     pub fn with_min_rank(mut self, rank: usize) -> Self {
         self.limits.min_rank = rank;
@@ -126,7 +126,7 @@ impl Allocator {
         self
     }
 
-    /// Leaves one layer original. Its cost counts in the budget.
+    /// Keeps one layer as the original layer. Its cost counts in the budget.
     #[must_use]
     pub fn with_untouched(mut self, layer: impl Into<String>) -> Self {
         self.exceptions.insert(layer.into(), None);
@@ -147,16 +147,16 @@ impl Allocator {
     ///
     /// # Cost
     ///
-    /// `O(K)` for the `K` ranks of all layers, about sixty times `O(L log K)` for `L` layers, and a
+    /// `O(K)` for the `K` ranks of all layers, `O(L log K)` for `L` layers about sixty times, and a
     /// search of limited size.
     pub fn allocate(&self, layers: &[LayerProfile]) -> Result<Plan> {
         self.allocate_shared(layers, &[])
     }
 
-    /// Allocates the budget to these layers, of which those in a group read the same input.
+    /// Allocates the budget to these layers. The layers of a group have a shared input.
     ///
-    /// The layers of a group share one `down` if that loses less at the same budget. With
-    /// [`Budget::Rank`] they never do.
+    /// The layers of a group get one `down` if their loss is then smaller within the same budget.
+    /// With [`Budget::Rank`] they never do.
     ///
     /// # Errors
     ///
@@ -193,13 +193,14 @@ impl Allocator {
                 let positions: Vec<usize> = shared.names().map(find).collect::<Result<_>>()?;
                 let separate = positions.iter().map(|&at| core::mem::take(&mut candidates[at])).collect();
                 let pairs: Vec<_> = positions.iter().map(|&at| (&layers[at], plans[at].weight)).collect();
-                let first = *positions.first().ok_or_else(|| Error::empty("a shared input"))?;
+                let first = *positions.first().ok_or_else(|| Error::empty("the list of layers with a shared input"))?;
                 let joint = self.joint((first, group), shared, &pairs);
                 blocks.push(if joint.is_empty() { vec![separate] } else { vec![separate, vec![joint]] });
                 members.push(positions);
             }
             blocks.extend(index.into_values().map(|at| vec![vec![core::mem::take(&mut candidates[at])]]));
-            // Sums of the same numbers in the same order are the same.
+            // Rounding depends on the order of sums. A fixed order makes the result independent of
+            // the order of the groups.
             blocks.sort_by_key(|block| block[0][0][0].layer);
 
             let goal = self.goal(&plans);
@@ -228,8 +229,8 @@ impl Allocator {
         })
     }
 
-    /// The best candidates, and a lower bound on the minimized quantity; or else the smallest limit
-    /// that can be reached.
+    /// Returns the best candidates and a lower bound on the minimized quantity. If the limit is
+    /// infeasible, returns the smallest feasible one as the error.
     fn choose<'a>(&self, blocks: &'a [Block], goal: &Goal) -> Result<(Vec<&'a Candidate>, f64), f64> {
         let class = |all: &'a [Candidate]| {
             Class::new(all.iter().map(|one| (((goal.limited)(one), (goal.minimized)(one)), one)))
@@ -245,8 +246,8 @@ impl Allocator {
             true => (goal.minimized, 1.0_f64, 0.0_f64),
             false => (goal.limited, 0.0, 1.0),
         };
-        // The most expensive candidate that costs at most this fraction of the original layer, or
-        // else the cheapest.
+        // The candidate with the largest cost up to this fraction of the original layer's, or else
+        // the one with the smallest cost.
         let at = |all: &'a Vec<Candidate>, fraction: f64| {
             let affordable = fraction * all.last().map_or(0.0, cost);
             let last = all.partition_point(|candidate| cost(candidate) <= affordable).saturating_sub(1);
@@ -264,11 +265,11 @@ impl Allocator {
         for (block, classes) in blocks.iter().zip(&mut classes) {
             classes[0] = block[0].iter().map(|all| class(at(all, fraction))).collect();
         }
-        // Layers with a shared input may still share their `down`.
+        // Layers with a shared input may still get one `down`.
         knapsack::solve(&classes, goal.limit).map(|(chosen, _)| (chosen, bound))
     }
 
-    /// The limits of a layer; `None` for one that stays original.
+    /// Returns the limits of a layer; `None` for one that stays original.
     fn limits_of(&self, layer: &LayerProfile) -> Option<Limits> {
         let limits = match self.exceptions.get(layer.name()) {
             Some(exception) => exception.map(|(min_rank, max_rank)| Limits { min_rank, max_rank, ..self.limits }),
@@ -277,8 +278,8 @@ impl Allocator {
         limits.filter(|_| layer.max_rank() > 0)
     }
 
-    /// The plan of a layer that stays original, with its weight, and its candidates that the budget
-    /// allows.
+    /// Returns a plan in which the layer stays original, and those of its candidates that the
+    /// budget allows.
     fn prepare(&self, position: usize, layer: &LayerProfile, grouped: bool) -> Result<(LayerPlan, Vec<Candidate>)> {
         let limits = self.limits_of(layer);
         limits.map_or(Ok(()), Limits::validate).map_err(|error| error.in_layer(layer.name()))?;
@@ -301,7 +302,7 @@ impl Allocator {
                 let (expected, found) = (format!("up to rank {rank}"), format!("up to rank {}", layer.max_rank()));
                 return Err(Error::rank(format!("a decomposition {expected}"), found).in_layer(layer.name()));
             }
-            // If the limits exclude this rank: the nearest that they allow.
+            // If the limits exclude this rank, the nearest allowed rank replaces it.
             let nearest = ranks.iter().copied().min_by_key(|other| other.abs_diff(rank));
             ranks = Vec::from_iter(nearest.filter(|_| saves));
         }
@@ -312,7 +313,7 @@ impl Allocator {
         let mut candidates = Vec::with_capacity(ranks.len() + 1);
         for rank in ranks {
             let loss = layer.require_loss(rank)?;
-            // An error below the resolution may be anything up to it.
+            // An error below the resolution can be as large as the resolution.
             let worst = layer.relative_error(rank).unwrap_or_else(|| loss.sqrt()).max(layer.resolution());
             candidates.extend(Some(candidate(Choice::Rank(rank), rank, loss, worst)).filter(|one| self.allows(one)));
         }
@@ -326,7 +327,7 @@ impl Allocator {
         !matches!(self.budget, Budget::LayerError(error) if candidate.worst > error)
     }
 
-    /// The candidates of a shared `down` that make the group smaller.
+    /// Returns the candidates of a shared `down` that make the group smaller.
     fn joint(
         &self,
         (layer, group): (usize, usize),
@@ -335,7 +336,7 @@ impl Allocator {
     ) -> Vec<Candidate> {
         let limits: Option<Vec<Limits>> = members.iter().map(|(layer, _)| self.limits_of(layer)).collect();
         let calls = members[0].0.calls;
-        // The outputs of a shared `down` serve all layers only if these run equally often.
+        // All layers can use the same outputs of a shared `down` only if they run equally often.
         let together = members.iter().all(|(layer, _)| layer.calls == calls);
         let Some(limits) = limits.filter(|_| together && !matches!(self.budget, Budget::Rank(_))) else {
             return Vec::new();
@@ -376,12 +377,12 @@ impl Allocator {
             Budget::LayerError(_) => (loss, parameters, ("an error of each layer", f64::INFINITY, None)),
             Budget::TotalError(error) => {
                 let weight = originals.iter().map(|layer| layer.weight).sum::<f64>();
-                // Sums in another order are rounded differently.
+                // The slack allows for the rounding of sums in another order.
                 let slack = 1.0 - 4.0 * f64::EPSILON * originals.len() as f64;
                 (loss, parameters, ("a total loss", error * error * weight * slack, None))
             }
         };
-        // A fraction that some ranks have exactly must not exclude them by rounding.
+        // If some ranks have exactly this fraction, rounding must not exclude them.
         let limit = budget.2.map_or(budget.1, |total| (budget.1 * total * (1.0 + 8.0 * f64::EPSILON)).floor());
         Goal { limited, minimized, limit, budget }
     }

@@ -7,8 +7,8 @@ use crate::{Error, Result};
 
 /// A limit on the cost of a network, or on its error.
 ///
-/// Parameters are counted as in a [`Report`](crate::Report): with biases, over all layers given,
-/// original layers included.
+/// Parameters are counted as in a [`Report`](crate::Report), with biases. All layers that are
+/// passed to the allocator count, original layers included.
 ///
 /// ```
 /// use dalr::network::Budget;
@@ -34,18 +34,19 @@ pub enum Budget {
     /// The fewest parameters that keep every layer's relative error at or below this number. The
     /// strategy has no influence.
     LayerError(f64),
-    /// This rank, or the nearest that the limits allow, for every layer that it makes smaller. The
-    /// other layers stay original. The strategy has no influence.
+    /// Every layer that this rank makes smaller gets this rank. If the limits of the allocator
+    /// exclude it, the layer gets the nearest allowed rank. The other layers stay original, and the
+    /// strategy has no influence.
     Rank(usize),
 }
 
 impl Budget {
-    /// Whether the budget limits an error, and the number of parameters is minimized.
+    /// Returns whether the budget limits an error, and the number of parameters is minimized.
     pub(super) fn limits_error(self) -> bool {
         matches!(self, Self::TotalError(_) | Self::LayerError(_))
     }
 
-    /// Whether the budget determines the plan without the strategy.
+    /// Returns whether the budget determines the plan without the strategy.
     pub(super) fn decides_alone(self) -> bool {
         matches!(self, Self::Rank(_) | Self::LayerError(_))
     }
@@ -61,8 +62,8 @@ impl Budget {
         };
         let (good, expected) = match self {
             Self::Rank(_) => (found >= 1.0, "to be at least 1"),
-            _ if self.limits_error() => (found >= 0.0 && found.is_finite(), "finite and at least 0"),
-            _ => (found > 0.0 && found <= 1.0, "in (0, 1]"),
+            _ if self.limits_error() => (found >= 0.0 && found.is_finite(), "to be finite and at least 0"),
+            _ => (found > 0.0 && found <= 1.0, "to be in (0, 1]"),
         };
         if good { Ok(()) } else { Err(Error::out_of_range(parameter, expected.into(), found)) }
     }
@@ -70,7 +71,7 @@ impl Budget {
 
 impl fmt::Display for Budget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Binary fractions such as 0.07 are not a whole number of per cents.
+        // In binary, 0.07 times 100 is not exactly 7.
         let percent = |fraction: f64| (fraction * 1e8).round() / 1e6;
         match self {
             Self::Parameters(count) => write!(f, "{count} parameters"),
@@ -93,9 +94,9 @@ pub enum Strategy {
     /// measurements.
     #[default]
     Uniform,
-    /// Minimizes the sum of the losses, each relative to its layer's own outputs. A layer that the
-    /// network hardly needs counts as much as one that it cannot do without, so this is often worse
-    /// than uniform. Measure sensitivities instead.
+    /// Minimizes the sum of the losses, each relative to its layer's own outputs. It ignores that
+    /// layers differ in their effect on the network, so it is often worse than uniform. Measure
+    /// sensitivities instead.
     Energy,
     /// Minimizes the sum of the losses, each multiplied by the sensitivity of its layer.
     Sensitivity(Sensitivities),

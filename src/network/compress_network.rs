@@ -1,5 +1,4 @@
-//! The layers of a network with their statistics: decomposed, or compressed within a budget, in one
-//! call.
+//! Decomposes the layers of a network, or compresses them within a budget, in one call.
 
 use core::cmp::Reverse;
 use core::fmt;
@@ -23,7 +22,7 @@ use crate::{
 ///
 /// [`compress`](Self::compress) decomposes all layers, allocates a budget and returns the
 /// compressed layers with the plan. For networks whose decompositions exceed the memory,
-/// [`decompose`](Self::decompose) hands each one over as it is finished.
+/// [`decompose`](Self::decompose) passes each one to a function as soon as it is finished.
 ///
 /// ```
 /// use dalr::network::{Allocator, Budget, Network, Sensitivities, Strategy};
@@ -63,7 +62,7 @@ struct Layer<'a, T> {
     name: String,
     shape: (usize, usize),
     samples: u64,
-    /// Whether the layer and its statistics take memory only while it is decomposed.
+    /// Whether the layer and its statistics are in memory only while the layer is decomposed.
     is_lazy: bool,
     load: Box<Load<'a, T>>,
 }
@@ -99,7 +98,7 @@ impl<'a, T: Scalar> Network<'a, T> {
         Self { layers, max_ranks, shared, memory_limit: None }
     }
 
-    /// Adds a layer with its calibration data, most often the statistics of its inputs.
+    /// Adds a layer with its calibration data, usually the statistics of its inputs.
     #[must_use]
     pub fn with_layer(
         mut self,
@@ -113,9 +112,8 @@ impl<'a, T: Scalar> Network<'a, T> {
         self
     }
 
-    /// Adds an out × in layer that `load` reads when its turn comes, on the thread that decomposes
-    /// it. Its statistics have this many samples. Layers that share their statistics can share the
-    /// [`Arc`].
+    /// Adds an out × in layer that `load` reads just before it is decomposed, on the same thread.
+    /// Its statistics have this many samples. Layers with a shared input can share the [`Arc`].
     ///
     /// ```
     /// use std::sync::Arc;
@@ -157,7 +155,7 @@ impl<'a, T: Scalar> Network<'a, T> {
         self
     }
 
-    /// States that these layers read the same input, so that [`compress`](Self::compress) may give
+    /// States that these layers have a shared input, so that [`compress`](Self::compress) may give
     /// them one `down`. They must have the same statistics.
     #[must_use]
     pub fn with_shared_input<N: Into<String>>(mut self, layers: impl IntoIterator<Item = N>) -> Self {
@@ -165,18 +163,18 @@ impl<'a, T: Scalar> Network<'a, T> {
         self
     }
 
-    /// Limits the memory of the layers that are decomposed together and of their results, by
-    /// [estimate](Self::memory). Layers and statistics that are in memory anyway do not count, nor
-    /// do results that the caller keeps.
+    /// Limits the [estimated memory](Self::memory) of the layers that are decomposed together, and
+    /// of their results. Layers and statistics that are in memory before do not count, nor do
+    /// results that the caller keeps.
     #[must_use]
     pub fn with_memory_limit(mut self, bytes: usize) -> Self {
         self.memory_limit = Some(bytes);
         self
     }
 
-    /// An upper estimate of the bytes that the decomposition of a layer into two factors takes, its
-    /// result included, and the layer and its statistics if they are loaded for it. `None` for a name that no layer
-    /// has.
+    /// Returns an upper estimate of the bytes that the decomposition of a layer takes, its result
+    /// included. For a lazy layer, this includes the layer and its statistics. `None` for a name
+    /// that no layer has.
     pub fn memory(&self, layer: &str) -> Option<usize> {
         self.layers.iter().find(|other| other.name == layer).map(|layer| self.estimate(layer, Form::Factors))
     }
@@ -184,23 +182,24 @@ impl<'a, T: Scalar> Network<'a, T> {
     fn estimate(&self, layer: &Layer<'a, T>, form: Form) -> usize {
         let (m, n) = (layer.shape.0 as f64, layer.shape.1 as f64);
         let (small, scalar, rank) = (m.min(n), size_of::<T>() as f64, self.max_rank(layer, form) as f64);
-        // Statistics keep samples until these take twice the memory of their second moment: `2 n`
-        // in `f32`.
+        // Statistics keep samples until these take twice the memory of the scatter, which is `2 n`
+        // samples in `f32`.
         let samples = layer.samples as f64;
         let kept = samples.min(n * (8.0 / scalar));
-        // The samples centred, their outputs and their Gram matrix; or the second moment.
+        // Sample form: the centred samples, their outputs and their Gram matrix. Covariance form:
+        // the second moment.
         let moment = match kept < samples {
             true => 3.0 * n * n,
             false => kept * (2.5 * n + 2.0 * m) + 2.0 * kept.min(n).powi(2),
         };
-        // All in `f64`: the weight, as it is and as `Q R`; the matrix to diagonalize, its
-        // eigenvectors, and as much again each for their check and for the workspace; the factors.
+        // All in `f64`: the weight and its `Q R`; the matrix to diagonalize and its eigenvectors,
+        // the same again for their check, and the same again for the workspace; the factors.
         let solving = 8.0 * (3.0 * m * n + 8.0 * small * small + moment + 4.0 * rank * (m + n)) + 1e6;
-        // The samples, or the packed second moment and a quarter more for small batches. `Vec` may
-        // reserve twice the need.
+        // Sample form: the samples. Covariance form: the scatter and a buffer of a quarter of its
+        // size. `Vec` may reserve twice as much.
         let stats = 2.0 * (kept * n * scalar).max(if kept < samples { 5.0 * n * n } else { 0.0 });
         let loading = if layer.is_lazy { (m * n + m) * scalar + stats + 64.0 * n } else { 0.0 };
-        // The conversion saturates.
+        // The conversion saturates, so it cannot overflow.
         (solving + loading) as usize
     }
 
@@ -208,23 +207,23 @@ impl<'a, T: Scalar> Network<'a, T> {
         self.max_ranks.get(&layer.name).copied().unwrap_or_else(|| saving_rank(layer.shape, form))
     }
 
-    /// Decomposes all layers in parallel as far as memory allows, and hands each decomposition over
-    /// with the name of its layer when it is finished: on the caller's thread, in no particular
-    /// order.
+    /// Decomposes all layers, in parallel as far as memory allows. Passes each finished
+    /// decomposition with the name of its layer to `deliver`, on the caller's thread, in no
+    /// particular order.
     ///
-    /// Several layers run at a time with one thread each, or one layer with parallel kernels. The
-    /// first is chosen if at least as many layers as threads are left, and the memory limit allows
-    /// that many together. Without the `rayon` feature and inside a rayon worker, the layers run
-    /// one after the other. Rayon's own pool is used; a method with a number of threads of its own
-    /// keeps to that.
+    /// Either several layers run at a time with one thread each, or one layer runs with parallel
+    /// kernels. Several layers run together if at least as many layers as threads are left, and the
+    /// memory limit allows so many. Without the `rayon` feature and inside a rayon worker, the
+    /// layers run one after the other. The threads are those of rayon's pool. A method with its own
+    /// number of threads uses that number.
     ///
-    /// If `progress` cancels, the layers that have begun are finished and handed over.
+    /// If `progress` cancels, the layers under way are finished and delivered.
     ///
     /// # Errors
     ///
-    /// Two layers of the same name, a rank for a name that no layer has, or a layer that exceeds
-    /// the memory limit by itself, before anything begins. [`Error::InLayer`] for the first layer
-    /// that fails, after those that had begun are handed over. An error of `deliver`.
+    /// Before the first layer: two layers of the same name, a rank for a name that no layer has, or
+    /// a layer that alone exceeds the memory limit. Later: [`Error::InLayer`] for the first layer
+    /// that fails, after the layers under way are delivered; an error of `deliver`.
     ///
     /// ```
     /// use dalr::network::{LayerProfile, Network, Progress};
@@ -269,8 +268,8 @@ impl<'a, T: Scalar> Network<'a, T> {
             let available = format!("the limit of {limit} bytes");
             return Err(Error::memory(self.estimate(layer, form), available).in_layer(&layer.name));
         }
-        // The largest first: then no thread waits long at the end, and layers of the same size run
-        // together.
+        // The largest layers come first, so that no thread waits long at the end, and layers of the
+        // same size run together.
         layers.sort_by_key(|layer| Reverse(self.estimate(layer, form)));
         let solve = |layer: &&Layer<'a, T>| {
             let loaded = (layer.load)()?;
@@ -306,12 +305,12 @@ impl<'a, T: Scalar> Network<'a, T> {
     }
 
     /// Compresses the network: decomposes the layers, allocates the budget, and returns the plan
-    /// with the compressed layers by name. Layers that stay original are not among them.
+    /// and the compressed layers by name. Original layers are not returned.
     ///
-    /// `allocator` is a [`Budget`](super::Budget) or an [`Allocator`]. All decompositions are kept
-    /// until the plan is made; each takes at most the memory of its layer, and the factors of a
-    /// shared input as much again. Layers with a shared `down` each have a copy of it; the plan
-    /// counts its parameters once.
+    /// `allocator` is a [`Budget`](super::Budget) or an [`Allocator`]. All decompositions are in
+    /// memory until the plan is made. Each takes at most the memory of its layer, and the factors
+    /// of a group with a shared input take the same again. Layers with a shared `down` each have a
+    /// copy of it; the plan counts its parameters once.
     ///
     /// # Errors
     ///
@@ -341,10 +340,11 @@ impl<'a, T: Scalar> Network<'a, T> {
                 _ => None,
             };
             let (mut groups, mut stacked) = (Vec::new(), Vec::new());
-            // A group with a layer that stays original cannot share its `down`.
+            // A group with a layer that stays original cannot have one `down`.
             for names in self.shared.iter().filter(|names| !names.iter().any(|name| allocator.leaves(name))) {
                 let loaded = self.load_all(names)?;
-                let (first, calibration) = loaded.first().ok_or_else(|| Error::empty("a shared input"))?.parts();
+                let (first, calibration) =
+                    loaded.first().ok_or_else(|| Error::empty("the list of layers with a shared input"))?.parts();
                 let profile = |name: &String| profiles.iter().find(|profile| profile.name() == name);
                 let members: Vec<_> =
                     names.iter().filter_map(profile).zip(loaded.iter().map(|loaded| loaded.parts().0)).collect();
@@ -388,10 +388,10 @@ impl<'a, T: Scalar> Network<'a, T> {
         names.iter().map(load).collect()
     }
 
-    /// The number of layers to decompose next, in parallel if more than one.
+    /// Returns the number of layers to decompose next, in parallel if more than one.
     ///
-    /// Without the feature `rayon` it is 1. Inside a rayon worker too, since the other threads have
-    /// work already.
+    /// Without the feature `rayon` it is 1. It is also 1 inside a rayon worker, because the caller
+    /// already works in parallel.
     #[cfg_attr(not(feature = "rayon"), allow(unused_mut, unused_variables))]
     fn batch_size(&self, waiting: &[&Layer<'a, T>], form: Form, mut free: usize) -> usize {
         #[cfg(feature = "rayon")]
@@ -409,7 +409,7 @@ impl<'a, T: Scalar> Network<'a, T> {
     }
 }
 
-/// The largest rank that saves parameters, at least 1.
+/// Returns the largest rank that saves parameters, at least 1.
 fn saving_rank((m, n): (usize, usize), form: Form) -> usize {
     let full = m.min(n).max(1);
     match form {

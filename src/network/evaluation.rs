@@ -1,4 +1,5 @@
-//! Evaluations of a network with some layers compressed, made by the caller and never repeated.
+//! Evaluations of a network with some layers compressed. The caller makes them, and none is
+//! repeated.
 
 use core::ops::ControlFlow;
 use std::collections::BTreeMap;
@@ -7,18 +8,18 @@ use super::layer_profile::LayerProfile;
 use super::progress::Progress;
 use crate::{Error, Result};
 
-/// The caller's value for the network with some layers compressed.
+/// The value that the caller's function returned for the network with some layers compressed.
 ///
 /// [`Sensitivities::measure`](super::Sensitivities::measure) and
-/// [`JointSearch::run`](super::JointSearch::run) append their evaluations to a list and repeat none
-/// that is in it. Keep the list, with the `serde` feature also on disk, to continue after an error
-/// or after a cancelled run. An evaluation no longer applies once a layer that it compresses has
-/// another loss.
+/// [`JointSearch::run`](super::JointSearch::run) append their evaluations to a list, and repeat
+/// none that is in it. Keep the list to continue after an error or a cancelled run; the `serde`
+/// feature can store it. An evaluation is repeated if the loss of a layer that it compresses has
+/// changed.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Evaluation {
-    /// The layer compressed, or compressed further; `None` for the original network.
+    /// The layer that was compressed, or compressed further; `None` for the original network.
     pub layer: Option<String>,
     /// The ranks of all compressed layers, by name.
     pub ranks: BTreeMap<String, usize>,
@@ -36,7 +37,7 @@ pub(super) type AnyError = Box<dyn std::error::Error + Send + Sync>;
 /// A caller's function that evaluates the network with some layers compressed to given ranks.
 type Evaluate<'a> = dyn FnMut(&BTreeMap<String, usize>) -> Result<f64, AnyError> + 'a;
 
-/// The caller's function with its error in a box.
+/// Returns the caller's function with its error in a box.
 pub(super) fn boxed<E: Into<AnyError>>(
     mut evaluate: impl FnMut(&BTreeMap<String, usize>) -> Result<f64, E>,
 ) -> impl FnMut(&BTreeMap<String, usize>) -> Result<f64, AnyError> {
@@ -55,7 +56,8 @@ pub(super) struct Evaluator<'a> {
 }
 
 impl Evaluator<'_> {
-    /// Evaluates the network with these layers compressed; `None` if the caller has cancelled.
+    /// Evaluates the network with these layers compressed; returns `None` if the caller has
+    /// cancelled.
     pub(super) fn evaluate(
         &mut self,
         layer: Option<&str>,
@@ -105,7 +107,7 @@ impl Evaluator<'_> {
         let compressed: Vec<String> = ranks.iter().map(|(name, rank)| format!("`{name}` at rank {rank}")).collect();
         let subject = if compressed.is_empty() { "the original network".into() } else { compressed.join(", ") };
         Err(match found {
-            Ok(value) => Error::out_of_range("the value of the network", format!("finite for {subject}"), value),
+            Ok(value) => Error::out_of_range("the value of the network", format!("to be finite for {subject}"), value),
             Err(error) => Error::callback(subject, error),
         })
     }

@@ -9,15 +9,16 @@ use super::progress::Progress;
 use crate::error::during;
 use crate::{Error, Result};
 
-/// Compresses layers step by step while the network stays accurate enough: the paper's search.
+/// The paper's search: compresses layers step by step while the network stays accurate enough.
 ///
-/// Each step tries to compress every layer a little further, evaluates each of these networks, and
-/// keeps the best; of equals, the one with the fewest parameters. The search ends when every one of
-/// them is worse than the original by more than `max_drop`, or when no layer can be compressed
-/// further. The first step of a layer takes it to the largest rank that saves parameters.
+/// Each step lowers the rank of each layer in turn, evaluates each of these networks, and keeps the
+/// best one. If several are equally good, it keeps the one with the fewest parameters. The search
+/// ends if every one of them is worse than the original by more than `max_drop`, or if no rank can
+/// be lowered further. The first step of a layer compresses it to the largest rank that saves
+/// parameters.
 ///
-/// This takes an evaluation for every layer in every step: use it for a few layers.
-/// [`Sensitivities::measure`](super::Sensitivities::measure) takes one evaluation for each layer in
+/// The search needs an evaluation for every layer in every step: use it for a few layers.
+/// [`Sensitivities::measure`](super::Sensitivities::measure) needs one evaluation for each layer in
 /// total.
 ///
 /// ```
@@ -50,26 +51,27 @@ use crate::{Error, Result};
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct JointSearch {
     max_drop: f64,
-    /// A step takes this fraction of the rank, and at least this many ranks.
+    /// A step lowers the rank by this fraction, and at least by this number.
     step: (f64, usize),
     limits: Limits,
 }
 
 impl JointSearch {
-    /// Creates a search that may lose this much accuracy, in the units of the evaluations: 0.01 for
-    /// the paper's 1 % of an accuracy in [0, 1]. Each step takes a tenth of the rank.
+    /// Creates a search that may lower the accuracy by `max_drop`, in the units of the evaluations:
+    /// 0.01 for the paper's 1 % of an accuracy in [0, 1]. Each step lowers the rank by a tenth.
     pub fn new(max_drop: f64) -> Self {
         Self { max_drop, step: (0.1, 1), limits: Limits::NONE }
     }
 
-    /// Makes each step take this many ranks, at least 1.
+    /// Sets by how much each step lowers the rank of a layer: this number, at least 1.
     #[must_use]
     pub fn with_step_ranks(mut self, ranks: usize) -> Self {
         self.step = (0.0, ranks);
         self
     }
 
-    /// Makes each step take this fraction of the layer's rank, in [0, 1), and at least one rank.
+    /// Sets by how much each step lowers the rank of a layer: this fraction of it, in [0, 1), and
+    /// at least 1.
     #[must_use]
     pub fn with_step_fraction(mut self, fraction: f64) -> Self {
         self.step = (fraction, 1);
@@ -90,11 +92,12 @@ impl JointSearch {
         self
     }
 
-    /// Runs the search and returns its path: the original network, then every step that was kept.
+    /// Runs the search and returns its path: the original network, then the best network of each
+    /// step.
     ///
     /// `evaluate` gets the layers to compress and their ranks; all others stay original. It returns
-    /// the accuracy of this network, or another number that is better the larger it is. If
-    /// `progress` cancels, the path is that of the steps completed; it is empty if the original
+    /// the accuracy of this network, or another number that is larger for better networks. If
+    /// `progress` cancels, the path contains the completed steps; it is empty if the original
     /// network was not evaluated. `evaluations` keeps all values, also after an error; the next run
     /// continues from them.
     ///
@@ -118,7 +121,7 @@ impl JointSearch {
             let mut evaluator =
                 Evaluator { layers, evaluations, evaluate, progress, total: None, done: 0, cancelled: false };
             let Some(original) = evaluator.evaluate(None, &BTreeMap::new())? else { return Ok(Vec::new()) };
-            // Rounding must not exclude a drop that is just allowed.
+            // Rounding must not exclude a drop of exactly `max_drop`.
             let rounding = 4.0 * f64::EPSILON * (original.value.abs() + self.max_drop);
             let least = original.value - self.max_drop - rounding;
             let mut ranks = BTreeMap::new();
@@ -148,17 +151,19 @@ impl JointSearch {
         let (fraction, ranks) = self.step;
         let (parameter, expected, found) = match () {
             () if !(self.max_drop >= 0.0 && self.max_drop.is_finite()) => {
-                ("the largest drop", "finite and at least 0", self.max_drop)
+                ("`max_drop`", "to be finite and at least 0", self.max_drop)
             }
-            () if ranks == 0 => ("the step", "of at least 1 rank", 0.0),
-            () if !(0.0..1.0).contains(&fraction) => ("the step", "in [0, 1)", fraction),
+            () if ranks == 0 => ("the number of ranks in a step", "to be at least 1", 0.0),
+            () if !(0.0..1.0).contains(&fraction) => {
+                ("the fraction of the rank in a step", "to be in [0, 1)", fraction)
+            }
             () => return self.limits.validate(),
         };
         Err(Error::out_of_range(parameter, expected.into(), found))
     }
 
-    /// The rank of a layer one step further: the largest allowed that is at least a step below the
-    /// present one, or the smallest allowed, to which the step may be shorter.
+    /// Returns the rank of a layer after one more step: the largest allowed rank that is at least a
+    /// step below the present one. If there is none, returns the smallest allowed rank.
     fn next(&self, allowed: &[usize], present: Option<usize>) -> Option<usize> {
         let Some(present) = present else { return allowed.last().copied() };
         let (fraction, ranks) = self.step;

@@ -1,20 +1,21 @@
-//! Minimizes a sum under a limit on another sum, with one option from each class: the
-//! multiple-choice knapsack.
+//! The multiple-choice knapsack: minimizes a sum under a limit on another sum, with one item from
+//! each class.
 //!
 //! Lagrangian relaxation gives a lower bound and a choice within the limit. A beam search then goes
-//! through the options that the bound leaves open. It finds the optimum unless there are too many
-//! of them.
+//! through the items that the bound does not exclude. It finds the optimum unless there are too
+//! many of them. In the allocation, a class is a layer or a group, and its items are the
+//! candidates.
 
 /// The largest number of partial choices that the beam search keeps for all classes together.
 const BEAM: usize = 200_000;
 
-/// The largest number of searches, each within the gap that the last one left.
+/// The largest number of searches. Each uses the smaller gap that the previous one found.
 const SEARCHES: usize = 6;
 
-/// The search ends at this gap relative to the value: rounding hides anything smaller.
+/// The search ends at this gap, relative to the value, because rounding hides smaller ones.
 const ROUNDING: f64 = 1e-13;
 
-/// An option of a class.
+/// An item of a class: one candidate of a layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Item<T> {
     /// The limited quantity.
@@ -24,26 +25,26 @@ struct Item<T> {
     tag: T,
 }
 
-/// Options of which one must be chosen.
+/// Items of which one must be chosen.
 #[derive(Clone, Debug)]
 pub(super) struct Class<T> {
     /// By ascending cost and descending value.
     items: Vec<Item<T>>,
     /// The items on the lower convex hull.
     hull: Vec<usize>,
-    /// The value saved for each unit of cost between neighbours of the hull, descending.
+    /// The decrease of the value for each unit of cost between neighbours on the hull, descending.
     slopes: Vec<f64>,
 }
 
-/// Alternatives of which one must be chosen, with one option from each of its classes.
+/// Alternatives of which one must be chosen, with one item from each of its classes.
 pub(super) type Block<T> = Vec<Vec<Class<T>>>;
 
 /// The classes of the chosen alternatives, each with the position of its chosen item.
 type Picks<'a, T> = Vec<(&'a Class<T>, usize)>;
 
 impl<T: Copy> Class<T> {
-    /// Keeps the options, pairs of cost and value, that no other option dominates. There must be
-    /// one at least.
+    /// Creates a class of those options, pairs of cost and value, that no other option dominates.
+    /// There must be at least one.
     pub(super) fn new(options: impl Iterator<Item = ((f64, f64), T)>) -> Self {
         let mut items: Vec<Item<T>> = options.map(|((cost, value), tag)| Item { cost, value, tag }).collect();
         remove_dominated(&mut items, |item| (item.cost, item.value));
@@ -61,26 +62,28 @@ impl<T: Copy> Class<T> {
         Self { items, hull, slopes }
     }
 
-    /// The item that minimizes `value + multiplier · cost`; the cheapest of several.
+    /// Returns the item that minimizes `value + multiplier · cost`. If there are several, returns
+    /// the one with the smallest cost.
     fn relaxed(&self, multiplier: f64) -> usize {
         self.hull[self.slopes.partition_point(|&slope| slope > multiplier)]
     }
 
-    /// Better items up to this cost: the next one, the next on the hull, and the best.
+    /// Returns better items up to this cost: the next one, the next on the hull, and the best.
     fn upgrades(&self, item: usize, cost: f64) -> impl Iterator<Item = usize> {
         let best = self.items.partition_point(|item| item.cost <= cost).saturating_sub(1);
         let on_hull = self.hull.get(self.hull.partition_point(|&vertex| vertex <= item)).copied();
         [Some(item + 1), on_hull, Some(best)].into_iter().flatten().filter(move |&other| item < other && other <= best)
     }
 
-    /// The minimum of `value + multiplier · cost`; an infinite multiplier minimizes the cost.
+    /// Returns the minimum of `value + multiplier · cost`; an infinite multiplier minimizes the
+    /// cost.
     fn minimum(&self, multiplier: f64) -> f64 {
         let item = &self.items[self.relaxed(multiplier)];
         if multiplier.is_finite() { item.value + multiplier * item.cost } else { item.cost }
     }
 }
 
-/// Sorts by ascending cost, and keeps only elements of a smaller value than all before them.
+/// Sorts by ascending cost, and keeps only elements whose value is smaller than all values before.
 fn remove_dominated<E>(all: &mut Vec<E>, measure: impl Fn(&E) -> (f64, f64)) {
     all.sort_by(|a, b| {
         let (a, b) = (measure(a), measure(b));
@@ -95,23 +98,23 @@ fn remove_dominated<E>(all: &mut Vec<E>, measure: impl Fn(&E) -> (f64, f64)) {
     });
 }
 
-/// The sums of cost and value.
+/// Returns the sums of cost and value.
 fn sums<T>(picks: &Picks<'_, T>) -> (f64, f64) {
     let items = picks.iter().map(|(class, item)| &class.items[*item]);
     items.fold((0.0, 0.0), |(cost, value), item| (cost + item.cost, value + item.value))
 }
 
-/// The minimum of `Σ value + multiplier · Σ cost` over the classes of an alternative.
+/// Returns the minimum of `Σ value + multiplier · Σ cost` over the classes of an alternative.
 fn weighted<T: Copy>(classes: &[Class<T>], multiplier: f64) -> f64 {
     classes.iter().map(|class| class.minimum(multiplier)).sum()
 }
 
-/// The minimum over all alternatives of a block.
+/// Returns the minimum over all alternatives of a block.
 fn least<T: Copy>(block: &[Vec<Class<T>>], multiplier: f64) -> f64 {
     block.iter().map(|classes| weighted(classes, multiplier)).fold(f64::INFINITY, f64::min)
 }
 
-/// The minimizer of `Σ value + multiplier · Σ cost`.
+/// Returns the minimizer of `Σ value + multiplier · Σ cost`.
 fn minimize<'a, T: Copy>(blocks: &[&'a [Vec<Class<T>>]], multiplier: f64) -> Picks<'a, T> {
     let best = |block: &&'a [Vec<Class<T>>]| {
         let all = block.iter().map(|classes| (weighted(classes, multiplier), classes));
@@ -128,7 +131,8 @@ struct Relaxation<'a, T> {
     bound: f64,
 }
 
-/// Solves the relaxed problem, or returns the least cost there is if that exceeds the limit.
+/// Solves the relaxed problem. If even the smallest possible cost exceeds the limit, returns that
+/// cost as the error.
 fn relax<'a, T: Copy>(blocks: &[&'a [Vec<Class<T>>]], limit: f64) -> Result<Relaxation<'a, T>, f64> {
     let free = minimize(blocks, 0.0);
     let (cost, least_value) = sums(&free);
@@ -145,15 +149,16 @@ fn relax<'a, T: Copy>(blocks: &[&'a [Vec<Class<T>>]], limit: f64) -> Result<Rela
         let (cost, value) = sums(picks);
         value + multiplier * (cost - limit)
     };
-    // `max` ignores a bound that is not a number, as it is at an infinite multiplier.
+    // The bound at an infinite multiplier is NaN, which `max` ignores.
     let bound = least_value.max(bound(&within, good)).max(bound(&minimize(blocks, bad), bad));
     Ok(Relaxation { within, multiplier: if good.is_finite() { good } else { bad }, bound })
 }
 
-/// Returns the two neighbouring numbers between `good` and `bad` at which `is_good` changes. Both
-/// must be at least 0.
+/// Returns the two adjacent floating-point numbers between `good` and `bad` at which `is_good`
+/// changes. Both must be at least 0.
 ///
-/// Bisecting the bits halves the exponent first: about sixty evaluations suffice at any magnitude.
+/// The bisection runs over the bits, exponent first, so about sixty evaluations suffice at any
+/// magnitude.
 pub(super) fn neighbours(mut good: f64, mut bad: f64, mut is_good: impl FnMut(f64) -> bool) -> (f64, f64) {
     loop {
         let middle = f64::from_bits(good.to_bits().midpoint(bad.to_bits()));
@@ -164,7 +169,8 @@ pub(super) fn neighbours(mut good: f64, mut bad: f64, mut is_good: impl FnMut(f6
     }
 }
 
-/// Spends the rest of the limit on the upgrades that save most for their cost.
+/// Replaces items by better ones while the limit allows, those with the largest decrease of the
+/// value for their cost first.
 fn fill<'a, T: Copy>(mut picks: Picks<'a, T>, limit: f64) -> Picks<'a, T> {
     let mut cost = sums(&picks).0;
     loop {
@@ -187,15 +193,16 @@ fn fill<'a, T: Copy>(mut picks: Picks<'a, T>, limit: f64) -> Picks<'a, T> {
 struct Partial {
     cost: f64,
     value: f64,
-    /// The amount by which `value + multiplier · cost` exceeds the minimum for these classes.
+    /// The difference of `value + multiplier · cost` to its minimum for these classes.
     extra: f64,
-    /// The position of the newest item but one in the list of [`Node`]s.
+    /// The position of the item of the class before in the list of [`Node`]s.
     parent: usize,
     /// The item of the newest class.
     item: usize,
 }
 
-/// The newest item of a partial choice, and the position of the item before it; 0 for none.
+/// The newest item of a partial choice, and the position of the item before it (0 if there is
+/// none).
 struct Node<'a, T> {
     parent: usize,
     pick: (&'a Class<T>, usize),
@@ -212,8 +219,8 @@ fn thin(mut all: Vec<Partial>, width: usize) -> Vec<Partial> {
 /// Searches for a choice within the limit that is better than `value`.
 ///
 /// An item can be part of such a choice only if it raises the relaxed minimum by less than the gap.
-/// The search goes through the classes and keeps the partial choices that satisfy this; it is exact
-/// unless it has to drop some.
+/// The search goes through the classes and keeps the partial choices that satisfy this. It is exact
+/// unless it has to drop some of them.
 fn search<'a, T: Copy>(
     blocks: &[&'a [Vec<Class<T>>]],
     multiplier: f64,
@@ -230,12 +237,12 @@ fn search<'a, T: Copy>(
     let mut ahead = blocks.iter().map(|block| least(block, f64::INFINITY)).sum::<f64>();
     let classes = blocks.iter().flat_map(|block| block.iter()).map(Vec::len).sum::<usize>();
     let width = (BEAM / classes.max(1)).clamp(64, 4096);
-    // The position 0 stands for no item.
+    // The position 0 means that there is no item before.
     let mut nodes: Vec<Node<'a, T>> = Vec::new();
     let mut states = vec![Partial { cost: 0.0, value: 0.0, extra: 0.0, parent: 0, item: 0 }];
     for block in blocks {
         ahead -= least(block, f64::INFINITY);
-        // Differences of sums are rounded.
+        // The tolerance allows for rounding in the differences of sums.
         let most = limit - ahead + rounding.max(ROUNDING * limit);
         let mut after = Vec::new();
         for classes in *block {
@@ -274,19 +281,20 @@ fn search<'a, T: Copy>(
     Some(picks)
 }
 
-/// A lower bound on the value of every choice within the limit, or the least cost there is if that
-/// exceeds the limit.
+/// Returns a lower bound on the value of every choice within the limit. If even the smallest
+/// possible cost exceeds the limit, returns that cost as the error.
 pub(super) fn lower_bound<T: Copy>(blocks: &[Block<T>], limit: f64) -> Result<f64, f64> {
     relax(&blocks.iter().map(Vec::as_slice).collect::<Vec<_>>(), limit).map(|relaxation| relaxation.bound)
 }
 
-/// Returns the chosen options of all blocks, in their order, and a lower bound on the value; or
-/// else the least cost there is, which exceeds the limit.
+/// Returns the chosen options of all blocks, in their order, and a lower bound on the value. If
+/// even the smallest possible cost exceeds the limit, returns that cost as the error.
 pub(super) fn solve<T: Copy>(blocks: &[Block<T>], limit: f64) -> Result<(Vec<T>, f64), f64> {
     let improve = |blocks: &[&[Vec<Class<T>>]]| {
         let Relaxation { within, multiplier, bound } = relax(blocks, limit)?;
         let mut picks = fill(within, limit);
-        // The choice at multiplier 0 is optimal. A better choice narrows the next search.
+        // The choice at multiplier 0 is optimal. Otherwise, each better choice makes the next
+        // search smaller.
         for _ in 0..if multiplier > 0.0 { SEARCHES } else { 0 } {
             let Some(better) = search(blocks, multiplier, limit, sums(&picks).1) else { break };
             picks = fill(better, limit);
@@ -295,7 +303,8 @@ pub(super) fn solve<T: Copy>(blocks: &[Block<T>], limit: f64) -> Result<(Vec<T>,
         Result::<_, f64>::Ok((sums(&picks).1, tags, bound))
     };
     let all = improve(&blocks.iter().map(Vec::as_slice).collect::<Vec<_>>())?;
-    // The search is not exact for large problems. More alternatives must not make the result worse.
+    // The search is not exact for large problems, but more alternatives must not make the result
+    // worse.
     let several = blocks.iter().any(|block| block.len() > 1);
     let first = several.then(|| improve(&blocks.iter().map(|block| &block[..1]).collect::<Vec<_>>()));
     match first {
@@ -313,7 +322,7 @@ mod tests {
 
     type Options = Vec<((f64, f64), usize)>;
 
-    /// The tags also tell the alternative.
+    /// Returns blocks whose tags contain the alternative and the option.
     fn blocks(options: &[Vec<Vec<Options>>]) -> Vec<Block<(usize, usize)>> {
         let classes = |(alternative, classes): (usize, &Vec<Options>)| {
             let tagged = |options: &Options| {
@@ -324,7 +333,7 @@ mod tests {
         options.iter().map(|block| block.iter().enumerate().map(classes).collect()).collect()
     }
 
-    /// Cost and value of all choices, one by one.
+    /// Returns the cost and value of all choices, one by one.
     fn all(options: &[Vec<Vec<Options>>]) -> Vec<(f64, f64)> {
         let product = |sums: Vec<(f64, f64)>, options: &Options| {
             let more = |sum: &(f64, f64)| {
@@ -377,7 +386,7 @@ mod tests {
                 let (mut cost, mut value) = (rng.random_range(0.0..5.0_f64), rng.random_range(1.0..9.0));
                 let options = (0..size).map(|tag| {
                     let option = ((cost, value), tag);
-                    // Whole numbers make ties.
+                    // Whole numbers often give equal sums.
                     let step: f64 = if round % 2 == 0 { 1.0 } else { 0.01 };
                     cost += (rng.random_range(0.0..4.0_f64) / step).round() * step;
                     value *= rng.random_range(0.3..1.0);

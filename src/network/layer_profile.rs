@@ -8,8 +8,9 @@ use crate::{Decomposition, Error, Report, Result, Scalar};
 
 /// A layer's name, shape and error at every rank.
 ///
-/// A profile holds a few numbers per rank and no matrices: the profiles of a thousand layers fit
-/// into memory that their decompositions would exceed. With the `serde` feature they can be stored.
+/// A profile contains a few numbers per rank and no matrices. The profiles of a thousand layers
+/// therefore fit into memory, even if their decompositions do not. The `serde` feature can store
+/// them.
 ///
 /// ```
 /// use dalr::network::LayerProfile;
@@ -35,7 +36,7 @@ pub struct LayerProfile {
     /// How often the network runs this layer for one sample.
     pub(super) calls: u64,
     facts: Facts,
-    /// Eigenvalues over their total.
+    /// Eigenvalues, divided by their total.
     explained: Vec<f64>,
     pub(super) total_energy: f64,
     /// Whether the energies are in an output metric.
@@ -52,7 +53,7 @@ impl LayerProfile {
     /// Creates the profile of a decomposed layer.
     ///
     /// Ranks above the decomposition's [`max_rank`](Decomposition::max_rank) cannot be chosen.
-    /// Solve up to [`Rank::break_even`](crate::Rank::break_even) to leave every useful rank open.
+    /// Solve up to [`Rank::break_even`](crate::Rank::break_even) to allow every useful rank.
     pub fn new<T: Scalar>(name: impl Into<String>, decomposition: &Decomposition<T>) -> Self {
         let errors = decomposition.relative_errors().map(<[f64]>::to_vec);
         let (explained, total_energy) = (decomposition.explained().to_vec(), decomposition.total_energy());
@@ -83,8 +84,8 @@ impl LayerProfile {
     }
 
     /// Creates the profile of a layer whose eigenvalues were computed elsewhere: descending, one
-    /// for each rank that may be chosen. The total includes the eigenvalues past these. Such a
-    /// profile has no errors on data.
+    /// for each rank that may be chosen. The total includes the eigenvalues that are not listed.
+    /// Such a profile has no predicted errors.
     ///
     /// # Errors
     ///
@@ -109,7 +110,7 @@ impl LayerProfile {
         during("LayerProfile::from_energies", || {
             let Self { name, mut facts, .. } = Self::original(name, shape, bias)?;
             if energies.is_empty() {
-                return Err(Error::empty("the energies"));
+                return Err(Error::empty("the list of energies"));
             }
             let full = shape.0.min(shape.1);
             if energies.len() > full {
@@ -156,11 +157,11 @@ impl LayerProfile {
         self
     }
 
-    /// Makes the [`loss`](Self::loss) the squared error on the calibration data instead of the
-    /// unexplained energy.
+    /// Sets the [`loss`](Self::loss) to the squared predicted error instead of the energy that is
+    /// not explained.
     ///
-    /// The two differ by the regularization. For truncated SVD they are unrelated, and only this
-    /// one is about the outputs.
+    /// The two differ by the regularization. For truncated SVD they are unrelated: only the
+    /// predicted error measures the outputs.
     ///
     /// # Errors
     ///
@@ -173,60 +174,62 @@ impl LayerProfile {
         Ok(self)
     }
 
-    /// Name of the layer.
+    /// Returns the name of the layer.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Number of outputs.
+    /// Returns the number of outputs.
     pub fn out_features(&self) -> usize {
         self.facts.shape.0
     }
 
-    /// Number of inputs.
+    /// Returns the number of inputs.
     pub fn in_features(&self) -> usize {
         self.facts.shape.1
     }
 
-    /// The largest rank that was solved for; 0 for a layer that stays original.
+    /// Returns the largest rank that was solved for; 0 for a layer that stays original.
     pub fn max_rank(&self) -> usize {
         self.explained.len()
     }
 
-    /// Parameters of the original layer, bias included.
+    /// Returns the parameters of the original layer, bias included.
     pub fn parameters(&self) -> u64 {
         self.costs(0).0
     }
 
-    /// Multiply–adds of the original layer for one sample of the network.
+    /// Returns the multiply–adds of the original layer for one sample of the network.
     pub fn multiply_adds(&self) -> u64 {
         self.costs(0).1
     }
 
-    /// The explained energy of each rank solved for: the eigenvalues over their total, descending.
+    /// Returns the explained energy of each solved rank: the eigenvalues divided by their total,
+    /// descending.
     pub fn explained_energy(&self) -> &[f64] {
         &self.explained
     }
 
-    /// The predicted error at this rank, as [`Decomposition::relative_error`].
+    /// Returns the predicted error at this rank, as [`Decomposition::relative_error`].
     pub fn relative_error(&self, rank: usize) -> Option<f64> {
         self.relative_errors.as_ref()?.get(rank.checked_sub(1)?).copied()
     }
 
-    /// The loss at this rank, a squared relative error: the unexplained energy, which is convex in
-    /// the rank, or the square of [`relative_error`](Self::relative_error) after
-    /// [`with_data_errors`](Self::with_data_errors). `None` for a rank that was not solved for.
+    /// Returns the loss at this rank, which is a squared relative error; `None` for a rank that was
+    /// not solved for. By default it is the energy that is not explained, which is convex in the
+    /// rank. After [`with_data_errors`](Self::with_data_errors) it is the square of
+    /// [`relative_error`](Self::relative_error).
     pub fn loss(&self, rank: usize) -> Option<f64> {
         self.losses.get(rank.checked_sub(1)?).copied()
     }
 
-    /// The report on the compressed layer of this rank, as [`Decomposition::truncate`] gives it;
-    /// `None` for a rank that was not solved for.
+    /// Returns the report on the compressed layer of this rank, as [`Decomposition::truncate`]
+    /// gives it; `None` for a rank that was not solved for.
     pub fn report(&self, rank: usize) -> Option<Report> {
         self.loss(rank).map(|_| self.facts.report(rank, self.relative_error(rank)))
     }
 
-    /// The smallest relative error that can be distinguished from zero.
+    /// Returns the size up to which relative errors are rounding.
     pub(super) fn resolution(&self) -> f64 {
         self.facts.resolution
     }
@@ -240,9 +243,10 @@ impl LayerProfile {
         Err(Error::layers(expected, "one without".into()).in_layer(&self.name))
     }
 
-    /// Parameters and multiply–adds at this rank; those of the original layer for rank 0.
+    /// Returns the parameters and multiply–adds at this rank; those of the original layer for rank
+    /// 0.
     ///
-    /// Past 0 they must increase with the rank; they may be concave.
+    /// They must increase with the rank from rank 1 on.
     pub(super) fn costs(&self, rank: usize) -> (u64, u64) {
         let (m, n) = (self.facts.shape.0 as u64, self.facts.shape.1 as u64);
         let (weights, bias) = match rank {
@@ -252,13 +256,13 @@ impl LayerProfile {
         (weights.saturating_add(if bias { m } else { 0 }), weights.saturating_mul(self.calls))
     }
 
-    /// The ranks within the limits that save parameters, ascending.
+    /// Returns the ranks within the limits that save parameters, ascending.
     pub(super) fn saving_ranks(&self, limits: Limits) -> Vec<usize> {
         let saving = (1..=self.max_rank()).take_while(|&rank| self.costs(rank).0 < self.parameters());
         saving.filter(|&rank| limits.allow(rank)).collect()
     }
 
-    /// The loss at this rank, or an error for a rank that was not solved for.
+    /// Returns the loss at this rank, or an error for a rank that was not solved for.
     pub(super) fn require_loss(&self, rank: usize) -> Result<f64> {
         self.loss(rank).ok_or_else(|| {
             let expected = format!("a rank from 1 to the {} solved for", self.max_rank());
@@ -296,13 +300,13 @@ impl Limits {
     }
 }
 
-/// The energy left unexplained at each rank, given the explained energies.
+/// Returns the energy that is not explained at each rank, given the explained energies.
 ///
-/// It is summed from the end, so that small tails keep their digits. Past the last rank solved for,
-/// the rest of the total is left.
+/// It is summed from the end, so that small tails are accurate. The energy beyond the last solved
+/// rank is included.
 pub(super) fn tails(explained: &[f64], full: usize) -> Vec<f64> {
     let solved = explained.iter().sum::<f64>();
-    // Without any energy there is nothing to lose.
+    // Without any energy, the loss is zero.
     let rest = if explained.len() >= full || solved == 0.0 { 0.0 } else { 1.0 - solved };
     let mut tail = rest.max(0.0);
     let mut tails: Vec<f64> = explained
@@ -318,7 +322,7 @@ pub(super) fn tails(explained: &[f64], full: usize) -> Vec<f64> {
     tails
 }
 
-/// The position of each name; a name that comes twice is an error.
+/// Returns the position of each name, or an error if a name occurs twice.
 pub(super) fn index<'a>(names: impl Iterator<Item = &'a str>) -> Result<BTreeMap<&'a str, usize>> {
     let mut index = BTreeMap::new();
     for (position, name) in names.enumerate() {
@@ -329,15 +333,15 @@ pub(super) fn index<'a>(names: impl Iterator<Item = &'a str>) -> Result<BTreeMap
     Ok(index)
 }
 
-/// The position of each layer by its name; there must be one at least.
+/// Returns the position of each layer by its name, or an error if there is no layer.
 pub(super) fn positions(layers: &[LayerProfile]) -> Result<BTreeMap<&str, usize>> {
     if layers.is_empty() {
-        return Err(Error::empty("the layers"));
+        return Err(Error::empty("the list of layers"));
     }
     index(layers.iter().map(LayerProfile::name))
 }
 
-/// Refuses settings for a name that no layer has.
+/// Returns an error if a name in the settings is not that of a layer.
 pub(super) fn require_known<'a>(
     index: &BTreeMap<&str, usize>,
     mut names: impl Iterator<Item = &'a String>,
@@ -355,13 +359,13 @@ mod tests {
 
     #[test]
     fn the_tail_of_a_rank_is_the_unexplained_energy() {
-        // Solved in part: a quarter lies past the last rank. In full: nothing does, though the sum
-        // is rounded.
+        // Two of three ranks are solved: a quarter of the energy lies beyond them. All three are
+        // solved: no energy does, although the sum is rounded.
         assert_eq!(tails(&[0.5, 0.25], 3), [0.5, 0.25]);
         let explained = [0.7, 0.1, 0.1];
         assert!(explained.iter().sum::<f64>() < 0.9);
         assert_eq!(tails(&explained, 3), [0.1 + 0.1, 0.1, 0.0]);
-        // No energy at all, solved in part or in full.
+        // There is no energy, with two of three or all ranks solved.
         assert_eq!([tails(&[0.0, 0.0], 3), tails(&[0.0, 0.0], 2)], [[0.0, 0.0]; 2]);
     }
 }

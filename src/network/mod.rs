@@ -1,7 +1,7 @@
 //! Whole networks: one budget for many layers.
 //!
-//! [`Network`] compresses the layers of a network within a [`Budget`] in one call. The parts that
-//! it is made of can be used on their own:
+//! [`Network`] compresses the layers of a network within a [`Budget`] in one call. Its parts can
+//! also be used separately:
 //!
 //! | task | use |
 //! |---|---|
@@ -13,9 +13,9 @@
 //! | compress each layer for the inputs that the layers compressed before it produce | [`SequentialCompression`] |
 //! | decompose many layers in parallel within a memory limit | [`Network::decompose`] |
 //!
-//! The explained energy alone ([`Strategy::Energy`]) tells how much a layer loses of its *own*
-//! outputs, but not how much the network suffers. Allocation by it is often worse than uniform
-//! allocation, and the plan warns of it.
+//! The explained energy ([`Strategy::Energy`]) measures the error of a layer's *own* outputs, but
+//! not the effect on the network. Allocation by it is often worse than uniform allocation, and the
+//! plan warns of it.
 //!
 //! ```
 //! use dalr::network::{Budget, Network};

@@ -15,13 +15,13 @@ const LARGE_GAP: f64 = 0.01;
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Choice {
-    /// The layer stays as it is.
+    /// The layer stays original.
     Original,
     /// The layer is compressed to this rank.
     Rank(usize),
     /// The layer is compressed together with all layers of its shared input.
     Shared {
-        /// The group, an index into those given to
+        /// The index of the group in the arguments of
         /// [`Allocator::allocate_shared`](super::Allocator::allocate_shared).
         group: usize,
         /// The rank of the shared `down`.
@@ -38,11 +38,11 @@ pub enum OriginalReason {
     Untouched,
     /// No rank that is allowed and was solved for makes the layer smaller.
     NoSavings,
-    /// Every smaller choice exceeds the error asked for.
+    /// Every rank that makes the layer smaller exceeds the requested error.
     ErrorTooLarge,
-    /// The budget suffices for the original layer and is best spent on it.
+    /// The budget allows the original layer, which is its best candidate.
     Affordable,
-    /// The caller chose so.
+    /// The caller gave no rank for the layer.
     Chosen,
 }
 
@@ -67,7 +67,7 @@ pub enum PlanWarning {
     EnergyAlone,
     /// The gap to the lower bound is large.
     Gap {
-        /// The gap over the objective.
+        /// The gap, divided by the objective.
         fraction: f64,
     },
     /// No layer is compressed.
@@ -130,7 +130,7 @@ pub struct Plan {
     pub warnings: Vec<PlanWarning>,
 }
 
-/// The choice for one layer, and its consequences.
+/// The choice for one layer, with its cost, loss and warnings.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
@@ -157,10 +157,10 @@ pub struct LayerPlan {
     /// Multiply–adds of the layer as planned. A shared `down` counts with the first layer of its
     /// group.
     pub multiply_adds_after: u64,
-    /// The loss, a squared relative error, before its weight.
+    /// The loss, a squared relative error, not multiplied by the weight.
     pub loss: f64,
-    /// The predicted error, as [`Report::relative_error`]: 0 for an original layer, the root of the
-    /// loss in a group, `None` without samples.
+    /// The predicted error, as [`Report::relative_error`]. It is 0 for an original layer, the root
+    /// of the loss for a layer in a group, and `None` without samples.
     pub relative_error: Option<f64>,
     /// The report on the layer compressed on its own; `None` for an original layer and for a layer
     /// of a group.
@@ -209,7 +209,7 @@ impl Plan {
         })
     }
 
-    /// Sums the objective up and adds the warnings that every plan can have.
+    /// Computes the objective, and adds the warnings that every plan can have.
     pub(super) fn new(
         (budget, strategy): (String, String),
         minimizes_parameters: bool,
@@ -221,7 +221,7 @@ impl Plan {
             false => layer.weight * layer.loss,
         };
         let objective = layers.iter().map(part).sum();
-        // The bound is known up to rounding.
+        // By rounding, the bound could be negative or exceed the objective.
         let lower_bound = lower_bound.map_or(objective, |bound| bound.max(0.0).min(objective));
         let nothing = layers.iter().all(|layer| layer.choice == Choice::Original);
         let warnings = Vec::from_iter(nothing.then_some(PlanWarning::NothingCompressed));
@@ -236,12 +236,12 @@ impl Plan {
         }
     }
 
-    /// The choice for the layer of this name.
+    /// Returns the choice for the layer of this name.
     pub fn choice(&self, layer: &str) -> Option<Choice> {
         self.layers.iter().find(|other| other.name == layer).map(|layer| layer.choice)
     }
 
-    /// The ranks of the layers that are compressed on their own, by name.
+    /// Returns the ranks of the layers that are compressed on their own, by name.
     pub fn ranks(&self) -> BTreeMap<String, usize> {
         let rank = |layer: &LayerPlan| match layer.choice {
             Choice::Rank(rank) => Some((layer.name.clone(), rank)),
@@ -250,34 +250,34 @@ impl Plan {
         self.layers.iter().filter_map(rank).collect()
     }
 
-    /// An upper bound on the improvement that another allocation could bring: the objective less
-    /// the lower bound.
+    /// Returns an upper bound on the improvement of the objective by another allocation: the
+    /// objective minus the lower bound.
     pub fn gap(&self) -> f64 {
         self.objective - self.lower_bound
     }
 
-    /// Parameters of the original layers, biases included.
+    /// Returns the parameters of the original layers, biases included.
     pub fn parameters_before(&self) -> u64 {
         self.layers.iter().map(|layer| layer.parameters_before).sum()
     }
 
-    /// Parameters of the layers as planned, biases included.
+    /// Returns the parameters of the layers as planned, biases included.
     pub fn parameters_after(&self) -> u64 {
         self.layers.iter().map(|layer| layer.parameters_after).sum()
     }
 
-    /// Multiply–adds of the original layers for one sample.
+    /// Returns the multiply–adds of the original layers for one sample.
     pub fn multiply_adds_before(&self) -> u64 {
         self.layers.iter().map(|layer| layer.multiply_adds_before).sum()
     }
 
-    /// Multiply–adds of the layers as planned for one sample.
+    /// Returns the multiply–adds of the layers as planned for one sample.
     pub fn multiply_adds_after(&self) -> u64 {
         self.layers.iter().map(|layer| layer.multiply_adds_after).sum()
     }
 
-    /// The root mean square of the layers' predicted errors, weighted as in the objective; `None`
-    /// if all weights are zero. [`Budget::TotalError`](super::Budget::TotalError) limits it.
+    /// Returns the root mean square of the layers' predicted errors, weighted as in the objective;
+    /// `None` if all weights are zero. [`Budget::TotalError`](super::Budget::TotalError) limits it.
     pub fn total_error(&self) -> Option<f64> {
         let weight = self.layers.iter().map(|layer| layer.weight).sum::<f64>();
         let loss = self.layers.iter().map(|layer| layer.weight * layer.loss).sum::<f64>();

@@ -3,7 +3,7 @@
 use core::fmt;
 use core::ops::ControlFlow;
 
-/// One item of a long operation begins or is finished.
+/// The beginning or the end of one item of a long operation.
 ///
 /// Long operations call a function `FnMut(&Progress) -> ControlFlow<()>` before and after each
 /// item, on the thread that started them. [`ControlFlow::Break`] cancels the operation: it finishes
@@ -26,9 +26,9 @@ use core::ops::ControlFlow;
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct Progress {
-    /// The layer at work; `None` for the original network.
+    /// The layer of the item; `None` for the original network.
     pub layer: Option<String>,
-    /// Whether the item is finished, or about to begin.
+    /// Whether the item is finished; otherwise it is about to begin.
     pub finished: bool,
     /// Number of items finished so far.
     pub done: usize,
@@ -39,8 +39,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Continues in any case. Pass `&mut Progress::ignore` to an operation whose progress is of no
-    /// interest.
+    /// Ignores progress and never cancels. Pass `&mut Progress::ignore` to an operation.
     pub fn ignore(&self) -> ControlFlow<()> {
         ControlFlow::Continue(())
     }

@@ -1,4 +1,4 @@
-//! Sensitivities: how much a network suffers from the error of each of its layers.
+//! Sensitivities: the increase of a network's loss by the error of each of its layers.
 
 use core::ops::ControlFlow;
 use std::collections::BTreeMap;
@@ -35,14 +35,14 @@ impl Sensitivities {
     /// # Errors
     ///
     /// A number that is negative or not finite ([`Error::InLayer`] names the layer); a name that
-    /// comes twice.
+    /// occurs twice.
     pub fn new<N: Into<String>>(sensitivities: impl IntoIterator<Item = (N, f64)>) -> Result<Self> {
         during("Sensitivities::new", || {
             let mut map = BTreeMap::new();
             for (name, sensitivity) in sensitivities {
                 let name = name.into();
                 if !(sensitivity >= 0.0 && sensitivity.is_finite()) {
-                    let expected = "finite and at least 0".into();
+                    let expected = "to be finite and at least 0".into();
                     return Err(Error::out_of_range("the sensitivity", expected, sensitivity).in_layer(&name));
                 }
                 if map.contains_key(&name) {
@@ -56,17 +56,20 @@ impl Sensitivities {
     }
 
     /// Measures the sensitivities: compresses one layer at a time, and divides the increase of the
-    /// network's loss by the loss of the layer.
+    /// network's loss by the layer's squared relative error ([`LayerProfile::loss`]).
     ///
     /// `evaluate` gets the layers to compress and their ranks; all others stay original. It returns
-    /// the loss of this network, the smaller the better: a cross-entropy, one minus a cosine, one
-    /// minus an accuracy. It is called once without any layers, and once for each layer at its rank
-    /// in `plan`. A layer that stays original in `plan` is measured at the largest rank that saves
-    /// parameters. Layers that no rank makes smaller, or that lose nothing by it, are left out.
+    /// the loss of this network, which is smaller for better networks: a cross-entropy, one minus a
+    /// cosine, one minus an accuracy. It is called once without any layers, and once for each
+    /// layer, at its rank in `plan`. If the layer's loss there is rounding noise, the next smaller
+    /// rank with a loss is measured. A layer that stays original in `plan` is measured at the
+    /// largest rank that saves parameters. A layer is left out if no rank that saves parameters has
+    /// a measurable loss.
     ///
-    /// A layer whose compression seems to help gets zero, which is noise; see
-    /// [`with_floor`](Self::with_floor). The result is `None` if `progress` cancels. `evaluations`
-    /// keeps all values, also after an error; the next call continues from them.
+    /// If compressing a layer seems to improve the network, its sensitivity is zero. Such a value
+    /// is mostly noise; see [`with_floor`](Self::with_floor). The result is `None` if `progress`
+    /// cancels. `evaluations` keeps all values, also after an error; the next call continues from
+    /// them.
     ///
     /// # Errors
     ///
@@ -111,7 +114,7 @@ impl Sensitivities {
             layer_profile::positions(layers)?;
             let measurable: Vec<_> = layers.iter().filter_map(|layer| measurable(layer, plan)).collect();
             if measurable.is_empty() {
-                return Err(Error::empty("the layers that can be compressed"));
+                return Err(Error::empty("the list of layers that can be compressed"));
             }
             let evaluate = &mut boxed(evaluate);
             let total = Some(measurable.len() + 1);
@@ -127,7 +130,7 @@ impl Sensitivities {
         })
     }
 
-    /// The sensitivity of a layer.
+    /// Returns the sensitivity of a layer.
     pub fn get(&self, layer: &str) -> Option<f64> {
         self.0.get(layer).copied()
     }
@@ -139,15 +142,15 @@ impl Sensitivities {
         })
     }
 
-    /// All names and sensitivities, by name.
+    /// Returns all names and sensitivities, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, f64)> {
         self.0.iter().map(|(name, &sensitivity)| (name.as_str(), sensitivity))
     }
 
     /// Raises every sensitivity to at least this fraction of their mean.
     ///
-    /// A single measurement of a layer that hardly matters is mostly noise. It may come out as
-    /// zero, and the allocation would then compress that layer to the smallest rank.
+    /// For a layer with little effect, a single measurement is mostly noise. If it is zero, the
+    /// allocation would compress that layer to the smallest rank.
     ///
     /// # Errors
     ///
@@ -163,7 +166,11 @@ impl Sensitivities {
     pub fn with_floor(mut self, fraction_of_mean: f64) -> Result<Self> {
         during("Sensitivities::with_floor", || {
             if !(0.0..=1.0).contains(&fraction_of_mean) {
-                return Err(Error::out_of_range("the fraction of the mean", "in [0, 1]".into(), fraction_of_mean));
+                return Err(Error::out_of_range(
+                    "the fraction of the mean",
+                    "to be in [0, 1]".into(),
+                    fraction_of_mean,
+                ));
             }
             let count = self.0.len().max(1) as f64;
             let floor = self.0.values().map(|sensitivity| sensitivity / count).sum::<f64>() * fraction_of_mean;
@@ -173,13 +180,13 @@ impl Sensitivities {
     }
 }
 
-/// The rank at which a layer is measured, and its loss there.
+/// Returns the rank at which a layer is measured, and its loss there.
 fn measurable<'a>(layer: &'a LayerProfile, plan: &Plan) -> Option<(&'a str, usize, f64)> {
     let planned = match plan.choice(layer.name()) {
         Some(Choice::Rank(rank)) => rank,
         _ => usize::MAX,
     };
-    // A loss that is rounding noise divides nothing.
+    // A quotient with a loss that is rounding noise would be meaningless.
     let least = layer.resolution() * layer.resolution();
     let ranks = layer.saving_ranks(Limits::NONE).into_iter().rev().filter(|&rank| rank <= planned);
     let mut measurable = ranks.filter_map(|rank| Some((layer.name(), rank, layer.loss(rank)?)));

@@ -9,23 +9,24 @@ use crate::{
     Calibration, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Result, Scalar, Warning, linalg,
 };
 
-/// The weight of a layer without any sensitivity, relative to the layer with the largest.
+/// The weight of a layer whose sensitivity is zero, relative to the largest sensitivity.
 const NEGLIGIBLE: f64 = 1.0 / (1_u64 << 40) as f64;
 
-/// The energy of a group may differ this much from the sum of its layers' energies. Rounding is
-/// smaller, and the difference between two methods is larger.
+/// Largest relative difference between the energy of a group and the sum of its layers' energies.
+/// Rounding is smaller, and the difference between two methods is larger.
 const SAME: f64 = 1e-3;
 
-/// Layers with a shared input, such as query, key and value, and the loss of each at every rank of
-/// a shared `down`.
+/// A group of layers with a shared input, such as query, key and value, and the loss of each layer
+/// at every rank of a shared `down`.
 ///
-/// The stacked weights are one layer. Its factors of rank `k` are one `down`, `k × n`, and an `up`
-/// for each layer, `mᵢ × k`. They have `k (n + Σ mᵢ)` parameters, separate factors `Σ kᵢ (n + mᵢ)`.
+/// The weights, stacked on top of each other, form one layer. Its factors of rank `k` are one
+/// `down`, `k × n`, and an `up` for each layer, `mᵢ × k`. They have `k (n + Σ mᵢ)` parameters;
+/// separate factors have `Σ kᵢ (n + mᵢ)`.
 /// [`Allocator::allocate_shared`](super::Allocator::allocate_shared) chooses the better of the two.
 ///
 /// The rows of each layer are scaled by `√(wᵢ / eᵢ)`, with the energy `eᵢ` of its outputs and its
-/// sensitivity `wᵢ`. This output metric makes the solution minimize the sum of the weighted
-/// *relative* squared errors, as separate factors do.
+/// sensitivity `wᵢ`. With this scaling, the solution minimizes the weighted sum of the *relative*
+/// squared errors, as separate factors do.
 ///
 /// ```
 /// use dalr::network::{Allocator, Budget, Choice, LayerProfile, SharedInput, Strategy};
@@ -83,9 +84,9 @@ struct Member {
 impl SharedInput {
     /// Decomposes layers with a shared input together, for every rank up to `max_rank`.
     ///
-    /// The profiles must come from the same method and the same statistics. Sensitivities, if
-    /// given, should be those of the allocation. Truncate the decomposition of the stacked layer to
-    /// the rank planned, and [`split`](Self::split) it.
+    /// The profiles must come from the same method and the same statistics. Pass the same
+    /// sensitivities as to the allocation. Truncate the returned decomposition of the stacked layer
+    /// to the planned rank, and [`split`](Self::split) it.
     ///
     /// # Errors
     ///
@@ -121,8 +122,8 @@ impl SharedInput {
                 let up = factors.up().subrows(start, out_features);
                 start += out_features;
                 let fraction = if energy > 0.0 { total / energy } else { 0.0 };
-                // `up` holds eigenvectors: the part of an eigenvalue in these rows is their squared
-                // norm.
+                // The columns of `up` are eigenvectors. The part of an eigenvalue in these rows is
+                // their squared norm.
                 let explained = up.col_iter().zip(decomposition.explained());
                 let explained = explained.map(|(column, part)| part * fraction * linalg::squared_norm(column.as_mat()));
                 let losses = tails(&explained.collect::<Vec<_>>(), full);
@@ -188,29 +189,30 @@ impl SharedInput {
         })
     }
 
-    /// The names of the layers, in the order of the stacked weights.
+    /// Returns the names of the layers, in the order of the stacked weights.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.members.iter().map(|member| member.name.as_str())
     }
 
-    /// The largest rank that was solved for.
+    /// Returns the largest rank that was solved for.
     pub fn max_rank(&self) -> usize {
         self.members.iter().map(|member| member.losses.len()).min().unwrap_or(0)
     }
 
-    /// The loss of a layer, by its index in the group, at this rank of the shared `down`: a squared
-    /// relative error, as [`LayerProfile::loss`]. `None` for a layer or a rank that does not exist.
+    /// Returns the loss of a layer, by its index in the group, at this rank of the shared `down`: a
+    /// squared relative error, as [`LayerProfile::loss`]. `None` for a layer or a rank that does
+    /// not exist.
     pub fn loss(&self, member: usize, rank: usize) -> Option<f64> {
         self.members.get(member)?.losses.get(rank.checked_sub(1)?).copied()
     }
 
-    /// Parameters of all layers at this rank, biases included: `k (n + Σ mᵢ)`.
+    /// Returns the parameters of all layers at this rank, biases included: `k (n + Σ mᵢ)`.
     pub fn parameters(&self, rank: usize) -> u64 {
         (0..self.members.len()).map(|index| self.at_rank(index, rank).0).sum()
     }
 
-    /// Parameters, entries of the factors and loss of a layer at this rank. `down` counts with the
-    /// first layer.
+    /// Returns the parameters, the entries of the factors and the loss of a layer at this rank.
+    /// `down` counts with the first layer.
     pub(super) fn at_rank(&self, index: usize, rank: usize) -> (u64, u64, f64) {
         let Some(member) = self.members.get(index) else { return (0, 0, f64::INFINITY) };
         let inputs = if index == 0 { self.in_features } else { 0 };
@@ -219,7 +221,7 @@ impl SharedInput {
         (factors + bias, factors, self.loss(index, rank).unwrap_or(f64::INFINITY))
     }
 
-    /// Refuses a profile that does not fit the group.
+    /// Returns an error if a profile does not fit the group.
     pub(super) fn check(&self, layer: &LayerProfile) -> Result<()> {
         let shape = (layer.out_features(), layer.in_features());
         let same = |member: &Member| member.name == layer.name() && (member.out_features, self.in_features) == shape;
@@ -257,7 +259,7 @@ fn check_members<T: Scalar>(members: &[(&LayerProfile, &Linear<T>)]) -> Result<(
     Ok(())
 }
 
-/// `√(wᵢ / eᵢ)` of each layer, divided by the largest; 1 for a layer without energy.
+/// Returns `√(wᵢ / eᵢ)` of each layer, divided by the largest; 1 for a layer without energy.
 fn scales<T>(members: &[(&LayerProfile, &Linear<T>)], sensitivities: Option<&Sensitivities>) -> Result<Vec<f64>> {
     let weight = |(profile, _): &(&LayerProfile, _)| sensitivities.map_or(Ok(1.0), |all| all.require(profile.name()));
     let weights: Vec<f64> = members.iter().map(weight).collect::<Result<_>>()?;
@@ -272,7 +274,7 @@ fn scales<T>(members: &[(&LayerProfile, &Linear<T>)], sensitivities: Option<&Sen
     Ok(scales.into_iter().map(|scale| if scale > 0.0 { scale / largest } else { 1.0 }).collect())
 }
 
-/// The weights of all layers, each multiplied by its scale, on top of one another.
+/// Returns the weights of all layers, each multiplied by its scale, stacked on top of each other.
 fn stack<T: Scalar>(members: &[(&LayerProfile, &Linear<T>)], scales: &[f64]) -> Result<Linear<T>> {
     let outputs = members.iter().map(|(_, layer)| layer.out_features()).sum();
     let inputs = members.first().map_or(0, |(_, layer)| layer.in_features());
@@ -297,7 +299,7 @@ mod tests {
     use super::*;
     use crate::network::{Allocator, Budget, Choice, Strategy};
 
-    /// Two layers of 6 × 6, which lose a tenth and an eighth less with every rank.
+    /// Returns a group of two 6 × 6 layers, whose losses decrease by 1/10 and 1/8 with every rank.
     fn group() -> (SharedInput, [LayerProfile; 2]) {
         let member = |(name, step): (&str, f64)| {
             let losses = (1..=6).map(|rank| 1.0 - step * f64::from(rank)).collect();
@@ -313,8 +315,8 @@ mod tests {
     fn candidates_are_smaller_and_count_weights_and_calls() {
         let (shared, layers) = group();
         let sensitivities = Sensitivities::new([("query", 2.0), ("key", 0.5)]).unwrap();
-        // 18 parameters for each rank. The smallest rank excludes separate factors within the
-        // budget.
+        // A shared `down` takes 18 parameters for each rank. The limit on the smallest rank
+        // excludes separate factors within the budget.
         let plan = |rank: usize, layers: &[LayerProfile]| {
             let allocator = Allocator::new(Budget::Parameters(18 * rank as u64)).with_min_rank(rank);
             let allocator = allocator.with_strategy(Strategy::Sensitivity(sensitivities.clone()));
@@ -330,7 +332,7 @@ mod tests {
                 let loss = 2.0 * (1.0 - 0.1 * rank as f64) + 0.5 * (1.0 - 0.125 * rank as f64);
                 assert!((plan.objective - loss).abs() < 1e-14);
             }
-            // 4 ranks need the 72 parameters of the original layers.
+            // At rank 4, the factors have the 72 parameters of the original layers.
             assert!(plan(4, &layers).unwrap().layers.iter().all(|layer| layer.choice == Choice::Original));
         }
         let [query, key] = layers;

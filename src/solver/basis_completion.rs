@@ -1,4 +1,4 @@
-//! Completion of a basis if the data determine fewer directions than requested.
+//! Completes a basis if the data vary in fewer directions than requested.
 
 use faer::{Mat, MatMut, MatRef};
 
@@ -38,7 +38,7 @@ impl PsdOperator<f64> for Complement {
 /// F`.
 ///
 /// This is the limit of the solution with a relative ridge as the ridge goes to zero. In null
-/// directions of the data, the result is that of plain truncated SVD.
+/// directions of the data, the result is that of truncated SVD.
 pub(crate) fn complete_basis(
     basis: MatRef<'_, f64>,
     factor: MatRef<'_, f64>,
@@ -54,7 +54,7 @@ pub(crate) fn complete_basis(
     let rest = outside(basis, factor, par)?;
     let mut matrix = linalg::zeros(dimension, dimension)?;
     linalg::add_symmetric_product(matrix.as_mut(), 1.0, rest.as_ref(), rest.transpose(), par);
-    // The summand `P`, as large as an entry of `P F`, separates the complement from `U`.
+    // The term `P` has the size of the entries of `P F`, and separates the complement from `U`.
     linalg::add_symmetric_product(matrix.as_mut(), -1.0, basis, basis.transpose(), par);
     for i in 0..dimension {
         matrix[(i, i)] += 1.0;
@@ -64,17 +64,17 @@ pub(crate) fn complete_basis(
     let pairs = super::solve(&complement, count - have, Solver::Auto, par)?;
     let mut added = completed.as_mut().subcols_mut(have, count - have);
     added.copy_from(&pairs.vectors);
-    // Orthogonal to `U` up to the solver's residual so far.
+    // Before this, the new columns are orthogonal to `U` only up to the solver's residual.
     linalg::project_out(added, basis, par)?;
     Ok(completed)
 }
 
-/// `(I − UUᵀ) F` up to a factor, orthogonal to `U` relative to its own size; zero if only rounding
-/// is left.
+/// Returns a multiple of `(I − UUᵀ) F`, orthogonal to `U` to rounding relative to its own size.
+/// Returns zero if only rounding is left.
 fn outside(basis: MatRef<'_, f64>, factor: MatRef<'_, f64>, par: Par) -> Result<Mat<f64>> {
     let mut rest = unit_size(factor)?;
     let mut size = linalg::squared_norm(rest.as_ref());
-    // A projection that removes little leaves little of `U`.
+    // A projection that removes little of the matrix also leaves little of `U` in it.
     for _ in 0..8 {
         linalg::project_out(rest.as_mut(), basis, par)?;
         let left = linalg::squared_norm(rest.as_ref());
@@ -87,7 +87,7 @@ fn outside(basis: MatRef<'_, f64>, factor: MatRef<'_, f64>, par: Par) -> Result<
     linalg::zeros(factor.nrows(), factor.ncols())
 }
 
-/// A copy with entries near 1.
+/// Returns a copy with entries near 1.
 fn unit_size(matrix: MatRef<'_, f64>) -> Result<Mat<f64>> {
     linalg::widened(matrix, power_of_two(-even_exponent(linalg::max_abs(matrix))))
 }
@@ -98,8 +98,8 @@ mod tests {
 
     #[test]
     fn the_rest_of_a_factor_is_orthogonal_relative_to_its_own_size() -> Result<()> {
-        // Four thousandths of the factor lie outside. One projection leaves hundreds of rounding
-        // errors relative to this rest.
+        // A fraction of 0.004 of the factor lies outside of the basis. After one projection, errors
+        // relative to this rest are hundreds of `ε`.
         let entry = |i: usize, j: usize| ((i * 31 + j * 17 + i * j) % 23) as f64 / 11.0 - 1.0;
         let basis = linalg::thin_qr(Mat::from_fn(50, 1, |i, _| entry(i, 5)), Par::Seq)?.0;
         let inside = Mat::from_fn(1, 20, |_, j| 7.0 + entry(3, j));

@@ -1,14 +1,14 @@
-//! An operator with a dimension and a noise that are valid and do not change.
+//! An operator whose dimension and noise are valid and constant.
 
 use faer::{Mat, MatMut, MatRef};
 
 use super::PsdOperator;
 use crate::{Error, Result, Scalar};
 
-/// A user's operator as the solvers see it.
+/// A user's operator, with its dimension and noise read once and validated.
 ///
-/// The solvers size their buffers by the dimension, and compare with the noise. A comparison with
-/// NaN would accept everything, so both are read and validated once.
+/// The solvers allocate buffers by the dimension, and compare eigenvalues with the noise. With a
+/// noise of NaN, every comparison would pass.
 pub(super) struct Checked<'a, T> {
     operator: &'a dyn PsdOperator<T>,
     dimension: usize,
@@ -19,7 +19,7 @@ impl<'a, T: Scalar> Checked<'a, T> {
     pub(super) fn new(operator: &'a dyn PsdOperator<T>) -> Result<Self> {
         let (dimension, noise) = (operator.dimension(), operator.noise());
         if dimension == 0 {
-            return Err(Error::empty("the operator's dimension"));
+            return Err(Error::empty("the operator"));
         }
         if !(noise >= 0.0 && noise.is_finite()) {
             return Err(Error::invalid_operator(format!("a noise of {noise}")));

@@ -2,38 +2,38 @@
 //!
 //! A cost is a number of multiply–adds (MACs). The unit is one MAC of a large matrix product in the
 //! operator's own precision; MACs of slower operations count as several. The counts of MACs are
-//! derived below. The factors for slower operations were fitted to measurements, by `cargo bench
-//! --bench cost -- phases` and `-- grid`; the latter prints the distance of each choice from the
-//! fastest.
+//! derived below. The factors for slower operations were fitted to measurements, by
+//! `cargo bench --bench cost -- phases` and `-- grid`; the latter prints how much longer each
+//! choice takes than the fastest algorithm.
 
 use super::lanczos::Widths;
 use super::{PsdOperator, Solver};
 use crate::Scalar;
 
-/// Cost of a MAC in `f64`, in MACs in `f32`: a vector register holds half as many numbers.
+/// Cost of a MAC in `f64`, in MACs in `f32`. A vector register holds half as many `f64` numbers.
 pub(crate) const DOUBLE: f64 = 2.0;
 
-/// Cost of a dense eigendecomposition, over `d³`.
+/// Cost of a dense eigendecomposition, divided by `d³`.
 ///
 /// The reduction to tridiagonal form takes `⅔ d³` MACs, divide and conquer and the transformation
 /// of the eigenvectors about `2 d³`. Half of the reduction is matrix–vector products, which read
 /// the matrix from memory for every column. It takes two thirds of the time, hence `4 + 2`.
 const DENSE_PER_CUBE: f64 = 6.0;
 
-/// Cost of a dense eigendecomposition, over `d²`, that does not grow with the matrix product's
-/// rate: small kernels for each of the `d` columns. It exceeds the cubic term below `d = 667`.
+/// Cost of the small operations in a dense eigendecomposition, divided by `d²`: kernels that run
+/// for each of the `d` columns. It exceeds the cubic term below `d = 667`.
 const DENSE_PER_SQUARE: f64 = 4000.0;
 
-/// The smallest dimension for which block Lanczos is considered. A dense solution takes a few
-/// milliseconds below it, and is accurate to rounding.
+/// The smallest dimension for which block Lanczos is considered. Below it, a dense solve takes a
+/// few milliseconds, and is accurate to rounding.
 const LEAST_DIMENSION: usize = 256;
 
-/// Block width for which a product spends as much time on reading the operator from memory as on
-/// MACs. Each block reads the operator once.
+/// Block width at which reading the operator from memory takes as long as the MACs of a product.
+/// Each block reads the operator once.
 const MEMORY_BOUND_WIDTH: f64 = 32.0;
 
-/// Dense eigendecompositions of the projected operator. Most problems converge with a basis of
-/// three vectors for each pair, and convergence is tested three times until then.
+/// Number of dense eigendecompositions of the projected operator. Most problems converge with a
+/// basis of three vectors for each pair, after three tests of convergence.
 const RITZ_SOLUTIONS: f64 = 3.0;
 
 /// Estimates the cost of a dense eigendecomposition.
@@ -42,8 +42,9 @@ pub(crate) fn dense(dimension: usize) -> f64 {
     DENSE_PER_CUBE * dimension.powi(3) + DENSE_PER_SQUARE * dimension.powi(2)
 }
 
-/// Estimates the cost of `count` eigenpairs by block Lanczos, for an operator that takes `macs` for
-/// each vector. `None` if the dimension is too small, or the basis would fill the space.
+/// Estimates the cost of `count` eigenpairs by block Lanczos, for an operator that takes `macs`
+/// MACs for each vector. Returns `None` if the dimension is too small, or if the basis would fill
+/// the space.
 ///
 /// A basis of `s` vectors takes `s` products with the operator. Vector `j` is projected out of
 /// those before it in up to four passes of `2 d j` MACs, which add up to `4 d s²`.
@@ -58,7 +59,7 @@ pub(crate) fn lanczos(dimension: usize, count: usize, macs: f64) -> Option<f64> 
         .then_some(reading * (vectors * macs + orthogonalising) + examining)
 }
 
-/// Whether block Lanczos is to be tried first. If the costs are equal, the dense algorithm runs.
+/// Returns whether the solver tries block Lanczos first. If the costs are equal, it does not.
 pub(super) fn prefers_lanczos<T: Scalar>(operator: &dyn PsdOperator<T>, count: usize, solver: Solver) -> bool {
     match solver {
         Solver::DenseEigen => false,

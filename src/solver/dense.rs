@@ -17,13 +17,13 @@ pub(super) struct Algorithm<P> {
     pub(super) solve: Solve<P>,
 }
 
-/// An error is accepted up to this many rounding errors.
+/// Accepted error, as a multiple of the expected rounding error.
 const ROUNDING_RATIO: f64 = 100.0;
 
 /// The algorithms in double precision, in the order in which they are tried.
 ///
-/// faer's eigendecomposition was reported to give up on an 11 × 11 matrix. The singular value
-/// decomposition shares neither the tridiagonal form nor the iteration with it, and takes `O(d³)`.
+/// faer's eigendecomposition was reported to fail on an 11 × 11 matrix. The singular value
+/// decomposition uses neither its tridiagonal form nor its iteration, and takes `O(d³)`.
 pub(super) const ALGORITHMS: [Algorithm<f64>; 2] = [
     Algorithm { name: "dense eigendecomposition (divide and conquer)", solve: linalg::symmetric_eigen },
     Algorithm { name: "dense singular value decomposition", solve: by_singular_values },
@@ -37,13 +37,14 @@ pub(super) fn double_precision<T: Scalar>(
     par: Par,
 ) -> Result<Eigenpairs> {
     let mut pairs = solve(operator, count, algorithms, par)?;
-    // The entries of the matrix were rounded to `T` before it came here.
+    // The caller's operator rounded the entries of the matrix to `T`.
     let level = noise_level(operator.dimension()) / f64::EPSILON * T::EPSILON;
     pairs.noise = pairs.noise.max(level * pairs.values.first().copied().unwrap_or(0.0));
     Ok(pairs)
 }
 
-/// Solves in the operator's own precision; `None` if the result is not accurate to that precision.
+/// Solves in the operator's own precision; returns `None` if the result is not accurate to that
+/// precision.
 ///
 /// The eigenvectors are orthonormal to the rounding of `f64` in any case.
 pub(crate) fn native_precision<T: Scalar>(
@@ -55,7 +56,7 @@ pub(crate) fn native_precision<T: Scalar>(
     let algorithm = Algorithm::<T> { name, solve: linalg::symmetric_eigen };
     match solve(operator, count, &[algorithm], par) {
         Ok(pairs) => Ok(Some(pairs)),
-        // Double precision decides whether the operator is to blame.
+        // The solve in double precision then finds out whether the operator is invalid.
         Err(Error::NoConvergence { .. } | Error::InvalidOperator { .. }) => Ok(None),
         Err(other) => Err(other),
     }
@@ -78,15 +79,16 @@ fn solve<T: Scalar, P: Scalar>(
         let found = format!("{} at row {row}, column {column}", assembled[(row, column)]);
         return Err(Error::invalid_operator(found));
     }
-    // With entries near 1 no product overflows or underflows. In single precision faer's divide and
-    // conquer also loses digits if entries are below some thousandths.
+    // With entries near 1, no product overflows or underflows. In single precision, faer's divide
+    // and conquer also loses digits if all entries are below about 0.001.
     let scale = power_of_two(-even_exponent(linalg::max_abs(assembled.as_ref())));
     let mut matrix = linalg::converted::<T, P>(assembled.as_ref(), scale)?;
     drop(assembled);
     let tolerance = ROUNDING_RATIO * dimension as f64 * T::EPSILON;
     let noise = operator.noise() * scale;
     require_symmetric(matrix.as_ref(), tolerance, noise)?;
-    // The algorithms read one triangle. Rounding in the other one must not count as their residual.
+    // The algorithms read one triangle. Rounding differences in the other one must not count in
+    // their residual.
     linalg::mirror_lower(&mut matrix);
 
     for (index, algorithm) in algorithms.iter().enumerate() {
@@ -119,13 +121,13 @@ struct Verified {
     vectors: faer::Mat<f64>,
     /// The largest magnitude of all eigenvalues.
     largest: f64,
-    /// The lowest of all eigenvalues.
+    /// The smallest of all eigenvalues.
     lowest: f64,
     residual: f64,
 }
 
-/// The leading pairs, with vectors made orthonormal in `f64`; `None` if they are not eigenpairs to
-/// rounding in `P`, or not the leading ones.
+/// Returns the leading pairs, with vectors made orthonormal in `f64`; `None` if they are not
+/// eigenpairs to rounding in `P`, or not the leading ones.
 fn verify<P: Scalar>(
     matrix: MatRef<'_, P>,
     (values, vectors): Pairs<P>,
@@ -137,7 +139,7 @@ fn verify<P: Scalar>(
     order.sort_by(|(_, a), (_, b)| b.total_cmp(a));
     let largest = order.iter().map(|(_, value)| value.abs()).fold(0.0, f64::max);
     let lowest = order.last().map_or(0.0, |&(_, value)| value);
-    // Pairs other than the leading ones have no residual either, but then the sum is too small.
+    // Pairs that are not the leading ones have no residual either, but their sum is too small.
     let trace: f64 = (0..dimension).map(|i| matrix[(i, i)].to_f64()).sum();
     let sum: f64 = order.iter().map(|(_, value)| value).sum();
     // A NaN among the values makes the sum NaN, and the comparison false.
@@ -160,12 +162,13 @@ fn verify<P: Scalar>(
     Ok(accepted.then_some(Verified { values, vectors, largest, lowest, residual }))
 }
 
-/// The size to which rounding errors of orthogonal transformations add up, as a random walk.
+/// Returns the expected size of the sum of rounding errors in orthogonal transformations, as for a
+/// random walk.
 fn rounding<P: Scalar>(dimension: usize) -> f64 {
     P::EPSILON * (dimension as f64).sqrt()
 }
 
-/// Largest column norm of `H V − V diag(λ)`, multiplied in the precision of the matrix.
+/// Returns the largest column norm of `H V − V diag(λ)`, multiplied in the precision of the matrix.
 fn residual<P: Scalar>(matrix: MatRef<'_, P>, vectors: MatRef<'_, f64>, values: &[f64], par: Par) -> Result<f64> {
     let rounded = linalg::rounded::<P>("the eigenvectors", vectors)?;
     let applied = linalg::product(matrix, rounded.as_ref(), par)?;
@@ -178,8 +181,8 @@ fn residual<P: Scalar>(matrix: MatRef<'_, P>, vectors: MatRef<'_, f64>, values: 
     Ok(norms.fold(0.0, |most, norm| if norm > most || norm.is_nan() { norm } else { most }))
 }
 
-/// Singular pairs of a positive semidefinite matrix are its eigenpairs. The sign of `uᵀHu` shows
-/// eigenvalues that are negative.
+/// Computes eigenpairs as singular pairs, which are the same for a positive semidefinite matrix.
+/// The sign of `uᵀHu` shows which eigenvalues are negative.
 fn by_singular_values(matrix: MatRef<'_, f64>, par: Par) -> Result<Option<Pairs<f64>>> {
     let Some((mut values, vectors)) = linalg::left_singular(matrix, par)? else { return Ok(None) };
     let applied = linalg::product(matrix, vectors.as_ref(), par)?;
@@ -191,7 +194,8 @@ fn by_singular_values(matrix: MatRef<'_, f64>, par: Par) -> Result<Option<Pairs<
 }
 
 fn require_symmetric<P: Scalar>(matrix: MatRef<'_, P>, tolerance: f64, noise: f64) -> Result<()> {
-    /// Columns compared at once, so that whole cache lines of the other triangle are used.
+    /// Number of columns that are compared at once, so that whole cache lines of the other triangle
+    /// are used.
     const WIDTH: usize = 16;
     let (dimension, bound) = (matrix.nrows(), tolerance * linalg::max_abs(matrix) + noise);
     for start in (0..dimension).step_by(WIDTH) {

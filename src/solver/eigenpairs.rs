@@ -2,7 +2,7 @@
 
 use faer::Mat;
 
-/// The largest eigenvalues of an operator, their eigenvectors, and how they were found.
+/// The largest eigenvalues of an operator, their eigenvectors, and the algorithm that found them.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Eigenpairs {
@@ -12,27 +12,29 @@ pub struct Eigenpairs {
     pub vectors: Mat<f64>,
     /// Name of the algorithm that found them.
     pub solver: &'static str,
-    /// Whether an algorithm that was tried before failed.
+    /// Whether the chosen algorithm failed, and this is the result of its fallback.
     pub fallback: bool,
-    /// Number of blocks of vectors that the operator was applied to; 0 for dense algorithms.
+    /// Number of blocks of vectors to which the operator was applied; 0 for dense algorithms.
     pub steps: usize,
-    /// Dimension of the subspace that was searched; the operator's dimension for dense algorithms.
+    /// Dimension of the subspace that contains the vectors; the operator's dimension for dense
+    /// algorithms.
     pub basis_size: usize,
     /// Largest `‖H v − λ v‖` of the pairs, relative to the largest eigenvalue.
     ///
-    /// For block Lanczos it is a bound that follows from the basis in exact arithmetic.
+    /// For block Lanczos it is a bound, which is computed from the basis and holds in exact
+    /// arithmetic.
     pub residual: f64,
-    /// Eigenvalues up to this size cannot be told from rounding noise.
+    /// Eigenvalues up to this size can be rounding noise.
     pub noise: f64,
 }
 
 impl Eigenpairs {
-    /// Number of eigenvalues above the rounding [`noise`](Self::noise).
+    /// Returns the number of eigenvalues above the rounding [`noise`](Self::noise).
     pub fn numerical_rank(&self) -> usize {
         self.values.iter().take_while(|&&value| value > self.noise).count()
     }
 
-    /// The same eigenvalues with other vectors, signs fixed.
+    /// Replaces the vectors, and fixes their signs.
     pub(crate) fn with_vectors(mut self, mut vectors: Mat<f64>) -> Self {
         fix_signs(&mut vectors);
         self.vectors = vectors;
@@ -49,12 +51,13 @@ impl core::fmt::Display for Eigenpairs {
     }
 }
 
-/// A residual relative to the largest eigenvalue. If that is zero, an accepted residual is noise.
+/// Returns a residual relative to the largest eigenvalue. If that is zero, returns 0: an accepted
+/// residual is then noise.
 pub(super) fn relative(residual: f64, largest: f64) -> f64 {
     if largest > 0.0 { residual / largest } else { 0.0 }
 }
 
-/// Rounding noise in eigenvalues computed in `f64`, relative to the largest.
+/// Returns the rounding noise in eigenvalues computed in `f64`, relative to the largest one.
 pub(crate) fn noise_level(dimension: usize) -> f64 {
     4.0 * dimension as f64 * f64::EPSILON
 }

@@ -4,8 +4,8 @@
 //! (statistics in a file, or on other machines), implement [`PsdOperator`] and pass it to
 //! [`top_eigenpairs`].
 //!
-//! Start with `operator` (the trait) and `cost` (the choice of an algorithm). `dense` and `lanczos`
-//! hold one algorithm each.
+//! In the source, start with `operator` (the trait) and `cost` (the choice of an algorithm).
+//! `dense` and `lanczos` contain one algorithm each.
 
 mod basis_completion;
 mod checked_operator;
@@ -29,7 +29,7 @@ use crate::error::during;
 use crate::linalg::{self, Par};
 use crate::{Error, Result, Scalar};
 
-/// The algorithm that finds the eigenpairs.
+/// The algorithm that computes the eigenpairs.
 ///
 /// ```
 /// use dalr::{Dalr, Solver};
@@ -45,9 +45,10 @@ pub enum Solver {
     /// Forms the matrix and diagonalises it, `O(d³)` for dimension `d`. The algorithm is divide and
     /// conquer. If it fails, the solver falls back to a singular value decomposition.
     DenseEigen,
-    /// Never forms the matrix: applies it to about `3k` vectors for `k` eigenpairs. The algorithm
-    /// is block Lanczos with full reorthogonalisation, and random vectors verify its convergence.
-    /// If it does not converge, the solver falls back to [`DenseEigen`](Self::DenseEigen).
+    /// Multiplies the operator by about `3k` vectors for `k` eigenpairs, and never forms the
+    /// matrix. The algorithm is block Lanczos with full reorthogonalisation, and random vectors
+    /// verify its convergence. If it does not converge, the solver falls back to
+    /// [`DenseEigen`](Self::DenseEigen).
     BlockLanczos,
 }
 
@@ -61,13 +62,14 @@ pub enum Solver {
 ///
 /// - [`Error::Rank`] unless `1 ≤ count ≤ dimension`, [`Error::Empty`] for dimension 0.
 /// - [`Error::InvalidOperator`] if the operator is not finite, not symmetric, has a negative
-///   eigenvalue (beyond rounding), or states a trace or noise that it cannot have.
+///   eigenvalue (beyond rounding), or states an impossible trace or noise.
 /// - [`Error::NoConvergence`] if every algorithm failed, and errors of the operator itself.
 ///
 /// # Cost
 ///
 /// Dense: `O(d³)` and `8 · 4d²` bytes for dimension `d`, and [`PsdOperator::assemble`]. Block
-/// Lanczos: about `3k` products for `k` eigenpairs, `O(d k² + k³)` on top, and `O(d k)` memory.
+/// Lanczos: about `3k` products for `k` eigenpairs, `O(d k² + k³)` other operations, and `O(d k)`
+/// memory.
 pub fn top_eigenpairs<T: Scalar>(
     operator: &dyn PsdOperator<T>,
     count: usize,
@@ -77,7 +79,8 @@ pub fn top_eigenpairs<T: Scalar>(
     during("top_eigenpairs", || solve(operator, count, solver, linalg::threads(threads)))
 }
 
-/// [`top_eigenpairs`] for callers inside the crate, whose public function gives errors its name.
+/// As [`top_eigenpairs`], for callers inside the crate. Errors get the name of their public
+/// function.
 pub(crate) fn solve<T: Scalar>(
     operator: &dyn PsdOperator<T>,
     count: usize,
@@ -99,7 +102,7 @@ pub(crate) fn solve<T: Scalar>(
     Ok(pairs)
 }
 
-/// Block Lanczos without a fallback: `None` if it does not converge.
+/// Runs block Lanczos without a fallback; returns `None` if it does not converge.
 pub(crate) fn block_lanczos<T: Scalar>(
     operator: &dyn PsdOperator<T>,
     count: usize,

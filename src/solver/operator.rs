@@ -44,48 +44,47 @@ use crate::{Result, Scalar};
 /// # }
 /// ```
 pub trait PsdOperator<T: Scalar> {
-    /// Number of rows and columns.
+    /// Returns the number of rows and columns.
     fn dimension(&self) -> usize;
 
     /// Writes the operator times `block` into `result`; both are dimension × any number of vectors.
     ///
     /// # Errors
     ///
-    /// Any error that keeps the operator from being applied. The solver returns it to its caller.
+    /// Any error that prevents the product. The solver returns it to its caller.
     fn apply(&self, block: MatRef<'_, T>, result: MatMut<'_, T>) -> Result<()>;
 
-    /// Sum of the eigenvalues.
+    /// Returns the sum of the eigenvalues.
     ///
     /// # Errors
     ///
     /// As for [`apply`](Self::apply).
     fn trace(&self) -> Result<f64>;
 
-    /// Size of the rounding noise in [`apply`](Self::apply), as an eigenvalue.
+    /// Returns the size of the rounding noise in [`apply`](Self::apply), as an eigenvalue.
     ///
-    /// Eigenvalues up to this size carry no information and may come out negative. The solver
-    /// always adds rounding relative to the largest eigenvalue, so 0, the default, suits most
-    /// operators. Return more if large terms cancel.
+    /// Eigenvalues up to this size carry no information and may be negative. The solver always adds
+    /// rounding relative to the largest eigenvalue, so 0, the default, suits most operators. Return
+    /// more if large terms cancel.
     fn noise(&self) -> f64 {
         0.0
     }
 
-    /// Cost of applying the operator to one vector, in multiply–adds (MACs); the choice of an
-    /// algorithm depends on it. The default is the cost of a matrix.
+    /// Returns the cost of applying the operator to one vector, in multiply–adds (MACs); the choice
+    /// of an algorithm depends on it. The default is the cost of a matrix.
     fn macs(&self) -> f64 {
         (self.dimension() as f64).powi(2)
     }
 
-    /// Cost of [`assemble`](Self::assemble) in MACs. The default is the cost of applying the
-    /// operator to the identity.
+    /// Returns the cost of [`assemble`](Self::assemble) in MACs. The default is the cost of
+    /// applying the operator to the identity.
     fn assembly_macs(&self) -> f64 {
         self.dimension() as f64 * self.macs()
     }
 
     /// Returns the operator as a matrix.
     ///
-    /// The default applies it to the columns of the identity. Implement this if there is a cheaper
-    /// way.
+    /// The default multiplies the operator by the identity. Override it if there is a cheaper way.
     ///
     /// # Errors
     ///

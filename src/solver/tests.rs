@@ -23,7 +23,7 @@ impl<T: Scalar> PsdOperator<T> for Given<T> {
     }
 }
 
-/// `Q diag(values) Qᵀ` for the orthogonal `Q = I − 2vvᵀ`.
+/// Returns `Q diag(values) Qᵀ` for the orthogonal `Q = I − 2vvᵀ`.
 fn with_eigenvalues(values: &[f64]) -> Mat<f64> {
     let n = values.len();
     let v = Mat::from_fn(n, 1, |i, _| ((i * 7 + 3) % 11) as f64 - 4.5);
@@ -34,7 +34,7 @@ fn with_eigenvalues(values: &[f64]) -> Mat<f64> {
     Mat::from_fn(n, n, |i, j| (product[(i, j)] + product[(j, i)]) / 2.0)
 }
 
-/// Divide and conquer's result, changed.
+/// Returns the result of divide and conquer, after a change.
 fn changed(
     matrix: MatRef<'_, f64>,
     par: Par,
@@ -44,7 +44,7 @@ fn changed(
     Ok(pairs.map(|(values, vectors)| change(values, vectors)))
 }
 
-/// Algorithms that fail, each in another way.
+/// Algorithms that fail, each in a different way.
 const FAILING: [dense::Algorithm<f64>; 8] = [
     dense::Algorithm { name: "no result", solve: |_, _| Ok(None) },
     dense::Algorithm {
@@ -128,7 +128,7 @@ fn a_zero_operator_has_rank_zero() -> Result<()> {
     Ok(())
 }
 
-/// An operator that says how much its entries are off.
+/// An operator that states the noise in its entries.
 struct Noisy(Mat<f64>, f64);
 
 impl PsdOperator<f64> for Noisy {
@@ -156,14 +156,13 @@ fn dense_matrices_may_be_as_unsymmetric_as_rounding_and_noise_allow() {
         let operator = Noisy(mat![[1.0, 0.0], [difference, 1.0]], noise);
         top_eigenpairs(&operator, 1, Solver::DenseEigen, 1).is_err()
     };
-    // 100 · 2 roundings.
+    // The bound is 100 · 2 times `ε`.
     let bound = 200.0 * f64::EPSILON;
     assert!(!refused(0.9 * bound, 0.0) && refused(1.1 * bound, 0.0));
     assert!(!refused(0.99e-3, 1e-3) && refused(1.01e-3, 1e-3));
 }
 
-/// Products in single precision differ from those of the transpose by much more than the rounding
-/// of `f64`.
+/// In single precision, a matrix and its transpose differ by much more than the rounding of `f64`.
 #[test]
 fn a_matrix_that_is_symmetric_to_single_precision_is_solved() -> Result<()> {
     let values: Vec<f64> = (0..12).map(|i| 0.5_f64.powi(i)).collect();
@@ -202,8 +201,8 @@ fn the_costs_that_an_operator_states_decide() -> Result<()> {
     Ok(())
 }
 
-/// faer's eigendecomposition was reported to give up on an 11 × 11 matrix. The fallback is not
-/// faer's eigendecomposition, and solves such matrices.
+/// faer's eigendecomposition was reported to fail on an 11 × 11 matrix. The fallback does not use
+/// it, and solves such matrices.
 #[test]
 fn the_fallback_solves_an_eleven_by_eleven() -> Result<()> {
     let spectra =
@@ -222,8 +221,8 @@ fn the_fallback_solves_an_eleven_by_eleven() -> Result<()> {
 
 #[test]
 fn algorithms_end_at_once_on_a_matrix_that_is_not_finite() -> Result<()> {
-    // The solver checks matrices before. Without the second check, faer would run for hours on
-    // these.
+    // The solver checks matrices before it calls this function. Without a second check, faer would
+    // run for hours on these.
     for bad in [f64::NAN, f64::INFINITY] {
         let matrix = Mat::full(600, 600, bad);
         for algorithm in &dense::ALGORITHMS {
@@ -241,7 +240,8 @@ fn every_algorithm_finds_a_negative_eigenvalue_at_any_place() {
             let outcome = dense::double_precision(&operator, 2, &dense::ALGORITHMS[at..], Par::Seq);
             match outcome {
                 Err(Error::InvalidOperator { found, .. }) => assert!(found.starts_with("a negative"), "{found}"),
-                // Singular vectors of 2 and −2 mix, so the fallback alone cannot tell why it fails.
+                // Singular vectors of the eigenvalues 2 and −2 mix, so the fallback cannot detect
+                // why it fails.
                 Err(Error::NoConvergence { .. }) if at > 0 && value == -2.0 => {}
                 other => panic!("{other:?}"),
             }
@@ -384,8 +384,8 @@ impl<T: Scalar> PsdOperator<T> for Diagonal<T> {
     }
 }
 
-/// Solves by block Lanczos alone and checks orthogonality, and that the energy captured is the
-/// optimum.
+/// Solves by block Lanczos alone. Checks that the vectors are orthogonal, and that they explain as
+/// much energy as possible.
 fn check_lanczos<T: Scalar>(name: &str, values: &[f64], count: usize, widths: lanczos::Widths) -> Eigenpairs {
     let operator = Diagonal::<T>::new(values);
     let pairs = lanczos::top_eigenpairs(&operator, count, widths, Par::Seq).unwrap();
@@ -489,11 +489,12 @@ fn block_lanczos_refuses_what_breaks_the_contract() {
 
 #[test]
 fn block_lanczos_gives_up_in_time_and_hands_over() {
-    // Evenly spaced eigenvalues: nothing sets the leading ones apart.
+    // The eigenvalues are evenly spaced, so convergence is slow.
     let values: Vec<f64> = (0..520).map(|i| 1.0 - f64::from(i) / 520.0).collect();
     let operator = Diagonal::<f64>::new(&values);
     assert!(block_lanczos(&operator, 6, Par::Seq).unwrap().is_none());
-    // 40 products for each of 6 pairs and of the 8 vectors of a block, and one block more.
+    // The limit is 40 products for each of the 6 pairs and of the 8 vectors in a block, and one
+    // more block.
     let products = operator.applied.get();
     assert!(products > 100 && products <= 40 * (6 + 8) + 64, "{products}");
     let pairs = top_eigenpairs(&operator, 6, Solver::BlockLanczos, 1).unwrap();

@@ -1,5 +1,5 @@
-//! Any layer, any data, any setting: an error, or a layer whose error is what the report says and
-//! no larger than that of truncated SVD.
+//! For any layer, data and setting, the result is an error, or a layer with the error in its
+//! report, which is no larger than that of truncated SVD.
 
 use dalr::compress::OutputMetric;
 use dalr::covariance::PairedStats;
@@ -17,7 +17,7 @@ use crate::common::gaussian;
 #[test]
 fn compressors() {
     let failed = [
-        // A strong ridge on collapsed statistics, twice.
+        // A strong ridge on statistics in covariance form, twice.
         457,
         1795408773424001293,
         // Residuals that were rescaled into the basis.
@@ -25,7 +25,7 @@ fn compressors() {
         // Outputs whose squares underflow; factors that do.
         1795427766321002422,
         1795428361532267293,
-        // A ridge that hides the data from single precision.
+        // A ridge so large that rounding in single precision hides the data.
         1795428739823116709,
         // Original outputs whose squared variation underflows.
         1795681907193060445,
@@ -36,7 +36,7 @@ fn compressors() {
     fuzz("compressors", &failed, |rng| if rng.random() { case::<f32>(rng) } else { case::<f64>(rng) });
 }
 
-/// A layer and its inputs, in numbers that `T` holds.
+/// A layer and its inputs, rounded to `T`.
 struct Data {
     weight: Mat<f64>,
     bias: Option<Vec<f64>>,
@@ -74,7 +74,7 @@ impl Data {
         data
     }
 
-    /// Special numbers in a quarter of all cases.
+    /// Replaces some numbers by special ones, in a quarter of all cases.
     fn sprinkle(&mut self, rng: &mut StdRng) {
         if !rng.random_ratio(1, 4) {
             return;
@@ -230,7 +230,7 @@ fn case<T: Scalar>(rng: &mut StdRng) {
         || format!("{method:?} on {m} × {n}, {} samples, rank {kept}: {error:e}, {measured:?}", data.weights.len());
 
     if error.is_infinite() {
-        // Relative to nothing.
+        // The original outputs do not vary.
         assert!(measured.total.powi(2) <= measured.rounding, "{}", context());
         return;
     }
@@ -253,23 +253,22 @@ fn case<T: Scalar>(rng: &mut StdRng) {
     assert!(found * found <= plain.error * plain.error + slack, "above {plain:?}: {}", context());
 }
 
-/// Errors recomputed from nothing but the factors, in units of the largest weight times the largest
-/// input.
+/// Errors recomputed from the factors, in units of the largest weight times the largest input.
 #[derive(Debug)]
 struct Measured {
     error: f64,
     /// The original outputs about their mean.
     total: f64,
-    /// What rounding in `f64` can do to a squared error: `ε` of the terms that cancel.
+    /// Bound on the rounding of a squared error in `f64`: `ε` times the terms that cancel.
     rounding: f64,
-    /// `ε` of the product of the norms, below which a ridge can hide the data.
+    /// `ε` times the product of the norms. A ridge can hide data below this size.
     norms: f64,
-    /// What storing the factors and the bias in `T` can do to an error.
+    /// Bound on the change of an error by storing the factors and the bias in `T`.
     storage: f64,
 }
 
 impl Measured {
-    /// `None` where the units themselves are out of range.
+    /// Measures a compressed layer; returns `None` if the units are out of range.
     fn new<T: Scalar>(data: &Data, compressed: &Compressed<T>, corrects: bool) -> Option<Self> {
         let (low, (m, n), samples) = (compressed.layer(), data.weight.shape(), data.weights.len());
         let unit =
@@ -306,7 +305,7 @@ impl Measured {
         }
         let size = size.sqrt();
         let dimension = (m + n + low.rank()) as f64;
-        // Below the normal numbers of `T` rounding is absolute.
+        // For subnormal numbers of `T`, the rounding error is absolute.
         let (epsilon, quantum) = if size_of::<T>() == 4 {
             (f64::from(f32::EPSILON), 2_f64.powi(-149))
         } else {
@@ -321,9 +320,9 @@ impl Measured {
         let norms = 100.0 * dimension * f64::EPSILON * weight.squared_norm_l2() * spread;
         let uncentred = if corrects { 0.0 } else { norms };
         let rounding = 100.0 * dimension * f64::EPSILON * terms + uncentred + constant;
-        // Squares of tiny inputs are rounded to multiples of the least number above zero.
+        // Squares of tiny inputs are rounded to multiples of the smallest positive number.
         let grain = 64.0 * n as f64 * (f64::from_bits(1) / input_unit / input_unit) * weight.squared_norm_l2();
-        // So are the squares of outputs that are nothing beside these units.
+        // So are the squares of outputs that are tiny in these units.
         let below = (4 * m * samples) as f64 * f64::from_bits(1);
         let rounding = rounding + grain + below;
         // A bias can be too large for these units.
@@ -369,7 +368,7 @@ fn regress<T: Scalar>(rng: &mut StdRng, data: &Data, layer: &Linear<T>, method: 
     assert_eq!(in_metric.is_some(), metric.is_some());
 }
 
-/// Pruning keeps what it says, or refuses.
+/// Checks that pruning keeps the inputs or outputs that it reports, or returns an error.
 fn prune<T: Scalar>(rng: &mut StdRng, layer: &Linear<T>, stats: &ActivationStats<T>, rank: Rank) {
     let method = if rng.random() { ActivationPruning::mean() } else { ActivationPruning::max() };
     if let Ok(pruned) = method.inputs(layer, stats, rank) {

@@ -1,5 +1,4 @@
-//! Random bytes and good files with something wrong against whatever reads: an error, or something
-//! sound.
+//! Passes random bytes and damaged files to all loaders. The result is an error or a valid object.
 
 use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, Rank};
 use faer::Mat;
@@ -26,14 +25,14 @@ fn statistics_files() {
         for _ in 0..rng.random_range(1..4) {
             bytes = mutated(rng, &bytes, &good);
         }
-        // With the right checksum, so that more than the checksum is tried.
+        // The checksum is corrected, so that the other checks are tested, too.
         if rng.random_ratio(3, 4) && bytes.len() >= 4 {
             let end = bytes.len() - 4;
             let sum = crate::common::file::crc32(&bytes[..end]);
             bytes[end..].copy_from_slice(&sum.to_le_bytes());
         }
         if let Ok(stats) = ActivationStats::<f32>::from_safetensors(&bytes) {
-            // One file for one state.
+            // Equal states give equal files.
             assert!(stats.to_safetensors().unwrap() == bytes);
             is_sound(stats);
         }
@@ -41,7 +40,7 @@ fn statistics_files() {
     });
 }
 
-/// Loaded statistics can be used: every result is finite, or an error.
+/// Checks that loaded statistics can be used: every result is finite, or an error.
 #[cfg(feature = "safetensors")]
 fn is_sound(mut stats: ActivationStats<f32>) {
     let features = stats.features();
@@ -79,21 +78,21 @@ fn mutated(rng: &mut StdRng, bytes: &[u8], others: &[Vec<u8>]) -> Vec<u8> {
         }
         5 => {
             let number = pick(rng, &super::SPECIAL);
-            // On the grid of the numbers, mostly.
+            // Most changes are aligned with the numbers of the file.
             let start = 8 + header + at / 8 * 8;
             if let Some(place) = bytes.get_mut(start..start + 8) {
                 place.copy_from_slice(&number.to_le_bytes());
             }
         }
         6 => {
-            // A little off: a state that might be one.
+            // A small change of a number gives a state that could be valid.
             let start = 8 + header + at / 8 * 8;
             if let Some(place) = bytes.get_mut(start..start + 8) {
                 place[0] ^= rng.random::<u8>();
             }
         }
         _ => {
-            // Another number, word or bracket in the header, and the length to go with it.
+            // Another number, word or bracket in the header, with the matching length.
             let text = String::from_utf8_lossy(&bytes[bytes.len().min(8)..bytes.len().min(8 + header)]).into_owned();
             let text = mutated_text(rng, text.trim_end());
             let text = format!("{text:<0$}", text.len().next_multiple_of(8));
@@ -106,7 +105,7 @@ fn mutated(rng: &mut StdRng, bytes: &[u8], others: &[Vec<u8>]) -> Vec<u8> {
     bytes
 }
 
-/// One digit sequence, word or bracket replaced by something else.
+/// Returns the text with one digit sequence, word or bracket replaced.
 fn mutated_text(rng: &mut StdRng, text: &str) -> String {
     let kind = |c: char| {
         if c.is_ascii_digit() {
@@ -164,7 +163,7 @@ fn mutated_text(rng: &mut StdRng, text: &str) -> String {
     tokens.concat()
 }
 
-/// Configuration that was edited by hand is refused, or refused when it is used, or works.
+/// Configuration that was edited by hand is an error when it is read or used, or it works.
 #[cfg(feature = "serde")]
 #[test]
 fn configuration() {

@@ -1,4 +1,4 @@
-//! Random input of every kind against every entrance, for as long as one likes.
+//! Random input of every kind for all public functions, for a chosen time.
 //!
 //! `cargo test --test fuzz --all-features` takes some seconds and always tries the same cases
 //! first. `DALR_FUZZ_SECONDS=60` gives each target a minute and new cases every time. A failure
@@ -18,8 +18,8 @@ use std::time::{Duration, Instant, SystemTime};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-/// Runs the cases that once failed, then others until the time is up, each with a seed of its own,
-/// or one with the seed that is asked for; says how to repeat a failure.
+/// Runs the cases that once failed, then others until the time is over, each with its own seed. If
+/// a seed is given, runs only that case. Prints how to repeat a failure.
 fn fuzz(target: &str, failed: &[u64], case: impl Fn(&mut StdRng)) {
     let setting = |name| std::env::var(name).ok();
     let run = |seed: u64| {
@@ -37,7 +37,7 @@ fn fuzz(target: &str, failed: &[u64], case: impl Fn(&mut StdRng)) {
         None => 0,
         Some(_) => {
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a clock past 1970");
-            // Room for more cases than any run has.
+            // The distance between seeds of two runs is larger than the number of cases in a run.
             now.as_millis() as u64 * 1_000_000
         }
     };
@@ -51,17 +51,17 @@ fn fuzz(target: &str, failed: &[u64], case: impl Fn(&mut StdRng)) {
     println!("{target}: {count} cases from seed {start}");
 }
 
-/// One of these.
+/// Returns one of these.
 fn pick<V: Copy>(rng: &mut StdRng, values: &[V]) -> V {
     values[rng.random_range(0..values.len())]
 }
 
-/// A number anywhere between these powers of ten.
+/// Returns a random number between these powers of ten.
 fn magnitude(rng: &mut StdRng, exponents: core::ops::Range<f64>) -> f64 {
     10_f64.powf(rng.random_range(exponents))
 }
 
-/// Numbers that code forgets about.
+/// Numbers that code often handles incorrectly.
 const SPECIAL: [f64; 18] = [
     f64::NAN,
     f64::INFINITY,

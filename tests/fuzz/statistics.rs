@@ -1,5 +1,5 @@
-//! Any sequence of updates, merges, saves and loads gives what two plain passes over all samples
-//! give.
+//! Any sequence of updates, merges, saves and loads gives the result of two plain passes over all
+//! samples.
 
 use dalr::{ActivationStats, Scalar};
 use faer::{Mat, MatRef};
@@ -15,26 +15,27 @@ fn statistics() {
     fuzz("statistics", &[1795408958426029179], |rng| if rng.random() { case::<f32>(rng) } else { case::<f64>(rng) });
 }
 
-/// All samples that an object has seen, and their weights.
+/// All samples in an object, and their weights.
 #[derive(Clone, Default)]
 struct Seen {
     rows: Vec<Vec<f64>>,
     weights: Vec<f64>,
 }
 
-/// What all batches of a case have in common.
+/// The parameters of all batches of a case.
 struct World {
     features: usize,
     /// Size of the spread of each input.
     scales: Vec<f64>,
-    /// Mean of each input over its spread.
+    /// Mean of each input, divided by its spread.
     mean: f64,
     weights: core::ops::Range<f64>,
 }
 
 impl World {
     fn new<T: Scalar>(rng: &mut StdRng) -> Self {
-        // Wider than a block of the scatter now and then, or wide enough for products in `f32`.
+        // In some cases there are more inputs than columns in a block of the scatter, or enough for
+        // products in `f32`.
         let features = match rng.random_range(0..80) {
             0 | 1 => rng.random_range(250..270),
             2 => rng.random_range(510..530),
@@ -52,7 +53,7 @@ impl World {
         Self { features, scales, mean: pick(rng, &[0.0, 0.0, 1.0, 1e3, 1e6]), weights }
     }
 
-    /// Rounded to what `T` can hold.
+    /// Returns a batch, rounded to `T`.
     fn batch<T: Scalar>(&self, rng: &mut StdRng, rows: usize) -> Vec<Vec<f64>> {
         let values = gaussian(rng, rows, self.features);
         let constant = rng.random_ratio(1, 10);
@@ -60,15 +61,15 @@ impl World {
             let spread = if constant { 1.0 } else { values[(i, j)] };
             let x = if rng.random_ratio(1, 6) { 0.0 } else { spread + self.mean };
             let x = T::from_f64(x * self.scales[j]).to_f64();
-            // Beyond the range of `f32` and below its normal numbers is not what is at stake here.
+            // Numbers out of the range of `f32` and subnormal ones are not tested here.
             if x.is_finite() { x } else { 0.0 }
         };
         (0..rows).map(|i| (0..self.features).map(|j| entry(i, j, rng)).collect()).collect()
     }
 }
 
-/// Hands rows over in one of the memory layouts that there are: a three-axis batch with padding
-/// between samples among them.
+/// Passes rows in one of several memory layouts, for example as a batch of three axes with padding
+/// between samples.
 fn in_some_layout<T: Scalar, R>(rng: &mut StdRng, rows: &[Vec<f64>], with: impl FnOnce(MatRef<'_, T>) -> R) -> R {
     let (count, features) = (rows.len(), rows[0].len());
     let entry = |i: usize, j: usize| T::from_f64(rows[i][j]);
@@ -100,7 +101,7 @@ fn case<T: Scalar>(rng: &mut StdRng) {
     let fresh = || (ActivationStats::<T>::new(world.features).with_threads(1), Seen::default());
     let mut objects = [fresh(), fresh()];
     if world.features > 250 && rng.random() {
-        // Little room for samples, which few updates would use up otherwise.
+        // A low memory limit, because few updates would reach a higher one.
         let few = rng.random_range(0..40) * (world.features * size_of::<T>() + 8);
         objects
             .iter_mut()
@@ -142,8 +143,8 @@ fn case<T: Scalar>(rng: &mut StdRng) {
             6 => *stats = through_a_file(stats),
             7 => refuse(rng, &world, stats),
             8 => {
-                // Collapses at the next update: there is room for the collapsed form and what is
-                // kept, not for more.
+                // The next update changes to the covariance form: the limit allows that form and
+                // the present samples, and no more.
                 let kept = seen.rows.len() * (world.features * size_of::<T>() + 8);
                 let collapsed = collapsed::<T>(world.features);
                 let limit = if rng.random() { kept + collapsed } else { rng.random_range(0..4 * collapsed) };
@@ -155,7 +156,7 @@ fn case<T: Scalar>(rng: &mut StdRng) {
     }
 }
 
-/// Bytes of a scatter and of as many gathered samples as take a quarter of that.
+/// Returns the bytes of the covariance form: a scatter, and a buffer of a quarter of its size.
 fn collapsed<T>(features: usize) -> usize {
     let scatter: usize =
         (0..features).step_by(256).map(|start| (features - start) * 256.min(features - start) * 8).sum();
@@ -175,7 +176,7 @@ fn through_a_file<T: Scalar>(stats: &ActivationStats<T>) -> ActivationStats<T> {
     stats.clone()
 }
 
-/// What must be refused is, and changes nothing.
+/// Checks that invalid updates are errors and change nothing.
 fn refuse<T: Scalar>(rng: &mut StdRng, world: &World, stats: &mut ActivationStats<T>) {
     let before = stats.clone();
     let count = rng.random_range(1..9);
@@ -200,8 +201,8 @@ fn refuse<T: Scalar>(rng: &mut StdRng, world: &World, stats: &mut ActivationStat
     assert!(before.to_safetensors().unwrap() == stats.to_safetensors().unwrap());
 }
 
-/// Tolerances are so many `ε` of the span of an input, and of its size only where a number of that
-/// size is rounded.
+/// Compares statistics with plain passes. Tolerances are multiples of `ε` times the span of an
+/// input. They depend on its size only if a number of that size is rounded.
 fn check<T: Scalar>(stats: &ActivationStats<T>, seen: &Seen) {
     let count = seen.rows.len();
     assert_eq!(stats.samples(), count as u64);
@@ -239,10 +240,10 @@ fn check<T: Scalar>(stats: &ActivationStats<T>, seen: &Seen) {
         spans.push(span);
         sizes.push(size);
     }
-    // Collapsed statistics of wide layers in `f32` are multiplied in `f32`, and squares of what is
-    // small against the span underflow there. Where products repeat, as those of constant batches
-    // do, rounding errors all go to one side: they grow with the number of samples, not with its
-    // root.
+    // In covariance form, `f32` samples of wide layers are multiplied in `f32`, and squares of
+    // numbers that are small compared with the span underflow. If products repeat, as in constant
+    // batches, all rounding errors have the same sign. They then grow with the number of samples,
+    // not with its root.
     let narrow = size_of::<T>() == 4 && features >= 512 && format!("{stats:?}").contains("covariance");
     let single = if narrow { (16.0 + count as f64 / 2.0) * f64::from(f32::EPSILON) } else { 0.0 };
     let underflow = if narrow { count as f64 * 2_f64.powi(-118) } else { 0.0 };
@@ -250,11 +251,11 @@ fn check<T: Scalar>(stats: &ActivationStats<T>, seen: &Seen) {
         .map(|j| (0..count).map(|i| seen.weights[i] / total * centred[(i, j)].powi(2)).sum::<f64>().sqrt())
         .collect();
     for a in (0..features).step_by(1 + features / 300) {
-        // All of them where there are few.
+        // All pairs are compared if there are few inputs.
         for b in (0..=a).step_by(1 + features / 30) {
             let products = (0..count).map(|i| seen.weights[i] / total * centred[(i, a)] * centred[(i, b)]);
             let error = (covariance[(a, b)] - products.sum::<f64>()).abs();
-            // Spreads of some `ε` of the mean count as none.
+            // Spreads of some `ε` times the mean count as zero.
             let noise = 2_f64.powi(-86) * sizes[a] * sizes[b];
             let single = single * deviations[a] * deviations[b] + underflow * spans[a] * spans[b];
             let bound = rounding * spans[a] * spans[b] + single + noise + 1e-300;

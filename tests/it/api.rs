@@ -1,5 +1,5 @@
-//! What the types promise beside what they compute: checked by the compiler, so that a change
-//! cannot break it unseen.
+//! Properties of the public types that the compiler checks, so that a change cannot break them
+//! unnoticed.
 
 use dalr::factors::PrunedLinear;
 use dalr::network::{
@@ -12,13 +12,14 @@ use dalr::{
     LowRankLinear, Rank, Report, Ridge, Scalar, Solver, TruncatedSvd, Warning,
 };
 
-/// Values may move to other threads, be shared between them, and outlive every borrow.
+/// Accepts types whose values may move to other threads, be shared between them, and outlive every
+/// borrow.
 const fn shareable<V: Send + Sync + 'static>() {}
 
-/// Errors may be boxed, sent and returned by `main`.
+/// Accepts types that may be boxed as an error, sent and returned by `main`.
 const fn error<E: core::error::Error + Send + Sync + 'static>() {}
 
-/// Everything can be printed while hunting for a mistake, and copied.
+/// Accepts types that can be printed for debugging, and cloned.
 const fn plain<V: Clone + core::fmt::Debug>() {}
 
 const fn data<T: Scalar>() {
@@ -85,11 +86,11 @@ checked!(
 );
 checked!(Progress, Sensitivities, SharedInput, Strategy);
 
-/// Methods can be chosen at run time, and shared between threads that compress a layer each.
+/// Methods can be chosen at run time, and shared between threads that each compress a layer.
 const _: fn(Dalr) -> Box<dyn LowRankCompressor<f32> + Send + Sync> = |method| Box::new(method);
 const _: fn(TruncatedSvd) -> Box<dyn LowRankCompressor<f64> + Send + Sync> = |method| Box::new(method);
 
-/// Operators of one's own come as objects, sendable or not.
+/// A caller's operator can be a trait object, with or without `Send`.
 const _: fn(&dyn PsdOperator<f32>, usize, Solver, usize) -> dalr::Result<Eigenpairs> = dalr::solver::top_eigenpairs;
 const _: fn(&dyn PsdOperator<f64>, usize, Solver, usize) -> dalr::Result<Eigenpairs> = dalr::solver::top_eigenpairs;
 

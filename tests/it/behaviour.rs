@@ -1,5 +1,5 @@
-//! What the public API promises beyond the properties: warnings, the three states of the bias,
-//! filling, selection, determinism, pruning.
+//! Behaviour of the public API that the property tests do not cover: warnings, the treatment of the
+//! bias, null directions, selection of ridges, determinism, pruning.
 
 use crate::common::{Problem, Recipe, Spectrum, gaussian, stats, weight_of};
 use dalr::solver::{PsdOperator, top_eigenpairs};
@@ -91,7 +91,7 @@ fn inputs_that_never_vary_give_truncated_svd_and_a_warning() {
     assert_eq!(dalr.report().relative_error(), Some(0.0));
 }
 
-/// The squared variation of these outputs underflows; an error is zero or infinite beside it.
+/// The squared variation of these outputs underflows, so a relative error is zero or infinite.
 #[test]
 fn outputs_that_hardly_vary_have_no_undefined_errors() {
     let layer = problem().layer::<f64>();
@@ -109,8 +109,8 @@ fn outputs_that_hardly_vary_have_no_undefined_errors() {
     }
 }
 
-/// Of collapsed statistics the energy is what a root of the moment and the ridge has beyond the
-/// ridge.
+/// In covariance form, the energy of the data is a difference: that of the regularized moment minus
+/// that of the ridge.
 #[test]
 fn a_ridge_that_dwarfs_the_data_hides_no_error() {
     fn check<T: Scalar>(tolerance: f64) {
@@ -135,8 +135,8 @@ fn a_ridge_that_dwarfs_the_data_hides_no_error() {
     check::<f64>(1e4 * f64::EPSILON);
 }
 
-/// The paper's ridge spreads the weight of a constant input over those that go along with it in the
-/// uncentred moment.
+/// The paper's ridge distributes the weight of a constant input over inputs that correlate with it
+/// in the uncentred moment.
 #[test]
 fn an_error_relative_to_nothing_is_infinite_and_not_zero() {
     let layer = Linear::new(Mat::from_fn(2, 3, |i, j| if j == 0 { 1.0 + i as f64 } else { 0.0 }), None).unwrap();
@@ -242,7 +242,7 @@ fn shrinkage_counts_effective_samples() {
     assert!(ours > 1.3 * rho(&problem.stats()));
 }
 
-/// Large enough for threads to be used, and for block Lanczos.
+/// Returns a layer that is large enough for several threads and for block Lanczos.
 fn large() -> (Linear<f32>, ActivationStats<f32>) {
     let mut rng = StdRng::seed_from_u64(6);
     let (m, n, p) = (512, 300, 400);
@@ -289,21 +289,20 @@ fn both_solvers_reach_the_same_error_and_certify_it() {
             let compressed = method(solver).compress_with(&layer, (&stats).into(), Rank::Fixed(20)).unwrap();
             let measured = compressed.evaluate(&layer, &stats).unwrap();
             let predicted = compressed.report().relative_error().unwrap();
-            // A difference of energies, to within the rounding of single precision relative to the
-            // whole.
+            // The predicted error is a difference of energies, with the rounding of single
+            // precision relative to the total.
             let rounding = (predicted * predicted - measured * measured).abs() / f64::from(f32::EPSILON);
             assert!(rounding < 16.0, "{name}: {predicted} {measured}");
             (compressed, measured)
         });
         assert!(iterated.0.report().solver.starts_with("block Lanczos"), "{}", iterated.0.report());
-        // What SVD minimises is another error, in which this spectrum is all but flat.
+        // SVD minimises the error of the weight, whose spectrum is nearly flat here.
         let tolerance = if name == "svd+bc" { 1e-2 } else { 1e-4 };
         assert!(iterated.1 <= dense.1 * (1.0 + tolerance), "{name}: {} {}", iterated.1, dense.1);
     }
 }
 
-/// A rank that is a large share of a large layer: a dense solve, in single precision where the data
-/// are.
+/// The rank is a large fraction of the dimension, so the dense algorithm runs, in native precision.
 #[test]
 fn large_ranks_of_large_layers_are_solved_as_well_in_single_precision() {
     let mut rng = StdRng::seed_from_u64(12);
@@ -375,7 +374,7 @@ fn pruned_layers_compute_what_is_left_of_the_dense_one() {
             assert!((pruned.to_linear().unwrap().forward(inputs).unwrap() - expected).norm_max() < 1e-12);
         }
     }
-    // The most active units stay, by each measure.
+    // The most active inputs are kept, by mean and by maximum.
     let rows = Mat::from_fn(10, 14, |i, j| if j == 5 && i == 0 { -50.0 } else { (j % 7) as f64 });
     let kept = |pruning: ActivationPruning| pruning.inputs(&layer, &stats(rows.as_ref()), 1).unwrap().kept().to_vec();
     assert_eq!(kept(ActivationPruning::mean()), [5, 6]);
@@ -399,8 +398,9 @@ fn layers_in_parallel_agree_with_one_after_the_other() {
     }
 }
 
-/// Statistics of `f32` samples are as good as of the same numbers in `f64`, also where the mean is
-/// a thousand times the spread and where channels lie six orders of magnitude apart.
+/// Statistics of `f32` samples are as accurate as those of the same numbers in `f64`. This includes
+/// a mean of a thousand times the spread, and inputs whose scales differ by six orders of
+/// magnitude.
 #[test]
 fn statistics_of_wide_layers_are_as_good_as_in_double_precision() {
     let (n, p) = (520, 1700);
@@ -440,7 +440,7 @@ fn statistics_of_wide_layers_are_as_good_as_in_double_precision() {
     }
 }
 
-/// Data of low rank that have collapsed: nothing but rounding where the covariance is zero.
+/// Rank-deficient data in covariance form: in null directions, the covariance is only rounding.
 #[test]
 fn collapsed_statistics_of_deficient_data_are_solved() {
     let mut rng = StdRng::seed_from_u64(13);
@@ -455,7 +455,7 @@ fn collapsed_statistics_of_deficient_data_are_solved() {
             let dalr = Dalr::new().with_ridge(Ridge::None).with_solver(solver);
             let compressed = dalr.compress(&layer, &stats, Rank::Fixed(rank)).unwrap();
             let error = compressed.evaluate(&layer, &stats).unwrap();
-            // Nothing is left to lose but the rounding of a scatter in single precision.
+            // The remaining error is the rounding of a scatter in single precision.
             assert!(error < if rank < 30 { 0.9 } else { 1e-3 }, "{solver:?}, {rank}: {error}");
             let filled = compressed.report().warnings.iter().any(|w| matches!(w, Warning::Filled { .. }));
             assert_eq!(filled, rank > 30, "{solver:?}, {rank}: {}", compressed.report());
@@ -463,8 +463,8 @@ fn collapsed_statistics_of_deficient_data_are_solved() {
     }
 }
 
-/// Inputs with a mean, seen from zero: one direction dominates, and single precision must not
-/// decide the others.
+/// In the second moment about zero, the mean of the inputs dominates. The other directions must not
+/// depend on rounding in single precision.
 #[test]
 fn a_dominant_direction_hides_nothing_from_any_solver() {
     let mut rng = StdRng::seed_from_u64(14);
@@ -501,8 +501,7 @@ fn weights_that_value_all_directions_alike_leave_the_choice_to_the_data() {
     assert!(auto <= dense * (1.0 + 1e-4), "{auto} {dense}");
 }
 
-/// Under a limit with room for the scatter and some samples, statistics never get stuck, whatever
-/// the batches.
+/// If a memory limit allows the scatter and some samples, no batch fails.
 #[test]
 fn a_memory_limit_with_room_to_collapse_never_blocks_the_way() {
     let rows = Mat::from_fn(400, 100, |i, j| ((i * 7 + j * 3) % 31) as f64);
@@ -515,7 +514,7 @@ fn a_memory_limit_with_room_to_collapse_never_blocks_the_way() {
             assert_eq!(stats.samples(), 400);
         }
     }
-    // Less than the scatter: samples, as many as fit.
+    // The limit is below the scatter, so the object accepts samples until they reach the limit.
     let mut stats = ActivationStats::new(100).with_memory_limit(50_000);
     stats.update(rows.subrows(0, 60)).unwrap();
     assert!(stats.update(rows.subrows(60, 10)).is_err());
@@ -526,7 +525,7 @@ fn a_memory_limit_with_room_to_collapse_never_blocks_the_way() {
 fn the_first_of_several_ridges_that_tie_is_selected() {
     let layer = Linear::new(Mat::from_fn(4, 3, |i, j| ((i * 3 + j * 5) % 7) as f64), None).unwrap();
     let stats = stats(Mat::from_fn(9, 3, |i, j| ((i * 11 + j * 7) % 13) as f64).as_ref());
-    // Two names of one thing.
+    // `Ridge::None` and `Ridge::Relative(0.0)` are equivalent.
     for candidates in [[Ridge::None, Ridge::Relative(0.0)], [Ridge::Relative(0.0), Ridge::None]] {
         assert_eq!(select_ridge(&layer, &stats, &stats, Rank::Fixed(1), &candidates).unwrap(), candidates[0]);
     }

@@ -1,10 +1,10 @@
 //! What users of other implementations report, one test for each: none of it may happen here.
 //!
 //! Numbers in brackets are issues of public repositories, the motivation of a test. Every error is
-//! compared with a plain computation in `f64` on the same numbers: of the outputs by multiplying
-//! them out, of what can be had at best by the Jacobi oracle. Memory has a [test of its
-//! own](../memory.rs), since an allocator sees all threads; convolutions have no type here that
-//! would take them.
+//! compared with a plain computation in `f64` on the same numbers. The outputs are multiplied out,
+//! and the Jacobi oracle gives the best possible error. Memory has its [own
+//! tests](../memory/main.rs), because an allocator counts all threads. Convolutions are not
+//! supported.
 
 use std::cell::Cell;
 
@@ -36,7 +36,7 @@ fn a_singular_covariance() {
         for rank in [3, 5, 8] {
             for outcome in case.check(rank) {
                 assert_eq!(warns(&outcome.report, |w| matches!(w, Warning::Filled { .. })), rank > 5);
-                // Five dimensions are all there are.
+                // The data have five dimensions.
                 assert!(rank < 5 || outcome.measured <= 1e-6 * case.terms(&case.inputs));
             }
         }
@@ -90,7 +90,7 @@ fn eight_samples() {
                     others.outcome(&compressed).measured
                 };
                 let (ours, svd) = (error(&Dalr::new()), error(&TruncatedSvd::new().with_bias_correction(true)));
-                // Eight samples may happen to mislead, but not far.
+                // Eight samples can give a slightly larger error by chance.
                 assert!(ours <= 1.1 * svd, "seed {seed}, rank {rank}, {form:?}: {ours} {svd}");
                 squares = (squares.0 + ours * ours, squares.1 + svd * svd);
             }
@@ -113,7 +113,7 @@ fn dead_channels() {
             case.check(rank);
         }
     }
-    // A network that is off altogether.
+    // All inputs are zero.
     let off = case.map_inputs(|_, _, _| 0.0);
     for case in [off.bare(), off] {
         for outcome in case.check(4) {
@@ -151,7 +151,7 @@ fn a_layer_with_a_bias() {
             *before = outcome.measured;
         }
     }
-    // Kept as it is where that is asked for, and the best weight beside it.
+    // With `with_bias_correction(false)` the bias is kept, and the weight is the best for it.
     for form in FORMS {
         let method = Dalr::new().with_ridge(Ridge::None).with_bias_correction(false);
         let compressed = method.compress(&case.layer::<f64>(), &form.of(&case.inputs), Rank::Fixed(6)).unwrap();
@@ -169,14 +169,14 @@ fn one_sample() {
         for rank in [1, 2, SHAPE.0] {
             for outcome in case.check(rank) {
                 assert_eq!(outcome.report.samples, 1);
-                // One output is one direction, or a matter of the bias.
+                // One output needs at most one direction.
                 assert!(outcome.measured <= outcome.rounding, "{:e}", outcome.measured);
             }
         }
     }
 }
 
-/// Copies say nothing new: they neither make a covariance regular nor change what is best.
+/// Copies of samples neither make a covariance regular nor change the optimum.
 #[test]
 fn duplicated_samples() {
     let few = Case::random(11, (SHAPE.0, SHAPE.1, 6));
@@ -231,14 +231,14 @@ fn a_rank_past_break_even() {
             assert_eq!(warns(&report, |w| matches!(w, Warning::PastBreakEven { .. })), factors >= dense, "{report}");
             assert_eq!(report.to_string().contains("past break-even"), factors >= dense);
         }
-        // A budget buys no such rank.
+        // A budget never gives such a rank.
         let whole = Dalr::new().compress(&layer, &stats, Rank::ParameterRatio(1.0)).unwrap();
         assert!(whole.report().parameters_after <= whole.report().parameters_before);
     }
 }
 
-/// The compressed layer takes longer than the dense one (SoLA #2, tensorly-torch #35): the report
-/// counts what either takes.
+/// The compressed layer takes longer than the original one (SoLA #2, tensorly-torch #35). The
+/// report counts the multiply–adds of both.
 #[test]
 fn a_compressed_layer_that_is_slower_than_the_dense_one() {
     let (m, n) = (30, 20);
@@ -255,8 +255,9 @@ fn a_compressed_layer_that_is_slower_than_the_dense_one() {
     }
 }
 
-/// Inputs with more than two axes, of which the wrong one is indexed (fasterai): samples are the
-/// rows of a contiguous batch × sequence × inputs buffer, and another width is refused.
+/// For inputs with more than two axes, the wrong axis is used (fasterai). Here, samples are the
+/// rows of a contiguous batch × sequence × inputs buffer, and another number of columns is an
+/// error.
 #[test]
 fn inputs_with_three_axes() {
     let (batch, sequence, features) = (3, 5, 8);
@@ -288,13 +289,13 @@ fn inputs_with_three_axes() {
             assert_eq!(f64::from(outputs[(row, o)]), expected);
         }
     }
-    // A view into a wider buffer, backwards, is as good as a copy.
+    // A reversed view into a larger buffer gives the same result as a copy.
     let view = rows.subcols(2, 4).reverse_rows();
     let mut part = ActivationStats::new(4);
     part.update(view).unwrap();
     let difference = part.covariance().unwrap() - covariance.as_ref().submatrix(2, 2, 4, 4);
     assert!(difference.norm_max() < 1e-12);
-    // Read along another axis, the width is another one.
+    // Read along another axis, the batch has another number of columns.
     for (rows, width) in [(batch * features, sequence), (batch, sequence * features)] {
         let wrong = MatRef::from_row_major_slice(&tensor, rows, width);
         for outcome in [stats.update(wrong), layer.forward(wrong).map(drop)] {
@@ -305,10 +306,9 @@ fn inputs_with_three_axes() {
     assert_eq!(stats.samples(), 15);
 }
 
-/// A decomposition that does not converge puts NaN into the layer, or an exception into the run
-/// (musco-pytorch #14, faer's `NoConvergence` on an 11 × 11). That another solver takes over is
-/// tested beside the solvers, which are made to give up there; here one does so on its own, on
-/// evenly spaced eigenvalues.
+/// A decomposition that does not converge gives NaN or an exception (musco-pytorch #14, faer's
+/// `NoConvergence` on an 11 × 11). The unit tests of the solvers test the fallback with algorithms
+/// that fail. Here block Lanczos fails without such help, on evenly spaced eigenvalues.
 #[test]
 fn a_solver_that_gives_up() {
     let n = 520;
@@ -339,8 +339,8 @@ fn a_solver_that_gives_up() {
     }
 }
 
-/// Results differ from run to run (SVD-LLM #20, #27, #34, #43): neither repeating nor another order
-/// of the samples changes them. [More on bits](../determinism.rs).
+/// Results differ from run to run (SVD-LLM #20, #27, #34, #43). Here, neither repetition nor
+/// another order of the samples changes them. [`determinism.rs`](../determinism.rs) compares bits.
 #[test]
 fn results_that_differ_from_run_to_run() {
     fn check<T: Scalar>(case: &Case, form: Form) {
@@ -352,7 +352,7 @@ fn results_that_differ_from_run_to_run() {
         order.shuffle(&mut rng(20));
         let other = run(&Mat::from_fn(case.samples(), SHAPE.1, |i, j| case.inputs[(order[i], j)]));
         let (weight, difference) = (weight_of(first.layer()), weight_of(first.layer()) - weight_of(other.layer()));
-        // Sixth and seventh energy lie a few per cent apart.
+        // The sixth and the seventh energy differ by a few per cent.
         assert!(difference.norm_l2() <= 1e4 * T::EPSILON * weight.norm_l2(), "{:e}", difference.norm_l2());
     }
     let case = Case::random(21, SHAPE);
@@ -362,8 +362,8 @@ fn results_that_differ_from_run_to_run() {
     }
 }
 
-/// Factors from an inverse of the covariance are as unbalanced as it is badly conditioned (peft
-/// #2317): here `up` is orthonormal and `down` no longer than the weight, whatever the data.
+/// Factors from an inverse of an ill-conditioned covariance are unbalanced (peft #2317). Here, `up`
+/// is orthonormal and `down` is at most as large as the weight, for any data.
 #[test]
 fn unbalanced_factors() {
     let mut case = Case::random(22, SHAPE);
@@ -380,8 +380,8 @@ fn unbalanced_factors() {
     }
 }
 
-/// Short samples are damped until nothing of them is left (peft #2317): a domain of few dimensions
-/// shows in few samples.
+/// Few samples are damped until they have no effect (peft #2317). Here, few samples of a domain
+/// with few dimensions are used.
 #[test]
 fn a_covariance_that_is_damped_too_much() {
     let domain = gaussian(&mut rng(24), 4, SHAPE.1);
@@ -422,7 +422,7 @@ fn singular_values() {
                 assert!((energy - expected).abs() <= 100.0 * f64::EPSILON * total, "{energy} {expected}");
             }
         };
-        // Of the weight, and of the outputs per sample.
+        // The squared singular values of the weight, and of the outputs per sample.
         let weight = jacobi::svd(case.weight.as_ref()).values.iter().map(|value| value * value).collect();
         close(TruncatedSvd::new().decompose(&layer, &stats, SHAPE.0).unwrap(), weight);
         let outputs = case.energies().iter().map(|energy| energy / case.samples() as f64).collect();
@@ -476,8 +476,8 @@ fn a_rank_search_that_takes_hours() {
     assert_eq!(counting.0.get(), 1);
 }
 
-/// The result cannot be saved or loaded elsewhere (TransformerCompression #139, #188): factors are
-/// plain numbers, out × in as PyTorch has them, and make the same layer again.
+/// The result cannot be saved or loaded elsewhere (TransformerCompression #139, #188). Here,
+/// factors are plain numbers, out × in as in PyTorch, and give the same layer again.
 #[test]
 fn a_result_that_cannot_be_saved() {
     use safetensors::tensor::{Dtype, SafeTensors, TensorView};
@@ -485,7 +485,7 @@ fn a_result_that_cannot_be_saved() {
     let stats = Form::Samples.of::<f32>(&case.inputs);
     let compressed = Dalr::new().compress(&case.layer::<f32>(), &stats, Rank::Fixed(6)).unwrap();
     let layer = compressed.layer();
-    // Columns are slices as they are; row by row for a format that wants it so.
+    // Columns are contiguous slices. Formats in row-major order need a copy.
     let slices: Vec<&[f32]> =
         layer.down().col_iter().map(|column| column.try_as_col_major().unwrap().as_slice()).collect();
     assert!(slices.len() == SHAPE.1 && slices.iter().all(|slice| slice.len() == 6));
@@ -520,8 +520,7 @@ fn a_result_that_cannot_be_saved() {
     assert_eq!(loaded.forward(inputs.as_ref()).unwrap(), layer.forward(inputs.as_ref()).unwrap());
 }
 
-/// Of what was done, the report can be kept beside the factors, and what was asked for be read from
-/// a file.
+/// The report can be stored with the factors, and the configuration can be read from a file.
 #[cfg(feature = "serde")]
 #[test]
 fn a_report_that_cannot_be_saved() {

@@ -1,5 +1,5 @@
-//! Methods from outside of the crate, built on [`Decomposition::new`]: their predicted errors are
-//! the ones that are measured. Truncated SVD without calibration data.
+//! Methods outside of the crate, built on [`Decomposition::new`]: their predicted errors equal the
+//! measured ones. Truncated SVD without calibration data.
 
 use dalr::{
     ActivationStats, Calibration, Compressed, Dalr, Decomposition, Error, Linear, LowRankCompressor, Rank, Result,
@@ -50,7 +50,7 @@ impl<T: Scalar> LowRankCompressor<T> for RandomizedSvd {
     }
 }
 
-/// Any factors at all, scaled like the weight.
+/// Arbitrary factors, scaled like the weight.
 struct Arbitrary {
     correct_bias: bool,
 }
@@ -73,7 +73,8 @@ pub fn output_energies(case: &Case) -> (f64, f64) {
     (energy(centred.as_ref()), energy(case.inputs.as_ref()))
 }
 
-/// Predicted, evaluated and measured error are one number. `case` holds numbers of type `T`.
+/// Checks that the predicted, the evaluated and the measured error are equal. The numbers of `case`
+/// are rounded to `T`.
 #[track_caller]
 pub fn check_error<T: Scalar>(case: &Case, stats: &ActivationStats<T>, compressed: &Compressed<T>, what: &str) {
     let (centred, uncentred) = output_energies(case);
@@ -81,7 +82,8 @@ pub fn check_error<T: Scalar>(case: &Case, stats: &ActivationStats<T>, compresse
     let (measured, rounding) = (outcome.measured / centred.sqrt(), outcome.rounding / centred.sqrt());
     let predicted = compressed.report().relative_error.unwrap();
     let evaluated = compressed.evaluate(&case.layer(), stats).unwrap();
-    // Predicted squares are differences of sums as large as the energy of the outputs.
+    // Predicted squared errors are differences of sums that are as large as the energy of the
+    // outputs.
     let cancelled = 100.0 * T::EPSILON * (uncentred.max(centred) / centred + measured.powi(2));
     for (name, error) in [("predicted", predicted), ("evaluated", evaluated)] {
         let bound = rounding + cancelled / (error + measured).max(cancelled.sqrt());
@@ -120,7 +122,8 @@ fn methods_from_outside_predict_the_error_that_is_measured() {
     }
 }
 
-/// `compress` works on them as on the crate's own methods: ranks of every kind, and multiples.
+/// `compress` works for them as for the crate's own methods, with every rule for the rank and with
+/// multiples.
 #[test]
 fn methods_from_outside_take_ranks_of_every_kind() {
     let case = Case::random(32, SHAPE);
@@ -138,7 +141,7 @@ fn methods_from_outside_take_ranks_of_every_kind() {
     assert_eq!(rank(Rank::Energy(0.999 * energy)), Ok(8));
 }
 
-/// Of a column selection from a diagonal weight, energies and errors are known.
+/// For a column selection from a diagonal weight, energies and errors are known.
 #[test]
 fn energies_of_given_factors_are_those_of_the_weight_until_they_are_replaced() {
     let weight = Mat::from_fn(3, 3, |i, j| if i == j { 3.0 - i as f64 } else { 0.0 });
@@ -212,8 +215,8 @@ fn truncated_svd_takes_no_calibration_data() {
     assert!(matches!(Dalr::new().compress(&layer, none, Rank::Fixed(1)), Err(Error::NoSamples { .. })));
 }
 
-/// Every method, with and without a bias, kept and corrected, also on inputs whose mean is 10⁶
-/// times their spread: one denominator, the original outputs about their mean.
+/// For every method, the denominator is the original outputs about their mean. The layers have a
+/// bias or none, which is kept or corrected, and the mean of some inputs is 10⁶ times their spread.
 #[test]
 fn relative_errors_have_one_denominator() {
     let plain = Case::random(34, SHAPE).map_inputs(|x, _, j| x * 0.8_f64.powi(j as i32));
@@ -247,7 +250,8 @@ fn check_denominator<T: Scalar>(case: &Case) {
             let name = &compressed.report().method;
             let what = format!("{name}, rank {rank}, {} bytes, {has_bias}, corrected {correct}", size_of::<T>());
             check_error(&case, &stats, &compressed, &what);
-            // The same of the layer multiplied out, up to rounding of its weight on the mean input.
+            // The layer with multiplied factors has the same error, up to rounding of its weight on
+            // the mean input.
             let low = compressed.layer().to_linear().unwrap();
             let error = dalr::relative_output_error(&layer, &low, &stats).unwrap();
             let evaluated = compressed.evaluate(&layer, &stats).unwrap();

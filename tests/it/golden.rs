@@ -1,4 +1,4 @@
-//! Agreement with NumPy on the formulas as they stand in the papers (`tests/golden/make.py`).
+//! Agreement with NumPy on the formulas of the papers (`tests/it/golden/make.py`).
 
 use approx::assert_relative_eq;
 use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, Rank, Ridge, TruncatedSvd};
@@ -32,13 +32,13 @@ fn cases() -> Vec<Case> {
     serde_json::from_str(include_str!("golden/golden.json")).unwrap()
 }
 
-/// The layer and its statistics; a memory-bound twin of the latter has collapsed to the scatter.
+/// Returns the layer, its statistics, and the same statistics in covariance form.
 fn set_up(case: &Case) -> (Linear<f64>, ActivationStats<f64>, ActivationStats<f64>) {
     let bias: Col<f64> = case.bias.iter().copied().collect();
     let inputs = matrix(&case.inputs);
     let mut stats = ActivationStats::new(inputs.ncols());
     stats.update(inputs.as_ref()).unwrap();
-    // The same samples, many times over, do not fit the sample form.
+    // With many copies, the samples are too large for the sample form.
     let mut collapsed = ActivationStats::new(inputs.ncols());
     for _ in 0..20 {
         collapsed.update_weighted(inputs.as_ref(), &vec![0.05; inputs.nrows()]).unwrap();
@@ -66,7 +66,7 @@ fn layers_agree_with_numpy() {
                 check(name, &case, compressed.layer());
             }
         }
-        // Shrinkage counts samples, of which the collapsed statistics have more.
+        // Shrinkage depends on the number of samples, which is larger in the covariance form here.
         let compressed = Dalr::new().compress(&layer, &stats, Rank::Fixed(case.rank)).unwrap();
         check("dalr", &case, compressed.layer());
         let decomposition = Dalr::new().decompose(&layer, &stats, case.energies.len()).unwrap();

@@ -1,5 +1,4 @@
-//! The whole way, on a real network and real data: the claims of `docs/benchmarks.md` about the
-//! LeNet.
+//! End to end on a real network and real data: the claims of `docs/benchmarks.md` about the LeNet.
 
 #[path = "../../examples/lenet_digits/comparison.rs"]
 mod comparison;
@@ -32,7 +31,7 @@ fn accuracy(layer: &str, method: &str, rank: usize) -> f64 {
 
 #[test]
 fn fine_tuning_pays_and_the_network_computes_what_it_did_in_training() {
-    // What data/train_lenet.py printed.
+    // The accuracy that data/train_lenet.py printed.
     assert!((results().source_accuracy - 0.6236).abs() < 1e-4, "{}", results().source_accuracy);
     assert!((results().original_accuracy - 0.9536).abs() < 1e-4, "{}", results().original_accuracy);
 }
@@ -42,7 +41,7 @@ fn every_row_is_there() {
     assert_eq!(results().rows.len(), METHODS.len() * (2 * RANKS.len() + 1));
     for method in METHODS {
         let joint = results().find("all", method, 15).unwrap();
-        // The notebook's ranks take a fifth of the parameters; pruning gets no more than that.
+        // The notebook's ranks take a fifth of the parameters. Pruning gets at most as many.
         assert!((0.2..0.2035).contains(&results().fraction(joint)), "{}", results().fraction(joint));
     }
 }
@@ -89,7 +88,8 @@ fn what_does_not_pay_is_said() {
     assert!(results().warnings.iter().any(|warning| warning.starts_with("fc3: rank 10 is past break-even (8.9)")));
 }
 
-/// Statistics of real activations: batches of an odd size, ReLU zeros, dead inputs.
+/// The activations are real: batches of an odd size, zeros after a ReLU, inputs that are always
+/// zero.
 #[test]
 fn predicted_errors_hold_on_real_activations() {
     let network = &data().target;
@@ -122,8 +122,8 @@ fn predicted_errors_hold_on_real_activations() {
     }
 }
 
-/// Eight images for a layer of 400 inputs: legal, never worse than the baseline, and said to be
-/// few.
+/// Eight images for a layer of 400 inputs are allowed, never worse than truncated SVD, and give a
+/// warning.
 #[test]
 fn a_handful_of_samples_does_no_harm() {
     let network = &data().target;

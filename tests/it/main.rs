@@ -1,7 +1,7 @@
-//! The behaviour of the public interface, in one program: it is compiled and linked once.
+//! The behaviour of the public interface. All tests are in one program, which is compiled and
+//! linked once.
 //!
-//! Tests that count allocations, kill a process or set up the thread pool are programs of their
-//! own.
+//! Tests that count allocations, kill a process or set up the thread pool are separate programs.
 
 mod common;
 #[path = "../../examples/lenet_digits/network.rs"]

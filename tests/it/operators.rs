@@ -1,5 +1,5 @@
-//! [`OperatorProblem`] gives the result that [`Dalr`] gives with the same data. The automatic choice
-//! of a solver, where one of them is far cheaper.
+//! [`OperatorProblem`] gives the same result as [`Dalr`] with the same data. Also tests the
+//! automatic choice of a solver if one of them is much cheaper.
 
 use std::cell::Cell;
 
@@ -13,7 +13,7 @@ use rand::rngs::StdRng;
 use crate::common::case::{mean, wide};
 use crate::common::{Spectrum, cast, gaussian, stats, weight_of, with_spectrum};
 
-/// `F (S + λI) Fᵀ` from the samples' deviations, one sample per column.
+/// The operator `F (S + λI) Fᵀ` from centred samples, one per column.
 struct Spread<'a> {
     factor: MatRef<'a, f64>,
     samples: Mat<f64>,
@@ -114,7 +114,7 @@ fn check_shapes<T: Scalar>() {
             }
         }
     }
-    // Five samples determine at most five directions; the weight fills the others.
+    // Five samples vary in at most five directions; the weight determines the others.
     for shape in [(9, 14, 5), (14, 9, 5)] {
         for (correct, ridge) in [(false, 0.0), (true, 0.0), (true, 0.1)] {
             Setup::<T>::new(shape, true).check(correct, ridge, 8);
@@ -174,12 +174,12 @@ fn what_does_not_fit_an_operator_problem_is_refused() {
             Ok(1.0)
         }
     }
-    // The operator's own error comes back.
+    // The error of the operator is returned.
     let refused = problem().solve(&Broken, &mean, 2).unwrap_err();
     assert!(matches!(refused, Error::Empty { operation: "Linear::new", .. }), "{refused}");
 }
 
-/// A diagonal operator that counts the vectors that it is applied to.
+/// A diagonal operator that counts the vectors by which it is multiplied.
 struct Counting {
     dimension: usize,
     vectors: Cell<usize>,
@@ -205,8 +205,8 @@ impl PsdOperator<f64> for Counting {
     }
 }
 
-/// Few eigenpairs of a large operator take a fraction of the products that its matrix would take.
-/// All of them, and those of a small operator, take the matrix.
+/// For few eigenpairs of a large operator, the solver needs a fraction of the products that form
+/// its matrix. For all eigenpairs, and for a small operator, it forms the matrix.
 #[test]
 fn the_automatic_solver_takes_few_products_where_few_suffice() {
     for (dimension, count, iterates) in [(2000, 4, true), (1200, 10, true), (400, 300, false), (60, 4, false)] {

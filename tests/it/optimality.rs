@@ -1,5 +1,5 @@
-//! Nothing of the same rank comes below what we claim to be the minimum: alternating least squares
-//! tries, from many starts.
+//! No layer of the same rank has a smaller objective than the solution. Alternating least squares
+//! searches for one, from many starts.
 
 use crate::common::{SPECTRA, gaussian, stats, weight_of, with_spectrum};
 use dalr::{Compressed, Dalr, Linear, LowRankCompressor, Rank, Ridge};
@@ -11,16 +11,15 @@ const PROBLEMS: u64 = 40;
 const STARTS: usize = 8;
 const ROUNDS: usize = 60;
 
-/// `min tr((T − A B) M (T − A B)ᵀ)` over `A`, `m × k`, and `B`, `k × n`: what every objective here
-/// is, given the right target `T` and moment `M`, once the bias is out of the way.
+/// Minimises `tr((T − A B) M (T − A B)ᵀ)` over `A`, `m × k`, and `B`, `k × n`. Every objective here
+/// has this form, without the bias, for a target `T` and a moment `M`.
 ///
 /// Each half is a linear least squares problem. It is solved on a root of `M`, one row per sample,
-/// by QR with pivoting, so that neither a singular `M` nor squared condition numbers stand in the
-/// way of a good opponent.
+/// by QR with pivoting. A singular or ill-conditioned `M` therefore does not make the search worse.
 struct Alternating<'a> {
     /// `X` with `XᵀX = M`.
     root: MatRef<'a, f64>,
-    /// `X Tᵀ`, the outputs to be met.
+    /// `X Tᵀ`, the outputs to approximate.
     outputs: MatRef<'a, f64>,
 }
 
@@ -40,7 +39,7 @@ impl Alternating<'_> {
     }
 }
 
-/// The least-norm `Z` of least `‖A Z − B‖`, for an `A` that may be rank deficient.
+/// Returns the least-norm `Z` of least `‖A Z − B‖`, for an `A` that may be rank deficient.
 fn least_squares(matrix: MatRef<'_, f64>, right: MatRef<'_, f64>) -> Mat<f64> {
     matrix.svd().unwrap().pseudoinverse() * right
 }
@@ -67,7 +66,8 @@ impl Instance {
         dalr.compress(&self.layer, &stats(self.inputs.as_ref()), Rank::Fixed(self.rank)).unwrap()
     }
 
-    /// The samples, less their mean if `centred`, on top of `√λ I`; over the root of their number.
+    /// Returns the samples, minus their mean if `centred`, on top of `√λ I`, all divided by the
+    /// root of their number.
     fn root(&self, centred: bool, (keep, ridge): (f64, f64)) -> Mat<f64> {
         let (samples, n) = self.inputs.shape();
         let mean = |j: usize| self.inputs.col(j).iter().sum::<f64>() / samples as f64;
@@ -80,7 +80,7 @@ impl Instance {
     }
 }
 
-/// How alternating least squares fared on all problems.
+/// The results of alternating least squares on all problems.
 #[derive(Default)]
 struct Contest {
     closest: f64,
@@ -89,7 +89,7 @@ struct Contest {
 }
 
 impl Contest {
-    /// `size` is what rounding is measured by.
+    /// Records one problem. Rounding is relative to `size`.
     #[track_caller]
     fn record(&mut self, ours: f64, theirs: f64, size: f64) {
         let slack = 1e3 * f64::EPSILON * size;
@@ -100,7 +100,8 @@ impl Contest {
         self.reached += usize::from(theirs <= ours * (1.0 + 1e-3) + 1e-6 * size);
     }
 
-    /// An opponent that never comes near proves nothing.
+    /// Checks that the search often comes close to the optimum. Otherwise the test would prove
+    /// nothing.
     #[track_caller]
     fn finish(self, objective: &str) {
         let Self { closest, reached, problems } = self;
@@ -144,8 +145,8 @@ fn nothing_beats_an_anchored_solve() {
     }
 }
 
-/// `Σ ‖W xᵢ + b − C xᵢ − b̂‖²` over weight and bias at once: the opponent knows nothing of centring,
-/// it fits `b̂` beside `A`.
+/// `Σ ‖W xᵢ + b − C xᵢ − b̂‖²` over weight and bias together. The search does not centre the
+/// inputs, and fits `b̂` together with `A`.
 #[test]
 fn nothing_beats_a_joint_solve_for_weight_and_bias() {
     let mut contest = Contest::default();
@@ -173,7 +174,7 @@ fn nothing_beats_a_joint_solve_for_weight_and_bias() {
                 down = least_squares(inputs, coordinates.transpose()).transpose().to_owned();
             }
         }
-        // Outputs and inputs are of the size of 1, the bias included.
+        // Outputs, inputs and bias have the size 1.
         let size = dense.squared_norm_l2() + inputs.squared_norm_l2() * problem.layer.weight().squared_norm_l2();
         contest.record(ours, theirs, size);
     }
@@ -207,7 +208,7 @@ fn nothing_beats_the_exact_ridge() {
             contest.record(ours, theirs, root.squared_norm_l2() * weight.squared_norm_l2());
         }
         contest.finish(&format!("exact ridge, λ = {lambda}"));
-        // The paper's formula for the same objective is not its minimiser, and these problems tell.
+        // The paper's formula does not minimise the same objective, and these problems show it.
         assert!(paper_loses > 0 || lambda < 0.1, "λ = {lambda}");
     }
 }

@@ -10,7 +10,7 @@ use faer::{Mat, MatRef};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-/// Singular values, descending, and left singular vectors.
+/// Returns the singular values, descending, and the left singular vectors.
 type Oracle = fn(MatRef<'_, f64>) -> (Vec<f64>, Mat<f64>);
 
 fn jacobi(matrix: MatRef<'_, f64>) -> (Vec<f64>, Mat<f64>) {
@@ -19,8 +19,8 @@ fn jacobi(matrix: MatRef<'_, f64>) -> (Vec<f64>, Mat<f64>) {
 }
 
 fn nalgebra(matrix: MatRef<'_, f64>) -> (Vec<f64>, Mat<f64>) {
-    // Of the Gram matrix: energies are compared as squares. (nalgebra's own decomposition of a
-    // matrix with two or three columns gives vectors to eight digits only.)
+    // The Gram matrix is decomposed, because energies are compared as squares. (nalgebra's singular
+    // value decomposition of a matrix with two or three columns is accurate to only eight digits.)
     let copy = nalgebra::DMatrix::from_fn(matrix.nrows(), matrix.ncols(), |i, j| matrix[(i, j)]);
     let solved = (&copy * copy.transpose()).symmetric_eigen();
     let mut order: Vec<usize> = (0..matrix.nrows()).collect();
@@ -31,7 +31,7 @@ fn nalgebra(matrix: MatRef<'_, f64>) -> (Vec<f64>, Mat<f64>) {
 
 const ORACLES: [(&str, Oracle); 2] = [("Jacobi", jacobi), ("nalgebra", nalgebra)];
 
-/// A random matrix with these singular values.
+/// Returns a random matrix with these singular values.
 fn with_values(rng: &mut StdRng, rows: usize, columns: usize, values: &[f64]) -> Mat<f64> {
     let (left, right) = (orthogonal(rng, rows, values.len()), orthogonal(rng, values.len(), columns));
     Mat::from_fn(rows, values.len(), |i, j| left[(i, j)] * values[j]) * right
@@ -52,7 +52,7 @@ fn the_oracle_is_one() {
                 worst.take((&matrix - product).norm_l2() / unit, &at);
                 let off = values.iter().zip(&exact).map(|(ours, exact)| (ours - exact).abs()).fold(0.0, f64::max);
                 worst.take(off / unit, &at);
-                // Columns of values that are zero are zero.
+                // The columns for values of zero are zero.
                 let rank = values.iter().take_while(|&&value| value > 0.0).count();
                 worst.take(orthogonality(left.as_ref().subcols(0, rank), f64::EPSILON), &at);
                 worst.take(orthogonality(right.as_ref().subcols(0, rank), f64::EPSILON), &at);
@@ -77,9 +77,9 @@ fn the_oracle_is_accurate_relative_to_small_values() {
 
 /// Compares a solution of `min ‖(W − C) L‖` with an oracle's decomposition of `W L`.
 ///
-/// Energies are squared singular values, off by rounding in `|W| |S| |W|ᵀ`. The projector on the
-/// leading `k` is off by that rounding over the gap behind it. It is compared if that leaves at
-/// least three digits.
+/// Energies are squared singular values, with an error of the rounding in `|W| |S| |W|ᵀ`. The error
+/// of the projector on the leading `k` is that rounding, divided by the gap to the next eigenvalue.
+/// It is compared if at least three digits are accurate.
 fn compare(
     (name, oracle): (&str, Oracle),
     (layer, stats): (&Linear<f64>, &ActivationStats<f64>),
@@ -108,7 +108,7 @@ fn compare(
         let error = ((layer.weight() - &low) * root).squared_norm_l2();
         worst.take((error - tail).abs() / rounding, format!("{at}, error at {rank}"));
         if stats.samples() > 0 && total > 1e6 * rounding && compressed.report().shrinkage.is_none() {
-            // Relative to the original outputs about their mean.
+            // The error is relative to the original outputs about their mean.
             let covariance = stats.covariance().unwrap();
             let variance = (layer.weight() * covariance * layer.weight().transpose()).diagonal().column_vector().sum();
             if variance < 1e-3 * total {
@@ -122,7 +122,8 @@ fn compare(
         if gap > 1e3 * rounding {
             let (up, exact) = (compressed.layer().up(), left.as_ref().subcols(0, rank));
             let turned = (up * up.transpose() - exact * exact.transpose()).norm_l2();
-            // The root, since a captured energy off by δ turns a vector by √(δ / gap).
+            // The root is needed because an error δ in the explained energy turns a vector by √(δ /
+            // gap).
             let unit = rounding / gap + (4e-12 * rest / gap).sqrt();
             worst.take(turned / unit, format!("{at}, projector at {rank}"));
         }
@@ -159,7 +160,7 @@ fn both_agree_on_random_weighted_problems() {
     let mut rng = StdRng::seed_from_u64(11);
     for round in 0..60 {
         let (m, n) = (rng.random_range(1..40), rng.random_range(1..40));
-        // The statistics keep few samples as rows, and many as a covariance.
+        // Statistics are in sample form for few samples, and in covariance form for many.
         let collapsed = round % 2 == 1;
         let samples = if collapsed { 4 * n + 50 } else { rng.random_range(1..=n + 1) };
         let [weights, data] = [0, 1].map(|_| FAMILIES[rng.random_range(1..FAMILIES.len())]);
@@ -176,7 +177,7 @@ fn both_agree_on_random_weighted_problems() {
         for centred in [false, true] {
             for ridge in [Ridge::None, Ridge::Relative(0.3), Ridge::Shrinkage] {
                 let (root, moment_trace) = root_of(&inputs, &counts, centred);
-                // One sample minus its mean is rounding. The library treats it as zero.
+                // One sample minus its mean is only rounding. The library treats it as zero.
                 if moment_trace <= 1e-26 * inputs.squared_norm_l2() {
                     continue;
                 }
@@ -188,7 +189,8 @@ fn both_agree_on_random_weighted_problems() {
                 let shrinkage = decomposition.truncate(1).unwrap().report().shrinkage;
                 let (keep, anchor) = match (ridge, shrinkage) {
                     (Ridge::Relative(ratio), _) => (1.0, ratio),
-                    // Even then the library keeps a little of the data, to decide ties.
+                    // For ρ = 1 the library keeps 2⁻³⁶ of the data, to choose among equal singular
+                    // values.
                     (_, Some(rho)) => ((1.0 - rho).max(2_f64.powi(-36)), 1.0 - (1.0 - rho).max(2_f64.powi(-36))),
                     _ => (1.0, 0.0),
                 };
@@ -202,7 +204,8 @@ fn both_agree_on_random_weighted_problems() {
                 for oracle in ORACLES {
                     let at =
                         format!("{m} × {n}, {weights:?} × {data:?}, {samples} samples, {ridge:?}, centred {centred}");
-                    // The predicted error is that of the plain data: comparable without a ridge.
+                    // The predicted error does not contain the regularization, so it is only
+                    // compared without a ridge.
                     let plain = if ridge == Ridge::None { statistics.clone() } else { ActivationStats::new(n) };
                     let worst = &mut worst[usize::from(collapsed)];
                     compare(oracle, (&layer, &plain), &root, &decomposition, (worst, &at));
@@ -213,8 +216,8 @@ fn both_agree_on_random_weighted_problems() {
     worst.into_iter().for_each(Worst::check);
 }
 
-/// A matrix, inputs × samples, whose product with its transpose is the second moment, and the trace
-/// of that.
+/// Returns a matrix, inputs × samples, whose product with its transpose is the second moment, and
+/// the trace of that.
 fn root_of(inputs: &Mat<f64>, counts: &[f64], centred: bool) -> (Mat<f64>, f64) {
     let (samples, n) = inputs.shape();
     let weight: f64 = counts.iter().sum();
@@ -225,7 +228,7 @@ fn root_of(inputs: &Mat<f64>, counts: &[f64], centred: bool) -> (Mat<f64>, f64) 
     (root, trace)
 }
 
-/// The comparison can fail: a decomposition that is off by one part in a million exceeds 35 by far.
+/// The comparison can fail: a relative error of 10⁻⁶ in a decomposition gives ratios far above 35.
 #[test]
 fn a_slightly_wrong_answer_is_seen() {
     let matrix = with_values(&mut StdRng::seed_from_u64(5), 12, 9, &Family::Arithmetic.values(9));
@@ -236,7 +239,7 @@ fn a_slightly_wrong_answer_is_seen() {
     let mut worst = Worst::of("slightly wrong");
     compare(ORACLES[0], (&layer, &unfed), &Mat::identity(9, 9), &decomposition, (&mut worst, ""));
     assert!(std::panic::catch_unwind(|| worst.check()).is_err());
-    // So does the loss of one sample.
+    // The loss of one sample also gives a large ratio.
     let inputs = gaussian(&mut StdRng::seed_from_u64(6), 30, 9);
     let (root, _) = root_of(&inputs, &[1.0; 30], false);
     let fewer = stats(inputs.as_ref().subrows(0, 29));

@@ -317,5 +317,5 @@ fn a_ratio_buys_the_parameters_of_the_form() {
     assert_eq!(decomposition.rank_for(Rank::ParameterRatio(0.9), 4), Ok(12));
     assert_eq!(decomposition.with_form(Form::Factors).rank_for(Rank::ParameterRatio(0.9), 4), Ok(8));
     let error = svd.compress(&layer, Calibration::none(), Rank::ParameterRatio(0.3)).unwrap_err().to_string();
-    assert!(error.contains("rank 4 of a 24 × 16 weight, 0.375000 or more"), "{error}");
+    assert!(error.contains("at least 0.375000, for rank 4 of a 24 × 16 weight"), "{error}");
 }

@@ -1,5 +1,5 @@
-//! Solving in native precision: large `f32` layers, in sample form and covariance form, against the
-//! same problem in `f64`.
+//! Solves in native precision: large `f32` layers, with both forms of the statistics, compared with
+//! the same problem in `f64`.
 
 use crate::common::{cast, gaussian};
 use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, Rank, Ridge, Solver, TruncatedSvd};
@@ -7,7 +7,7 @@ use faer::{Col, Mat, MatRef};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-/// Inputs with a decaying spectrum, a mean, and two inputs that never vary; a random weight.
+/// Returns a random weight, and inputs with a decaying spectrum, a mean, and two constant inputs.
 fn problem(m: usize, n: usize, p: usize) -> (Mat<f32>, Mat<f32>) {
     let mut rng = StdRng::seed_from_u64((m * 31 + n * 7 + p) as u64);
     let decay = |i: usize| 0.99_f64.powi(i as i32) + 0.05;
@@ -24,7 +24,7 @@ fn problem(m: usize, n: usize, p: usize) -> (Mat<f32>, Mat<f32>) {
 
 fn stats(inputs: MatRef<'_, f32>) -> ActivationStats<f32> {
     let mut stats = ActivationStats::new(inputs.ncols());
-    // Batches of no particular size, so that some samples wait to be multiplied.
+    // The size of the batches leaves some samples in the buffer.
     for start in (0..inputs.nrows()).step_by(300) {
         stats.update(inputs.subrows(start, 300.min(inputs.nrows() - start))).unwrap();
     }
@@ -35,8 +35,8 @@ fn wide(matrix: MatRef<'_, f32>) -> Mat<f64> {
     Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| f64::from(matrix[(i, j)]))
 }
 
-/// Squared error of the replacement relative to the outputs, on the centred inputs, in `f64`, from
-/// the factors.
+/// Returns the squared error of the replacement relative to the outputs, on the centred inputs, in
+/// `f64`, from the factors.
 fn squared_error(weight: &Mat<f32>, low: &dalr::LowRankLinear<f32>, inputs: MatRef<'_, f32>) -> f64 {
     let inputs = wide(inputs);
     let mean = Mat::<f64>::ones(1, inputs.nrows()) * &inputs * faer::Scale(1.0 / inputs.nrows() as f64);
@@ -46,12 +46,12 @@ fn squared_error(weight: &Mat<f32>, low: &dalr::LowRankLinear<f32>, inputs: MatR
     (&centred * difference.transpose()).squared_norm_l2() / (&centred * weight.transpose()).squared_norm_l2()
 }
 
-/// Fraction of the energy that the eigenvalues leave out.
+/// Returns the fraction of the energy that the eigenvalues leave out.
 fn left(energies: &[f64], total: f64) -> f64 {
     1.0 - energies.iter().sum::<f64>() / total
 }
 
-/// Shapes that are solved in native precision, by one algorithm or another.
+/// Shapes that are solved in native precision, by different algorithms.
 const SHAPES: [(usize, usize, usize, usize); 6] = [
     (700, 520, 400, 20),
     (700, 520, 1800, 20),
@@ -82,12 +82,12 @@ fn native_precision_reaches_the_optimum_and_predicts_its_error() {
             let rounding = 16.0 * f64::from(f32::EPSILON);
             assert!((error - claimed).abs() <= 1e-4 * error + rounding, "{name}: {error} {claimed}");
 
-            // The same in f64, from statistics in f64.
+            // The same problem in f64, from statistics in f64.
             let mut exact = ActivationStats::<f64>::new(n);
             exact.update(wide(inputs.as_ref()).as_ref()).unwrap();
             let exact_layer = Linear::new(wide(weight.as_ref()), Some(Col::zeros(m))).unwrap();
             let optimum = method.with_solver(Solver::DenseEigen).decompose(&exact_layer, &exact, rank).unwrap();
-            // The objective, which with a ridge is not the error alone.
+            // With a ridge, the objective is not only the error.
             let (own, least) =
                 (left(solved.energies(), solved.total_energy()), left(optimum.energies(), optimum.total_energy()));
             assert!((own - least).abs() <= 1e-4 * least + rounding, "{name}: {own} {least}");

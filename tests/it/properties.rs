@@ -1,4 +1,4 @@
-//! What holds for every layer and every data set, on random ones.
+//! Properties of all layers and data, tested on random ones.
 
 use crate::common::{Problem, Recipe, SPECTRA, cast, gaussian, orthogonal, run_both, stats, weight_of};
 use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, Rank, Report, Ridge, TruncatedSvd};
@@ -26,7 +26,7 @@ fn recipes() -> impl Strategy<Value = Recipe> {
     )
 }
 
-/// Ridges under which DALR may not lose to truncated SVD.
+/// Ridges with which DALR is never worse than truncated SVD on the calibration data.
 fn anchored() -> impl Strategy<Value = Ridge> {
     prop_oneof![
         Just(Ridge::None),
@@ -35,14 +35,15 @@ fn anchored() -> impl Strategy<Value = Ridge> {
     ]
 }
 
-/// Rounding in a squared error: so many `ε` of the norms that were multiplied to get it. `anchor`
-/// is the weight of the identity against that of the data in the operator solved.
+/// Returns the rounding in a squared error: a multiple of `ε` times the norms that were multiplied.
+/// `anchor` is the ratio of the ridge to the data in the regularized problem.
 fn slack(problem: &Problem, anchor: f64) -> f64 {
     let norms = problem.inputs.squared_norm_l2() * problem.weight.squared_norm_l2();
     100.0 * f64::EPSILON * norms * (1.0 + anchor)
 }
 
-/// `λ` over the mean second moment of an input. Full shrinkage keeps `2⁻³⁶` of the data.
+/// Returns `λ`, divided by the mean second moment of an input. With `ρ = 1`, a factor `2⁻³⁶` of the
+/// data remains.
 fn anchor_of(ridge: Ridge, report: &Report) -> f64 {
     match (ridge, report.shrinkage) {
         (Ridge::Relative(ratio), _) => ratio,
@@ -105,7 +106,7 @@ proptest! {
             for rank in 1..=recipe.full_rank() {
                 let compressed = decomposition.truncate(rank).unwrap();
                 let (error, total) = run_both(&layer, compressed.layer(), problem.inputs.as_ref(), true);
-                // Below this the outputs do not vary, or are zero, but for rounding.
+                // Below this bound, the variation of the outputs is only rounding.
                 if total <= slack(&problem, 0.0) {
                     continue;
                 }
@@ -168,11 +169,11 @@ proptest! {
         cuts.extend([0, recipe.samples]);
         cuts.sort_unstable();
         cuts.dedup();
-        // Every other piece goes through a second object, which is merged in the end.
+        // Every second piece is added to another object, which is merged at the end.
         let mut parts = [ActivationStats::new(recipe.in_features), ActivationStats::new(recipe.in_features)];
         for (index, pair) in cuts.windows(2).enumerate() {
             let piece = shuffled.subrows(pair[0], pair[1] - pair[0]);
-            // Column-major and row-major batches alike.
+            // Batches are column-major or row-major.
             if index % 3 == 0 {
                 let transposed = piece.transpose().to_owned();
                 parts[index % 2].update(transposed.transpose()).unwrap();
@@ -218,7 +219,7 @@ proptest! {
 
     #[test]
     fn single_precision_agrees_with_double(recipe in recipes(), ridge in anchored()) {
-        // Compared on the same, single-precision numbers; what differs is storage alone.
+        // Both layers use the same single-precision numbers, so only the storage differs.
         let problem = recipe.cook();
         let (layer, data) = (problem.layer::<f32>(), cast::<f32>(problem.inputs.as_ref()));
         let wide = |matrix: MatRef<'_, f32>| Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| f64::from(matrix[(i, j)]));
@@ -265,7 +266,7 @@ proptest! {
         let (here, there) = (here.truncate(rank).unwrap(), there.truncate(rank).unwrap());
         let difference = weight_of(here.layer()) - weight_of(there.layer());
         prop_assert!(largest(difference.as_ref()) <= 1e-9);
-        // What the bias makes up for is in the units of the outputs.
+        // The correction of the bias has the size of the outputs.
         let size = problem.bias.norm_max() + problem.weight.norm_max() * problem.inputs.norm_max();
         for (row, bias) in problem.bias.iter().enumerate() {
             let [ours, theirs] = [(&here, 1.0), (&there, factor)].map(|(compressed, factor)| (compressed.layer().bias().unwrap()[row] - bias) / factor);
@@ -301,8 +302,8 @@ proptest! {
     }
 }
 
-/// The guarantee is the anchored ridge's; the paper's and the exact ridge shrink towards zero and
-/// can lose.
+/// The guarantee holds for relative ridges. `Ridge::Paper` and `Ridge::Exact` move the weight
+/// towards zero, and can be worse.
 #[test]
 fn the_absolute_ridges_can_be_worse_than_svd() {
     let mut rng = StdRng::seed_from_u64(5);

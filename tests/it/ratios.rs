@@ -1,8 +1,8 @@
-//! Residuals in units of rounding, as LAPACK tests its drivers: every solver, both scalars, all
-//! below 35.
+//! Residuals in units of rounding, as in LAPACK's tests of its drivers. All are below 35, for every
+//! solver and both element types.
 //!
-//! `cargo test --test ratios -- --nocapture` prints the worst of each family. The unit tests of the
-//! solver test each dense algorithm and the completion of a basis in the same way.
+//! `cargo test --test it ratios -- --nocapture` prints the largest of each family. The unit tests
+//! of the solver test each dense algorithm and the completion of a basis in the same way.
 
 use crate::common::families::{FAMILIES, Family, SIZES, Worst, orthogonality};
 use crate::common::{cast, orthogonal};
@@ -33,22 +33,22 @@ fn is_single<T: Scalar>() -> bool {
     T::EPSILON > f64::EPSILON
 }
 
-/// Powers of two at which `ε` times the largest eigenvalue is just a normal number, and at which
-/// the trace is just finite.
+/// Returns the smallest power of two at which `ε` times the largest eigenvalue is a normal number,
+/// and the largest one at which the trace is finite.
 fn ends_of_range<T: Scalar>() -> [(f64, &'static str); 3] {
     let (low, high) = if is_single::<T>() { (-103, 117) } else { (-970, 1013) };
     [(1.0, "1"), (2_f64.powi(low), "near underflow"), (2_f64.powi(high), "near overflow")]
 }
 
-/// `Q diag(values) Qᵀ`, symmetric to the last bit.
+/// Returns `Q diag(values) Qᵀ`, symmetric to the last bit.
 fn symmetric(rotation: &Mat<f64>, values: &[f64]) -> Mat<f64> {
     let n = values.len();
     let product = Mat::from_fn(n, n, |i, j| rotation[(i, j)] * values[j]) * rotation.transpose();
     Mat::from_fn(n, n, |i, j| (product[(i, j)] + product[(j, i)]) / 2.0)
 }
 
-/// The worst of `‖A V − V Λ‖ / (‖A‖ n ε)`, `‖I − VᵀV‖ / (n ε)`, the eigenvalues' errors and the
-/// captured energy's.
+/// Returns the largest of `‖A V − V Λ‖ / (‖A‖ n ε)`, `‖I − VᵀV‖ / (n ε)`, and the errors of the
+/// eigenvalues and of the explained energy.
 ///
 /// `ε` is that of the algorithm: the dense one works in `f64`, block Lanczos in the operator's
 /// scalar.
@@ -67,15 +67,15 @@ fn ratio<T: Scalar>(matrix: &Mat<f64>, exact: &[f64], pairs: &Eigenpairs, scale:
     let fraction = if is_single::<T>() { 5e-5 } else { 1e-12 };
     let delta = if partial { 4.0 * (fraction * (trace - optimum) + 8.0 * epsilon * trace) } else { 0.0 };
     let rounding = norm * n as f64 * epsilon;
-    // The entries were rounded to the operator's own type, and its eigenvalues with them.
+    // The entries, and thus the eigenvalues, are rounded to the operator's element type.
     let entries = norm * n as f64 * T::EPSILON;
 
     let vectors = pairs.vectors.as_ref();
     let values: Vec<f64> = pairs.values.iter().map(|value| value / scale).collect();
     let applied = matrix * vectors;
     let residual = &applied - Mat::from_fn(n, count, |i, j| vectors[(i, j)] * values[j]);
-    // Rounding of its entries makes a singular matrix slightly indefinite, and values below zero
-    // are given as zero.
+    // Rounding of its entries makes a singular matrix slightly indefinite, and the solver returns
+    // negative values as zero.
     let unit = |value: f64| if value > 0.0 { rounding } else { entries } + delta + (delta * norm).sqrt();
     let columns = residual.col_iter().zip(&values);
     let residual = columns.map(|(column, &value)| column.norm_l2() / unit(value)).fold(0.0, f64::max);
@@ -125,7 +125,7 @@ fn block_lanczos_eigenpairs() {
     eigenpairs_of_every_family::<f32>(Solver::BlockLanczos, &SIZES, counts, "block Lanczos");
 }
 
-/// Sizes at which the iteration stops long before its basis fills the space.
+/// At these sizes, the iteration stops long before its basis fills the space.
 #[test]
 fn block_lanczos_eigenpairs_in_a_part_of_the_space() {
     let counts = |_| vec![1, 5, 24];
@@ -135,7 +135,7 @@ fn block_lanczos_eigenpairs_in_a_part_of_the_space() {
 
 #[test]
 fn automatically_solved_eigenpairs() {
-    // Block Lanczos finds few pairs of dimension 520.
+    // At dimension 520, block Lanczos computes few pairs.
     let sizes = [&SIZES[..], &[520]].concat();
     let counts = |n: usize| vec![if n > 512 { 6 } else { n.div_ceil(3) }];
     eigenpairs_of_every_family::<f64>(Solver::Auto, &sizes, counts, "auto");
@@ -189,7 +189,7 @@ impl Aligned {
     }
 }
 
-/// What a method minimises, as a function of the eigenvalue `t` of `S`.
+/// The objective of a method, as a function of the eigenvalue `t` of `S`.
 struct Objective {
     name: &'static str,
     method: Box<dyn Fn(Solver) -> Compressor>,
@@ -224,7 +224,7 @@ fn objectives(problem: &Aligned, data_scale: f64) -> Vec<Objective> {
     let dalr = |ridge: Ridge| move |solver| Compressor::Dalr(Dalr::new().with_ridge(ridge).with_solver(solver));
     let mean = problem.moments.iter().sum::<f64>() / problem.moments.len() as f64;
     let samples = problem.inputs.nrows() as f64;
-    // On the sum over all samples, in the units of the data as given.
+    // This ridge is added to the sum over all samples, in the units of the data.
     let absolute = 0.01 * samples * data_scale * data_scale;
     let svd = |solver| Compressor::Svd(TruncatedSvd::new().with_solver(solver));
     vec![
@@ -248,8 +248,8 @@ fn objectives(problem: &Aligned, data_scale: f64) -> Vec<Objective> {
 }
 
 impl Objective {
-    /// The energy of a direction with singular value `s` in the weight and eigenvalue `t` in the
-    /// data.
+    /// Returns the energy of a direction with singular value `s` in the weight and eigenvalue `t`
+    /// in the data.
     fn energy(&self, s: f64, t: f64) -> f64 {
         if !self.shrinking {
             s * s * (self.data * t + self.ridge)
@@ -271,14 +271,14 @@ impl Objective {
 /// Optimality `(f(C) − min f) / (‖W‖² ‖κ S + λ I‖ n ε)`, energies in the same units, and `‖I − UᵀU‖
 /// / (m ε)` of `up`.
 ///
-/// `‖W‖² ‖S‖` rather than `f(0)`, since rounding in `W S Wᵀ` is that of `|W| |S| |W|ᵀ`, as the
-/// notes on mathematics say. `ε` is that of the scalar, to which the factors are rounded. Block
-/// Lanczos may miss `4 · 1e-12` of the energy left out in `f64`, and in single precision `2e-4` of
-/// it, as documented where that path is chosen.
+/// The denominator is `‖W‖² ‖S‖` instead of `f(0)`, because rounding in `W S Wᵀ` is that of
+/// `|W| |S| |W|ᵀ` (`docs/mathematics.md`). `ε` is that of the scalar, to which the factors are
+/// rounded. Block Lanczos may miss `4 · 1e-12` of the energy left out in `f64`, and `2e-4` of it in
+/// single precision (`src/compress/solve.rs`).
 fn compressors_on_every_family<T: Scalar>(solver: Solver, sizes: &[usize], name: &str) {
     let ends = if is_single::<T>() { (2_f64.powi(-100), 2_f64.powi(100)) } else { (2_f64.powi(-450), 2_f64.powi(450)) };
     for (at, family) in FAMILIES.into_iter().enumerate() {
-        // Every spectrum meets two others.
+        // Every spectrum of the weight is combined with two of the data.
         let data = FAMILIES[(at * 3 + 4) % FAMILIES.len()];
         let mut worst = Worst::of(format!("{name}, {}, {family:?} × {data:?}", core::any::type_name::<T>()));
         for &size in sizes {
@@ -324,7 +324,7 @@ fn check_compressors<T: Scalar>(problem: &Aligned, solver: Solver, scales: (f64,
             let up = wide(compressed.layer().up(), 1.0);
             let low = &up * wide(compressed.layer().down(), scales.0);
             let left: f64 = energies[rank..].iter().sum();
-            // The leading ranks of a larger solve share what that one may miss.
+            // Smaller ranks can have the error that the solve up to the largest rank allows.
             let left_by_all: f64 = energies[max_rank..].iter().sum();
             let missed = match solver {
                 Solver::DenseEigen => 0.0,
@@ -341,7 +341,7 @@ fn check_compressors<T: Scalar>(problem: &Aligned, solver: Solver, scales: (f64,
                 compressed.report().solver
             );
             assert!(excess.is_finite() && off.is_finite(), "{at}");
-            // Nothing of that rank is better, either.
+            // The error is also not smaller than the optimum.
             worst.take(excess.abs() / (rounding + missed), &at);
             worst.take(off / (rounding + missed), &at);
             worst.take(orthogonality(up.as_ref(), T::EPSILON), &at);

@@ -1,4 +1,4 @@
-//! What reports say of small layers, worked out by hand: names, warnings, resolutions.
+//! Reports on small layers, compared with numbers computed by hand: names, warnings, resolutions.
 
 use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, Rank, Ridge, Warning};
 use faer::{Col, Mat, mat};
@@ -40,15 +40,16 @@ fn methods_are_named_after_ridge_and_bias() {
     }
 }
 
-/// Inputs that share 1e6 times what they differ by, and a weight that sees the difference.
+/// The common part of the inputs is 10⁶ times their difference, and the weight only uses the
+/// difference.
 #[test]
 fn the_resolution_of_an_error_is_rounding_in_the_terms_that_cancel() {
     let layer = Linear::new(mat![[1.0, -1.0], [2.0, -2.0]], None).unwrap();
     let share = |i: usize| if i.is_multiple_of(2) { 1e6 } else { -1e6 };
     let differ = |i: usize, j: usize| if (i / 2 + j).is_multiple_of(2) { 0.5 } else { -0.5 };
     let stats = crate::common::stats(Mat::from_fn(8, 2, |i, j| share(i) + differ(i, j)).as_ref());
-    // Of an energy of 1 + 4, the terms are Σ_j ‖W_j‖² S_jj = 2 · 5 · 1e12; rounding is 4 n ε of
-    // them.
+    // The energy is 1 + 4. Its terms are Σ_j ‖W_j‖² S_jj = 2 · 5 · 1e12, and the rounding is 4 n ε
+    // times these.
     let expected = (8.0 * f64::EPSILON * 10.0 * 1e12 / 5.0_f64).sqrt();
     for ridge in [Ridge::None, Ridge::Exact(0.0)] {
         let method = Dalr::new().with_ridge(ridge).with_bias_correction(false);

@@ -1,5 +1,5 @@
-//! Operators that break their contract. Each gives an error, or a result with the residual that it
-//! states, after a number of products that is bounded by the size.
+//! Operators that violate their contract. The solver returns an error, or a result with the stated
+//! residual, after a bounded number of products.
 
 use core::cell::Cell;
 
@@ -14,8 +14,8 @@ const SOLVERS: [Solver; 3] = [Solver::Auto, Solver::DenseEigen, Solver::BlockLan
 
 type Entry = fn(usize, usize, usize) -> f64;
 
-/// A matrix that is `early` for the first products and `late` from call number `turns` on, with any
-/// trace and noise. Counts calls and vectors.
+/// A matrix that is `early` for the first products, and `late` from call number `turns` on. Its
+/// trace and noise can have any value. It counts calls and vectors.
 #[derive(Clone)]
 struct Hostile {
     dimension: usize,
@@ -32,7 +32,8 @@ fn identity(i: usize, j: usize, _: usize) -> f64 {
     f64::from(i == j)
 }
 
-/// Diagonal, with eigenvalues that decay slowly enough for a long iteration.
+/// Returns the entries of a diagonal matrix, whose eigenvalues decay slowly enough for a long
+/// iteration.
 fn decaying(i: usize, j: usize, _: usize) -> f64 {
     if i == j { 1.0 / (1.0 + i as f64) } else { 0.0 }
 }
@@ -44,7 +45,7 @@ impl Hostile {
         Self { dimension, early: entry, late: entry, turns: 0, trace, noise: 0.0, calls, vectors }
     }
 
-    /// The products of `decaying` until this call.
+    /// Behaves as `decaying` for the first `turns` calls, and as `late` afterwards.
     fn turning(dimension: usize, turns: usize, late: Entry) -> Self {
         Self { late, turns, ..Self::new(dimension, decaying) }
     }
@@ -57,9 +58,9 @@ impl Hostile {
         Self { noise, ..self }
     }
 
-    /// A bound on the vectors that the solver may multiply, a fallback to the dense algorithm
-    /// included: 40 for each pair and each vector of a block, two blocks for a verification, and
-    /// the identity.
+    /// Returns a bound on the vectors that the solver may multiply, a fallback to the dense
+    /// algorithm included: 40 for each pair and each vector of a block, two blocks for a
+    /// verification, and the identity.
     fn bound(&self, count: usize) -> usize {
         40 * (count + 64) + 128 + self.dimension
     }
@@ -97,7 +98,7 @@ impl<T: Scalar> PsdOperator<T> for Hostile {
 
 const COUNT: usize = 3;
 
-/// The solver's outcome for an operator, within its bound on products.
+/// Returns the solver's outcome for an operator, within its bound on products.
 fn outcome<T: Scalar>(operator: &Hostile, solver: Solver) -> Result<Eigenpairs> {
     let operator = operator.clone();
     let outcome = top_eigenpairs::<T>(&operator, COUNT, solver, 1);
@@ -143,14 +144,14 @@ fn products_that_are_not_finite_are_refused_later_too() {
         for late in [|_, _, _| f64::NAN, |_, _, _| f64::INFINITY, |_, _, _| f64::NEG_INFINITY] as [Entry; 3] {
             refused_in_both_precisions("not finite later", &Hostile::turning(400, turns, late), solvers);
         }
-        // Finite, but squares, and then sums of products, overflow.
+        // The entries are finite, but squares, or sums of products, overflow.
         for late in [|_, _, _| 1e30, |i, j, _| if i == j { 1e38 } else { 0.0 }] as [Entry; 2] {
             refused_in_both_precisions("huge later", &Hostile::turning(400, turns, late), solvers);
         }
         let huge = Hostile::turning(400, turns, |_, _, _| 1e305);
         refused::<f64>("beyond squaring later", &huge, solvers);
     }
-    // The second of two blocks of columns.
+    // The NaN occurs in the second of two blocks of columns.
     let later = Hostile::turning(300, 1, |_, _, _| f64::NAN);
     refused_in_both_precisions("not finite in the second block", &later, &SOLVERS[..2]);
 }
@@ -175,7 +176,7 @@ fn operators_that_are_not_symmetric_are_refused() {
             refused_in_both_precisions("not symmetric", &Hostile::new(dimension, entry), &SOLVERS);
         }
     }
-    // Symmetric at first.
+    // The operator is symmetric at first.
     let late: Entry = |i, j, _| if j >= i { 0.1 } else { 0.0 };
     refused_in_both_precisions("not symmetric later", &Hostile::turning(400, 3, late), &SOLVERS[2..]);
 }
@@ -207,7 +208,7 @@ fn traces_that_cannot_be_are_refused_where_they_are_used() {
                 check_residual::<f32>(&operator, Solver::Auto);
             }
         }
-        // Smaller errors cost accuracy in proportion, or time.
+        // Smaller errors in the trace cost accuracy in proportion, or time.
         for factor in [0.6, 3.0] {
             let truth = Hostile::new(dimension, decaying);
             let trace = truth.trace;
@@ -225,7 +226,7 @@ fn noises_that_cannot_be_are_refused() {
             refused_in_both_precisions(&format!("a noise of {noise}"), &operator.with_noise(noise), &SOLVERS);
         }
     }
-    // More noise than eigenvalues is valid: the numerical rank is zero.
+    // A noise above all eigenvalues is valid: the numerical rank is zero.
     for solver in SOLVERS {
         let pairs = outcome::<f64>(&Hostile::new(20, decaying).with_noise(1e300), solver).unwrap();
         assert_eq!(pairs.numerical_rank(), 0);
@@ -234,7 +235,7 @@ fn noises_that_cannot_be_are_refused() {
 
 #[test]
 fn operators_that_change_with_every_product_end_in_time() {
-    // Every call multiplies by another matrix.
+    // Every call multiplies by a different matrix.
     let fickle: Entry = |i, j, call| ((i * 31 + j * 17 + call * 7919) % 101) as f64 / 101.0;
     let doubling: Entry = |i, j, call| if i == j { 2_f64.powi(call as i32) } else { 0.0 };
     let fading: Entry = |i, j, call| if i == j { 0.5_f64.powi(call as i32 * 40) } else { 0.0 };
@@ -250,7 +251,7 @@ fn operators_that_change_with_every_product_end_in_time() {
     refused_in_both_precisions("another matrix every time", &Hostile::new(300, fickle), &SOLVERS);
 }
 
-/// Checks that the result has the residual that it states, and the leading eigenvalues.
+/// Checks that the result has the stated residual and the leading eigenvalues.
 #[track_caller]
 fn check_residual<T: Scalar>(operator: &Hostile, solver: Solver) {
     let pairs = outcome::<T>(operator, solver).unwrap();
@@ -263,7 +264,7 @@ fn check_residual<T: Scalar>(operator: &Hostile, solver: Solver) {
         let residual = terms.map(|(h, v)| (h - value * v).powi(2)).sum::<f64>().sqrt();
         let allowed = 1.5 * pairs.residual * pairs.values[0] + 35.0 * n as f64 * T::EPSILON;
         assert!(residual <= allowed, "{solver:?}: {residual:e} > {allowed:e}");
-        // And these are the leading ones.
+        // The eigenvalues are the leading ones.
         let exact = 1.0 / (1.0 + column as f64);
         assert!((value - exact).abs() <= 1e-6 + 35.0 * n as f64 * T::EPSILON, "{value}, {exact}");
     }
@@ -295,7 +296,7 @@ fn matrices_of_another_shape_are_refused() {
 
 #[test]
 fn a_dimension_that_changes_breaks_nothing() {
-    /// The identity, with another dimension at every call.
+    /// The identity, with a different dimension at every call.
     struct Changing(Cell<usize>, [usize; 2]);
     impl PsdOperator<f64> for Changing {
         fn dimension(&self) -> usize {
@@ -351,7 +352,7 @@ fn dimensions_beyond_all_memory_are_refused() {
     }
 }
 
-/// Costs are stated by the operator, so they may be invalid as well.
+/// The operator states its costs, so they can be invalid, too.
 #[test]
 fn costs_that_cannot_be_choose_some_solver() {
     struct Costly(f64);
@@ -376,7 +377,7 @@ fn costs_that_cannot_be_choose_some_solver() {
     }
 }
 
-/// The data lie in the null space of the weight, so the trace of the operator is rounding of either
+/// The data are in the null space of the weight, so the trace of the operator is rounding of either
 /// sign.
 #[test]
 fn a_weight_that_is_blind_to_the_data_is_no_broken_contract() {
@@ -389,7 +390,7 @@ fn a_weight_that_is_blind_to_the_data_is_no_broken_contract() {
         let weight = &weight - (&weight * &seen) * seen.transpose();
         let layer = Linear::new(weight, None).unwrap();
         for solver in SOLVERS {
-            // The statistics keep few samples as rows, and many as a covariance.
+            // Statistics are in sample form for few samples, and in covariance form for many.
             for samples in [200, 12] {
                 let stats = crate::common::stats(inputs.as_ref().subrows(0, samples));
                 let dalr = Dalr::new().with_ridge(Ridge::None).with_solver(solver);

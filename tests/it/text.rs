@@ -45,7 +45,7 @@ fn other_text_is_refused_with_what_can_be_read() {
         assert!(matches!(text.parse::<Ridge>(), Err(Error::Text { .. })), "{text}");
     }
     assert!(matches!("dense".parse::<Solver>(), Err(Error::Text { .. })));
-    // A number that is none is refused where it is used, with the range.
+    // NaN is an error when it is used, with the allowed range.
     let rank = "ratio:nan".parse::<Rank>().unwrap();
     let layer = Linear::new(Mat::<f64>::identity(3, 3), None).unwrap();
     let mut stats = ActivationStats::new(3);

@@ -1,4 +1,5 @@
-//! Loading a file takes no more memory than the file is long, whatever the file says.
+//! Loading a file takes at most as much memory as the length of the file, whatever its header
+//! states.
 
 use dalr::{ActivationStats, Scalar};
 use faer::Mat;
@@ -6,13 +7,13 @@ use faer::Mat;
 use crate::common::file::{put_together, take_apart};
 use crate::{alone, peak};
 
-/// For the header, error messages and the rounding of columns to cache lines.
+/// Additional memory for the header, error messages and the rounding of columns to cache lines.
 const SLACK: usize = 200_000;
 
 fn good<T: Scalar>(rows: usize, features: usize) {
     let mut stats = ActivationStats::<T>::new(features);
     stats.update(Mat::from_fn(rows, features, |i, j| T::from_f64(((i * 7 + j * 3) % 19) as f64)).as_ref()).unwrap();
-    // In the collapsed form these wait for their product.
+    // In covariance form, these samples stay in the buffer.
     stats.update(Mat::from_fn(7, features, |i, j| T::from_f64(((i * 5 + j * 3) % 11) as f64)).as_ref()).unwrap();
     let path = std::env::temp_dir().join(format!("dalr-memory-{}", std::process::id()));
     let (saved, needed) = peak(|| stats.save(&path));
@@ -30,7 +31,8 @@ fn good<T: Scalar>(rows: usize, features: usize) {
     let (read, needed) = peak(|| ActivationStats::<T>::read_safetensors(length as u64, bytes.as_slice()));
     assert_eq!(read.unwrap().samples(), rows as u64 + 7);
     assert!(needed < length + SLACK, "{needed} bytes for a stream of {length}");
-    // A flipped bit in the data is seen at the end only; one in the length of the header at once.
+    // A changed bit in the data is only detected at the end; one in the length of the header
+    // immediately.
     for (index, most) in [(length / 2, length + SLACK), (6, SLACK), (0, SLACK)] {
         bytes[index] ^= 1;
         let (result, needed) = peak(|| ActivationStats::<T>::from_safetensors(&bytes).map(|_| ()));
@@ -65,13 +67,13 @@ fn files() {
             assert!(header.contains(from));
             hostile.push(put_together(&header.replace(from, &to), &data));
         }
-        // All of it consistent, but for the file's length.
+        // The header is consistent, except for the file's length.
         let wide = header
             .replace("\"features\":\"3\"", &format!("\"features\":\"{count}\""))
             .replace("[3]", &format!("[{count}]"));
         hostile.push(put_together(&wide, &data));
     }
-    // A header that is right in every respect, of a file that is cut off.
+    // The header is valid, but the file is truncated.
     for (rows, features) in [(2000, 2000), (5000, 500)] {
         let mut stats = ActivationStats::<f32>::new(features);
         stats.update(Mat::from_fn(rows, features, |i, j| (i * j) as f32).as_ref()).unwrap();

@@ -11,7 +11,7 @@ use rand::rngs::StdRng;
 use crate::common::{cast, gaussian};
 use crate::{MEMORY, peak};
 
-/// Runs a test alone, once the matrix library has reserved its buffers.
+/// Runs a test alone, after the matrix library has allocated its buffers.
 fn alone(run: impl FnOnce() + Send) {
     crate::alone(|| {
         check_shape::<f32>(64, 48, 40, 1e9);
@@ -20,7 +20,7 @@ fn alone(run: impl FnOnce() + Send) {
     });
 }
 
-/// A layer with few outputs or few inputs, and a few samples.
+/// Checks the memory for a layer with few outputs or few inputs, and a few samples.
 fn check_shape<T: Scalar>(m: usize, n: usize, samples: usize, most: f64) {
     let mut rng = StdRng::seed_from_u64(1);
     let weight = cast::<T>(gaussian(&mut rng, m, n).as_ref());
@@ -29,7 +29,8 @@ fn check_shape<T: Scalar>(m: usize, n: usize, samples: usize, most: f64) {
     let mut stats = ActivationStats::new(n);
     stats.update(inputs.as_ref()).unwrap();
     let rank = m.min(n) / 2;
-    // In `f64`, whatever `T` is; a square of the long side would be a thousand times as much.
+    // The numbers are `f64`, whatever `T` is. A square matrix of the larger side would take a
+    // thousand times as much.
     let involved = 8 * (m * n + samples * n + samples * m);
     let mut worst = 0.0_f64;
     let mut check = |what: &str, run: &dyn Fn()| {
@@ -64,7 +65,7 @@ fn check_shape<T: Scalar>(m: usize, n: usize, samples: usize, most: f64) {
 
 #[test]
 fn memory_depends_on_the_short_side_of_a_weight() {
-    // 3.2 · 10⁹ numbers in a square of the long side: 26 GB.
+    // A square matrix of the larger side would have 3.2 · 10⁹ numbers, or 26 GB.
     alone(|| {
         for (m, n) in [(8, 57_000), (57_000, 8)] {
             check_shape::<f32>(m, n, 12, 4.0);
@@ -73,11 +74,13 @@ fn memory_depends_on_the_short_side_of_a_weight() {
     });
 }
 
-/// Statistics take the documented memory, however many samples come, and no more on the way there.
+/// Checks that statistics take the documented memory for any number of samples, also during
+/// updates.
 fn check_growth<T: Scalar>(features: usize, batch: usize) {
     let mut rng = StdRng::seed_from_u64(2);
     let inputs: Mat<T> = cast(gaussian(&mut rng, batch, features).as_ref());
-    // Blocks of 256 columns of the lower triangle: half of the square, and a little more.
+    // The scatter consists of blocks of 256 columns of the lower triangle: slightly more than half
+    // of the square matrix.
     let scatter = 4 * features * (features + 256);
     let before = MEMORY.current_usage();
     let mut stats = ActivationStats::<T>::new(features);
@@ -87,7 +90,7 @@ fn check_growth<T: Scalar>(features: usize, batch: usize) {
     for _ in 0..8 * features / batch {
         stats.update(inputs.as_ref()).unwrap();
         if format!("{stats:?}").contains("covariance") {
-            // The scatter, a quarter more for the waiting samples, and some vectors.
+            // The bound covers the scatter, a buffer of a quarter of its size, and some vectors.
             let bound = 5 * scatter / 4 + 100 * features;
             assert!(held() <= bound, "{} > {bound}", held());
             assert!(held() <= *bounded.get_or_insert(held()) + 4 * features * batch);
@@ -96,8 +99,8 @@ fn check_growth<T: Scalar>(features: usize, batch: usize) {
     let (peak, held) = (MEMORY.peak_usage() - before, held());
     println!("{features} inputs of {} bytes: {held} held, {peak} at the peak, {scatter} for a scatter", size_of::<T>());
     assert!(bounded.is_some());
-    // Samples worth two scatters in a buffer that doubles, once more while it moves, and the
-    // scatter that replaces them.
+    // The peak contains a buffer for samples of twice the scatter's memory, which can be twice too
+    // large, its copy while it grows, and the scatter that replaces it.
     assert!(peak <= 8 * scatter, "{peak} > 8 · {scatter}");
 }
 
@@ -110,7 +113,7 @@ fn statistics_stop_growing() {
     });
 }
 
-/// The limit holds for the memory allocated, not only for the memory counted.
+/// The limit holds for the memory that is really allocated.
 #[test]
 fn memory_limits_hold() {
     alone(|| {
@@ -122,14 +125,14 @@ fn memory_limits_hold() {
         for _ in 0..60 {
             stats.update(inputs.as_ref()).unwrap();
             let held = MEMORY.current_usage() - before;
-            // Six numbers for each input beside samples and scatter.
+            // There are six numbers for each input, in addition to samples and scatter.
             assert!(held <= limit + 100 * 200, "{held} > {limit}");
         }
-        // Refused without having been asked for.
+        // The memory is rejected before it is allocated.
         let wide = Mat::<f32>::zeros(2, 100_000);
         let mut stats = ActivationStats::new(100_000).with_memory_limit(limit);
         let (outcome, peak) = peak(|| stats.update(wide.as_ref()));
-        // A message at the most.
+        // Only the error message is allocated.
         assert!(matches!(outcome, Err(dalr::Error::Memory { .. })) && peak < 1000, "{peak}: {outcome:?}");
     });
 }

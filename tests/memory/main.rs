@@ -1,5 +1,5 @@
-//! Memory that is allocated, as the allocator sees it: one test at a time, since it sees all
-//! threads.
+//! Allocated memory, as counted by the allocator. One test runs at a time, because the allocator
+//! counts all threads.
 //!
 //! Users of other implementations report 90 GB of host memory (SVD-LLM #3, #29) and 89 TB for the
 //! shape of a full SVD (tensorly-torch #32).
@@ -26,7 +26,8 @@ fn alone(run: impl FnOnce() + Send) {
     rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap().install(run);
 }
 
-/// Returns the result of `run` and the bytes in use at its peak, over those in use before.
+/// Returns the result of `run`, and the peak memory during `run` minus the memory before it, in
+/// bytes.
 fn peak<R>(run: impl FnOnce() -> R) -> (R, usize) {
     MEMORY.reset_peak_usage();
     let before = MEMORY.current_usage();

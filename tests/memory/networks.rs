@@ -1,4 +1,4 @@
-//! The estimate that a memory limit goes by is above the memory that a decomposition takes.
+//! The estimate for a memory limit is above the memory that a decomposition takes.
 
 use dalr::network::Network;
 use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, Scalar, TruncatedSvd};

@@ -38,7 +38,7 @@ pub enum Command {
 
 /// Compresses the linear layers of a model to one budget.
 ///
-/// A layer is a tensor NAME.weight with two axes for which the calibration data hold NAME.input
+/// A layer is a tensor NAME.weight with two axes for which the calibration data contain NAME.input
 /// (any leading axes; the last axis is the layer's inputs). NAME.weight becomes NAME.0.weight and
 /// NAME.1.weight, its bias NAME.1.bias. All other tensors are copied.
 #[derive(Args, Debug)]
@@ -46,7 +46,7 @@ pub struct CompressArgs {
     #[command(flatten)]
     pub source: SourceArgs,
 
-    /// The compressed model. The file appears complete or not at all.
+    /// The compressed model. It is written atomically: an interrupted run leaves no partial file.
     #[arg(short, long, value_name = "FILE")]
     pub out: PathBuf,
 
@@ -57,17 +57,17 @@ pub struct CompressArgs {
     #[arg(long, value_enum, default_value = "dalr")]
     pub method: Method,
 
-    /// The absolute ridge of dalr-paper. [default: 1000, as in the authors' code]
+    /// The ridge λ of dalr-paper. [default: 1000, as in the authors' code]
     #[arg(long)]
     pub lambda: Option<f64>,
 
-    /// How the budget is allocated to the layers. [default: sensitivity with --sensitivity, else
-    /// uniform]
+    /// The rule that allocates the budget to the layers. [default: sensitivity with --sensitivity,
+    /// else uniform]
     #[arg(long, value_enum)]
     pub allocation: Option<Allocation>,
 
-    /// How much the network suffers from an error of each layer: {"layer": weight, …}, for every
-    /// layer.
+    /// The sensitivity of every layer: {"layer": number, …}. It is the increase of the network's
+    /// loss by an error of the layer.
     #[arg(long, value_name = "FILE.json")]
     pub sensitivity: Option<PathBuf>,
 
@@ -87,15 +87,15 @@ pub struct CompressArgs {
     #[arg(long)]
     pub resume: bool,
 
-    /// Replaces files that exist, and discards the work of an interrupted run.
+    /// Replaces existing files, and discards the layers that an interrupted run has solved.
     #[arg(long)]
     pub force: bool,
 }
 
-/// Lists a model's layers, their sizes, and the error at some fractions of their parameters.
+/// Lists a model's layers, their sizes, and their error at some fractions of their parameters.
 ///
-/// With calibration data the errors are predicted errors of the layers' outputs. Without, they are
-/// errors of the weights.
+/// With calibration data, the errors are predicted errors of the layers' outputs. Without
+/// calibration data, they are errors of the weights.
 #[derive(Args, Debug)]
 pub struct InspectArgs {
     #[command(flatten)]
@@ -105,7 +105,7 @@ pub struct InspectArgs {
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
 
-    /// Replaces a --json file that exists.
+    /// Replaces an existing --json file.
     #[arg(long)]
     pub force: bool,
 }
@@ -126,7 +126,7 @@ pub struct SourceArgs {
     #[arg(long, value_name = "FILE.json")]
     pub inputs: Option<PathBuf>,
 
-    /// Takes only layers whose name matches one of these globs.
+    /// Compresses only layers whose name matches one of these globs.
     #[arg(long, value_name = "GLOB")]
     pub include: Vec<String>,
 
@@ -134,7 +134,7 @@ pub struct SourceArgs {
     #[arg(long, value_name = "GLOB")]
     pub exclude: Vec<String>,
 
-    /// Threads; 0 for one on each core.
+    /// Number of threads; 0 means one for each core.
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
 }
@@ -150,15 +150,15 @@ pub struct BudgetArgs {
     #[arg(long, value_name = "N")]
     pub rank: Option<usize>,
 
-    /// The largest relative error: of every layer with uniform allocation, else of all layers
-    /// together.
+    /// The largest predicted relative error: of every layer with uniform allocation, else of all
+    /// layers together.
     #[arg(long, value_name = "E")]
     pub max_error: Option<f64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
 pub enum Method {
-    /// Least change of the outputs on the calibration data, with shrinkage for few samples.
+    /// Minimises the change of the outputs on the calibration data, with shrinkage for few samples.
     /// Recommended.
     Dalr,
     /// Eq. 11 of the paper.
@@ -174,9 +174,9 @@ pub enum Method {
 pub enum Allocation {
     /// The same fraction, or the same error, for every layer.
     Uniform,
-    /// Least energy lost in total.
+    /// The smallest sum of the layers' losses, without sensitivities. Often worse than uniform.
     Energy,
-    /// Least error in total, weighted by sensitivity.
+    /// The smallest sum of the layers' losses, each multiplied by its sensitivity.
     Sensitivity,
 }
 
@@ -187,14 +187,14 @@ impl Method {
 }
 
 impl SourceArgs {
-    /// The map of `--inputs`, by layer.
+    /// Returns the map of `--inputs`, by layer.
     pub fn inputs(&self) -> Result<BTreeMap<String, String>> {
         self.inputs
             .as_deref()
             .map_or(Ok(BTreeMap::new()), |path| json_map(path, "a JSON object {\"layer\": \"tensor\", …}"))
     }
 
-    /// Whether a file is one that is read.
+    /// Returns whether a file is an input of the program.
     fn reads(&self, path: &Path) -> bool {
         let same =
             |input: &Path| path.canonicalize().is_ok_and(|path| input.canonicalize().is_ok_and(|input| input == path));
@@ -208,7 +208,7 @@ impl CompressArgs {
         self.allocation.unwrap_or(default)
     }
 
-    /// Refuses wrong options before anything is read.
+    /// Returns an error for wrong options before any file is read.
     pub fn validate(&self) -> Result<()> {
         let refuse = |message: String| Err(Error::Usage(message));
         if self.sensitivity.is_some() && self.allocation() != Allocation::Sensitivity {
@@ -247,7 +247,7 @@ impl CompressArgs {
                 return refuse(format!("{}: two outputs cannot be one file", path.display()));
             }
             require_free(path, self.force)?;
-            // Even with --force: --resume would have no model to read.
+            // This is an error even with --force, because --resume would have no model to read.
             if self.source.reads(path) {
                 return refuse(format!("{}: an output cannot replace an input", path.display()));
             }

@@ -16,11 +16,11 @@ use crate::layer::Layer;
 /// `kind` in the metadata of a file of statistics.
 const STATISTICS: &str = "dalr.ActivationStats";
 
-/// Rows of a batch, unless they take more than `BATCH_BYTES` in `f32`.
+/// Number of rows in a batch, unless they take more than `BATCH_BYTES` in `f32`.
 const ROWS: usize = 1024;
 const BATCH_BYTES: usize = 32 << 20;
 
-/// Bytes of a file that are read at a time for its checksum.
+/// Number of bytes that are read at a time for a checksum.
 const PIECE: usize = 1 << 20;
 
 /// All calibration data, by the name of the tensor.
@@ -75,17 +75,17 @@ impl Calibration {
         Ok(())
     }
 
-    /// Whether there are data of this name.
+    /// Returns whether there are data of this name.
     pub fn holds(&self, name: &str) -> bool {
         self.parts(name).next().is_some()
     }
 
-    /// The names of all data.
+    /// Returns the names of all data.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.parts.keys().map(String::as_str)
     }
 
-    /// The data of a name. Those of `NAME.input` include saved statistics in a file
+    /// Returns the data of a name. Those of `NAME.input` include saved statistics in a file
     /// `NAME.safetensors`.
     fn parts(&self, name: &str) -> impl Iterator<Item = &Part> {
         let short = name.strip_suffix(".input").and_then(|short| self.parts.get(short));
@@ -93,8 +93,8 @@ impl Calibration {
         self.parts.get(name).into_iter().flatten().chain(statistics)
     }
 
-    /// Refuses data whose headers do not fit a layer with this many inputs, before anything is
-    /// solved.
+    /// Returns an error if the headers of the data do not fit a layer with this many inputs. It
+    /// runs before any layer is solved.
     pub fn check(&self, name: &str, inputs: usize) -> Result<()> {
         for part in self.parts(name) {
             match part {
@@ -116,8 +116,8 @@ impl Calibration {
                     if features != inputs.to_string() {
                         return Err(Error::format(
                             path,
-                            format!("statistics of the layer's {inputs} inputs"),
-                            features,
+                            format!("statistics of {inputs} inputs, as the layer has"),
+                            format!("statistics of {features} inputs"),
                         ));
                     }
                 }
@@ -126,7 +126,7 @@ impl Calibration {
         Ok(())
     }
 
-    /// A checksum of all data of a name.
+    /// Returns a checksum of all data of a name.
     pub fn sum(&self, name: &str) -> Result<u32> {
         let mut sum = Hasher::new();
         for part in self.parts(name) {
@@ -141,7 +141,8 @@ impl Calibration {
         Ok(sum.finalize())
     }
 
-    /// Statistics of a layer's input in the precision of its weight, and a checksum of the data.
+    /// Returns statistics of a layer's input in the precision of its weight, and a checksum of the
+    /// data.
     pub fn statistics(&self, layer: &Layer) -> Result<(Statistics, u32)> {
         let Layer { name, in_features, input, dtype, .. } = layer;
         let gathered = match dtype {
@@ -154,8 +155,8 @@ impl Calibration {
         })
     }
 
-    /// Reads in batches, so that no tensor has to fit into memory. Statistics without samples, for
-    /// methods that look at the weight alone, if there are no calibration data at all.
+    /// Reads the data in batches, so that no tensor has to fit into memory. Without any calibration
+    /// data, returns statistics without samples, for methods that use the weight alone.
     fn gather<T: Scalar>(&self, name: &str, inputs: usize) -> Result<(ActivationStats<T>, u32)> {
         let mut stats = ActivationStats::new(inputs);
         let mut sum = Hasher::new();
@@ -183,7 +184,11 @@ impl Calibration {
     ) -> Result<()> {
         let source = &self.files[file];
         let Some(dtype) = source.tensor(name).and_then(|tensor| FloatDtype::of(tensor.dtype)) else {
-            return Err(Error::format(source.path(), format!("`{name}` of dtype F32, F16, BF16 or F64"), "another"));
+            return Err(Error::format(
+                source.path(),
+                format!("`{name}` of dtype F32, F16, BF16 or F64"),
+                "another dtype",
+            ));
         };
         let inputs = stats.features();
         let rows = ROWS.min(BATCH_BYTES / (4 * inputs)).max(1);
@@ -197,7 +202,7 @@ impl Calibration {
             let count = batch.len() / inputs;
             stats.update(MatRef::from_row_major_slice(&batch, count, inputs)).map_err(|error| {
                 let batch = format!("samples {first} to {} of `{name}`", first + count - 1);
-                Error::format(source.path(), "samples for statistics", format!("in {batch}: {error}"))
+                Error::format(source.path(), "valid samples", format!("an error in {batch}: {error}"))
             })?;
             first += count;
             Ok(())
@@ -217,7 +222,7 @@ fn sum_file(path: &Path, sum: &mut Hasher) -> Result<()> {
     }
 }
 
-/// A file itself, or all `*.safetensors` of a folder, sorted by name.
+/// Returns the path if it is a file, or all `*.safetensors` of a folder, sorted by name.
 fn expand(path: &Path) -> Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(vec![path.into()]);

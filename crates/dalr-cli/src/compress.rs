@@ -34,7 +34,7 @@ pub fn run(args: &CompressArgs, verbosity: Verbosity) -> Result<()> {
     if matches!(result, Err(Error::Interrupted)) && !work.is_empty()? {
         eprintln!("dalr: finished layers are kept; the same command with --resume continues with them");
     }
-    // Without a finished layer there is nothing to resume.
+    // Without a finished layer, --resume would have no effect, so the folder is removed.
     if result.is_ok() || work.is_empty()? {
         work.finish()?;
     }
@@ -64,13 +64,13 @@ fn both_passes(
     }
     let ranks = plan.ranks();
     let output = Output { model, layers, ranks: &ranks, work, method: &args.method.name() };
-    // Another program may have written the file since the start.
+    // Another program may have created the file since the start.
     require_free(&args.out, args.force)?;
     output.write(&args.out, progress)?;
     Ok(outcome.summary(verbosity == Verbosity::Verbose))
 }
 
-/// How the budget is allocated.
+/// Returns the allocator for the options.
 fn allocator(args: &CompressArgs, layers: &[Layer]) -> Result<Allocator> {
     let budget = match (args.budget.keep, args.budget.rank, args.budget.max_error) {
         (Some(fraction), ..) => Budget::ParameterFraction(fraction),
@@ -97,13 +97,13 @@ fn sensitivities(path: &Path, layers: &[Layer]) -> Result<Sensitivities> {
         ));
     }
     if let Some(name) = weights.keys().next() {
-        return Err(Error::format(path, "layers that are to be compressed", format!("`{name}`")));
+        return Err(Error::format(path, "only names of layers to compress", format!("`{name}`")));
     }
     Sensitivities::new(named).map_err(|error| Error::format(path, "sensitivities", error.to_string()))
 }
 
-/// Makes the error of the outputs the loss of a layer whose method minimises something else. Does
-/// not change profiles for the allocation by energy.
+/// Sets the loss of a layer to its output error if the method minimises another error. Does not
+/// change profiles for the allocation by energy.
 fn by_outputs(args: &CompressArgs, profile: LayerProfile) -> LayerProfile {
     let known =
         (1..=profile.max_rank()).all(|rank| profile.relative_error(rank).is_some_and(|error| error.is_finite()));
@@ -113,7 +113,8 @@ fn by_outputs(args: &CompressArgs, profile: LayerProfile) -> LayerProfile {
     profile.clone().with_data_errors().unwrap_or(profile)
 }
 
-/// The settings on which a solved layer depends, besides its own weight, bias and input.
+/// Returns the settings on which a solved layer depends, in addition to its own weight, bias and
+/// input.
 fn settings(args: &CompressArgs, model: &ModelFile, layers: &[Layer]) -> Settings {
     let mut settings = Settings::from([
         ("version".into(), env!("CARGO_PKG_VERSION").into()),

@@ -8,7 +8,7 @@ use std::sync::Arc;
 /// A failure. Its text is the whole message that the program prints.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Options that are wrong or do not go together.
+    /// Options that are wrong or contradict each other.
     #[error("{0}")]
     Usage(String),
 
@@ -20,11 +20,11 @@ pub enum Error {
     #[error("{path}: expected {expected}, got {found}")]
     Format { path: String, expected: String, found: String },
 
-    /// One layer: its statistics, its decomposition, its place in the output.
+    /// A failure in one layer.
     #[error("layer {layer}: {message}")]
     Layer { layer: String, message: String },
 
-    /// The options are right, but not for these files.
+    /// The options are valid, but not for these files.
     #[error("{0}")]
     Refused(String),
 
@@ -53,8 +53,8 @@ impl Error {
         move |message| Self::Layer { layer: layer.into(), message: message.to_string() }
     }
 
-    /// 130 after an interrupt as in shells, 2 for wrong usage as clap does, 1 for every other
-    /// failure.
+    /// Returns 130 after an interrupt, as shells do, 2 for wrong usage, as clap does, and 1 for
+    /// every other failure.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Interrupted => 130,

@@ -1,10 +1,10 @@
-//! A solved layer on disk: its factors at the largest useful rank, from which every smaller rank is
-//! cut.
+//! A solved layer on disk: its factors at the largest useful rank, which contain those of every
+//! smaller rank.
 //!
 //! The first `k` rows of `down` and the first `k` columns of `up` are the factors of rank `k`. The
 //! corrected bias of rank `k` is `output_mean − up · latent_mean`. This gives the result of
 //! `Decomposition::truncate` without the matrices in memory. The factors have the weight's dtype,
-//! so that no layer takes more disk than its weight.
+//! so that a file is at most as large as the weight.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,7 +17,7 @@ use dalr::{Decomposition, Scalar};
 use crate::error::{Error, Result};
 use crate::layer::Layer;
 
-/// Bytes that are read at a time.
+/// Number of bytes that are read at a time.
 const PIECE: usize = 1 << 20;
 
 /// The content of a layer's file.
@@ -26,7 +26,7 @@ pub struct Solved<'a, T> {
     pub decomposition: &'a Decomposition<T>,
     /// `b + W μ` and `μ`, if the bias is corrected.
     pub means: Option<(Vec<f64>, Vec<f64>)>,
-    /// Identifies the data that this was computed from.
+    /// Identifies the data from which the factors were computed.
     pub fingerprint: String,
 }
 
@@ -41,7 +41,7 @@ impl<T: Scalar> Solved<'_, T> {
         let Layer { name, out_features, in_features, dtype, .. } = self.layer;
         let profile = LayerProfile::new(name.clone(), self.decomposition);
         let text = serde_json::to_string(&profile).map_err(Error::layer(name))?;
-        // A profile that a resumed run could not read back is an error now.
+        // A profile that a resumed run could not read must be an error now.
         serde_json::from_str::<LayerProfile>(&text).map_err(Error::layer(name))?;
         let rank = self.decomposition.max_rank();
         let compressed = self.decomposition.truncate(rank).map_err(Error::layer(name))?;
@@ -53,7 +53,8 @@ impl<T: Scalar> Solved<'_, T> {
         writer.add("up", (*dtype).into(), &[*out_features, rank], Content::Factor(up))?;
         let mut latent_mean = Vec::with_capacity(rank);
         if let Some((output_mean, mean)) = &self.means {
-            // From the factor as it is stored, so that the bias corrects its rounding too.
+            // The factor is the rounded one of the file, so that the bias corrects its rounding,
+            // too.
             self.rounded_rows(down, |row, _| {
                 latent_mean.push(dot(row, mean));
                 Ok(())
@@ -86,7 +87,7 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// Refuses numbers that overflow the weight's dtype.
+/// Returns an error for numbers that overflow the weight's dtype.
 fn require_finite(layer: &Layer, numbers: &[f64]) -> Result<()> {
     if numbers.iter().all(|number| number.is_finite()) {
         return Ok(());
@@ -95,14 +96,14 @@ fn require_finite(layer: &Layer, numbers: &[f64]) -> Result<()> {
     Err(Error::Layer { layer: layer.name.clone(), message })
 }
 
-/// A layer's file, opened to cut a rank from it.
+/// A layer's file, opened to read the factors of one rank.
 pub struct Factors {
     file: ModelFile,
     profile: LayerProfile,
 }
 
 impl Factors {
-    /// `None` if there is no such file yet.
+    /// Opens a layer's file; returns `None` if it does not exist yet.
     pub fn open(path: &Path) -> Result<Option<Self>> {
         if !path.exists() {
             return Ok(None);
@@ -122,13 +123,13 @@ impl Factors {
         self.file.metadata().get("fingerprint").map_or("", String::as_str)
     }
 
-    /// The first factor of this rank, rank × in, as bytes of the weight's dtype.
+    /// Returns the first factor of this rank, rank × in, as bytes of the weight's dtype.
     pub fn down(&self, rank: usize, write: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let (_, row) = self.rows("down")?;
         self.file.visit("down", ..(rank * row) as u64, PIECE, write)
     }
 
-    /// The second factor of this rank, out × rank, as bytes of the weight's dtype.
+    /// Returns the second factor of this rank, out × rank, as bytes of the weight's dtype.
     pub fn up(&self, rank: usize, mut write: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let (columns, row) = self.rows("up")?;
         let kept = row / columns * rank;
@@ -140,12 +141,12 @@ impl Factors {
         })
     }
 
-    /// Whether the method gives the layer a bias of its own.
+    /// Returns whether the method changes or adds a bias.
     pub fn has_bias(&self) -> bool {
         self.file.tensor("output_mean").is_some()
     }
 
-    /// The corrected bias of this rank; `None` if the method keeps the bias.
+    /// Returns the corrected bias of this rank; `None` if the method keeps the bias.
     pub fn bias(&self, layer: &Layer, rank: usize) -> Result<Option<Vec<f64>>> {
         if !self.has_bias() {
             return Ok(None);
@@ -168,9 +169,12 @@ impl Factors {
         Ok(Some(corrected))
     }
 
-    /// The columns of a factor, and the bytes of one of its rows.
+    /// Returns the columns of a factor, and the bytes of one of its rows.
     fn rows(&self, name: &str) -> Result<(usize, usize)> {
-        let refuse = || Error::format(self.file.path(), format!("a factor `{name}`"), "none");
+        let refuse = || {
+            let found = "none: run with --force and without --resume to start again";
+            Error::format(self.file.path(), format!("a matrix `{name}`"), found)
+        };
         let TensorInfo { shape, bytes, .. } = self.file.tensor(name).ok_or_else(refuse)?;
         match shape[..] {
             [rows, columns] if rows > 0 && columns > 0 => Ok((columns, (bytes / rows as u64) as usize)),
@@ -179,7 +183,7 @@ impl Factors {
     }
 }
 
-/// A bias as bytes of the weight's dtype.
+/// Returns a bias as bytes of the weight's dtype.
 pub fn write_bias(layer: &Layer, bias: &[f64]) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let rounded: Vec<f64> = bias.iter().map(|&number| layer.dtype.encode(number, &mut bytes)).collect();

@@ -1,4 +1,4 @@
-//! Small files: JSON that is read, texts that are written.
+//! Reads JSON files and writes text files.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,7 +13,7 @@ pub fn save(path: &Path, text: &str) -> Result<()> {
     replace_file(path, |file| file.write_all(text.as_bytes()).map_err(Error::io(path)))
 }
 
-/// Refuses to replace a file without `--force`.
+/// Returns an error if the file exists and `--force` is not set.
 pub fn require_free(path: &Path, force: bool) -> Result<()> {
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),

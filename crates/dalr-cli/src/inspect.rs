@@ -22,7 +22,7 @@ const FRACTIONS: [f64; 4] = [0.75, 0.5, 0.25, 0.1];
 /// A rank and its relative error; `None` for a fraction that allows no rank.
 type Point = Option<(usize, f64)>;
 
-/// Everything that is reported.
+/// The content of the report.
 struct Inspection<'a> {
     selection: &'a Selection,
     points: Vec<[Point; FRACTIONS.len()]>,
@@ -104,8 +104,8 @@ impl Inspection<'_> {
     }
 }
 
-/// The points of every layer. Layers with the same input follow each other, so that its statistics
-/// are gathered once.
+/// Returns the points of every layer. Layers with a shared input follow each other, so that its
+/// statistics are computed once.
 fn measure(
     model: &ModelFile,
     calibration: &Calibration,
@@ -137,7 +137,7 @@ fn points<T: Scalar>(model: &ModelFile, layer: &Layer, stats: &ActivationStats<T
         if stats.samples() == 0 { Box::new(TruncatedSvd::new()) } else { Box::new(Dalr::new()) };
     let solved = compressor.solve(&original, stats.into(), layer.useful_rank()).map_err(Error::layer(&layer.name))?;
     let total = solved.total_energy();
-    // The error of the weight, which is known without samples.
+    // The error of the weight, which needs no samples.
     let of_weight = |rank: usize| {
         let kept: f64 = solved.energies().iter().take(rank).sum();
         if total > 0.0 { (1.0 - kept / total).max(0.0).sqrt() } else { 0.0 }

@@ -1,4 +1,4 @@
-//! A linear layer of the model, as far as headers describe it.
+//! A linear layer of the model, as described by the headers of the files.
 
 use dalr::interop::safetensors::FloatDtype;
 
@@ -23,18 +23,18 @@ impl Layer {
         format!("{}.bias", self.name)
     }
 
-    /// The rank from which on the factors have as many parameters as the weight.
+    /// Returns the rank at which the factors have as many parameters as the weight.
     pub fn break_even(&self) -> f64 {
         dalr::Rank::break_even(self.out_features, self.in_features)
     }
 
-    /// The largest rank with fewer parameters than the weight, and at least 1.
+    /// Returns the largest rank with fewer parameters than the weight, or 1 if there is none.
     pub fn useful_rank(&self) -> usize {
         let saving = (self.break_even().ceil() as usize).saturating_sub(1);
         saving.clamp(1, self.out_features.min(self.in_features))
     }
 
-    /// Parameters of the original layer, bias included.
+    /// Returns the parameters of the original layer, bias included.
     pub fn parameters(&self) -> usize {
         self.out_features * (self.in_features + usize::from(self.has_bias))
     }

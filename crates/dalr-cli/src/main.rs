@@ -48,14 +48,15 @@ fn run(cli: &Cli) -> Result<()> {
     }
 }
 
-/// Starts to listen for interrupts, and the pool of `--threads` threads.
+/// Starts to listen for interrupts, and creates the pool of `--threads` threads.
 fn prepare(threads: usize) -> Result<()> {
     interrupt::listen()?;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
     pool.map_err(|error| Error::Refused(format!("--threads {threads}: {error}")))
 }
 
-/// Writes to standard output. A reader that has left, such as `head`, is no failure.
+/// Writes to standard output. It is not a failure if the reader, such as `head`, has closed the
+/// pipe.
 fn print(text: &[u8]) -> Result<()> {
     match std::io::stdout().write_all(text) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {

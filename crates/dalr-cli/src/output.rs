@@ -1,4 +1,4 @@
-//! The second pass: streams the model, with its layers cut to their ranks, to the disk.
+//! The second pass: writes the model with its compressed layers to the disk, as a stream.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::layer::Layer;
 use crate::progress::Progress;
 use crate::work::Work;
 
-/// Bytes that are copied at a time.
+/// Number of bytes that are copied at a time.
 const PIECE: usize = 1 << 20;
 
 /// The content of the output file.
@@ -89,10 +89,10 @@ impl Output<'_> {
         Ok(writer)
     }
 
-    /// The model's metadata, with the method, the ranks and the version added.
+    /// Returns the model's metadata, with the method, the ranks and the version added.
     fn metadata(&self) -> BTreeMap<String, String> {
         let mut metadata = self.model.metadata().clone();
-        // A model that was compressed before keeps the ranks of its other layers.
+        // If the model was compressed before, the ranks of its other layers are kept.
         let before = metadata.get("dalr.ranks").and_then(|text| serde_json::from_str::<Map<String, Value>>(text).ok());
         let mut ranks = before.unwrap_or_default();
         ranks.extend(self.ranks.iter().map(|(name, rank)| (name.clone(), json!(rank))));

@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::args::Cli;
 use crate::layer::Layer;
 
-/// How much the program prints.
+/// The amount of output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verbosity {
     Quiet,
@@ -41,10 +41,10 @@ pub struct Progress {
     since: Instant,
 }
 
-/// The fraction of the cost from which on the time left is estimated.
+/// The time left is estimated after this fraction of the cost.
 const CERTAIN: f64 = 0.02;
 
-/// Positions of the bar.
+/// Number of positions of the bar.
 const STEPS: f64 = 1000.0;
 
 impl Progress {
@@ -71,14 +71,14 @@ impl Progress {
         }
     }
 
-    /// A note for the user.
+    /// Prints a note for the user.
     pub fn note(&self, text: &str) {
         if self.verbosity != Verbosity::Quiet {
             self.line(&format!("note: {text}"));
         }
     }
 
-    /// A line that stays.
+    /// Prints a line above the bar.
     fn line(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
@@ -86,19 +86,19 @@ impl Progress {
         }
     }
 
-    /// A layer is being solved.
+    /// Shows that a layer is being solved.
     pub fn begin(&mut self, layer: &Layer) {
         self.since = Instant::now();
         self.show(&layer.name);
     }
 
-    /// A layer was solved before.
+    /// Shows that the resumed run has solved a layer.
     pub fn resumed(&mut self, layer: &Layer) {
         self.resumed += cost(layer);
         self.finish(layer, "solved before");
     }
 
-    /// A layer was solved now.
+    /// Shows that a layer is solved.
     pub fn solved(&mut self, layer: &Layer, samples: u64) {
         self.solved += cost(layer);
         let seconds = self.since.elapsed().as_secs_f64();
@@ -125,7 +125,8 @@ impl Progress {
         }
     }
 
-    /// The time left, from the time of the layers solved now; `None` before `CERTAIN`.
+    /// Returns the estimated time left, from the times of the solved layers; `None` before the
+    /// fraction `CERTAIN`.
     fn left(&self) -> Option<Duration> {
         if self.solved < CERTAIN * self.total {
             return None;
@@ -134,7 +135,7 @@ impl Progress {
         Duration::try_from_secs_f64(left.max(0.0)).ok()
     }
 
-    /// The output is being written.
+    /// Shows that the output is being written.
     pub fn begin_writing(&mut self, bytes: u64) {
         (self.total, self.solved, self.resumed) = (bytes as f64, 0.0, 0.0);
         if let Some(bar) = &self.bar {
@@ -158,8 +159,8 @@ impl Progress {
     }
 }
 
-/// The order of a solve: products of the weight with the input's covariance, and an
-/// eigendecomposition.
+/// Returns the cost of a solve up to a factor: products of the weight with the input's covariance,
+/// and an eigendecomposition.
 fn cost(layer: &Layer) -> f64 {
     let (m, n) = (layer.out_features as f64, layer.in_features as f64);
     m * n * (m.min(n) + n)

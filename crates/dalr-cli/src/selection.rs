@@ -49,8 +49,8 @@ pub fn select(args: &SourceArgs, model: &ModelFile, calibration: &Calibration) -
                     continue;
                 }
                 let missing = format!("no `{input}` in the calibration data");
-                // The user wants a layer that an option names. Any other weight may be an
-                // embedding.
+                // If an option names the layer, missing data are an error. Any other weight may be
+                // an embedding.
                 if !args.include.is_empty() || inputs.contains_key(layer) {
                     return Err(Error::Layer { layer: layer.into(), message: missing });
                 }
@@ -91,7 +91,8 @@ pub fn select(args: &SourceArgs, model: &ModelFile, calibration: &Calibration) -
     Ok(selection)
 }
 
-/// The name and the dtype of the layer whose weight this may be, or the reason why it is none.
+/// Returns the name and the dtype of the layer if the tensor can be its weight, or the reason why
+/// it cannot.
 fn candidate<'a>(name: &'a str, tensor: &TensorInfo) -> std::result::Result<(&'a str, FloatDtype), String> {
     let Some(layer) = name.strip_suffix(".weight") else { return Err("not a weight".into()) };
     if tensor.shape.len() != 2 {

@@ -31,8 +31,8 @@ pub struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// Returns the profile of every layer, solved now or by the run that is resumed. Layers with
-    /// the same input follow each other, so that its statistics are gathered once and only one
+    /// Returns the profile of every layer, solved now or by the run that is resumed. Layers with a
+    /// shared input follow each other, so that its statistics are computed once and only one
     /// statistics object is in memory.
     pub fn run(&self, progress: &mut Progress) -> Result<Vec<LayerProfile>> {
         let mut profiles = BTreeMap::new();
@@ -85,7 +85,7 @@ impl Pass<'_> {
         let original = read::<T>(self.model, layer)?;
         let means = if corrects_bias(self.args.method, layer.has_bias) {
             let mean: Vec<f64> = stats.mean().map_err(Error::layer(&layer.name))?.iter().copied().collect();
-            // In `f64`, whatever `T` is.
+            // The mean output is computed in `f64`, whatever `T` is.
             let bias = layer.has_bias.then(|| self.model.vector::<f64>(&layer.bias())).transpose()?;
             let bias: Vec<f64> = bias.iter().flat_map(|bias| bias.iter().copied()).collect();
             Some((output_mean(original.weight(), &bias, &mean), mean))
@@ -104,7 +104,7 @@ impl Pass<'_> {
         Ok(profile)
     }
 
-    /// Refuses a solved layer whose weight, bias or input has changed since.
+    /// Returns an error if the weight, bias or input of a solved layer has changed since.
     fn verify(&self, layer: &Layer, factors: &Factors, input_sum: u32) -> Result<()> {
         let (was, is) = (factors.fingerprint(), self.fingerprint(layer, input_sum)?);
         if was == is {
@@ -113,8 +113,8 @@ impl Pass<'_> {
         Err(Error::Changed(format!("layer {} was computed from {was}, and the files now hold {is}", layer.name)))
     }
 
-    /// Identifies the data that a layer's factors were computed from. The work folder checks the
-    /// settings.
+    /// Returns a text that identifies the data from which a layer's factors are computed. The work
+    /// folder identifies the settings.
     fn fingerprint(&self, layer: &Layer, input: u32) -> Result<String> {
         let sum = |sum: u32| format!("{sum:08x}");
         let weight = self.model.checksum(&layer.weight())?;
@@ -130,7 +130,7 @@ pub fn read<T: Scalar>(model: &ModelFile, layer: &Layer) -> Result<Linear<T>> {
     Linear::new(weight, bias).map_err(Error::layer(&layer.name))
 }
 
-/// The method for layers of this precision.
+/// Returns the method for layers of this precision.
 fn compressor<T: Scalar>(args: &CompressArgs) -> Box<dyn LowRankCompressor<T>> {
     match args.method {
         Method::Dalr => Box::new(Dalr::new()),
@@ -140,7 +140,7 @@ fn compressor<T: Scalar>(args: &CompressArgs) -> Box<dyn LowRankCompressor<T>> {
     }
 }
 
-/// Whether the method changes the bias of a layer that has one, or has none.
+/// Returns whether the method changes or adds the bias of a layer with or without a bias.
 fn corrects_bias(method: Method, has_bias: bool) -> bool {
     match method {
         Method::Dalr => has_bias,
@@ -149,7 +149,7 @@ fn corrects_bias(method: Method, has_bias: bool) -> bool {
     }
 }
 
-/// `b + W μ`, accumulated in `f64`. An empty bias counts as zero.
+/// Returns `b + W μ`, accumulated in `f64`. An empty bias counts as zero.
 fn output_mean<T: Scalar>(weight: MatRef<'_, T>, bias: &[f64], mean: &[f64]) -> Vec<f64> {
     let mut sums = vec![0.0; weight.nrows()];
     for (column, mean) in weight.col_iter().zip(mean) {
@@ -159,8 +159,8 @@ fn output_mean<T: Scalar>(weight: MatRef<'_, T>, bias: &[f64], mean: &[f64]) -> 
     sums
 }
 
-/// Indices of layers that read the same input in the same precision, in the order of each group's
-/// first layer.
+/// Returns the indices of layers that read the same input in the same precision, in the order of
+/// each group's first layer.
 pub fn groups(layers: &[Layer]) -> Vec<Vec<usize>> {
     let mut groups: Vec<Vec<usize>> = Vec::new();
     let mut places = BTreeMap::new();

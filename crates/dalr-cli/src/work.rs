@@ -11,7 +11,8 @@ use crate::files::save;
 /// Everything on which the solved layers depend, by name.
 pub type Settings = BTreeMap<String, String>;
 
-/// `OUT.work`, beside the output and so on its disk. Locked as long as this value lives.
+/// The folder `OUT.work` next to the output, on the same disk. It is locked while this value
+/// exists.
 pub struct Work {
     folder: PathBuf,
     _lock: File,
@@ -23,8 +24,8 @@ const SETTINGS: &str = "settings.json";
 const LAYER: &str = "safetensors";
 
 impl Work {
-    /// Continues with the folder if `resume`, else creates it. Discards the work of another run
-    /// only with `force`.
+    /// Continues with the folder if `resume` is set, and creates it otherwise. Discards the layers
+    /// of another run only with `force`.
     pub fn open(out: &Path, settings: &Settings, resume: bool, force: bool) -> Result<Self> {
         let mut name = out.file_name().ok_or_else(|| Error::format(out, "the name of a file", "none"))?.to_os_string();
         name.push(".work");
@@ -71,12 +72,12 @@ impl Work {
         if differences.is_empty() { Ok(()) } else { Err(Error::Changed(differences.join("; "))) }
     }
 
-    /// Whether no layer is solved.
+    /// Returns whether no layer is solved.
     pub fn is_empty(&self) -> Result<bool> {
         Ok(!self.files()?.iter().any(|path| path.extension().is_some_and(|extension| extension == LAYER)))
     }
 
-    /// The file of the layer with this index.
+    /// Returns the file of the layer with this index.
     pub fn layer(&self, index: usize) -> PathBuf {
         self.folder.join(format!("{index:05}.{LAYER}"))
     }
@@ -89,8 +90,8 @@ impl Work {
         fs::remove_dir(&self.folder).map_err(Error::io(&self.folder))
     }
 
-    /// Removes the files that runs have written, and nothing else. The settings go first: without
-    /// them no run resumes the rest.
+    /// Removes the files that runs have written, and no others. It removes the settings first,
+    /// because no run resumes without them.
     fn clear(&self) -> Result<()> {
         let path = self.folder.join(SETTINGS);
         if path.exists() {

@@ -100,10 +100,11 @@ pub struct Data {
 /// The options of checkpoints.
 #[derive(Args)]
 pub struct Keeping {
-    /// The folder for checkpoints. The same command started again continues from them.
+    /// The folder for checkpoints. The same command continues from them.
     #[arg(long)]
     pub checkpoints: Option<PathBuf>,
-    /// Number of batches from one checkpoint, and one agreement of the ranks, to the next.
+    /// Number of batches between two checkpoints. After so many batches, the ranks also exchange
+    /// whether to continue.
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
     pub every: u32,
 }

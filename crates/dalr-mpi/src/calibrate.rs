@@ -1,4 +1,4 @@
-//! Gathers a rank's statistics of its shard batch by batch, with checkpoints.
+//! Updates a rank's statistics with its shard, batch by batch, with checkpoints.
 
 use dalr::ActivationStats;
 
@@ -8,11 +8,11 @@ use crate::model::Shape;
 use crate::ranks::Ranks;
 use crate::shard::Shard;
 
-/// Adds the batches that no checkpoint holds to the statistics of all layers, and saves these after
-/// every `every` batches.
+/// Updates the statistics of all layers with the batches that are not in a checkpoint yet. Saves a
+/// checkpoint after each `every` batches.
 ///
-/// After as many batches the ranks agree on going on. A rank that fails thus stops the others long
-/// before the end of their shards.
+/// After each `every` batches, all MPI ranks (processes) exchange whether to continue. If one of
+/// them fails, the others thus stop long before the end of their shards.
 pub fn calibrate(
     ranks: &Ranks,
     shard: &Shard,

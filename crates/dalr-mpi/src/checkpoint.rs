@@ -21,14 +21,14 @@ const PARTIAL: &str = "partial";
 const IDENTITY: &str = "identity.json";
 const BATCHES: &str = "batches";
 
-/// Attempts to take the lock, and the pause between them.
+/// Number of attempts to lock the folder, and the pause between them.
 const ATTEMPTS: u32 = 50;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Identifies the data of statistics: names of settings and their values.
 pub type Identity = BTreeMap<String, String>;
 
-/// One rank's checkpoints, locked as long as this value lives.
+/// The checkpoints of one rank. They are locked while this value exists.
 pub struct Checkpoints {
     folder: PathBuf,
     identity: Identity,
@@ -50,8 +50,7 @@ impl Checkpoints {
         let fail = |error: io::Error| Failure::file(&folder, error);
         fs::create_dir_all(&folder).map_err(fail)?;
         let lock = File::create(folder.join("lock")).map_err(fail)?;
-        // The system releases the lock when the process ends. Ranks of a killed job take a moment
-        // to end.
+        // The system releases the lock when the process ends, which takes a moment after a kill.
         for _ in 0..ATTEMPTS {
             match lock.try_lock() {
                 Ok(()) => return Ok(Self { folder, identity, _lock: lock }),
@@ -62,8 +61,8 @@ impl Checkpoints {
         Err(Failure::file(&folder, "expected to be alone, got another job at work on these checkpoints"))
     }
 
-    /// The last checkpoint, if there is one. A checkpoint that is damaged or of other data is an
-    /// error: to start again without a message could waste days.
+    /// Returns the last checkpoint, if there is one. A checkpoint that is damaged or of other data
+    /// is an error, because starting again without a message could waste days.
     pub fn load(&self, layers: usize) -> Result<Option<State>> {
         let mut all = self.all()?;
         all.sort();
@@ -89,7 +88,7 @@ impl Checkpoints {
         }
         let stats = (0..layers).map(|layer| Ok(ActivationStats::load(path.join(file_of(layer)))?));
         let stats = stats.collect::<Result<_>>()?;
-        // A kill between a checkpoint and the removal of the one before left these.
+        // A process that was killed before it removed the previous checkpoint left these.
         remove(all)?;
         Ok(Some(State { batches, stats }))
     }
@@ -112,11 +111,11 @@ impl Checkpoints {
         replace_file(partial.join(IDENTITY), |file| file.write_all(&identity).map_err(fail))?;
         fs::rename(&partial, &path).map_err(fail)?;
         sync(&self.folder)?;
-        // A kill during the removal leaves the new checkpoint, which is the last one, complete.
+        // If the process is killed here, the new checkpoint is complete.
         remove(before)
     }
 
-    /// Includes the number of batches, so that a folder under another name is refused.
+    /// Returns the identity with the number of batches, so that a renamed folder is detected.
     fn identity_at(&self, batches: usize) -> Identity {
         let mut identity = self.identity.clone();
         identity.insert(BATCHES.into(), batches.to_string());

@@ -1,18 +1,19 @@
-//! The errors that stop a rank, and with it all of them.
+//! The errors that stop a rank, and then all ranks.
 
 use std::fmt::Display;
 use std::path::Path;
 
-/// The reason why this rank cannot go on.
+/// The reason why this rank cannot continue.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Failure {
-    /// The library refused or failed.
+    /// An error of the library.
     #[error(transparent)]
     Dalr(dalr::Error),
-    /// This program refused.
+    /// An error of this program.
     #[error("{0}")]
     Refused(String),
-    /// All ranks have agreed to stop. Only an agreement makes this variant, so every rank has it.
+    /// All ranks have agreed to stop. Only an agreement creates this variant, so every rank returns
+    /// it.
     #[error("rank {rank}: {message}")]
     Agreed {
         /// The first of the ranks that failed.
@@ -26,7 +27,7 @@ pub enum Failure {
 pub type Result<T, E = Failure> = core::result::Result<T, E>;
 
 impl Failure {
-    /// A file that cannot be used, and why.
+    /// Creates the error for a file that cannot be used, with the reason.
     pub fn file(path: &Path, why: impl Display) -> Self {
         Self::Refused(format!("{}: {why}", path.display()))
     }

@@ -22,7 +22,7 @@ pub struct Cluster {
     pub ranks: usize,
     /// Cores of each, as fast as the measured one.
     pub cores: f64,
-    /// Ranks that take turns on a core; 1 if each has its own.
+    /// Number of ranks that share a core; 1 if each has its own.
     pub crowding: f64,
     /// Bytes per second into and out of each machine.
     pub bandwidth: f64,
@@ -55,24 +55,25 @@ pub struct SolveTime {
 }
 
 impl SolveTime {
-    /// The sum of all parts.
+    /// Returns the sum of all parts.
     pub fn total(&self) -> f64 {
         self.products + self.sums + self.repeated
     }
 }
 
-/// Bytes of the lower block triangle of a scatter.
+/// Returns the bytes of the lower block triangle of a scatter.
 pub fn scatter_bytes(features: f64) -> f64 {
     4.0 * features * (features + 256.0)
 }
 
-/// Rounds of a binomial tree, and of a sum by halving and doubling.
+/// Returns the number of rounds of a binomial tree, and of a sum by halving and doubling.
 fn rounds(ranks: usize) -> f64 {
     f64::from(ranks.next_power_of_two().trailing_zeros())
 }
 
 impl Rates {
-    /// The rates from a job of one rank, and from one of two ranks for merging.
+    /// Computes the rates from a job with one rank. The rate of merging comes from a job with two
+    /// ranks.
     pub fn of(one: &Measured, two: &Measured) -> Self {
         let n = one.sizes.features as f64;
         let vectors = vectors_of(one);
@@ -86,25 +87,25 @@ impl Rates {
     }
 }
 
-/// Number of vectors multiplied: each is summed over the ranks, 8 bytes an entry, besides some sums
-/// over the inputs.
+/// Returns the number of vectors that were multiplied. It follows from the bytes that were summed
+/// over the ranks: 8 for each entry of a vector, plus some sums over the inputs.
 pub fn vectors_of(measured: &Measured) -> f64 {
     let numbers = measured.solve_summed.first().copied().unwrap_or(0) as f64 / 8.0;
     (numbers / measured.sizes.features as f64 - 2.0).max(1.0).floor()
 }
 
-/// Multiply–adds of orthogonalising a basis of `vectors` vectors twice.
+/// Returns the multiply–adds of orthogonalising a basis of `vectors` vectors twice.
 fn repeated_macs(dimension: f64, vectors: f64) -> f64 {
     4.0 * dimension * vectors * vectors
 }
 
-/// Seconds to update the statistics of all ranks with samples.
+/// Returns the seconds to update the statistics of all ranks with samples.
 pub fn calibration(rates: &Rates, cluster: &Cluster, features: f64, samples: f64) -> f64 {
     samples * features * features * cluster.crowding / (rates.calibration * cluster.cores * cluster.ranks as f64)
 }
 
-/// Seconds of a tree reduction. In every round a scatter passes through the sender, the network and
-/// the receiver. The pairs of a round work at the same time, but take turns if they share cores.
+/// Returns the seconds of a tree reduction. In every round, a scatter passes through the sender,
+/// the network and the receiver. The pairs of a round work in parallel unless they share cores.
 pub fn reduction(rates: &Rates, cluster: &Cluster, bytes: f64) -> f64 {
     let round = |pairs: f64| {
         let turns = if cluster.crowding > 1.0 || cluster.ranks as f64 > pairs * 2.0 {
@@ -123,7 +124,7 @@ pub fn reduction(rates: &Rates, cluster: &Cluster, bytes: f64) -> f64 {
     seconds
 }
 
-/// Seconds of the iteration over samples on all ranks.
+/// Returns the seconds of the iteration over samples on all ranks.
 pub fn solve(rates: &Rates, cluster: &Cluster, problem: &Solve) -> SolveTime {
     let Solve { dimension, samples, steps, vectors } = *problem;
     let ranks = cluster.ranks as f64;
@@ -166,7 +167,8 @@ mod tests {
         }
     }
 
-    /// The sums and the repeated part do not shrink, so more machines stop helping at some point.
+    /// The sums and the repeated part do not become faster, so more machines stop helping at some
+    /// point.
     #[test]
     fn a_solve_stops_scaling() {
         let problem = Solve { dimension: 1e4, samples: 1e6, steps: 50.0, vectors: 1000.0 };

@@ -21,7 +21,7 @@ pub struct Compressed {
     pub layer: LowRankLinear<f32>,
     /// The library's report.
     pub report: String,
-    /// The rank of the job that solved it.
+    /// The MPI rank that solved it.
     pub solved_by: usize,
 }
 
@@ -33,11 +33,12 @@ struct Head {
     report: String,
 }
 
-/// Compresses all layers to a fraction of their weights' parameters. Returns the results on rank 0,
-/// in the order of the layers, and nothing on the other ranks. Leaves out layers for which no rank
-/// is small enough.
+/// Compresses all layers to a fraction of their weights' parameters. Returns the results on MPI
+/// rank 0, in the order of the layers, and nothing on the other MPI ranks. Leaves out a layer if
+/// even a compressed layer of rank 1 has too many parameters.
 ///
-/// A layer's statistics are merged on the rank that solves it, which [`assign`] chooses by cost.
+/// A layer's statistics are merged on the MPI rank that solves it, which [`assign`] chooses by
+/// cost.
 pub fn compress(
     ranks: &Ranks,
     model: &Model,
@@ -70,7 +71,7 @@ pub fn compress(
 
     let mut solved = solved.into_iter();
     let mut gathered = Vec::new();
-    // Receives every layer, even after an error: its owner waits until it is received.
+    // Every layer is received, even after an error, because its sender waits until then.
     for (shape, owner) in shapes.into_iter().zip(owners) {
         let result = match (ranks.rank(), owner) {
             (0, 0) => Ok(solved.next()),
@@ -88,7 +89,7 @@ fn send(ranks: &Ranks, compressed: &Compressed) -> Result<()> {
     let layer = &compressed.layer;
     let (rank, bias) = (layer.rank(), layer.bias().is_some());
     let head = Head { rank, bias, report: compressed.report.clone() };
-    // Three plain fields cannot fail to serialize.
+    // The fields are plain numbers and texts, so this cannot fail.
     let head = serde_json::to_vec(&head).unwrap_or_default();
     ranks.send(&(head.len() as u64).to_le_bytes(), 0);
     ranks.send(&head, 0);

@@ -1,14 +1,14 @@
 //! Calibration and compression on many machines: `dalr` over MPI.
 //!
-//! Samples stay on the rank that has them. There are two ways:
-//!
-//! | module | way |
+//! A *rank* is an MPI process; that of a compressed layer is called the rank of the layer. Samples
+//! stay on the rank that has them. There are two methods:
+//! | module | method |
 //! |---|---|
-//! | [`reduce`], [`layers`] | every rank gathers statistics of its shard, and a tree merges them |
-//! | [`operator`], [`solve`] | the ranks keep their samples and apply the solver's operator together |
+//! | [`reduce`], [`layers`] | every rank computes statistics of its shard, and a tree merges them |
+//! | [`operator`], [`solve`] | the ranks keep their samples, and compute products with the solver's operator together |
 //!
-//! [`calibrate`] and [`checkpoint`] make the first one safe against kills. [`ranks`] makes an error on
-//! one rank stop all of them.
+//! With [`calibrate`] and [`checkpoint`], a killed job of the first kind can continue. With
+//! [`ranks`], an error on one rank stops all of them.
 #![cfg_attr(
     not(test),
     deny(clippy::exit, clippy::expect_used, clippy::panic, clippy::todo, clippy::unimplemented, clippy::unwrap_used)

@@ -35,12 +35,12 @@ fn main() -> ExitCode {
     let ranks = Ranks::new(universe.world());
     // The bits of this program's products must not depend on the machine's number of processors.
     faer::set_global_parallelism(faer::Par::Seq);
-    // A rank that panics cannot agree on anything, and the others would wait for it.
+    // A rank that panics cannot take part in an agreement, and the others would wait for it.
     let result = catch_unwind(AssertUnwindSafe(|| run(&ranks, &arguments.command))).unwrap_or_else(|_| ranks.abort());
     match ranks.agree("the end", result) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            // One call, because all ranks write at the same time.
+            // One call writes the whole line, because all ranks write at the same time.
             let line = format!("rank {} of {} stops: {failure}\n", ranks.rank(), ranks.size());
             let _ = std::io::stderr().write_all(line.as_bytes());
             ExitCode::FAILURE
@@ -122,7 +122,8 @@ fn run(ranks: &Ranks, command: &Command) -> Result<()> {
     }
 }
 
-/// The model, this rank's shard, and the layers whose inputs it holds, the same on every rank.
+/// The model, this rank's shard, and the layers whose inputs the shards contain. The layers are the
+/// same on every rank.
 struct Prepared {
     model: Model,
     shard: Shard,
@@ -136,7 +137,7 @@ fn prepare(ranks: &Ranks, data: &Data) -> Result<Prepared> {
     });
     let (model, shard, identity) = ranks.agree("opening model and shards", opened)?;
     ranks.same("model", &identity)?;
-    // A rank without a file takes the layers of the others.
+    // A rank without a file uses the layers of the others.
     let layers = shard.layers(model.shapes()).map(|layers| (shard.batches() > 0).then_some(layers));
     let layers = ranks.agree("finding the layers", layers)?;
     let names = |layers: &[Shape]| layers.iter().map(|shape| shape.name.as_str()).collect::<Vec<_>>().join(", ");
@@ -156,7 +157,7 @@ fn prepare(ranks: &Ranks, data: &Data) -> Result<Prepared> {
     Ok(Prepared { model, shard, layers })
 }
 
-/// Gathers this rank's statistics of its shard, from its checkpoint on if it has one.
+/// Computes this rank's statistics of its shard, starting from its checkpoint if there is one.
 fn gather(ranks: &Ranks, prepared: &Prepared, data: &Data, keeping: &Keeping) -> Result<Vec<ActivationStats<f32>>> {
     let Prepared { model, shard, layers } = prepared;
     ranks.same("checkpoint options", &format!("{} {}", keeping.checkpoints.is_some(), keeping.every))?;

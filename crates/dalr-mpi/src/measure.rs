@@ -20,7 +20,7 @@ pub struct Sizes {
     /// Inputs, and outputs, of the layer that is calibrated and solved.
     #[arg(long, default_value_t = 2048)]
     pub features: usize,
-    /// Samples whose statistics are gathered.
+    /// Samples whose statistics are computed.
     #[arg(long, default_value_t = 32768)]
     pub samples: usize,
     /// Inputs of the statistics that are merged.
@@ -51,7 +51,7 @@ pub struct Measured {
     pub reduce_sent: Vec<u64>,
     /// Bytes on the loopback interface meanwhile; 0 if the ranks do not use it.
     pub reduce_wire: u64,
-    /// Peak memory of each rank while it merged, less its memory before it had statistics.
+    /// Peak memory of each rank while it merged, minus its memory before it had statistics.
     pub reduce_memory: Vec<u64>,
     /// The distributed solve.
     pub solve_seconds: f64,
@@ -169,13 +169,13 @@ fn limited(features: usize) -> ActivationStats<f32> {
     ActivationStats::new(features).with_threads(1).with_memory_limit(scatter + (waiting(features) + 256) * sample)
 }
 
-/// The number of samples that the library collects for one product.
+/// Returns the number of samples that the library collects for one product.
 fn waiting(features: usize) -> usize {
     (features / 4).clamp(1, 512.max((1 << 22) / features))
 }
 
-/// Memory of this process in bytes, from Linux: `VmRSS` for the current, `VmHWM` for the peak since
-/// the last reset. 0 on other systems.
+/// Returns the memory of this process in bytes, from Linux: `VmRSS` for the current, `VmHWM` for
+/// the peak since the last reset. 0 on other systems.
 pub fn status(name: &str) -> u64 {
     let text = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
@@ -191,7 +191,7 @@ pub fn reset_peak() -> u64 {
     most
 }
 
-/// Bytes on the loopback interface since the machine started; 0 if unknown.
+/// Returns the bytes on the loopback interface since the machine started; 0 if unknown.
 fn loopback() -> u64 {
     let text = fs::read_to_string("/proc/net/dev").unwrap_or_default();
     let counters = text.lines().find_map(|line| line.trim().strip_prefix("lo:"));

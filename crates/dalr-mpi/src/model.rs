@@ -21,8 +21,8 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// The largest rank that keeps at most this fraction of the weight's parameters; 0 if there is
-    /// none.
+    /// Returns the largest rank that keeps at most this fraction of the weight's parameters; 0 if
+    /// there is none.
     pub fn rank(&self, keep: f64) -> usize {
         Rank::within(keep, (self.outputs, self.inputs))
     }
@@ -47,7 +47,7 @@ impl Model {
         Ok(Self::File(ModelFile::open(path)?))
     }
 
-    /// All layers of the model: its weights with two axes.
+    /// Returns all layers of the model: its weights with two axes.
     pub fn shapes(&self) -> Vec<Shape> {
         match self {
             Self::Generated { shapes, .. } => shapes.clone(),

@@ -59,7 +59,7 @@ pub struct Facts {
 }
 
 impl<'a> ShardOperator<'a> {
-    /// All ranks must call this at the same time.
+    /// Creates the operator. All ranks must call this at the same time.
     pub fn new(
         ranks: &'a Ranks,
         segments: &'a [Mat<f64>],
@@ -74,12 +74,12 @@ impl<'a> ShardOperator<'a> {
         Self { ranks, segments, factor, facts, trace, par: parallelism(threads), steps, seconds }
     }
 
-    /// Number of products with a block so far.
+    /// Returns the number of products with a block so far.
     pub fn steps(&self) -> usize {
         self.steps.get()
     }
 
-    /// Time of the products so far.
+    /// Returns the time of the products so far.
     pub fn seconds(&self) -> Seconds {
         self.seconds.get()
     }
@@ -106,12 +106,12 @@ impl<'a> ShardOperator<'a> {
     }
 }
 
-/// The parallelism of this program's own products.
+/// Returns the parallelism of this program's own products.
 pub fn parallelism(threads: usize) -> Par {
     if threads == 1 { Par::Seq } else { Par::rayon(threads) }
 }
 
-/// A hash of a block's bits.
+/// Returns a hash of a block's bits.
 pub fn fingerprint(block: MatRef<'_, f64>) -> u64 {
     let mut hasher = DefaultHasher::new();
     block.col_iter().for_each(|column| column.iter().for_each(|x| hasher.write_u64(x.to_bits())));
@@ -159,7 +159,8 @@ impl PsdOperator<f64> for ShardOperator<'_> {
         self.facts.noise
     }
 
-    /// The cost on the rank with the most samples: all ranks must choose the same algorithm.
+    /// Returns the cost on the rank with the most samples: all ranks must choose the same
+    /// algorithm.
     fn macs(&self) -> f64 {
         let columns = if self.facts.ridge > 0.0 { self.factor.ncols().div_ceil(self.ranks.size()) } else { 0 };
         2.0 * self.dimension() as f64 * (self.facts.most as f64 + columns as f64)

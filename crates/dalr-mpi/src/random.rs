@@ -1,6 +1,6 @@
 //! Pseudorandom numbers for generated models and samples.
 
-/// A pseudorandom number in [−1, 1) from two others (Vigna's splitmix64).
+/// Returns a pseudorandom number in [−1, 1) from two others (Vigna's splitmix64).
 pub fn uniform(seed: u64, index: u64) -> f32 {
     let mut z = seed.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(index.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

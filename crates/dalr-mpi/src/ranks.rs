@@ -23,7 +23,7 @@ pub struct Ranks {
 }
 
 impl Ranks {
-    /// The ranks of a communicator, which nothing else may use meanwhile.
+    /// Creates the ranks of a communicator, which nothing else may use meanwhile.
     pub fn new(world: SimpleCommunicator) -> Self {
         let (rank, size) = (world.rank() as usize, world.size() as usize);
         Self { world, rank, size, sent: Cell::new(0), reduced: Cell::new(0) }
@@ -34,13 +34,13 @@ impl Ranks {
         self.rank
     }
 
-    /// The number of ranks.
+    /// Returns the number of ranks.
     pub fn size(&self) -> usize {
         self.size
     }
 
-    /// Bytes that this rank has sent to others, and bytes that it has contributed to sums over all
-    /// ranks.
+    /// Returns the bytes that this rank has sent to others, and bytes that it has contributed to
+    /// sums over all ranks.
     pub fn traffic(&self) -> (u64, u64) {
         (self.sent.get(), self.reduced.get())
     }
@@ -56,14 +56,14 @@ impl Ranks {
         self.reduced.set(self.reduced.get() + size_of_val(values) as u64);
     }
 
-    /// The largest of the ranks' values.
+    /// Returns the largest of the ranks' values.
     pub fn max(&self, value: u64) -> u64 {
         let mut largest = 0;
         self.world.all_reduce_into(&value, &mut largest, SystemOperation::max());
         largest
     }
 
-    /// Every rank's value, in their order.
+    /// Returns every rank's value, in their order.
     pub fn gather(&self, value: u64) -> Vec<u64> {
         let mut values = vec![0; self.size];
         self.world.all_gather_into(&value, &mut values[..]);

@@ -2,16 +2,16 @@
 
 use crate::model::Shape;
 
-/// Estimated cost of compressing a layer, in multiply–adds: products of the smaller side of its
-/// weight with the covariance, and an eigendecomposition. Only ratios matter.
+/// Returns the estimated cost of compressing a layer, in multiply–adds: products of the smaller
+/// side of its weight with the covariance, and an eigendecomposition. Only ratios matter.
 pub fn cost(shape: &Shape) -> f64 {
     let (side, inputs) = (shape.outputs.min(shape.inputs) as f64, shape.inputs as f64);
     side * inputs * inputs + 6.0 * side.powi(3)
 }
 
-/// The rank for each layer, given their costs: longest processing time first, each layer to the
-/// rank with the least load so far. The time is at most 4/3 of the best schedule's (Graham 1969).
-/// Every rank computes the same schedule.
+/// Returns the rank for each layer, given their costs: longest processing time first, each layer to
+/// the rank with the least load so far. The time is at most 4/3 of the best schedule's (Graham
+/// 1969). Every rank computes the same schedule.
 ///
 /// ```
 /// // Both ranks have a load of 10: 7 + 2 + 1 and 5 + 5.

@@ -10,7 +10,7 @@ use crate::error::{Failure, Result};
 use crate::model::Shape;
 use crate::random::uniform;
 
-/// Stands for the rank in a path, for files on a disk that only this rank's machine has.
+/// The placeholder for the MPI rank in a path, for files on disks that only one machine can read.
 pub const RANK: &str = "{rank}";
 
 /// The batches of one rank.
@@ -19,9 +19,9 @@ pub enum Shard {
     Files(Vec<PathBuf>),
     /// Generated samples, each a function of its number among those of all ranks.
     Generated {
-        /// Determines the numbers.
+        /// Seed of the generator.
         seed: u64,
-        /// Samples of a batch.
+        /// Number of samples in a batch.
         rows: usize,
         /// The first batch of this rank.
         first: usize,
@@ -35,15 +35,15 @@ pub fn with_rank(path: &Path, rank: usize) -> PathBuf {
     path.to_string_lossy().replace(RANK, &rank.to_string()).into()
 }
 
-/// A rank's part of `count` items. Neighbours stay together, so that the samples keep their order
-/// over all ranks.
+/// Returns a rank's part of `count` items. Neighbours stay together, so that the samples keep their
+/// order over all ranks.
 fn part(count: usize, rank: usize, size: usize) -> core::ops::Range<usize> {
     rank * count / size..(rank + 1) * count / size
 }
 
 impl Shard {
-    /// This rank's part of the files of a folder, sorted by name; all files of a folder with
-    /// `{rank}` in its path.
+    /// Creates this rank's part of the files of a folder, sorted by name. If the path contains
+    /// `{rank}`, the part is all files of the folder.
     pub fn files(folder: &Path, rank: usize, size: usize) -> Result<Self> {
         let own = folder.to_string_lossy().contains(RANK);
         let folder = with_rank(folder, rank);
@@ -59,13 +59,13 @@ impl Shard {
         Ok(Self::Files(paths[part].to_vec()))
     }
 
-    /// A rank's part of this many generated batches.
+    /// Creates the part of one rank, of this many generated batches.
     pub fn generated(seed: u64, rows: usize, batches: usize, rank: usize, size: usize) -> Self {
         let part = part(batches, rank, size);
         Self::Generated { seed, rows, first: part.start, count: part.len() }
     }
 
-    /// Number of batches of this rank.
+    /// Returns the number of batches of this rank.
     pub fn batches(&self) -> usize {
         match self {
             Self::Files(files) => files.len(),
@@ -73,8 +73,8 @@ impl Shard {
         }
     }
 
-    /// Distinguishes this shard from others: names and lengths of its files, or the generator's
-    /// settings.
+    /// Returns a text that identifies this shard: names and lengths of its files, or the
+    /// generator's settings.
     pub fn identity(&self) -> Result<String> {
         let files = match self {
             Self::Files(files) => files,
@@ -91,7 +91,7 @@ impl Shard {
         Ok(format!("{} files, names and lengths {:08x}", files.len(), sum.finalize()))
     }
 
-    /// The layers of a model whose inputs the first batch holds.
+    /// Returns the layers of a model whose inputs the first batch holds.
     pub fn layers(&self, shapes: Vec<Shape>) -> Result<Vec<Shape>> {
         let Self::Files(files) = self else { return Ok(shapes) };
         let Some(first) = files.first() else { return Ok(Vec::new()) };
@@ -115,7 +115,7 @@ impl Shard {
     }
 }
 
-/// Samples of all layers. Those of one layer are in memory at a time.
+/// A batch of samples for all layers. Samples of one layer are in memory at a time.
 pub enum Batch {
     /// An open file.
     File(ModelFile),
@@ -131,7 +131,7 @@ pub enum Batch {
 }
 
 impl Batch {
-    /// The inputs of a layer, samples × inputs.
+    /// Returns the inputs of a layer, samples × inputs.
     pub fn inputs(&self, shape: &Shape) -> Result<Mat<f32>> {
         match self {
             Self::File(file) => {
@@ -149,8 +149,8 @@ impl Batch {
     }
 }
 
-/// An input of a generated sample. Half of the inputs are zero, as after a ReLU; later inputs vary
-/// less, and all share one direction.
+/// Returns an input of a generated sample. Half of the inputs are zero, as after a ReLU; later
+/// inputs vary less, and all share one direction.
 fn sample(seed: u64, number: usize, input: usize, inputs: usize) -> f32 {
     let own = uniform(seed, (number * (inputs + 1) + input + 1) as u64);
     let shared = uniform(seed, (number * (inputs + 1)) as u64);

@@ -1,4 +1,4 @@
-//! Compresses one layer from samples that lie on all ranks and stay there.
+//! Compresses one layer from samples that stay on their MPI ranks.
 
 use std::iter::Peekable;
 use std::time::Instant;
@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::operator::{Facts, Seconds, ShardOperator, fingerprint, parallelism};
 use crate::ranks::Ranks;
 
-/// Samples that are widened and multiplied at a time.
+/// Number of samples that are converted to `f64` and multiplied at a time.
 const PIECE: usize = 512;
 
 /// A variance below this fraction of the squared mean is the rounding of a constant input, as in
@@ -30,7 +30,7 @@ pub struct Options {
     pub rank: usize,
     /// `r` in `λ = r · tr S / n`. 0 is the library's `Ridge::None`, more is `Ridge::Relative(r)`.
     pub ridge: f64,
-    /// Whether the inputs are centred and the bias makes up for the change of the mean output.
+    /// Whether the bias is corrected. If so, the inputs are centred.
     pub correct_bias: bool,
     /// The algorithm.
     pub solver: Solver,
@@ -71,7 +71,7 @@ pub fn solve<T: Scalar>(
 ) -> Result<Solved<T>> {
     let n = layer.in_features();
     let &Options { rank, ridge, correct_bias, solver, threads } = options;
-    // Reading the samples takes long: errors in the options must come before it.
+    // Reading the samples takes long, so errors in the options must come before it.
     let prepared = validate(layer, options).and_then(|()| Ok(OperatorProblem::new(layer, threads)?));
     let problem = ranks.agree("the problem", prepared)?;
     let factor = problem.factor();
@@ -102,7 +102,7 @@ pub fn solve<T: Scalar>(
     let varying = variances.iter().zip(&mean).filter(|&(variance, mean)| *variance > NEGLIGIBLE * mean * mean);
     let lambda = ridge * varying.map(|(variance, _)| variance).sum::<f64>() / n as f64;
 
-    // Rounding in `F S Fᵀ` is relative to the terms that add up to it, even if they cancel.
+    // Rounding in `F S Fᵀ` is relative to its terms, even if they cancel in the sum.
     let terms = factor.col_iter().zip(&variances).map(|(column, s)| column.squared_norm_l2() * (s + lambda));
     let noise = 4.0 * n as f64 * f64::EPSILON * terms.sum::<f64>();
     let facts = Facts { samples: sums.samples, most, ridge: lambda, noise };
@@ -112,8 +112,8 @@ pub fn solve<T: Scalar>(
 
     ranks.agree("solving", Ok(()))?;
     let solved = problem.solve(&operator, &mean, rank).map_err(Into::into);
-    // A rank that leaves the iteration by an error of its own joins the others here, which are at
-    // `ShardOperator::apply` or done.
+    // If a rank stops the iteration by its own error, it joins the others here. They are in
+    // `ShardOperator::apply`, or have finished.
     let decomposition = ranks.agree("a product", solved)?;
     let state = decomposition.truncate(rank).map_err(Into::into).map(|compressed| {
         let up = compressed.layer().up();
@@ -138,7 +138,8 @@ fn validate<T: Scalar>(layer: &Linear<T>, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// The first sample of the first rank that has one if the inputs are centred; zero otherwise.
+/// Returns the first sample of the first rank that has one if the inputs are centred; zero
+/// otherwise.
 fn origin<T: Scalar>(
     ranks: &Ranks,
     batches: &mut Peekable<impl Iterator<Item = Result<Mat<T>>>>,
@@ -164,7 +165,8 @@ fn require_features<T>(batch: &Mat<T>, expected: usize) -> Result<()> {
     if found == expected { Ok(()) } else { Err(Error::Shape { operation: OPERATION, what, expected, found }.into()) }
 }
 
-/// Sums over this rank's samples about `origin`, and the outputs of these differences by `factor`.
+/// Computes sums over this rank's samples minus `origin`, and the products of these differences
+/// with `factor`.
 fn gather<T: Scalar>(
     factor: MatRef<'_, f64>,
     origin: &[f64],
@@ -200,7 +202,7 @@ fn gather<T: Scalar>(
     Ok((sums, segments))
 }
 
-/// Row and column of the first NaN or infinity.
+/// Returns the row and column of the first NaN or infinity.
 fn first_non_finite(matrix: MatRef<'_, f64>) -> Option<(usize, usize)> {
     matrix.col_iter().enumerate().find_map(|(column, entries)| {
         let row = entries.iter().position(|x| !x.is_finite())?;

@@ -1,10 +1,10 @@
-//! Streams of bytes from one rank to another. Nothing large is copied in order to send it.
+//! Streams of bytes from one rank to another, without a copy of the data to send.
 
 use std::io::{self, Read, Write};
 
 use crate::ranks::Ranks;
 
-/// Bytes of a message: long enough for the network's full speed, small beside the statistics.
+/// Bytes of a message: enough for the network's full speed, and few compared with the statistics.
 const MESSAGE: usize = 4 << 20;
 
 /// Sends the bytes that are written to it to another rank's [`Receiver`].
@@ -38,7 +38,8 @@ impl Write for Sender<'_> {
         Ok(count)
     }
 
-    /// Call this once, at the end: the receiver expects all messages but the last to be full.
+    /// Sends the last message. Call this only at the end, because the receiver expects all other
+    /// messages to be full.
     fn flush(&mut self) -> io::Result<()> {
         self.pass_on();
         Ok(())
@@ -60,7 +61,7 @@ impl<'a> Receiver<'a> {
         Self { ranks, from, left: length, message: Vec::new(), taken: 0 }
     }
 
-    /// Receives and drops the rest. The sender waits until all is received.
+    /// Receives and discards the rest, because the sender waits until all bytes are received.
     pub fn drain(&mut self) {
         while self.left > 0 {
             self.next();

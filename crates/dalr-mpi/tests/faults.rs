@@ -1,4 +1,5 @@
-//! Kills, damage and contradictions: a job continues, or all ranks stop with the reason.
+//! Faults: killed processes, damaged checkpoints, and ranks with different arguments. A job resumes
+//! after a kill; otherwise all ranks stop and report the reason.
 
 mod common;
 
@@ -11,7 +12,7 @@ use dalr_mpi::random::uniform;
 use dalr_mpi::shard::Shard;
 use faer::Mat;
 
-/// Batches in the checkpoint of each rank; `None` without one.
+/// Returns the number of batches in the checkpoint of each rank; `None` without a checkpoint.
 fn progress(folder: &Path, ranks: usize) -> Vec<Option<usize>> {
     let of = |rank| {
         let entries = fs::read_dir(folder.join(format!("rank-{rank}"))).ok()?.flatten();
@@ -21,7 +22,7 @@ fn progress(folder: &Path, ranks: usize) -> Vec<Option<usize>> {
     (0..ranks).map(of).collect()
 }
 
-/// The only checkpoint of a rank.
+/// Returns the only checkpoint of a rank.
 fn checkpoint(folder: &Path, rank: usize) -> PathBuf {
     let batches = progress(folder, rank + 1)[rank].unwrap();
     folder.join(format!("rank-{rank}/batches-{batches}"))
@@ -44,7 +45,7 @@ fn a_job_killed_at_random_continues_to_the_same_result() {
     let (mut in_between, mut before) = (0, vec![None; ranks]);
     for round in 0..4 {
         let mut job = start(&[(ranks, arguments.clone())]);
-        // Once there is progress, kill within about half of the remaining time.
+        // After the first progress, the kill comes within about half of the remaining time.
         let further = |now: &[Option<usize>]| now.iter().zip(&before).any(|(now, before)| now > before);
         while job.running() && !further(&progress(&folder.path("checkpoints"), ranks)) {
             std::thread::sleep(Duration::from_millis(2));
@@ -130,8 +131,8 @@ fn ranks_that_contradict_each_other_stop() {
         stopped_with(&start(&[part("2", keep)]).end(), 2, &["rank 0: ", "--keep in (0, 1]", keep]);
     }
 
-    // Each rank has a disk of its own. Rank 1 has the same layers with other numbers; rank 3 gets a
-    // NaN later.
+    // Each rank has its own disk. Rank 1 has the same layers with other numbers; a later batch of
+    // rank 3 contains a NaN.
     let names = ["layer0.weight".to_string(), "layer0.bias".to_string()];
     for rank in 0..ranks {
         fs::create_dir(folder.path(&format!("shards-{rank}"))).unwrap();

@@ -1,5 +1,5 @@
-//! Many layers, from files to a file: the result is that of one process, and costs decide the
-//! ranks.
+//! Many layers, from files to a file. The result is that of one process, and the costs determine
+//! which MPI rank solves a layer.
 
 mod common;
 

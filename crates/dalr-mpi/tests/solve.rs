@@ -23,7 +23,7 @@ struct Case {
 const CASE: Case =
     Case { size: (48, 64), data: (8, 50), rank: 12, ridge: 0.0, keep_bias: false, solver: "dense", ranks: 4 };
 
-/// The number after a word on a line.
+/// Returns the number after a word on a line.
 fn number(line: &str, word: &str) -> f64 {
     let rest = line.split(word).nth(1).unwrap_or_else(|| panic!("no `{word}` in: {line}"));
     rest.split([',', ' ']).find(|text| !text.is_empty()).unwrap().parse().unwrap()
@@ -62,7 +62,8 @@ fn compare(name: &str, case: &Case) {
     assert!((number(&line, "energy") / energy - 1.0).abs() < rounding, "{line} against {energy:e}");
     assert!((number(&line, " of ") / total - 1.0).abs() < rounding, "{line} against {total:e}");
     let error = single.relative_error(rank).unwrap();
-    // A difference of energies, with their rounding, printed with six digits.
+    // The squared error is a difference of energies, with their rounding, and is printed with six
+    // digits.
     let found = number(&line, "relative error");
     assert!((found * found - error * error).abs() < 1e-6 * error * error + rounding, "{line} against {error:e}");
 
@@ -72,8 +73,8 @@ fn compare(name: &str, case: &Case) {
     let (down, up) = (tensor(&file, "layer0.0.weight"), tensor(&file, "layer0.1.weight"));
     let wide =
         |matrix: faer::MatRef<'_, f32>| Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| f64::from(matrix[(i, j)]));
-    // Factors are stored in single precision. Lanczos errs in directions by the root of its error
-    // in energy.
+    // Factors are stored in single precision. The error of Lanczos in a direction is the root of
+    // its error in energy.
     let rounding = if solver == "dense" { 16.0 * f64::from(f32::EPSILON) } else { 1e-5 };
     let product = wide(expected.up()) * wide(expected.down());
     assert!(distance((&up * &down).as_ref(), product.as_ref()) < rounding * (rank as f64).sqrt());
@@ -90,7 +91,7 @@ fn as_one_process() {
     compare("ridge", &Case { ridge: 0.3, ..CASE });
     compare("kept", &Case { keep_bias: true, ..CASE });
     compare("tall", &Case { size: (90, 40), ridge: 0.1, ..CASE });
-    // 20 samples determine 19 directions; the weight determines the others.
+    // About their mean, 20 samples vary in 19 directions; the weight determines the others.
     compare("few", &Case { data: (5, 4), rank: 30, ..CASE });
     compare("some have none", &Case { data: (2, 100), ..CASE });
     compare("three", &Case { ranks: 3, ..CASE });
@@ -105,7 +106,7 @@ fn block_lanczos_as_one_process() {
     );
 }
 
-/// Sums are over blocks of at most 64 vectors, and a few over the inputs, whatever the number of
+/// The ranks sum blocks of at most 64 vectors, and a few vectors over the inputs, for any number of
 /// samples.
 #[test]
 fn sums_do_not_grow_with_the_samples() {

@@ -8,7 +8,7 @@ use dalr_mpi::estimate::scatter_bytes;
 use dalr_mpi::measure::Measured;
 use dalr_mpi::shard::Shard;
 
-/// The form of the statistics, from their debug output.
+/// Returns the form of the statistics, from their debug output.
 fn form(stats: &ActivationStats<f32>) -> &'static str {
     if format!("{stats:?}").contains("\"covariance\"") { "scatter" } else { "samples" }
 }
@@ -35,7 +35,7 @@ fn compare(name: &str, ranks: usize, batches: usize, rows: usize) -> Vec<&'stati
         let steps = (rows * batches) as f64;
         let rounding = steps * f64::EPSILON;
         assert!(distance(mean.as_mat(), expected.as_mat()) < rounding);
-        // From 512 inputs on, products in single precision add up to the scatter.
+        // From 512 inputs on, the scatter is a sum of products in single precision.
         let narrow = shape.inputs >= 512 && form(&single) == "scatter";
         let rounding = if narrow { 32.0 * f64::from(f32::EPSILON) } else { rounding };
         let [covariance, expected] = [&merged, &single].map(|stats| stats.covariance().unwrap());
@@ -48,11 +48,11 @@ fn compare(name: &str, ranks: usize, batches: usize, rows: usize) -> Vec<&'stati
 
 #[test]
 fn in_every_form_as_one_process() {
-    // Sample form everywhere; on the ranks but not in one process; nowhere.
+    // Sample form on the ranks and in one process; only on the ranks; in none.
     assert_eq!(compare("samples", 4, 12, 12), ["samples", "samples", "samples"]);
     assert_eq!(compare("both", 4, 12, 110), ["scatter", "scatter", "samples"]);
     assert_eq!(compare("scatters", 4, 8, 1000), ["scatter", "scatter", "scatter"]);
-    // A tree that is not full; ranks without samples, the root among them.
+    // The tree is not full, or some ranks have no samples, among them the root.
     assert_eq!(compare("three", 3, 12, 110), ["scatter", "scatter", "samples"]);
     assert_eq!(compare("empty", 4, 2, 50), ["samples", "samples", "samples"]);
     assert_eq!(compare("one", 1, 3, 50), ["samples", "samples", "samples"]);

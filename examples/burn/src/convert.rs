@@ -1,7 +1,7 @@
 //! Converts burn's tensors to faer's matrices, and back.
 //!
 //! burn stores the weight of a layer as in × out in row-major order. faer stores out × in in
-//! column-major order, which has the same bytes, so that nothing is transposed.
+//! column-major order, which has the same bytes, so no data are transposed.
 
 use burn::module::Param;
 use burn::nn::Linear;
@@ -13,7 +13,7 @@ use half::{bf16, f16};
 
 use crate::{Error, Result};
 
-/// A type that dalr computes in and burn reads tensors as: `f32` or `f64`.
+/// An element type of both dalr and burn: `f32` or `f64`.
 pub trait Number: Scalar + Element {
     /// The name in error messages.
     const NAME: &'static str;
@@ -27,7 +27,7 @@ impl Number for f64 {
     const NAME: &'static str = "f64";
 }
 
-/// Copies a layer of burn to one of dalr, exactly.
+/// Copies a layer of burn to one of dalr, without rounding.
 ///
 /// # Errors
 ///
@@ -54,7 +54,7 @@ pub fn to_burn<T: Number>(layer: &dalr::Linear<T>, device: &Device, dtype: DType
 /// # Errors
 ///
 /// [`Error::Type`] for a dtype that `T` cannot represent exactly; [`Error::Dalr`] for a last axis
-/// of another width, a NaN or an infinity. After an error the statistics are unchanged.
+/// of another length, a NaN or an infinity. After an error the statistics are unchanged.
 pub fn observe<T: Number, const D: usize>(stats: &mut ActivationStats<T>, batch: &Tensor<D>) -> Result<()> {
     let dims = batch.dims();
     let Some((&inputs, leading)) = dims.split_last() else {

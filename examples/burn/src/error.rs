@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, TensorReadError};
 
-/// The reason why a tensor or a layer was refused.
+/// The errors of this package.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -13,7 +13,7 @@ pub enum Error {
     /// A dtype that cannot be converted without loss, or that the device does not support.
     #[error("expected a dtype that {into} supports, got {found:?}")]
     Type {
-        /// The dtype of the tensor, or the one asked for.
+        /// The dtype of the tensor, or the requested one.
         found: DType,
         /// The destination: a type, a layer or the device.
         into: &'static str,

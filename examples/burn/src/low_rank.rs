@@ -25,7 +25,7 @@ pub struct LowRankLinear {
 pub struct LowRankLinearConfig {
     /// Number of inputs.
     pub d_input: usize,
-    /// Inner dimension of the factors.
+    /// Rank, which is the number of outputs of `down`.
     pub rank: usize,
     /// Number of outputs.
     pub d_output: usize,
@@ -61,7 +61,8 @@ impl LowRankLinear {
     ///
     /// # Errors
     ///
-    /// Those of [`to_dalr`]; a `down` with a bias.
+    /// Those of the function [`to_dalr`](crate::to_dalr); [`dalr::Error::Shape`] if `down` has a
+    /// bias.
     pub fn to_dalr<T: Number>(&self) -> Result<dalr::LowRankLinear<T>> {
         if let Some(bias) = &self.down.bias {
             let what = "entries in the bias of the factor `down`";
@@ -76,7 +77,7 @@ impl LowRankLinear {
     ///
     /// # Panics
     ///
-    /// If the last axis does not have the width of the inputs, like burn's own layers.
+    /// If the last axis does not have one entry per input, like burn's own layers.
     pub fn forward<const D: usize>(&self, input: Tensor<D>) -> Tensor<D> {
         self.up.forward(self.down.forward(input))
     }

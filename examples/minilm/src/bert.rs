@@ -165,7 +165,8 @@ impl Bert {
             state = self.block(block, &state, mask)?;
         }
         let sum = state.broadcast_mul(&mask.to_dtype(DType::F32)?.unsqueeze(2)?)?.sum(1)?;
-        // The sum is enough: the norm cancels the number of tokens.
+        // The embedding is normalised, so the sum over the tokens gives the same result as their
+        // mean.
         sum.broadcast_div(&sum.sqr()?.sum_keepdim(D::Minus1)?.sqrt()?)
     }
 
@@ -214,7 +215,7 @@ pub fn linear(tensors: &Tensors, name: &str) -> Result<Linear> {
     Ok(Linear::new(get(tensors, &format!("{name}.weight"))?, Some(get(tensors, &format!("{name}.bias"))?)))
 }
 
-/// Returns a layer of the model file that was saved compressed.
+/// Returns a layer that is compressed in the model file.
 fn compressed(tensors: &Tensors, name: &str) -> Result<LowRankLinear> {
     let (down, up) = (get(tensors, &format!("{name}.0.weight"))?, get(tensors, &format!("{name}.1.weight"))?);
     let ((rank, inputs), (outputs, _)) = (down.dims2()?, up.dims2()?);

@@ -19,8 +19,8 @@ use crate::storage::Storage;
 /// Sensitivities are raised to this fraction of their mean: a single measurement is noisy.
 const SENSITIVITY_FLOOR: f64 = 0.05;
 
-/// Returns the statistics of the layers' inputs on these texts. Layers that read the same input are
-/// recorded once, under the name of the first.
+/// Returns the statistics of the layers' inputs on these texts. Layers with a shared input are
+/// recorded once, under the name of the first one.
 pub fn calibrate(
     tensors: &Tensors,
     config: &Config,

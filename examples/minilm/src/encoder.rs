@@ -63,7 +63,7 @@ impl Batch {
         model.forward(&self.ids, &self.mask)
     }
 
-    /// Number of texts, and of tokens in the longest.
+    /// Returns the number of texts, and of tokens in the longest.
     pub fn shape(&self) -> (usize, usize) {
         self.ids.dims2().unwrap_or_default()
     }

@@ -14,7 +14,7 @@ use dalr_minilm::options::Options;
 use dalr_minilm::sequential::recalibrate;
 use dalr_minilm::texts;
 
-/// Texts in a batch, except where the time is measured.
+/// Number of texts in a batch, except for the measurements of time.
 const BATCH: usize = 64;
 
 /// Texts in a batch for gradients, whose intermediate results are all kept in memory.

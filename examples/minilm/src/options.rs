@@ -33,10 +33,10 @@ pub struct Options {
     /// Compresses each layer for the inputs that the layers compressed before it produce.
     #[arg(long)]
     pub sequential: bool,
-    /// Number that every rank is a multiple of.
+    /// Number of which every rank is a multiple.
     #[arg(long, default_value_t = 8)]
     pub rank_multiple: usize,
-    /// Number of texts to calibrate on.
+    /// Number of texts for the calibration.
     #[arg(long, default_value_t = 600)]
     pub calibration: usize,
     /// Number of these texts to measure sensitivities with.
@@ -48,16 +48,16 @@ pub struct Options {
     /// Draw of the texts to calibrate on. The texts held out are the same in all draws.
     #[arg(long, default_value_t = 1)]
     pub draw: usize,
-    /// Number of other texts to compare embeddings on.
+    /// Number of other texts, on which embeddings are compared.
     #[arg(long, default_value_t = 1000)]
     pub held_out: usize,
-    /// Batch sizes to time a forward pass at.
+    /// Batch sizes for which a forward pass is timed.
     #[arg(long, value_delimiter = ',', default_value = "1,8,32,128")]
     pub batch_sizes: Vec<usize>,
     /// Number of timed passes of each network at each batch size; 0 for none.
     #[arg(long, default_value_t = 30)]
     pub passes: usize,
-    /// Safetensors file to write the compressed model to, that of the last fraction.
+    /// Safetensors file for the compressed model.
     #[arg(long)]
     pub out: Option<PathBuf>,
     /// Prints the plan: the choice for every layer.

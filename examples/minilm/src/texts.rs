@@ -8,7 +8,7 @@ use rand::{SeedableRng, rngs::StdRng, seq::SliceRandom};
 /// Reads texts, one a line, and shuffles them in the same way every time.
 ///
 /// From a line of WordNet's `data.noun` it takes the definition, which follows `| `. It skips lines
-/// that begin with two spaces, which hold WordNet's licence.
+/// that begin with two spaces, which contain WordNet's licence.
 pub fn read(path: &Path) -> Result<Vec<String>> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the texts in {}", path.display()))?;
     let lines = text.lines().filter(|line| !line.starts_with("  "));

@@ -72,7 +72,7 @@ fn original(folder: &Folder) -> (Network, Tensor) {
     (network, inputs)
 }
 
-/// The relative error of outputs: the denominator is the expected outputs about their mean.
+/// Returns the relative error of outputs: the denominator is the expected outputs about their mean.
 fn relative_error(found: &Tensor, expected: &Tensor) -> f64 {
     let spread = expected - expected.mean_dim([0_i64].as_slice(), true, Kind::Float);
     f64::try_from((found - expected).norm() / spread.norm()).unwrap()

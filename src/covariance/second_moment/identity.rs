@@ -10,7 +10,7 @@ struct Identity {
     scale: Scale,
 }
 
-/// The identity as a second moment.
+/// Returns the identity as a second moment.
 pub(crate) fn identity<T: Scalar>(features: usize) -> Box<dyn SecondMoment<T>> {
     Box::new(Identity { scale: Scale::new(vec![1.0; features], &vec![0.0; features]) })
 }

@@ -19,18 +19,18 @@ use crate::{Result, Scalar};
 /// Variances below this fraction of the squared mean, `(2⁻⁴⁴)²`, are the rounding of a constant.
 const NEGLIGIBLE: f64 = 1.0 / (1_u128 << 88) as f64;
 
-/// A symmetric positive semidefinite `S`, inputs × inputs, known by its products with vectors.
+/// A symmetric positive semidefinite `S`, inputs × inputs, defined by its products with vectors.
 ///
 /// All methods use `S` divided by `2^exponent`. This brings its mean diagonal entry near 1 and
 /// keeps results clear of overflow and underflow. A new source of statistics implements the three
-/// required methods, and those of the others that it can do at a lower cost.
+/// required methods, and overrides the other ones that it can compute at a lower cost.
 pub(crate) trait SecondMoment<T: Scalar> {
     fn scale(&self) -> &Scale;
 
-    /// `S · right`, for `features × columns`.
+    /// Returns `S · right`; `right` is features × columns.
     fn multiply(&self, right: MatRef<'_, f64>, par: Par) -> Result<Mat<f64>>;
 
-    /// Multiply–adds of the product with one vector.
+    /// Returns the multiply–adds of the product with one vector.
     fn macs(&self) -> f64;
 
     fn features(&self) -> usize {
@@ -41,7 +41,7 @@ pub(crate) trait SecondMoment<T: Scalar> {
         self.scale().exponent
     }
 
-    /// `tr S`; exactly zero when `S` is zero or nothing but rounding.
+    /// Returns `tr S`; exactly zero if `S` is zero or only rounding.
     fn trace(&self) -> f64 {
         self.scale().trace
     }
@@ -50,18 +50,19 @@ pub(crate) trait SecondMoment<T: Scalar> {
         &self.scale().diagonal
     }
 
-    /// The error in an entry of `S` where squares underflow: negligible except for tiny inputs.
+    /// Returns the error in an entry of `S` that comes from squares which underflow. It is
+    /// negligible except for tiny inputs.
     fn quantum(&self) -> f64 {
         64.0 * self.features() as f64 * f64::from_bits(1) * power_of_two(-self.exponent())
     }
 
-    /// The rounding of an entry of `S`, relative to `√(S_ii S_jj)`, that comes from products in
-    /// `f32`.
+    /// Returns the rounding of an entry of `S`, relative to `√(S_ii S_jj)`, that comes from
+    /// products in `f32`.
     fn rounding(&self) -> f64 {
         0.0
     }
 
-    /// `left · S · leftᵀ`, for `rows × features`.
+    /// Returns `left · S · leftᵀ`; `left` is rows × features.
     fn congruence(&self, left: MatRef<'_, f64>, par: Par) -> Result<Mat<f64>> {
         let applied = self.multiply(left.transpose(), par)?;
         let mut result = linalg::zeros(left.nrows(), left.nrows())?;
@@ -70,19 +71,20 @@ pub(crate) trait SecondMoment<T: Scalar> {
         Ok(result)
     }
 
-    /// `aᵢ S bᵢᵀ` for every pair of rows of two `rows × features` matrices, which may be the same.
+    /// Returns `aᵢ S bᵢᵀ` for every pair of rows of two `rows × features` matrices, which may be
+    /// the same.
     fn row_forms(&self, a: MatRef<'_, f64>, b: MatRef<'_, f64>, par: Par) -> Result<Vec<f64>> {
         let mut forms = vec![0.0; a.nrows()];
         add_row_products(&mut forms, a, self.multiply(b.transpose(), par)?.transpose());
         Ok(forms)
     }
 
-    /// `tr F S Fᵀ` for a factor `F`, rows × features: the energy of its outputs.
+    /// Returns `tr F S Fᵀ` for a factor `F`, rows × features: the energy of its outputs.
     fn energy(&self, factor: MatRef<'_, f64>, par: Par) -> Result<f64> {
         Ok(self.row_forms(factor, factor, par)?.iter().sum())
     }
 
-    /// `S`, formed.
+    /// Returns `S` as a matrix.
     fn scaled(&self, par: Par) -> Result<Mat<f64>> {
         let mut unit = linalg::zeros(self.features(), self.features())?;
         unit.as_mut().diagonal_mut().column_vector_mut().fill(1.0);
@@ -91,7 +93,7 @@ pub(crate) trait SecondMoment<T: Scalar> {
         Ok(dense)
     }
 
-    /// `tr S²`.
+    /// Returns `tr S²`.
     fn trace_of_square(&self, par: Par) -> Result<f64> {
         let matrix = match self.root(par)? {
             // tr (X Xᵀ)² = ‖Xᵀ X‖²
@@ -101,33 +103,33 @@ pub(crate) trait SecondMoment<T: Scalar> {
         Ok(linalg::squared_norm(matrix.as_ref()))
     }
 
-    /// Number of samples in `S` if it keeps them as they are.
+    /// Returns the number of samples if the statistics are in sample form.
     fn samples_kept(&self) -> Option<usize> {
         None
     }
 
-    /// The outputs `factor · W X` of the kept samples, outputs × samples, in the precision of the
-    /// data. `S` is `X Xᵀ`.
+    /// Returns the outputs `factor · W X` of the kept samples, outputs × samples, in the precision
+    /// of the data. `S` is `X Xᵀ`.
     fn outputs(&self, _weight: MatRef<'_, T>, _factor: f64, _par: Par) -> Result<Option<Mat<T>>> {
         Ok(None)
     }
 
-    /// `X`, `features × samples`, with `S = X Xᵀ`; `None` unless the samples are kept and fewer
-    /// than the inputs.
+    /// Returns `X`, features × samples, with `S = X Xᵀ`; `None` unless the statistics are in sample
+    /// form with fewer samples than inputs.
     fn root(&self, _par: Par) -> Result<Option<Mat<f64>>> {
         Ok(None)
     }
 
-    /// A lower triangular `L` with `L Lᵀ = κ S + λ I + D`, and the diagonal of `λ I + D`.
+    /// Returns a lower triangular `L` with `L Lᵀ = κ S + λ I + D`, and the diagonal of `λ I + D`.
     ///
-    /// `D` lifts the matrix out of its rounding; `None` if that is not enough. Entries above the
-    /// diagonal of `L` are arbitrary.
+    /// The shift `D` makes the matrix positive definite in spite of rounding; `None` if that is not
+    /// enough. Entries above the diagonal of `L` are arbitrary.
     fn root_of(&self, (keep, ridge): (f64, f64), par: Par) -> Result<Option<(Mat<f64>, Vec<f64>)>> {
         let size = self.features() as f64;
         let mut dense = self.scaled(par)?;
         dense *= faer::Scale(keep);
-        // The norm of a random symmetric matrix grows with the root of its size. Without rounding
-        // of `f32` there is no second attempt.
+        // The norm of a random symmetric matrix grows with the root of its size. A second attempt
+        // with a larger shift only makes sense for rounding of `f32`.
         let (least, most) = (4.0 * f64::EPSILON * size, self.rounding() / 8.0 * size.sqrt());
         for lift in core::iter::once(least).chain((most > least).then_some(most)) {
             let mut lifted = linalg::widened(dense.as_ref(), 1.0)?;
@@ -138,8 +140,8 @@ pub(crate) trait SecondMoment<T: Scalar> {
                 *added = ridge + lift * diagonal;
                 lifted[(index, index)] = diagonal + *added;
                 if diagonal + *added <= 0.0 {
-                    // An input that never varies: any positive number factors, and is removed
-                    // below.
+                    // An input that never varies. A positive number makes the factorization
+                    // succeed, and is removed below.
                     lifted[(index, index)] = 1.0;
                     dead.push(index);
                 }
@@ -161,7 +163,7 @@ pub(crate) struct Scale {
 }
 
 impl Scale {
-    /// From the diagonal of `S` and the mean of each input.
+    /// Creates the scale from the diagonal of `S` and the mean of each input.
     pub(super) fn new(mut diagonal: Vec<f64>, mean: &[f64]) -> Self {
         let varying = diagonal.iter().zip(mean).filter(|&(square, mean)| *square > NEGLIGIBLE * mean * mean);
         let trace: f64 = varying.map(|(square, _)| square).sum();
@@ -170,13 +172,13 @@ impl Scale {
         Self { exponent, trace: trace * power_of_two(-exponent), diagonal }
     }
 
-    /// The factor from a sum over samples of this total weight to the divided `S`. It is zero if
-    /// `S` is nothing but rounding.
+    /// Returns the factor by which a sum over samples of this total weight becomes the divided `S`.
+    /// It is zero if `S` is only rounding.
     pub(super) fn factor(&self, weight: f64) -> f64 {
         if self.trace == 0.0 { 0.0 } else { power_of_two(-self.exponent) / weight }
     }
 
-    /// The root of [`factor`](Self::factor).
+    /// Returns the root of [`factor`](Self::factor).
     pub(super) fn root_factor(&self, weight: f64) -> f64 {
         if self.trace == 0.0 { 0.0 } else { power_of_two(-self.exponent / 2) / weight.sqrt() }
     }

@@ -9,11 +9,11 @@ use crate::covariance::scatter::Scatter;
 use crate::linalg::{self, Par};
 use crate::{Result, Scalar};
 
-/// The rounding of a sum of products in `f32`: a random walk of about a thousand steps, whose end
-/// points average out over the pieces.
+/// The rounding of a sum of products in `f32`, in units of its `ε`. It is a random walk of about a
+/// thousand steps, and averages out over the pieces.
 ///
-/// This is no bound: equal products (of inputs with two values, say) all round to one side. It only
-/// decides what counts as noise.
+/// This is not a bound: equal products, for example of inputs with two values, all round to one
+/// side. The number only determines which eigenvalues count as noise.
 const NATIVE_ROUNDING: f64 = 16.0;
 
 /// [`SecondMoment::rounding`] for sums of products in this precision.
@@ -30,7 +30,7 @@ pub(super) struct CovarianceMoment<'a> {
 }
 
 impl<'a> CovarianceMoment<'a> {
-    /// `S` of samples of this total weight, origin and mean, about `centre`.
+    /// Returns `S` of samples of this total weight, origin and mean, about `centre`.
     pub(super) fn new<T: Scalar>(
         form: &'a CovarianceForm<T>,
         centre: &Centre<'_>,
@@ -75,7 +75,7 @@ impl<T: Scalar> SecondMoment<T> for CovarianceMoment<'_> {
         Ok(dense)
     }
 
-    /// `‖Σ + C Cᵀ‖² = ‖Σ‖² + 2 tr CᵀΣC + ‖CᵀC‖²`, without forming the sum.
+    /// Computes `‖Σ + C Cᵀ‖² = ‖Σ‖² + 2 tr CᵀΣC + ‖CᵀC‖²` without forming `Σ + C Cᵀ`.
     fn trace_of_square(&self, par: Par) -> Result<f64> {
         let rest = self.rest.as_ref();
         let applied = self.scatter.multiply(rest, self.factor, par)?;

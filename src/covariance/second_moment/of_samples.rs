@@ -11,13 +11,13 @@ use crate::{Result, Scalar};
 pub(super) struct SampleMoment<'a, T> {
     samples: SampleInputs<'a, T>,
     centre: Centre<'a>,
-    /// The factor from a centred sample to a column of `X`, with `S = X Xᵀ`.
+    /// The factor by which a centred sample becomes a column of `X`, with `S = X Xᵀ`.
     factor: f64,
     scale: Scale,
 }
 
 impl<'a, T: Scalar> SampleMoment<'a, T> {
-    /// `S` of samples of this total weight and mean, about `centre`.
+    /// Returns `S` of samples of this total weight and mean, about `centre`.
     pub(super) fn new(samples: SampleInputs<'a, T>, centre: Centre<'a>, weight: f64, mean: &[f64]) -> Self {
         let scale = Scale::new(mean_squares(&samples, &centre, weight), mean);
         Self { samples, centre, factor: scale.root_factor(weight), scale }
@@ -100,7 +100,7 @@ impl<T: Scalar> SecondMoment<T> for SampleMoment<'_, T> {
     }
 }
 
-/// `(1/w) Σ wᵢ (xᵢ − centre)²`, input by input, for the total weight `w`.
+/// Returns `(1/w) Σ wᵢ (xᵢ − centre)²`, input by input, for the total weight `w`.
 fn mean_squares<T: Scalar>(samples: &SampleInputs<'_, T>, centre: &Centre<'_>, total: f64) -> Vec<f64> {
     let mut squares = vec![0.0; samples.features()];
     for batch in samples.batches() {

@@ -1,4 +1,4 @@
-//! The second moments of statistics, in the form they have.
+//! The second moments of statistics in either form.
 
 use core::ops::Range;
 
@@ -16,7 +16,7 @@ use crate::error::during;
 use crate::linalg::{self, power_of_two};
 use crate::{Result, Scalar};
 
-/// The covariance (`centred`), or the second moment about zero, of at least one sample.
+/// Returns the covariance (`centred`), or the second moment about zero, of at least one sample.
 pub(crate) fn second_moment<T: Scalar>(
     stats: &ActivationStats<T>,
     centred: bool,
@@ -74,8 +74,8 @@ pub(crate) fn cross_moment<'a, T: Scalar>(
 }
 
 impl<T: Scalar> ActivationStats<T> {
-    /// Covariance `Σ = (1/w) Σ wᵢ (xᵢ − μ)(xᵢ − μ)ᵀ`, inputs × inputs, divided by the total weight
-    /// (not by one less).
+    /// Returns the covariance `Σ = (1/w) Σ wᵢ (xᵢ − μ)(xᵢ − μ)ᵀ`, inputs × inputs. It is divided by
+    /// the total weight `w`, not by `w − 1`.
     ///
     /// Allocates `8 n²` bytes; the compressors do not need it.
     ///

@@ -6,11 +6,11 @@ use crate::Result;
 use crate::linalg::{Par, power_of_two};
 use faer::{Mat, mat};
 
-/// Bytes of the covariance form of two inputs, and no room for samples beside it.
+/// A memory limit with room for the covariance form of two inputs, and for no samples.
 const COVARIANCE_OF_TWO: usize = 56;
 
-/// Two samples `2⁴⁴ ± step` have a variance of `step²`. Up to a step of 1 that is rounding noise,
-/// which nothing sees.
+/// Two samples `2⁴⁴ ± step` have a variance of `step²`. Up to a step of 1, that is rounding noise
+/// and must count as zero.
 #[test]
 fn rounding_noise_of_a_constant_is_exactly_zero() -> Result<()> {
     let large = 2_f64.powi(44);
@@ -43,7 +43,7 @@ fn the_mean_diagonal_entry_is_brought_near_one() -> Result<()> {
     stats.update(Mat::from_fn(2, 8, |i, _| if i == 0 { 8.0 } else { -8.0 }).as_ref())?;
     let moment = second_moment(&stats, true)?;
     assert_eq!((moment.exponent(), moment.trace(), moment.diagonal()), (6, 8.0, &[1.0; 8][..]));
-    // 64 of the smallest numbers for each input, in units of 2⁶.
+    // The quantum is 64 times the smallest positive number for each input, divided by 2⁶.
     assert_eq!(moment.quantum(), f64::from_bits(8));
     Ok(())
 }
@@ -55,7 +55,7 @@ fn applying_it_costs_what_its_form_holds() -> Result<()> {
     samples.update(rows.subrows(0, 3))?;
     scatter.update(rows.as_ref())?;
     let [samples, scatter] = [second_moment(&samples, true)?, second_moment(&scatter, true)?];
-    // Into three samples and back; all of an 8 × 8 matrix; nothing.
+    // Two products with three samples; one with an 8 × 8 matrix; none for the identity.
     let costs = [(samples, 48.0, Some(3)), (scatter, 64.0, None), (identity(8), 0.0, None)];
     for (moment, macs, kept) in costs {
         assert_eq!((moment.macs(), moment.samples_kept()), (macs, kept));
@@ -100,7 +100,7 @@ fn outputs_of_several_segments() -> Result<()> {
     Ok(())
 }
 
-/// Statistics with this covariance, of products in this precision.
+/// Returns statistics with this covariance, from products in this precision.
 fn with_covariance(covariance: Mat<f64>, precision: f64) -> Result<ActivationStats<f32>> {
     let features = covariance.nrows();
     let mut stats = ActivationStats::new(features);
@@ -111,8 +111,8 @@ fn with_covariance(covariance: Mat<f64>, precision: f64) -> Result<ActivationSta
     Ok(stats)
 }
 
-/// Half of `S`, with and without a quarter of the identity, and a lift of `4 ε n`. The last input
-/// never varies.
+/// The root of `S / 2`, with and without a quarter of the identity, and with a shift of `4 ε n`.
+/// The last input never varies.
 #[test]
 fn a_root_of_a_moment_and_a_ridge() -> Result<()> {
     let stats = with_covariance(mat![[2.0, 1.0, 0.0], [1.0, 4.0, 0.0], [0.0, 0.0, 0.0]], f64::EPSILON)?;
@@ -129,8 +129,8 @@ fn a_root_of_a_moment_and_a_ridge() -> Result<()> {
     Ok(())
 }
 
-/// Products in `f32` may leave a correlation of `1 + 10⁻⁷`, which is lifted by `√2 · 2⁻²²`; `1 +
-/// 10⁻⁶` is not rounding.
+/// Products in `f32` can give a correlation of `1 + 10⁻⁷`, which a shift of `√2 · 2⁻²²` corrects. A
+/// correlation of `1 + 10⁻⁶` is not rounding.
 #[test]
 fn a_root_in_spite_of_rounding_in_single_precision() -> Result<()> {
     let single = f64::from(f32::EPSILON);

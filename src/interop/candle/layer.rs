@@ -1,4 +1,4 @@
-//! Conversion of layers from and to candle's, and the compressed layer as a module.
+//! Converts layers from and to candle, and provides the compressed layer as a module.
 
 use candle_core::{DType, Device, Tensor, Var, WithDType};
 use candle_nn::{Module, VarBuilder};
@@ -12,7 +12,7 @@ use crate::{Error, Linear, Result, Scalar};
 ///
 /// # Errors
 ///
-/// Those of [`Linear::new`]; [`Error::NumberType`] for a dtype that `T` cannot hold.
+/// Those of [`Linear::new`]; [`Error::NumberType`] for a dtype that `T` cannot represent.
 impl<T: Scalar + WithDType> TryFrom<&candle_nn::Linear> for Linear<T> {
     type Error = Error;
 
@@ -119,7 +119,7 @@ impl LowRankLinear {
     ///
     /// # Errors
     ///
-    /// candle's, for tensors that are missing or have other shapes.
+    /// Errors of candle, for tensors that are missing or have other shapes.
     ///
     /// ```
     /// use candle_core::{DType, Device};
@@ -165,13 +165,13 @@ impl LowRankLinear {
         })
     }
 
-    /// The variables `down`, `up` and bias; empty unless the layer came from
+    /// Returns the variables `down`, `up` and bias; empty unless the layer came from
     /// [`trainable`](Self::trainable).
     pub fn variables(&self) -> &[Var] {
         &self.variables
     }
 
-    /// The first factor, rank × in, as a layer without a bias.
+    /// Returns the first factor, rank × in, as a layer without a bias.
     ///
     /// ```
     /// use candle_core::{DType, Device};
@@ -187,12 +187,12 @@ impl LowRankLinear {
         &self.down
     }
 
-    /// The second factor, out × rank, with the bias.
+    /// Returns the second factor, out × rank, with the bias.
     pub fn up(&self) -> &candle_nn::Linear {
         &self.up
     }
 
-    /// The inner dimension of the factors.
+    /// Returns the rank: the number of rows of `down` and of columns of `up`.
     pub fn rank(&self) -> usize {
         self.down.weight().dims().first().copied().unwrap_or(0)
     }
@@ -233,8 +233,8 @@ impl Module for LowRankLinear {
 ///
 /// # Errors
 ///
-/// Those of [`LowRankLinear::new`](crate::LowRankLinear::new), since training can produce NaN;
-/// [`Error::NumberType`] for a dtype that `T` cannot hold.
+/// Those of [`LowRankLinear::new`](crate::LowRankLinear::new), because training can produce NaN;
+/// [`Error::NumberType`] for a dtype that `T` cannot represent.
 impl<T: Scalar + WithDType> TryFrom<&LowRankLinear> for crate::LowRankLinear<T> {
     type Error = Error;
 

@@ -49,11 +49,12 @@
 //! | the same in pivoted storage | the same | [`PivotedLinear`], and `dalr::factors::PivotedLinear::try_from(&module)` back |
 //! | a factor | a tensor | [`to_tensor`], a copy |
 //!
-//! Tensors of `F32`, `F16` and `BF16` are read as `f32` or `f64`, exactly, and `F64` as `f64`. They
-//! may have strides, and are copied from other devices to the processor's memory. Other dtypes are
-//! an [`Error::NumberType`]; so is `F64` for statistics in `f32`, which would lose digits.
+//! Tensors of `F32`, `F16` and `BF16` are read as `f32` or `f64` without rounding, and `F64` as
+//! `f64`. They may have strides, and are copied from other devices to the processor's memory. Other
+//! dtypes are an [`Error::NumberType`]. So is `F64` for statistics in `f32`, which would round.
 //!
-//! `?` converts errors of this crate to candle's, so a model's `forward` can call it.
+//! `?` converts errors of this crate to errors of candle, so a model's `forward` can call this
+//! crate.
 
 mod gradients;
 mod layer;
@@ -68,12 +69,12 @@ pub use self::tensor::{samples, to_tensor, update, update_weighted};
 
 use crate::Error;
 
-/// An error that candle returned.
+/// Converts an error of candle.
 fn refused(error: candle_core::Error) -> Error {
     Error::library("candle", error)
 }
 
-/// For functions of candle that call this crate, such as a module's `forward`.
+/// Serves functions of candle that call this crate, such as a module's `forward`.
 /// `candle_core::Error::Wrapped` keeps the error and its message.
 impl From<Error> for candle_core::Error {
     fn from(error: Error) -> Self {

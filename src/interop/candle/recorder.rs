@@ -18,8 +18,8 @@ use crate::{ActivationStats, Error, Result, Scalar};
 /// gradients with respect to their outputs.
 ///
 /// candle's modules have no hooks, so build the model with [`watch`](Self::watch) around the layers
-/// to compress, or with [`watch_gradients`](Self::watch_gradients) for an output metric. If several layers have a shared input (query, key and value), watch one of them and
-/// use its statistics for all. Clones of a recorder are the same recorder.
+/// to compress. If several layers have a shared input (query, key and value), watch one of them and
+/// use its statistics for all. Clones of a recorder share their statistics.
 ///
 /// Use `Recorder<f32>` for models in `F32`, `F16` or `BF16`, as for [`update`].
 #[derive(Clone, Debug)]
@@ -30,7 +30,7 @@ pub struct Recorder<T> {
 
 #[derive(Debug)]
 pub(super) struct Shared<T> {
-    /// The statistics of each name; `None` before its layer ran.
+    /// The statistics of each name; `None` until its layer runs.
     layers: Mutex<BTreeMap<String, Option<ActivationStats<T>>>>,
     weights: Mutex<Option<Tensor>>,
     paused: AtomicBool,
@@ -83,10 +83,10 @@ impl<T: Scalar + WithDType> Recorder<T> {
         self
     }
 
-    /// Wraps a layer, or any other module, so that the recorder sees its inputs.
+    /// Wraps a layer, or any other module, so that the recorder adds its inputs to statistics.
     ///
-    /// A forward pass fails if the inputs cannot be recorded (not finite, or another width than
-    /// before), since statistics without a batch would be wrong.
+    /// A forward pass fails if the inputs cannot be recorded, because statistics without a batch
+    /// would be wrong. Examples are NaN, and another number of inputs than before.
     ///
     /// # Errors
     ///
@@ -115,12 +115,11 @@ impl<T: Scalar + WithDType> Recorder<T> {
         Ok(Recorded { module, name, watched, recorder: self.clone() })
     }
 
-    /// Runs a model on a batch with padding. `weights`, batch × sequence, is the weight of each
-    /// sample, 0 for padding.
+    /// Runs a model on a batch with padding. `weights`, batch × sequence, contains the weight of
+    /// each sample, 0 for padding.
     ///
-    /// The weights apply to every watched layer and to all forward passes within `run`. Threads
-    /// that run at the same time need a recorder each; [`ActivationStats::merge`] combines their
-    /// statistics.
+    /// The weights apply to every watched layer and to all forward passes within `run`. Parallel
+    /// threads need one recorder each; [`ActivationStats::merge`] combines their statistics.
     ///
     /// ```
     /// use candle_core::{DType, Device, Tensor};
@@ -136,7 +135,7 @@ impl<T: Scalar + WithDType> Recorder<T> {
     /// # }
     /// ```
     pub fn weighted<R>(&self, weights: &Tensor, run: impl FnOnce() -> R) -> R {
-        /// Restores the weights from before, even if `run` panics.
+        /// Restores the previous weights, even if `run` panics.
         struct Restored<'a>(&'a Mutex<Option<Tensor>>, Option<Tensor>);
         impl Drop for Restored<'_> {
             fn drop(&mut self) {
@@ -196,15 +195,15 @@ impl<T: Scalar + WithDType> Recorder<T> {
         if let Some(bytes) = self.memory_limit {
             stats = stats.with_memory_limit(bytes);
         }
-        // A first batch that fails must not fix the width.
+        // If the first batch fails, its number of inputs must not apply to later batches.
         add(&mut stats)?;
         *seen = Some(stats);
         Ok(())
     }
 }
 
-/// Updates of statistics are all-or-nothing, so they are valid even after a panic of another
-/// thread.
+/// Locks a mutex, also after a panic of another thread: an update changes statistics completely or
+/// not at all, so they are valid.
 pub(super) fn lock<V>(mutex: &Mutex<V>) -> MutexGuard<'_, V> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -237,12 +236,12 @@ pub(super) enum Watched {
 }
 
 impl<M, T> Recorded<M, T> {
-    /// The name under which it is watched.
+    /// Returns the name of the layer in the recorder.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The wrapped module.
+    /// Returns the wrapped module.
     ///
     /// ```
     /// # fn main() -> dalr::Result<()> {

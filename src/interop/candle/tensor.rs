@@ -1,4 +1,4 @@
-//! Reading samples and weights from tensors, and writing tensors.
+//! Reads samples and weights from tensors, and writes tensors.
 
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor, WithDType};
 use faer::{Col, Mat, MatRef};
@@ -10,17 +10,17 @@ use crate::interop::samples_and_inputs;
 use crate::linalg;
 use crate::{ActivationStats, Error, Result, Scalar};
 
-/// Adds a batch whose last axis is the inputs: each token of a batch × sequence × in tensor is a
-/// sample.
+/// Adds a batch to statistics. The last axis is the inputs: each token of a batch × sequence × in
+/// tensor is a sample.
 ///
-/// Tensors with another type than the statistics, with strides or on other devices are copied
+/// Tensors with another dtype than the statistics, with strides or on other devices are copied
 /// first.
 ///
 /// # Errors
 ///
 /// Those of [`ActivationStats::update`]; [`Error::Shape`] for a tensor without axes,
-/// [`Error::NumberType`] for a dtype that `T` cannot hold, [`Error::Library`] if candle cannot copy
-/// from the tensor's device.
+/// [`Error::NumberType`] for a dtype that `T` cannot represent, [`Error::Library`] if candle cannot
+/// copy from the tensor's device.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -43,7 +43,8 @@ pub fn update<T: Scalar + WithDType>(stats: &mut ActivationStats<T>, batch: &Ten
 /// Adds a batch as [`update`] does, with a weight for each sample: 0 for padding.
 ///
 /// The weights have the batch's axes except the last, like an attention mask: batch × sequence for
-/// a batch × sequence × in tensor. Their dtype is a float that `T` can hold, `U8`, `U32` or `I64`.
+/// a batch × sequence × in tensor. Their dtype is a float that `T` can represent, `U8`, `U32` or
+/// `I64`.
 ///
 /// # Errors
 ///
@@ -80,7 +81,7 @@ pub fn update_weighted<T: Scalar + WithDType>(
             }
         }
         let weights = match weights.dtype() {
-            // Counts and masks are small whole numbers, which `f64` represents.
+            // Counts and masks are small whole numbers, which `f64` represents without rounding.
             DType::U8 | DType::U32 | DType::I64 => &weights.to_dtype(DType::F64).map_err(refused)?,
             _ => weights,
         };
@@ -91,11 +92,10 @@ pub fn update_weighted<T: Scalar + WithDType>(
     })
 }
 
-/// Copies a batch whose last axis is the inputs as samples × in.
+/// Copies a batch into a samples × in matrix. The last axis of the batch is the inputs.
 ///
-/// [`LowRankLinear::forward`](crate::LowRankLinear::forward) and
-/// [`relative_output_error`](crate::relative_output_error) accept the result. For statistics, [`update`]
-/// avoids the copy if it can.
+/// [`LowRankLinear::forward`](crate::LowRankLinear::forward) accepts the result. For statistics,
+/// [`update`] avoids the copy if it can.
 ///
 /// # Errors
 ///
@@ -140,7 +140,7 @@ pub fn to_tensor<T: Scalar>(matrix: MatRef<'_, T>, dtype: DType, device: &Device
     during("interop::candle::to_tensor", || write(matrix, matrix.shape().into(), dtype, device))
 }
 
-/// A copy of a tensor with two axes.
+/// Returns a copy of a tensor with two axes.
 pub(super) fn to_matrix<T: Scalar + WithDType>(tensor: &Tensor) -> Result<Mat<T>> {
     let &[rows, columns] = tensor.dims() else {
         let what = "axes in the weight (out × in)";
@@ -149,7 +149,7 @@ pub(super) fn to_matrix<T: Scalar + WithDType>(tensor: &Tensor) -> Result<Mat<T>
     matrix(tensor, rows, columns)
 }
 
-/// A copy of a tensor with one axis.
+/// Returns a copy of a tensor with one axis.
 pub(super) fn to_column<T: Scalar + WithDType>(tensor: &Tensor) -> Result<Col<T>> {
     let &[length] = tensor.dims() else {
         let what = "axis in the bias (out)";
@@ -215,7 +215,7 @@ fn widened<T: Scalar, H: Half>(
     widen(rows_of(numbers, window, rows, columns)?)
 }
 
-/// A window of a tensor's memory as a matrix. candle's operations keep the window within the
+/// Returns a part of a tensor's memory as a matrix. candle's operations keep this part within the
 /// memory.
 fn rows_of<'a, E>(
     numbers: &'a [E],
@@ -227,12 +227,12 @@ fn rows_of<'a, E>(
     Ok(MatRef::from_row_major_slice(numbers.ok_or_else(misplaced)?, rows, columns))
 }
 
-/// The error for a tensor whose layout does not fit its memory.
+/// Returns the error for a tensor whose layout does not fit its memory.
 fn misplaced() -> Error {
     refused(candle_core::Error::msg("the tensor's numbers are not where its layout says"))
 }
 
-/// Copies a matrix into a tensor of as many numbers.
+/// Copies a matrix into a tensor with the same number of entries.
 pub(super) fn write<T: Scalar>(
     matrix: MatRef<'_, T>,
     shape: candle_core::Shape,
@@ -267,7 +267,7 @@ fn tensor_of<T: Scalar, E: WithDType>(
         numbers.extend(row.iter().map(|&number| convert(number)));
     }
     if !numbers.iter().all(|&number| finite(number)) {
-        return Err(Error::overflow("every entry"));
+        return Err(Error::overflow("an entry"));
     }
     Tensor::from_vec(numbers, shape, device).map_err(refused)
 }

@@ -1,11 +1,11 @@
-//! Floating-point numbers in files: conversion from and to `f64`, a piece at a time.
+//! Floating-point numbers in files: conversion from and to `f64`, piece by piece.
 
 use ::half::{bf16, f16};
 
 use super::Dtype;
 use crate::interop::half::Half;
 
-/// A dtype of floating-point numbers that layers and activations may have.
+/// A floating-point dtype of layers and activations.
 ///
 /// ```
 /// use dalr::interop::safetensors::{Dtype, FloatDtype};
@@ -34,12 +34,13 @@ impl FloatDtype {
         [Self::F64, Self::F32, Self::F16, Self::BF16].into_iter().find(|float| Dtype::from(*float) == dtype)
     }
 
-    /// Bytes of one number.
+    /// Returns the bytes of one number.
     pub fn width(self) -> usize {
         Dtype::from(self).bitsize() / 8
     }
 
-    /// Calls `visit` with every number of `bytes`, in order. Ignores a last incomplete number.
+    /// Calls `visit` with every number of `bytes`, in order. Ignores an incomplete number at the
+    /// end.
     pub fn decode(self, bytes: &[u8], visit: impl FnMut(f64)) {
         fn each<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f64, mut visit: impl FnMut(f64)) {
             bytes.as_chunks().0.iter().for_each(|bytes| visit(number(*bytes)));

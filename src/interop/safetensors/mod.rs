@@ -6,11 +6,11 @@
 //! | [`ActivationStats::save`](crate::ActivationStats::save) and its relatives | statistics on disk and in streams; the [format](#statistics-format-version-1) is below |
 //! | [`LowRankLinear::save`](crate::LowRankLinear::save), [`PivotedLinear::save`](crate::factors::PivotedLinear::save) and their `load`, [`save_layers`] | compressed layers; `docs/file-formats.md` lists the tensors |
 //! | [`ModelFile`] | reads a model, one tensor at a time, from one file or from the shards of an index |
-//! | [`ModelWriter`] | writes a model as a stream and puts it in its place atomically |
+//! | [`ModelWriter`] | writes a model as a stream, and replaces the file atomically |
 //! | [`FloatDtype`] | converts numbers of the dtypes `F64`, `F32`, `F16` and `BF16` |
 //! | [`replace_file`] | writes any file atomically |
 //!
-//! Statistics that were loaded behave bit for bit like the ones that were saved, settings included:
+//! Loaded statistics give the same bits as the saved ones, and have the same settings:
 //!
 //! ```
 //! use dalr::ActivationStats;
@@ -29,7 +29,7 @@
 //! # }
 //! ```
 //!
-//! A model file never has to fit into memory:
+//! A model file does not have to fit into memory:
 //!
 //! ```
 //! use dalr::interop::safetensors::{Dtype, ModelFile, ModelWriter};
@@ -53,19 +53,19 @@
 //!
 //! # Statistics format, version 1
 //!
-//! A safetensors file, little endian, with these tensors in this order, without gaps, for `n`
-//! inputs. As long as there are no samples, `n` is 0 in the arrays over the inputs.
+//! The format is a safetensors file, little endian, with these tensors in this order, without gaps,
+//! for `n` inputs. Before the first sample, `n` is 0 in the arrays over the inputs.
 //!
 //! | tensor | dtype | shape | content |
 //! |---|---|---|---|
 //! | `mean` | F64 | `[n]` | mean of each input, `origin + offset` rounded |
-//! | `origin` | F64 | `[n]` | a sample, from which the others are measured |
-//! | `offset` | F64 | `[n]` | mean less origin |
+//! | `origin` | F64 | `[n]` | a sample, which is subtracted from the others |
+//! | `offset` | F64 | `[n]` | mean minus origin |
 //! | `minimum`, `maximum` | F64 | `[n]` | extremes |
 //! | `absolute` | F64 | `[n]` | `Σ wᵢ abs(xᵢ)` |
 //! | `active` | F64 | `[n]` | `Σ wᵢ [xᵢ ≠ 0]` |
 //! | `weights` | F64 | `[p]` | weights of the samples that are kept as rows |
-//! | `scatter_offset` | F64 | `[n]` | mean `μ` of the samples in the scatter, less origin; form `scatter` only |
+//! | `scatter_offset` | F64 | `[n]` | mean `μ` of the samples in the scatter, minus origin; form `scatter` only |
 //! | `scatter` | F64 | `[entries]` | `Σ wᵢ (xᵢ − μ)(xᵢ − μ)ᵀ`, see below; form `scatter` only |
 //! | `samples` | F32 or F64 | `[p, n]` | the samples that are kept as rows |
 //! | `checksum` | U32 | `[1]` | CRC-32 (that of zlib) of all bytes of the file before these four |
@@ -77,10 +77,11 @@
 //! adds `scatter_weight` (`Σ wᵢ` of the samples in the scatter), `scatter_precision` and `gathered`
 //! (`p`). `scatter_precision` is 0 for an empty scatter. Otherwise it is the epsilon, `2⁻²³` or
 //! `2⁻⁵²`, of the least precise products in the scatter. The form `samples` keeps all samples, so
-//! `p` is `sample_count`. The form `scatter` keeps only those that wait for the next product.
+//! `p` is `sample_count`. The form `scatter` keeps only the samples that are not yet added to the
+//! scatter.
 //!
-//! The scatter is stored in blocks of 256 columns; the last one is narrower. The block that starts
-//! at column `s` and is `w` wide holds the rows from `s` on: `w · (n − s)` numbers, one column
+//! The scatter is stored in blocks of 256 columns; the last one is narrower. The block of `w`
+//! columns from column `s` on contains the rows from `s` on: `w · (n − s)` numbers, one column
 //! after the other. In Python:
 //!
 //! ```python
@@ -108,8 +109,8 @@
 //! covariance = scatter / total
 //! ```
 //!
-//! A new version only ever adds fields: a release reads all versions up to its own and refuses
-//! later ones by number.
+//! A new version only adds fields. A release reads all versions up to its own, and returns an error
+//! for later ones.
 
 mod dtype;
 mod layers;
@@ -134,7 +135,7 @@ pub use self::model::{ModelFile, TensorInfo};
 pub use self::replace_file::replace_file;
 pub use self::writer::{ModelWriter, TensorWriter};
 
-/// Bytes that are read or written at a time.
+/// Number of bytes that are read or written at a time.
 const PIECE: usize = 1 << 20;
 
 fn io_error(path: &Path, error: io::Error) -> Error {

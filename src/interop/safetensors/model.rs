@@ -16,8 +16,8 @@ use crate::{Error, Result, Scalar, linalg};
 /// The longest header that the format's own implementation accepts.
 const LONGEST_HEADER: u64 = 100_000_000;
 
-/// The fewest rows that [`ModelFile::matrix`] converts together: it fills columns, and shorter runs
-/// would waste cache lines.
+/// The smallest number of rows that [`ModelFile::matrix`] converts together. It fills columns, and
+/// shorter pieces would waste cache lines.
 const ROWS: usize = 16;
 
 /// The dtype and the shape of a tensor in a file.
@@ -33,14 +33,14 @@ pub struct TensorInfo {
 }
 
 impl TensorInfo {
-    /// `None` if the length of the data exceeds `u64`.
+    /// Creates the description of a tensor; `None` if the length of its data exceeds `u64`.
     pub(super) fn new(dtype: Dtype, shape: &[usize]) -> Option<Self> {
         let bits = shape.iter().try_fold(dtype.bitsize() as u64, |bits, &axis| bits.checked_mul(axis as u64))?;
         Some(Self { dtype, shape: shape.into(), bytes: bits.div_ceil(8) })
     }
 }
 
-/// A tensor's place in the files.
+/// The position of a tensor in the files.
 #[derive(Debug)]
 struct Place {
     info: TensorInfo,
@@ -50,8 +50,8 @@ struct Place {
 
 /// A model: one safetensors file, or all shards of an index. Only headers are in memory.
 ///
-/// Nothing in the files is trusted: lengths, shapes and offsets are checked before anything is
-/// allocated for them. Several threads may read from one `ModelFile`.
+/// Lengths, shapes and offsets are checked before memory is allocated for them, so damaged or
+/// malicious files are safe to open. Several threads may read from one `ModelFile`.
 #[derive(Debug)]
 pub struct ModelFile {
     path: PathBuf,
@@ -66,8 +66,8 @@ impl ModelFile {
     ///
     /// # Errors
     ///
-    /// [`Error::Io`]; [`Error::Format`] for a damaged header, for a file of another length than its
-    /// header calls for, for a tensor in two shards, and for an index that names files outside of
+    /// [`Error::Io`]; [`Error::Format`] for a damaged header, for a file whose length does not
+    /// match its header, for a tensor in two shards, and for an index that names files outside of
     /// its own folder.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
@@ -114,37 +114,38 @@ impl ModelFile {
         })
     }
 
-    /// The path that was opened.
+    /// Returns the path that was opened.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The files with tensors: one, or the shards by name.
+    /// Returns the files with tensors: one, or the shards by name.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         self.files.iter().map(Positioned::path)
     }
 
-    /// Names and descriptions of all tensors, sorted by name.
+    /// Returns the names and descriptions of all tensors, sorted by name.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &TensorInfo)> {
         self.tensors.iter().map(|(name, place)| (name.as_str(), &place.info))
     }
 
-    /// The description of the tensor of this name, if there is one.
+    /// Returns the description of the tensor of this name, if there is one.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
         Some(&self.tensors.get(name)?.info)
     }
 
-    /// The `__metadata__` of all shards. Where shards differ, the first one's value.
+    /// Returns the `__metadata__` of all shards. If shards differ in a value, returns that of the
+    /// first shard.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
     }
 
-    /// A CRC-32 of all headers: names, dtypes, shapes and metadata.
+    /// Returns a CRC-32 of all headers: names, dtypes, shapes and metadata.
     pub fn header_checksum(&self) -> u32 {
         self.headers.clone().finalize()
     }
 
-    /// A CRC-32 of a tensor's data.
+    /// Returns a CRC-32 of a tensor's data.
     ///
     /// # Errors
     ///
@@ -158,9 +159,9 @@ impl ModelFile {
         Ok(sum.finalize())
     }
 
-    /// Passes a tensor's data, or the bytes of it in `range`, to `visit`, in pieces of `piece`
-    /// bytes except the last. Stops at the first error of `visit`. The range is cut to the data;
-    /// one piece is in memory at a time.
+    /// Passes a tensor's data, or those of its bytes in `range`, to `visit`, in pieces of `piece`
+    /// bytes; the last piece can be shorter. Stops at the first error of `visit`. Bytes of the
+    /// range beyond the data are ignored. One piece is in memory at a time.
     ///
     /// # Errors
     ///
@@ -206,7 +207,7 @@ impl ModelFile {
         during("ModelFile::matrix", || {
             let (_, Place { info, .. }) = self.place(name)?;
             if info.bytes == 0 {
-                // The header bounds the axes only by the length of the data.
+                // The length of the data does not limit the axes of an empty tensor.
                 return Err(Error::empty("the tensor"));
             }
             self.read(name, info.shape.last().copied().unwrap_or(1))
@@ -262,7 +263,8 @@ impl ModelFile {
     }
 }
 
-/// The header of a file and the position of its data. Allocates no more than the file holds.
+/// Returns the header of a file and the position of its data. Allocates no more bytes than the file
+/// has.
 fn header(file: &Positioned) -> Result<(Vec<u8>, u64)> {
     let refuse = |expected: String, found: String| Err(format_error(file.path(), expected, found));
     let Some(rest) = file.length().checked_sub(8) else {
@@ -280,18 +282,18 @@ fn header(file: &Positioned) -> Result<(Vec<u8>, u64)> {
     Ok((header, 8 + length))
 }
 
-/// The distinct files of an index, beside it, sorted by name.
+/// Returns the distinct files of an index, which are in its folder, sorted by name.
 fn shards(index: &Path) -> Result<Vec<PathBuf>> {
     during("ModelFile::open", || {
         let text = std::fs::read(index).map_err(|error| io_error(index, error))?;
-        let expected = "an index with a `weight_map` of tensors to file names";
+        let expected = "a `weight_map` from tensor names to file names without folders";
         let refuse = |found: String| format_error(index, expected, found);
         let json: serde_json::Value = serde_json::from_slice(&text).map_err(|error| refuse(error.to_string()))?;
         let map = json.get("weight_map").and_then(|map| map.as_object()).ok_or_else(|| refuse("none".into()))?;
         let mut shards = Vec::new();
         for file in map.values() {
             let name = file.as_str().ok_or_else(|| refuse(file.to_string()))?;
-            // A name, not a path: an index must not lead out of its folder.
+            // An index must not name files outside of its folder.
             if Path::new(name).file_name().is_none_or(|file| file != name) {
                 return Err(refuse(format!("`{name}`")));
             }

@@ -8,10 +8,10 @@ use std::sync::{Mutex, PoisonError};
 use super::{format_error, io_error};
 use crate::Result;
 
-/// Opens a regular file for reading and returns its length too.
+/// Opens a regular file for reading, and returns it with its length.
 pub(super) fn open(path: &Path) -> Result<(File, u64)> {
     let io = |error| io_error(path, error);
-    // Checked before the file is opened, because opening a pipe blocks.
+    // The check comes before opening, because opening a pipe would block.
     if !std::fs::metadata(path).map_err(io)?.is_file() {
         return Err(format_error(path, "a regular file", "something else"));
     }
@@ -25,7 +25,7 @@ pub(super) fn open(path: &Path) -> Result<(File, u64)> {
 pub(super) struct Positioned {
     path: PathBuf,
     length: u64,
-    /// Locked because the readers share its cursor.
+    /// A mutex protects the file, because all readers share its cursor.
     file: Mutex<File>,
 }
 
@@ -39,7 +39,7 @@ impl Positioned {
         &self.path
     }
 
-    /// The length when the file was opened.
+    /// Returns the length when the file was opened.
     pub(super) fn length(&self) -> u64 {
         self.length
     }

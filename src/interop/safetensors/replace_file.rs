@@ -11,16 +11,16 @@ use crate::{Error, Result};
 
 const SUFFIX: &str = ".partial";
 
-/// Bytes that are collected before the system is called.
+/// Size of the write buffer in bytes.
 const BUFFER: usize = 1 << 16;
 
-/// Writes a file atomically: a crash at any point leaves the old file or the new one, whole.
+/// Writes a file atomically: a crash leaves the old file or the new one.
 ///
 /// Writes to a temporary file in the same folder (`.NAME.<numbers>.partial`), syncs it to the disk
 /// and renames it. If `write` fails, the old file stays as it was and the temporary file is
-/// removed. A killed process leaves its temporary file behind; the next call for the same path
-/// removes it. Several threads or processes may replace one file at the same time: the last one to
-/// finish wins. If `path` is a symbolic link, the file that it points to is replaced.
+/// removed. A killed process leaves its temporary file; the next call for the same path removes it.
+/// Several threads or processes may replace one file at the same time: the last one to finish
+/// determines the content. If `path` is a symbolic link, the file that it points to is replaced.
 ///
 /// # Errors
 ///
@@ -70,7 +70,7 @@ impl Partial {
     fn create(folder: &Path, prefix: &OsStr) -> io::Result<Self> {
         let process = std::process::id();
         for _ in 0..1000 {
-            // The lock tells whether a file is in use; the name only has to be new.
+            // The lock shows whether a file is in use, so the name only has to be unused.
             let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
             let mut name = prefix.to_os_string();
             name.push(format!("{process:x}-{now:x}{SUFFIX}"));
@@ -79,10 +79,10 @@ impl Partial {
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
                 result => result?,
             };
-            // A file system without locks makes `try_lock` fail below, so that no file counts as
-            // abandoned there.
+            // On a file system without locks, `try_lock` below fails, so that no file counts as
+            // abandoned.
             let _ = file.lock();
-            // Another process may have removed the file as abandoned before it was locked.
+            // Before the file was locked, another process may have removed it as abandoned.
             if fs::symlink_metadata(&path).is_ok() {
                 return Ok(Self { file, path, in_place: false });
             }

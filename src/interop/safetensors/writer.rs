@@ -1,4 +1,4 @@
-//! Writes model files as a stream: the header first, then one tensor after the other.
+//! Writes model files as a stream: first the header, then one tensor after the other.
 
 use core::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -12,14 +12,14 @@ use super::{Dtype, FloatDtype, TensorInfo, format_error, io_error, replace_file}
 use crate::error::during;
 use crate::{Error, Result, Scalar};
 
-/// A plan of a safetensors file, written as a stream in atomic replacement of a file.
+/// The plan of a safetensors file, which is written as a stream and replaces a file atomically.
 ///
-/// Every tensor carries a `content` of the caller's type `C`, which tells the caller later which
-/// data to write: a matrix, the name of a tensor to copy, an index.
+/// Every tensor has a `content` of the caller's type `C`. When the file is written, the caller uses
+/// it to find the data: a matrix, the name of a tensor to copy, an index.
 #[derive(Clone, Debug)]
 pub struct ModelWriter<C> {
     metadata: BTreeMap<String, String>,
-    /// By name.
+    /// The planned tensors, by name.
     tensors: BTreeMap<String, Planned<C>>,
 }
 
@@ -36,7 +36,7 @@ impl<C> Default for ModelWriter<C> {
 }
 
 impl<C> ModelWriter<C> {
-    /// A file without tensors and without metadata.
+    /// Creates a plan without tensors and without metadata.
     pub fn new() -> Self {
         Self::default()
     }
@@ -48,8 +48,8 @@ impl<C> ModelWriter<C> {
         self
     }
 
-    /// Adds a tensor. The order of the calls does not matter: the file has larger dtypes first, so
-    /// that data are aligned, and sorts by name.
+    /// Adds a tensor. The order of the calls does not matter: the file is sorted by the size of the
+    /// dtype, so that data are aligned, and then by name.
     ///
     /// # Errors
     ///
@@ -71,7 +71,7 @@ impl<C> ModelWriter<C> {
         })
     }
 
-    /// The length of all tensors' data in bytes.
+    /// Returns the length of all tensors' data in bytes.
     pub fn data_bytes(&self) -> u64 {
         self.tensors.values().map(|tensor| tensor.info.bytes).sum()
     }
@@ -110,7 +110,7 @@ impl<C> ModelWriter<C> {
     }
 }
 
-/// The place of one tensor in a file that is being written.
+/// The part of one tensor in a file that is being written.
 pub struct TensorWriter<'a> {
     file: &'a mut dyn Write,
     path: &'a Path,
@@ -170,8 +170,8 @@ impl TensorWriter<'_> {
     }
 }
 
-/// The length and the text of the header of a file with these tensors, whose data follow in this
-/// order.
+/// Returns the length and the text of the header of a file with these tensors, whose data follow in
+/// this order.
 pub(super) fn header<'a>(
     metadata: impl Iterator<Item = (&'a str, &'a str)>,
     tensors: impl Iterator<Item = (&'a str, &'a TensorInfo)>,

@@ -1,4 +1,4 @@
-//! The bounds between rounding and error in the dense algorithms, tested on both sides.
+//! The bounds of the checks in the dense algorithms, tested with errors just below and above them.
 
 use faer::Mat;
 
@@ -7,7 +7,7 @@ use super::*;
 
 const N: usize = 11;
 
-/// A rounding error of the largest eigenvalue of the matrix of ones, which is `N`.
+/// Returns a rounding error of the largest eigenvalue of the matrix of ones, which is `N`.
 fn unit() -> f64 {
     rounding::<f64>(N) * N as f64
 }
@@ -16,7 +16,8 @@ fn ones() -> Given<f64> {
     Given(Mat::full(N, N, 1.0))
 }
 
-/// The true pairs, in ascending order, some values off by so many rounding errors.
+/// Returns the true pairs in ascending order, with some values shifted by the given numbers of
+/// rounding errors.
 fn shifted(matrix: MatRef<'_, f64>, par: Par, shifts: &[(usize, f64)]) -> Result<Option<Pairs<f64>>> {
     let pairs = linalg::symmetric_eigen(matrix, par)?;
     Ok(pairs.map(|(mut values, vectors)| {
@@ -38,10 +39,10 @@ fn a_hundred_rounding_errors_are_accepted_and_no_more() -> Result<()> {
     let within = accepted(|matrix, par| shifted(matrix, par, &[(N - 1, 60.0)]))?.expect("rounding");
     assert!((within.residual / (60.0 * unit() / N as f64) - 1.0).abs() < 0.2, "{:e}", within.residual);
     assert!(accepted(|matrix, par| shifted(matrix, par, &[(N - 1, 150.0)]))?.is_none());
-    // The residual alone is too large.
+    // Only the residual is too large; the sum is correct.
     assert!(accepted(|matrix, par| shifted(matrix, par, &[(N - 1, 150.0), (0, -150.0)]))?.is_none());
-    // The sum alone is wrong: the lowest pair is not asked for. Errors of a sum add up to `√N`
-    // times more.
+    // Only the sum is wrong, because the smallest pair is not requested. A sum may have a `√N`
+    // times larger error.
     assert!(accepted(|matrix, par| shifted(matrix, par, &[(0, 200.0)]))?.is_some());
     assert!(accepted(|matrix, par| shifted(matrix, par, &[(0, 500.0)]))?.is_none());
     Ok(())
@@ -49,7 +50,7 @@ fn a_hundred_rounding_errors_are_accepted_and_no_more() -> Result<()> {
 
 #[test]
 fn a_vector_given_twice_is_not_returned_twice() -> Result<()> {
-    // Values, their sum and every residual are right.
+    // Values, their sum and every residual are correct.
     let solve: Solve<f64> =
         |matrix, _| Ok(Some((vec![1.0; 5], Mat::from_fn(matrix.nrows(), 5, |i, _| f64::from(i == 0)))));
     let identity = Given(Mat::<f64>::identity(5, 5));
@@ -63,7 +64,7 @@ fn a_vector_given_twice_is_not_returned_twice() -> Result<()> {
 fn eigenvalues_are_negative_beyond_rounding_only() {
     // A rounding error in the entries of a user's matrix.
     let unit = N as f64 * f64::EPSILON * N as f64;
-    // The matrix of ones less a little of the direction (1, −1), which is in its null space.
+    // The matrix of ones, minus a small multiple of the direction (1, −1) in its null space.
     let with_lowest = |lowest: f64| {
         let entry = |i, j| if i < 2 && j < 2 { lowest / if i == j { 2.0 } else { -2.0 } } else { 0.0 };
         Given(Mat::from_fn(N, N, |i, j| 1.0 + entry(i, j)))
@@ -76,7 +77,7 @@ fn eigenvalues_are_negative_beyond_rounding_only() {
 
 #[test]
 fn an_entry_may_differ_from_its_mirror_image_by_rounding_only() {
-    // Entries as large as they are after scaling, so that the bound depends on their size.
+    // The entries have the size that they have after scaling, because the bound depends on it.
     let with_difference = |rounding: f64, (row, column): (usize, usize)| {
         let difference = rounding * 100.0 * N as f64 * f64::EPSILON;
         Given(Mat::from_fn(N, N, |i, j| 3.9 + if (i, j) == (row, column) { difference } else { 0.0 }))

@@ -1,4 +1,4 @@
-//! The basis that the iteration grows, and the operator projected on it.
+//! The basis of the iteration, and the operator projected on it.
 
 use faer::{Mat, MatMut, MatRef};
 
@@ -9,26 +9,27 @@ use crate::{Error, Result, Scalar};
 
 /// Largest accepted ratio of the stated trace to the trace that the first products suggest.
 ///
-/// The tolerance is relative to the trace, so a trace that is far too large would accept anything.
-/// For an operator of rank one the estimate is `χ²` distributed with as many degrees of freedom as
-/// the block has vectors, 8 at least: it is this far off in one of 10¹¹ cases.
+/// The tolerance is relative to the trace, so with a trace that is far too large any result would
+/// be accepted. For an operator of rank one, the estimate is `χ²` distributed. Its degrees of
+/// freedom are the vectors in the block, at least 8. The estimate is wrong by this factor in one of
+/// 10¹¹ cases.
 const TRACE_DOUBT: f64 = 1000.0;
 
-/// A residual of this fraction of the operator's size keeps its digits when it is rescaled.
+/// A residual above this fraction of the operator's size stays accurate when it is rescaled.
 const CLEAR: f64 = 1e-3;
 
-/// The operator's size, by its own statement.
+/// The size of the operator, as the operator states it.
 pub(super) struct Magnitude {
-    /// The iteration divides everything it computes by two to this power, an even number.
+    /// The iteration divides all its numbers by two to this power, which is even.
     pub(super) exponent: i32,
-    /// The trace, so divided.
+    /// The trace, divided by that power of two.
     pub(super) trace: f64,
-    /// The noise, so divided.
+    /// The noise, divided by that power of two.
     pub(super) noise: f64,
 }
 
 impl Magnitude {
-    /// A number of the divided operator in the operator's own units.
+    /// Converts a number of the divided operator to the operator's own units.
     pub(super) fn restored(&self, value: f64) -> f64 {
         value * power_of_two(self.exponent)
     }
@@ -39,14 +40,14 @@ impl Magnitude {
     }
 }
 
-/// An orthonormal basis, the operator projected on it, and the directions in which it must grow.
+/// An orthonormal basis, the operator projected on it, and the directions to add to the basis.
 pub(super) struct Space<T> {
     pub(super) basis: Mat<T>,
     pub(super) size: usize,
     pub(super) projected: Mat<f64>,
     /// Directions that enter the basis next.
     pub(super) residual: Option<Residual<T>>,
-    /// Directions that wait for the end of a verification.
+    /// Directions that are added after a verification.
     pub(super) deferred: Option<Residual<T>>,
     pub(super) products: usize,
     pub(super) steps: usize,
@@ -55,7 +56,7 @@ pub(super) struct Space<T> {
     pub(super) par: Par,
 }
 
-/// Directions outside of the basis `Q` that products lead to:
+/// The parts of products that lie outside of the basis `Q`:
 /// `H Q = Q (QᵀHQ) + directions · coupling`.
 pub(super) struct Residual<T> {
     pub(super) directions: Mat<T>,
@@ -87,7 +88,7 @@ impl<T: Scalar> Space<T> {
         self.basis.as_ref().subcols(0, self.size)
     }
 
-    /// The largest entry on the diagonal of the projected operator.
+    /// Returns the largest entry on the diagonal of the projected operator.
     fn scale(&self) -> f64 {
         (0..self.size).map(|i| self.projected[(i, i)].abs()).fold(0.0, f64::max)
     }
@@ -110,7 +111,7 @@ impl<T: Scalar> Space<T> {
         if self.steps == 0 {
             self.require_trace()?;
         }
-        // Products give both triangles within the block; their mean is symmetric.
+        // Products give both triangles within the block. Their mean is symmetric.
         for column in 0..range.len() {
             for row in 0..column {
                 let (upper, lower) =
@@ -120,7 +121,7 @@ impl<T: Scalar> Space<T> {
                 self.projected[(range.start + column, range.start + row)] = mean;
             }
         }
-        // Project out of the basis twice; the coordinates of the first time are known.
+        // The basis is projected out twice. For the first time, the coordinates are already known.
         linalg::add_product(product.as_mut(), T::from_f64(-1.0), self.basis(), coordinates.as_ref(), self.par);
         self.project_out_once(product.as_mut())?;
         let (start, width) = (range.start, range.len());
@@ -131,13 +132,14 @@ impl<T: Scalar> Space<T> {
         Ok(())
     }
 
-    /// The operator, divided, times a block of unit vectors.
+    /// Returns the product of the divided operator with a block of unit vectors.
     fn multiply(&self, operator: &dyn PsdOperator<T>, block: MatRef<'_, T>) -> Result<Mat<T>> {
         let mut product = linalg::zeros(self.dimension(), block.ncols())?;
         if self.magnitude.exponent == 0 {
             operator.apply(block, product.as_mut())?;
         } else {
-            // Half before and half after, so that neither leaves the range of `T`.
+            // Half of the scaling is applied before the product and half after it, so that both
+            // stay in the range of `T`.
             let half = T::from_f64(power_of_two(-self.magnitude.exponent / 2));
             let mut divided = linalg::zeros(block.nrows(), block.ncols())?;
             divided.copy_from(block);
@@ -149,8 +151,8 @@ impl<T: Scalar> Space<T> {
             let found = format!("{} at row {row} of a product", product[(row, column)]);
             return Err(Error::invalid_operator(found));
         }
-        // A product of a unit vector is at most as long as the largest eigenvalue, which is at most
-        // the trace.
+        // The product with a unit vector is at most as long as the largest eigenvalue, which is at
+        // most the trace.
         let (largest, size) = (linalg::max_abs(product.as_ref()), &self.magnitude);
         if largest > 2.0 * size.trace + self.dimension() as f64 * size.noise {
             return Err(size.contradicted(format!("a product with an entry of {:e}", size.restored(largest))));
@@ -186,25 +188,26 @@ impl<T: Scalar> Space<T> {
         Ok(())
     }
 
-    /// `block −= Q Qᵀ block`.
+    /// Subtracts `Q Qᵀ block` from `block`.
     pub(super) fn project_out_once(&self, block: MatMut<'_, T>) -> Result<()> {
         linalg::project_out(block, self.basis(), self.par)
     }
 
-    /// The same twice, which makes a block of any size orthogonal to the basis up to rounding.
+    /// Subtracts `Q Qᵀ block` from `block` twice, which makes a block of any size orthogonal to the
+    /// basis up to rounding.
     fn project_out(&self, mut block: MatMut<'_, T>) -> Result<()> {
         self.project_out_once(block.as_mut())?;
         self.project_out_once(block)
     }
 
-    /// The directions in which the basis must grow, filled up to `width` with random ones.
+    /// Returns the directions to add to the basis, filled up to `width` with random ones.
     pub(super) fn next_block(&mut self, width: usize) -> Result<Mat<T>> {
         match self.residual.take() {
             Some(Residual { directions, .. }) => {
                 let width = width.max(directions.ncols());
                 let room = self.basis.ncols() - self.size;
                 if width > room && self.basis.ncols() < self.dimension() {
-                    // Directions would be lost. An empty block ends the iteration.
+                    // A smaller block would lose directions. An empty block ends the iteration.
                     return linalg::zeros(self.dimension(), 0);
                 }
                 self.orthonormal(directions, width)
@@ -218,7 +221,7 @@ impl<T: Scalar> Space<T> {
         self.orthonormal(none, width)
     }
 
-    /// Number of directions that have not entered the basis yet.
+    /// Returns the number of directions that are not yet in the basis.
     pub(super) fn pending(&self) -> usize {
         self.residual.iter().chain(&self.deferred).map(|residual| residual.directions.ncols()).sum()
     }
@@ -227,7 +230,7 @@ impl<T: Scalar> Space<T> {
         self.deferred = self.residual.take();
     }
 
-    /// Adds the directions that were deferred to those that enter the basis next.
+    /// Moves the deferred directions to those that enter the basis next.
     pub(super) fn restore_deferred(&mut self) -> Result<()> {
         let Some(mut deferred) = self.deferred.take() else { return Ok(()) };
         self.project_out(deferred.directions.as_mut())?;
@@ -246,21 +249,22 @@ impl<T: Scalar> Space<T> {
         Ok(())
     }
 
-    /// An orthonormal block, orthogonal to the basis, that contains the span of `block`.
+    /// Returns an orthonormal block, orthogonal to the basis, that contains the span of `block`.
     ///
-    /// Random columns replace those that are dependent or only rounding, and add those that are
-    /// missing to `width`.
+    /// Random columns replace columns that are dependent or only rounding, and fill the block up to
+    /// `width`.
     pub(super) fn orthonormal(&mut self, block: Mat<T>, width: usize) -> Result<Mat<T>> {
         let dimension = self.dimension();
         let room = self.basis.ncols() - self.size;
         let width = width.min(room);
-        // The bound on the loss does not contain the columns dropped here: they must be rounding.
+        // The bound on the loss ignores the columns that are dropped here, so they must be
+        // rounding.
         let mut floor = 0.01 * T::EPSILON * self.scale();
         let mut columns = linalg::zeros(dimension, width)?;
         let given = block.ncols().min(width);
         columns.as_mut().subcols_mut(0, given).copy_from(block.as_ref().subcols(0, given));
         let mut weak: Vec<usize> = (given..width).collect();
-        // Random columns are independent; a third round has never occurred.
+        // Random columns are independent of the others, so two passes are enough in practice.
         for _ in 0..4 {
             for &column in &weak {
                 for row in 0..dimension {

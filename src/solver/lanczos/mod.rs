@@ -1,8 +1,8 @@
-//! Block Lanczos with full reorthogonalisation: a few hundred products with the operator find what
-//! a dense algorithm finds in `O(d³)`.
+//! Block Lanczos with full reorthogonalisation. It needs a few hundred products with the operator
+//! instead of the `O(d³)` operations of a dense algorithm.
 //!
 //! `krylov_basis` grows a basis by products with the operator. `ritz_pairs` extracts eigenpairs and
-//! their residuals from it. `convergence` tells when to stop. This file holds the iteration.
+//! their residuals from it. `convergence` decides when to stop. This file contains the iteration.
 
 mod convergence;
 mod krylov_basis;
@@ -16,11 +16,12 @@ use crate::{Error, Result, Scalar};
 
 const NAME: &str = "block Lanczos";
 
-/// Products per wanted pair, or vector of a block, after which the iteration gives up.
+/// The iteration stops without a result after this many products per requested pair and per vector
+/// of a block.
 const PRODUCTS_PER_PAIR: usize = 40;
 
-/// Operators are divided by a power of two up to these exponents, since the squares of results must
-/// stay in range. For `f32`, whose squares are formed in `f64`, results must stay in range.
+/// Largest exponents of the power of two by which an operator is divided, for `f64` and for `f32`.
+/// The squares of results must stay in the range of `f64`, and results in the range of `f32`.
 const EXPONENT: (i32, i32) = (1000, 120);
 
 /// Numbers of vectors in the iteration.
@@ -28,13 +29,15 @@ const EXPONENT: (i32, i32) = (1000, 120);
 pub(super) struct Widths {
     /// Vectors multiplied at once.
     pub(super) block: usize,
-    /// Vectors kept before the basis is restarted from its best part.
+    /// Largest number of vectors in the basis. A full basis is restarted from its leading Ritz
+    /// vectors.
     pub(super) basis: usize,
 }
 
 impl Widths {
-    /// Blocks wide enough for fast products, and narrow enough for the polynomial degree to grow; a
-    /// basis in which most problems converge without a restart.
+    /// Chooses the sizes for `count` eigenpairs. Wide blocks make products fast; narrow blocks
+    /// allow more iterations in a basis of the same size. The basis is so large that most problems
+    /// converge without a restart.
     pub(super) fn new(dimension: usize, count: usize) -> Self {
         let block = (count / 4).next_multiple_of(8).clamp(8, 64).min(dimension);
         let verification = VERIFICATION_WIDTH * VERIFICATION_STEPS;
@@ -42,13 +45,13 @@ impl Widths {
         Self { block, basis }
     }
 
-    /// The basis in which the iteration converges if the eigenvalues decay.
+    /// Returns the size of the basis in which the iteration converges if the eigenvalues decay.
     pub(super) fn expected_basis(&self, count: usize) -> usize {
         count.saturating_mul(3).saturating_add(2 * self.block + VERIFICATION_WIDTH * VERIFICATION_STEPS)
     }
 }
 
-/// The leading eigenpairs, or `None` if they did not converge within the bound on products.
+/// Returns the leading eigenpairs, or `None` if they did not converge within the bound on products.
 pub(super) fn top_eigenpairs<T: Scalar>(
     operator: &dyn PsdOperator<T>,
     count: usize,
@@ -72,7 +75,7 @@ pub(super) fn top_eigenpairs<T: Scalar>(
     let mut space = Space::<T>::new(dimension, widths.basis, magnitude, par)?;
     let mut next = space.random_block(widths.block)?;
     let mut check_at = 5 * count / 2 + widths.block;
-    // The energy before the verification, and the products that are left of it.
+    // The explained energy before the verification, and the number of products until its end.
     let mut accepted = None;
     let mut verifying = 0;
     while next.ncols() > 0 && space.products <= bound {
@@ -93,14 +96,14 @@ pub(super) fn top_eigenpairs<T: Scalar>(
         ritz.require_positive(T::EPSILON * dimension as f64, &space.magnitude)?;
         let captured = ritz.captured(count);
         let allowed = allowed_loss::<T>(&space.magnitude, captured);
-        // The verification block has residuals of its own, which loosen the bound.
+        // The verification block has residuals of its own, which increase the bound.
         let slack = if verifying == 1 { 4.0 } else { 1.0 };
         let converged = possible_loss(&ritz, count, &space.residual_norms(&ritz, count)?) <= slack * allowed;
         let verified = accepted.is_some_and(|before: f64| captured - before <= allowed);
         if complete || (converged && verified) {
             return space.finish(&ritz, count).map(Some);
         }
-        // A result that has just failed the verification is improved first.
+        // After a failed verification, the iteration continues before the next one.
         let verify = converged && verifying == 0;
         if !verify {
             space.restore_deferred()?;

@@ -15,7 +15,7 @@ pub(super) struct Ritz {
 }
 
 impl Ritz {
-    /// The energy of the leading `count` pairs.
+    /// Returns the energy that the leading `count` pairs explain.
     pub(super) fn captured(&self, count: usize) -> f64 {
         self.values.iter().take(count).map(|value| value.max(0.0)).sum()
     }
@@ -31,8 +31,8 @@ impl Ritz {
 }
 
 impl<T: Scalar> Space<T> {
-    /// The eigenpairs of the projected operator, in the precision of the products; `None` if they
-    /// could not be computed.
+    /// Returns the eigenpairs of the projected operator, in the precision of the products; `None`
+    /// if they could not be computed.
     pub(super) fn ritz(&self) -> Result<Option<Ritz>> {
         let projected = self.projected.as_ref().submatrix(0, 0, self.size, self.size);
         let projected = linalg::rounded::<T>("the projected operator", projected)?;
@@ -44,8 +44,8 @@ impl<T: Scalar> Space<T> {
         Ok(Some(Ritz { values: values.into_iter().rev().collect(), vectors }))
     }
 
-    /// Bounds on `‖H x − θ x‖` of the leading Ritz pairs: the lengths of `directions · coupling`
-    /// times their coordinates.
+    /// Returns bounds on `‖H x − θ x‖` of the leading Ritz pairs. They are the lengths of
+    /// `directions · coupling` times the coordinates of the pairs.
     pub(super) fn residual_norms(&self, ritz: &Ritz, count: usize) -> Result<Vec<f64>> {
         let mut norms = vec![0.0; count];
         for residual in self.residual.iter().chain(&self.deferred) {
@@ -82,13 +82,13 @@ impl<T: Scalar> Space<T> {
         Ok(())
     }
 
-    /// The leading pairs in the operator's own units.
+    /// Returns the leading pairs in the operator's own units.
     pub(super) fn finish(&self, ritz: &Ritz, count: usize) -> Result<Eigenpairs> {
         let residual = self.residual_norms(ritz, count)?.into_iter().fold(0.0, f64::max);
         let coordinates = ritz.vectors.as_ref().subcols(0, count);
         let coordinates = linalg::rounded::<T>("the Ritz vectors", coordinates)?;
         let vectors = linalg::product(self.basis(), coordinates.as_ref(), self.par)?;
-        // These are orthonormal to the rounding of `T`.
+        // So far, the vectors are orthonormal only to the rounding of `T`.
         let vectors = linalg::widened(vectors.as_ref(), 1.0)?;
         let mut vectors = linalg::orthonormalized(vectors, self.par)?;
         fix_signs(&mut vectors);

@@ -1,4 +1,5 @@
-//! The bounds on errors, and the directions that enter the basis, on numbers worked out by hand.
+//! Tests of the error bounds and of the directions that enter the basis, with numbers computed by
+//! hand.
 
 use faer::Mat;
 
@@ -15,13 +16,13 @@ fn ritz(values: &[f64]) -> Ritz {
 fn captured_energy_and_possible_loss_are_those_computed_by_hand() {
     let ritz = ritz(&[6.0, 3.0, 1.0, -0.5]);
     assert_eq!([0, 1, 3, 4].map(|count| ritz.captured(count)), [0.0, 6.0, 10.0, 10.0]);
-    // 6 is 5 above the first value left out, 3 is 2 above: 1²/5, and a residual beyond its gap
-    // counts whole.
+    // The first value left out is 1. The value 6 has a gap of 5, so its loss is 1²/5. The value 3
+    // has a gap of 2, below its residual 4, so its loss is 4.
     assert!((possible_loss(&ritz, 2, &[1.0, 4.0]) - (0.2 + 4.0)).abs() < 1e-15);
     assert!((possible_loss(&ritz, 1, &[2.0]) - 4.0 / 3.0).abs() < 1e-15);
-    // Nothing is left out: the gap is to zero.
+    // No value is left out, so the gap is the distance to zero.
     assert!((possible_loss(&ritz, 4, &[3.0, 0.0, 0.0, 0.25]) - (1.5 + 0.25)).abs() < 1e-15);
-    // A residual as large as the gap: both bounds agree.
+    // The residual equals the gap, so both bounds agree.
     assert_eq!(possible_loss(&ritz, 1, &[3.0]), 3.0);
 }
 
@@ -35,12 +36,12 @@ fn negative_values_are_refused_from_rounding_and_noise_on() {
             Err(other) => panic!("{other}"),
         }
     };
-    // A hundred times the rounding of the largest, 2 here: 2 · 10⁻⁴; and the noise.
+    // The bound is 100 times the rounding of the largest value, 2: 2 · 10⁻⁴. The noise is added.
     assert_eq!(refused(&[2.0, -1.9e-4], 0.0), None);
     assert_eq!(refused(&[2.0, -2.1e-4], 0.0).as_deref(), Some("a negative eigenvalue, -3.36e-3"));
     assert_eq!(refused(&[2.0, -2.1e-4], 2e-5), None);
     assert!(refused(&[2.0, -2.3e-4], 2e-5).is_some());
-    // The largest in size may be the lowest.
+    // The eigenvalue with the largest magnitude can be negative.
     assert!(refused(&[1e-9, -1.0], 0.0).is_some());
     assert_eq!(refused(&[0.0, 0.0], 0.0), None);
     assert_eq!(refused(&[], 0.0), None);
@@ -69,7 +70,7 @@ fn residuals_are_those_of_the_directions_left_outside() -> Result<()> {
     let norms = space.residual_norms(&ritz, 2)?;
     let expected = [f64::hypot(2.0 * c, 3.0 * s), f64::hypot(2.0 * s, 3.0 * c)];
     assert!(norms.iter().zip(expected).all(|(norm, expected)| (norm - expected).abs() < 1e-14), "{norms:?}");
-    // Directions that are deferred add to the bound.
+    // Deferred directions add to the bound.
     space.deferred = Some(Residual {
         directions: Mat::from_fn(6, 1, |i, _| f64::from(i == 5) * 4.0),
         coupling: Mat::identity(1, 1),
@@ -79,7 +80,7 @@ fn residuals_are_those_of_the_directions_left_outside() -> Result<()> {
     assert!(norms.iter().zip(expected).all(|(norm, expected)| (norm - expected).abs() < 1e-14), "{norms:?}");
     assert_eq!(space.pending(), 3);
 
-    // Taken back, they form one residual, coupled as before.
+    // After they are restored, they form one residual with the same coupling.
     space.restore_deferred()?;
     let residual = space.residual.as_ref().expect("what was taken back");
     assert_eq!((residual.directions.shape(), residual.coupling.shape()), ((6, 3), (3, 2)));
@@ -99,7 +100,7 @@ fn a_residual_of_almost_zero_is_orthogonal_when_it_enters_the_basis() -> Result<
     space.size = 2;
     for scale in [1e-6, 1.0, 1e6] {
         space.projected[(0, 0)] = scale;
-        // All but a millionth of it lies in the basis.
+        // All but a fraction of 10⁻⁶ of this direction lies in the basis.
         let [inside, outside] = [start.col(0), start.col(2)];
         let residual = Mat::from_fn(40, 1, |i, _| 1e-5 * scale * (inside[i] + 1e-6 * outside[i]));
         let block = space.orthonormal(residual, 1)?;
@@ -112,7 +113,7 @@ fn a_residual_of_almost_zero_is_orthogonal_when_it_enters_the_basis() -> Result<
 
 #[test]
 fn a_trace_is_doubted_by_a_thousand_times_what_the_products_suggest() -> Result<()> {
-    // Two of five dimensions seen, 2 in all: they suggest 5.
+    // The products covered two of five dimensions, with a sum of 2, and suggest a trace of 5.
     let doubted = |trace: f64, noise: f64| -> Result<bool> {
         let mut space = Space::<f64>::new(5, 5, Magnitude { exponent: 0, trace, noise }, Par::Seq)?;
         space.size = 2;
@@ -120,7 +121,7 @@ fn a_trace_is_doubted_by_a_thousand_times_what_the_products_suggest() -> Result<
         Ok(space.require_trace().is_err())
     };
     assert!(!doubted(4999.0, 0.0)? && doubted(5001.0, 0.0)?);
-    // Noise may add up over the dimension.
+    // The noise of all dimensions may add up.
     assert!(!doubted(5009.0, 2.0)? && doubted(5011.0, 2.0)?);
     Ok(())
 }
@@ -134,7 +135,7 @@ fn products_may_be_as_unsymmetric_as_rounding_and_noise_allow() -> Result<()> {
         let square = faer::mat![[1.0, 0.5 + difference], [0.5, 2.0]];
         Ok(space.require_symmetric(square.as_ref()).is_err())
     };
-    // 100 · 5 · 4 roundings of `f64`.
+    // The bound is 100 · 5 · 4 times the `ε` of `f64`.
     let bound = 2000.0 * f64::EPSILON;
     assert!(!refused(0.9 * bound, 0.0)? && refused(1.1 * bound, 0.0)?);
     assert!(!refused(1e-3, 1.01e-3)? && refused(1e-3, 0.99e-3)?);
@@ -143,8 +144,8 @@ fn products_may_be_as_unsymmetric_as_rounding_and_noise_allow() -> Result<()> {
 
 #[test]
 fn directions_that_do_not_fit_end_the_iteration() -> Result<()> {
-    // Room for two of three directions; for three of three; and a basis that fills the space, where
-    // surplus directions are dropped.
+    // The basis has room for two of three directions; for three of three; or it fills the space, so
+    // that surplus directions are dropped.
     for (capacity, dimension, width) in [(4, 6, 0), (5, 6, 3), (4, 4, 2)] {
         let mut space =
             Space::<f64>::new(dimension, capacity, Magnitude { exponent: 0, trace: 1.0, noise: 0.0 }, Par::Seq)?;
@@ -171,9 +172,9 @@ fn a_trace_may_be_negative_by_the_noise_of_every_entry() {
 
 #[test]
 fn directions_found_by_the_verification_continue_the_iteration() {
-    // Each of three eigenvalues has more copies than a block finds at a time. The iteration has
-    // found 176 copies of the first when products lead to nothing new; the verification block adds
-    // 16. But 200 are asked for.
+    // Each of three eigenvalues has more copies than a block finds at a time. The iteration finds
+    // 176 copies of the first one, and then products add no directions. The verification block adds
+    // 16. The caller requests 200.
     let copies = [(260, 1.0), (300, 0.9), (700, 0.1)];
     let values: Vec<f64> = copies.iter().flat_map(|&(count, value)| vec![value; count]).collect();
     let widths = Widths { block: 16, basis: 1112 };

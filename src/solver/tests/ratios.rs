@@ -16,7 +16,8 @@ pub(super) struct Ratios {
 }
 
 impl Ratios {
-    /// For a matrix of which these are the eigenvalues, descending; `ε` is that of `f64`.
+    /// Computes the ratios for a matrix with the eigenvalues `exact`, descending; `ε` is that of
+    /// `f64`.
     pub(super) fn of(matrix: &Mat<f64>, exact: &[f64], pairs: &Eigenpairs) -> Self {
         let n = matrix.nrows() as f64 * f64::EPSILON;
         let vectors = pairs.vectors.as_ref();
@@ -32,12 +33,12 @@ impl Ratios {
 
     pub(super) fn worst(&self) -> f64 {
         let all = [self.residual, self.orthogonality, self.values];
-        // `max` passes over NaN.
+        // `f64::max` would ignore NaN.
         if all.iter().any(|ratio| ratio.is_nan()) { f64::NAN } else { all.into_iter().fold(0.0, f64::max) }
     }
 }
 
-/// `‖I − VᵀV‖ / n`
+/// Returns `‖I − VᵀV‖ / n`
 fn lack_of_orthonormality(vectors: MatRef<'_, f64>) -> f64 {
     let identity = Mat::<f64>::identity(vectors.ncols(), vectors.ncols());
     (vectors.transpose() * vectors - identity).norm_l2() / vectors.nrows() as f64
@@ -75,7 +76,7 @@ fn matrix_of(name: &str, values: &[f64]) -> Mat<f64> {
     if name == "graded" { Mat::from_fn(values.len(), values.len(), diagonal) } else { with_eigenvalues(values) }
 }
 
-/// Prints and checks the worst ratio of a family; `--nocapture` shows them.
+/// Prints and checks the largest ratio of a family; `--nocapture` shows them.
 #[allow(clippy::print_stdout)]
 fn check(what: &str, family: &str, ratios: impl IntoIterator<Item = (f64, String)>) {
     let worst = ratios.into_iter().reduce(|a, b| if b.0 > a.0 || b.0.is_nan() { b } else { a });
@@ -86,8 +87,8 @@ fn check(what: &str, family: &str, ratios: impl IntoIterator<Item = (f64, String
 
 #[test]
 fn every_dense_algorithm_is_accurate_on_every_spectrum() -> Result<()> {
-    // The smallest at which eigenvalues down to ε stay normal, and the largest whose trace is
-    // finite.
+    // The smallest scale at which eigenvalues down to ε stay normal numbers, and the largest one
+    // with a finite trace.
     let scales = [1.0, f64::MIN_POSITIVE / f64::EPSILON, f64::MAX / 1024.0];
     for (at, algorithm) in dense::ALGORITHMS.iter().enumerate() {
         for family in FAMILIES {
@@ -110,7 +111,7 @@ fn every_dense_algorithm_is_accurate_on_every_spectrum() -> Result<()> {
 
 #[test]
 fn single_precision_is_accurate_to_its_rounding() -> Result<()> {
-    // The ends of the range of `f32`, whose squares are far out of it.
+    // The scales are at the ends of the range of `f32`; their squares are out of this range.
     for family in FAMILIES {
         let mut ratios = Vec::new();
         for (n, scale) in SIZES
@@ -139,7 +140,7 @@ fn single_precision_is_accurate_to_its_rounding() -> Result<()> {
 
 #[test]
 fn completed_bases_are_orthonormal_and_optimal_on_every_spectrum() -> Result<()> {
-    // Squares of the factor are formed: these are the extremes of the range for its singular
+    // The solver squares the factor, so these are the smallest and largest possible singular
     // values.
     let scales = [1.0, f64::MIN_POSITIVE / f64::EPSILON, f64::MAX / 1024.0];
     for family in FAMILIES {
@@ -147,7 +148,8 @@ fn completed_bases_are_orthonormal_and_optimal_on_every_spectrum() -> Result<()>
         for (n, scale) in SIZES.iter().flat_map(|&n| scales.map(|scale| (n, scale))) {
             let exact = eigenvalues(family, n);
             let factor = matrix_of(family.0, &exact);
-            // Directions that the data determine, unrelated to those of the factor.
+            // Random directions, as the data would determine them, unrelated to those of the
+            // factor.
             let have = n / 3;
             let other = with_eigenvalues(&vec![1.0; n + 1]);
             let mixed = Mat::from_fn(n, have, |i, j| other[(i, j + 1)] + ((i * 5 + j * 3) % 7) as f64);
@@ -157,7 +159,8 @@ fn completed_bases_are_orthonormal_and_optimal_on_every_spectrum() -> Result<()>
                 let completed = complete_basis(basis.as_ref(), scaled.as_ref(), count, Par::Seq)?;
                 assert_eq!(completed.shape(), (n, count));
                 assert_eq!(completed.as_ref().subcols(0, have), basis.as_ref());
-                // ‖P F‖² less what is captured is the sum of the smallest eigenvalues of P F Fᵀ P.
+                // ‖P F‖², minus the energy that the new directions explain, is the sum of the
+                // smallest eigenvalues of P F Fᵀ P.
                 let mut rest = factor.clone();
                 for _ in 0..2 {
                     let inside = basis.transpose() * &rest;

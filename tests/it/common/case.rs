@@ -1,6 +1,6 @@
-//! A layer and its inputs as numbers, compressed in either precision and either form of the
-//! statistics, and compared with plain computations in `f64`: of the outputs by multiplying them
-//! out, of what can be had at best by the Jacobi oracle.
+//! A layer and its inputs as numbers. It is compressed in either precision and with either form of
+//! the statistics, and compared with plain computations in `f64`. The outputs are multiplied out,
+//! and the Jacobi oracle gives the best possible error.
 
 use dalr::{ActivationStats, Compressed, Dalr, Linear, LowRankCompressor, Rank, Report, Ridge, Scalar};
 use faer::{Col, Mat, MatRef};
@@ -9,7 +9,8 @@ use rand::rngs::StdRng;
 
 use super::{cast, gaussian, jacobi, weight_of};
 
-/// A layer and what it is fed: few enough samples to be kept as they are, enough for a covariance.
+/// A layer and its inputs. The samples are few enough for the sample form, and enough for a
+/// covariance.
 #[derive(Clone)]
 pub struct Case {
     pub weight: Mat<f64>,
@@ -19,10 +20,11 @@ pub struct Case {
 
 pub const SHAPE: (usize, usize, usize) = (24, 40, 60);
 
-/// Wide enough for products in single precision, with enough samples to give way to a scatter.
+/// A shape with enough inputs for products in single precision, and enough samples for the
+/// covariance form.
 pub const WIDE: (usize, usize, usize) = (24, 512, 1700);
 
-/// A compressed layer in `f64`, whatever it was computed in.
+/// A compressed layer in `f64`, whatever its precision was.
 pub struct Outcome {
     pub layer: Linear<f64>,
     pub down: Mat<f64>,
@@ -30,12 +32,12 @@ pub struct Outcome {
     pub report: Report,
     /// `‖Y − Ŷ‖` over all samples.
     pub measured: f64,
-    /// What rounding of the factors, the bias and the measurement may contribute to it.
+    /// Bound on the rounding of the factors, the bias and the measurement in it.
     pub rounding: f64,
 }
 
 impl Case {
-    /// Gaussian weight and inputs.
+    /// Creates a Gaussian weight and inputs.
     pub fn random(seed: u64, (outputs, inputs, samples): (usize, usize, usize)) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let weight = gaussian(&mut rng, outputs, inputs);
@@ -53,7 +55,7 @@ impl Case {
         Self { bias: None, ..self.clone() }
     }
 
-    /// The numbers that a scalar type keeps of these.
+    /// Returns the case with its numbers rounded to a scalar type.
     pub fn rounded<T: Scalar>(&self) -> Self {
         let round = |matrix: MatRef<'_, f64>| {
             Mat::from_fn(matrix.nrows(), matrix.ncols(), |i, j| T::from_f64(matrix[(i, j)]).to_f64())
@@ -74,27 +76,27 @@ impl Case {
         self.inputs.nrows()
     }
 
-    /// The inputs, less their mean where the bias makes up for it.
+    /// Returns the inputs, minus their mean if the bias is corrected.
     pub fn seen(&self) -> Mat<f64> {
         let mean = if self.bias.is_some() { mean(&self.inputs) } else { vec![0.0; self.inputs.ncols()] };
         Mat::from_fn(self.samples(), self.inputs.ncols(), |i, j| self.inputs[(i, j)] - mean[j])
     }
 
-    /// Squared singular values of the outputs, descending: the energy that each dimension of the
-    /// best layer captures.
+    /// Returns the squared singular values of the outputs, descending: the energy that each
+    /// dimension of the best layer captures.
     pub fn energies(&self) -> Vec<f64> {
         let outputs = self.seen() * self.weight.transpose();
         jacobi::svd(outputs.as_ref()).values.iter().map(|value| value * value).collect()
     }
 
-    /// The squared sum of the original outputs about their mean.
+    /// Returns the squared sum of the original outputs about their mean.
     pub fn variance(&self) -> f64 {
         let mean = mean(&self.inputs);
         let centred = Mat::from_fn(self.samples(), self.inputs.ncols(), |i, j| self.inputs[(i, j)] - mean[j]);
         (centred * self.weight.transpose()).squared_norm_l2()
     }
 
-    /// `‖Y − Ŷ‖` over all samples, by running both layers.
+    /// Returns `‖Y − Ŷ‖` over all samples, by running both layers.
     pub fn measured(&self, layer: &Linear<f64>) -> f64 {
         let run = |layer: &Linear<f64>| {
             let outputs = &self.inputs * layer.weight().transpose();
@@ -104,7 +106,7 @@ impl Case {
         (run(&self.layer()) - run(layer)).norm_l2()
     }
 
-    /// `√(Σ_j ‖W_j‖² ‖X_j‖²)`, what the terms of an output amount to before they cancel.
+    /// Returns `√(Σ_j ‖W_j‖² ‖X_j‖²)`, the size of the terms of an output before they cancel.
     pub fn terms(&self, inputs: &Mat<f64>) -> f64 {
         let norms = self.weight.col_iter().zip(inputs.col_iter());
         norms.map(|(w, x)| w.squared_norm_l2() * x.squared_norm_l2()).sum::<f64>().sqrt()
@@ -126,8 +128,9 @@ impl Case {
         }
     }
 
-    /// Compresses without a ridge, in both precisions and both forms of the statistics: the error
-    /// reported is the one measured, and nothing of this rank can have a smaller one.
+    /// Compresses without a ridge, in both precisions and with both forms of the statistics. Checks
+    /// that the reported error equals the measured one, and is the smallest possible one for this
+    /// rank.
     #[track_caller]
     pub fn check(&self, rank: usize) -> Vec<Outcome> {
         let wide = self.inputs.ncols() >= WIDE.1;
@@ -146,8 +149,7 @@ impl Case {
         let outcome = case.outcome(&compressed);
         let energies = case.energies();
         let least = energies.iter().skip(rank).sum::<f64>();
-        // Energies are known to rounding of the terms that add up to them, and so are squared
-        // errors.
+        // The rounding of energies and squared errors is that of the terms that add up to them.
         let precision = if narrow_products { f64::from(f32::EPSILON) } else { f64::EPSILON };
         let known = 10.0 * precision * case.terms(&case.seen()).powi(2);
         let reported = outcome.report.relative_error().unwrap() * case.variance().sqrt();
@@ -178,8 +180,8 @@ impl Form {
             updated.ok().map(|()| stats).filter(|_| collapsed == (self == Self::Collapsed))
         };
         let empty = || ActivationStats::new(inputs.ncols());
-        // A limit that leaves room for a scatter and for no samples beside it makes these give way
-        // at once.
+        // A memory limit with room for a scatter and no samples forces the covariance form
+        // immediately.
         let row = inputs.ncols() * size_of::<T>();
         let mut limits = (0..200).map(|more| 8 * inputs.ncols().pow(2) + more * row);
         let limited = |limit| attempt(empty().with_memory_limit(limit));
@@ -194,7 +196,7 @@ pub fn wide<T: Scalar>(matrix: MatRef<'_, T>) -> Mat<f64> {
 }
 
 pub fn mean(rows: &Mat<f64>) -> Vec<f64> {
-    // About the first row, lest a large mean cost digits.
+    // The first row is subtracted, because a large mean would cost accuracy.
     let about = |j: usize| rows.col(j).iter().map(|x| x - rows[(0, j)]).sum::<f64>() / rows.nrows() as f64;
     (0..rows.ncols()).map(|j| rows[(0, j)] + about(j)).collect()
 }

@@ -1,15 +1,15 @@
-//! The spectra and scales on which LAPACK tests its drivers.
+//! The spectra and scales with which LAPACK tests its drivers.
 
 use faer::Mat;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-/// How the numbers of a spectrum lie, the largest being 1.
+/// The distribution of the numbers in a spectrum. The largest is 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Family {
     Zero,
     Identity,
-    /// Down to `1e-16`, and the matrix stays diagonal.
+    /// Geometric down to `1e-16`, in a diagonal matrix.
     GradedDiagonal,
     Geometric,
     Arithmetic,
@@ -40,7 +40,7 @@ pub const FAMILIES: [Family; 11] = [
 pub const SIZES: [usize; 7] = [1, 2, 3, 7, 33, 65, 130];
 
 impl Family {
-    /// Descending.
+    /// Returns the numbers, descending.
     pub fn values(self, count: usize) -> Vec<f64> {
         let mut rng = StdRng::seed_from_u64(count as u64);
         let share = |i: usize| i as f64 / count as f64;
@@ -67,7 +67,7 @@ impl Family {
         values
     }
 
-    /// A random orthogonal matrix, or the identity for what is to stay diagonal.
+    /// Returns a random orthogonal matrix, or the identity for a diagonal matrix.
     pub fn rotation(self, dimension: usize) -> Mat<f64> {
         if self == Self::GradedDiagonal {
             return Mat::identity(dimension, dimension);
@@ -76,7 +76,7 @@ impl Family {
     }
 }
 
-/// The worst ratio of a family, printed and checked when all are in.
+/// The largest ratio of a family, which is printed and checked at the end.
 pub struct Worst {
     what: String,
     ratio: f64,
@@ -89,13 +89,13 @@ impl Worst {
     }
 
     pub fn take(&mut self, ratio: f64, at: impl Into<String>) {
-        // A NaN must win, and stay.
+        // A NaN counts as the largest ratio, also after later ratios.
         if !(ratio <= self.ratio || self.ratio.is_nan()) {
             (self.ratio, self.at) = (ratio, at.into());
         }
     }
 
-    /// As in LAPACK's own tests, 35 is where accuracy ends.
+    /// Prints the ratio, and checks that it is below 35, the bound in LAPACK's own tests.
     #[track_caller]
     pub fn check(self) {
         println!("{:<60} {:9.4}  {}", self.what, self.ratio, self.at);
@@ -103,7 +103,7 @@ impl Worst {
     }
 }
 
-/// `‖I − VᵀV‖ / (n ε)` for `n × k` vectors.
+/// Returns `‖I − VᵀV‖ / (n ε)` for `n × k` vectors.
 pub fn orthogonality(vectors: faer::MatRef<'_, f64>, epsilon: f64) -> f64 {
     let identity = Mat::<f64>::identity(vectors.ncols(), vectors.ncols());
     (vectors.transpose() * vectors - identity).norm_l2() / (vectors.nrows() as f64 * epsilon)

@@ -1,18 +1,18 @@
-//! One-sided Jacobi singular value decomposition: an oracle that shares nothing with the library's
+//! One-sided Jacobi singular value decomposition: an oracle that shares no code with the library's
 //! solvers.
 //!
-//! It rotates pairs of columns until all are orthogonal (Hestenes 1958): no tridiagonal form, no
-//! shifts, no products of matrices, and small singular values come out with a relative accuracy
-//! that no bidiagonalisation has (Demmel and Veselić 1992).
+//! It rotates pairs of columns until all are orthogonal (Hestenes 1958), without a tridiagonal
+//! form, shifts or products of matrices. Small singular values have a relative accuracy that no
+//! bidiagonalisation reaches (Demmel and Veselić 1992).
 
 use faer::{Mat, MatRef};
 
 /// `matrix = left · diag(values) · rightᵀ`, with `values` descending and one column per value.
 pub struct Svd {
-    /// Orthonormal but for columns that belong to a value of zero, which are zero.
+    /// Orthonormal, except that columns for values of zero are zero.
     pub left: Mat<f64>,
     pub values: Vec<f64>,
-    /// Likewise where the matrix has fewer rows than columns.
+    /// As `left`, if the matrix has fewer rows than columns.
     pub right: Mat<f64>,
 }
 
@@ -46,7 +46,7 @@ pub fn svd(matrix: MatRef<'_, f64>) -> Svd {
     }
 }
 
-/// Makes every pair of columns orthogonal, once; whether there was anything to do.
+/// Makes every pair of columns orthogonal once, and returns whether a pair was rotated.
 fn sweep(work: &mut [Vec<f64>], right: &mut [Vec<f64>], negligible: f64) -> bool {
     let mut rotated = false;
     for q in 1..work.len() {
@@ -59,7 +59,7 @@ fn sweep(work: &mut [Vec<f64>], right: &mut [Vec<f64>], negligible: f64) -> bool
                 (alpha, beta) = (beta, alpha);
             }
             let gamma = dot(&work[p], &work[q]);
-            // A column whose square underflows is zero for all we can tell.
+            // A column whose square underflows counts as zero.
             if beta < f64::MIN_POSITIVE || gamma.abs() <= negligible * alpha.sqrt() * beta.sqrt() {
                 continue;
             }

@@ -16,7 +16,7 @@ pub fn gaussian(rng: &mut StdRng, rows: usize, columns: usize) -> Mat<f64> {
     Mat::from_fn(rows, columns, |_, _| StandardNormal.sample(rng))
 }
 
-/// A random matrix with orthonormal columns (rows, if it is wide).
+/// Returns a random matrix with orthonormal columns (rows, if it is wide).
 pub fn orthogonal(rng: &mut StdRng, rows: usize, columns: usize) -> Mat<f64> {
     if rows < columns {
         return orthogonal(rng, columns, rows).transpose().to_owned();
@@ -24,7 +24,7 @@ pub fn orthogonal(rng: &mut StdRng, rows: usize, columns: usize) -> Mat<f64> {
     gaussian(rng, rows, columns).qr().compute_thin_Q()
 }
 
-/// How singular values fall off.
+/// The decay of singular values.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Spectrum {
     Flat,
@@ -86,7 +86,7 @@ impl Spectrum {
     }
 }
 
-/// A random matrix with these singular values.
+/// Returns a random matrix with these singular values.
 pub fn with_spectrum(rng: &mut StdRng, rows: usize, columns: usize, spectrum: Spectrum) -> Mat<f64> {
     let rank = rows.min(columns);
     let (left, right) = (orthogonal(rng, rows, rank), orthogonal(rng, rank, columns));
@@ -102,7 +102,7 @@ pub struct Problem {
     pub inputs: Mat<f64>,
 }
 
-/// What a problem is made of; proptest shrinks these numbers.
+/// The numbers that determine a problem; proptest shrinks them.
 #[derive(Clone, Debug)]
 pub struct Recipe {
     pub seed: u64,
@@ -125,7 +125,7 @@ impl Recipe {
         let spread = with_spectrum(&mut rng, self.samples, self.in_features, self.data);
         let entry = |i, j| (spread[(i, j)] + self.mean * mean[(0, j)]) * self.scale;
         let inputs = Mat::from_fn(self.samples, self.in_features, entry);
-        // As large as the outputs, lest rounding in adding it hide them.
+        // The bias is as large as the outputs, so that rounding in the sum does not hide them.
         let size = weight.norm_max() * inputs.norm_max();
         let bias = gaussian(&mut rng, self.out_features, 1).col(0) * faer::Scale(size);
         Problem { weight, bias, inputs }
@@ -161,14 +161,14 @@ pub fn stats<T: Scalar>(inputs: MatRef<'_, T>) -> ActivationStats<T> {
     stats
 }
 
-/// `up · down` in `f64`.
+/// Returns `up · down` in `f64`.
 pub fn weight_of<T: Scalar>(layer: &LowRankLinear<T>) -> Mat<f64> {
     let wide = |m: MatRef<'_, T>| Mat::from_fn(m.nrows(), m.ncols(), |i, j| m[(i, j)].to_f64());
     wide(layer.up()) * wide(layer.down())
 }
 
-/// Squared sum of the differences between what two layers give, by running both; and that of the
-/// dense outputs, less their mean if `centred`, or without the bias.
+/// Runs both layers. Returns the sum of the squared differences of their outputs, and that of the
+/// original outputs, minus their mean if `centred`, or without the bias.
 pub fn run_both(layer: &Linear<f64>, low: &LowRankLinear<f64>, inputs: MatRef<'_, f64>, centred: bool) -> (f64, f64) {
     let (dense, compressed) = (layer.forward(inputs).unwrap(), low.forward(inputs).unwrap());
     let error = (&dense - compressed).squared_norm_l2();

@@ -20,7 +20,7 @@ fn entries_decide() {
             abs_diff_eq!(layer, layer.clone()) && relative_eq!(layer, layer.clone()) && ulps_eq!(layer, layer.clone())
         );
         for place in [(0, 0), (2, 3), (1, 2)] {
-            // One entry of up to 33 by a thousandth.
+            // One entry, of at most 33, differs by 0.001.
             let other = linear::<T>(3, 4, Some(3), place, 1e-3);
             let [near, far] = [2e-3, 5e-4].map(T::from_f64);
             assert!(relative_eq!(layer, other, max_relative = near), "{place:?}");

@@ -12,7 +12,7 @@ use faer::{Col, Mat, MatRef};
 
 const CPU: Device = Device::Cpu;
 
-/// Small whole numbers, which every dtype represents.
+/// Returns small whole numbers, which every dtype represents exactly.
 fn entry(i: usize, j: usize) -> f64 {
     ((i * 11 + j * j * 7 + i * j) % 13) as f64 - 4.0
 }
@@ -123,7 +123,7 @@ fn what_does_not_fit_is_an_error() {
         let error = refused(tensor((2, 6), DType::F32).abs().unwrap().to_dtype(dtype).unwrap());
         let Error::NumberType { found, .. } = &error else { panic!("{error}") };
         assert_eq!(*found, format!("{dtype:?}"));
-        assert!(error.to_string().starts_with("interop::candle::update: expected numbers of type F32, F16 or BF16"));
+        assert!(error.to_string().starts_with("interop::candle::update: expected dtype F32, F16 or BF16"));
     }
     let scalar = Tensor::new(1_f32, &CPU).unwrap();
     assert!(matches!(refused(scalar), Error::Shape { expected: 1, found: 0, .. }));
@@ -267,7 +267,7 @@ fn modules_are_saved_and_loaded_under_the_names_of_files() {
     assert!(variables.all_vars().iter().all(|variable| gradients.get(variable).is_some()));
 }
 
-/// Two layers and the activation between them.
+/// Returns the two layers of a perceptron.
 fn perceptron() -> (candle_nn::Linear, candle_nn::Linear) {
     let first = candle_nn::Linear::new(tensor((8, 6), DType::F32), Some(tensor(8, DType::F32)));
     (first, candle_nn::Linear::new(tensor((5, 8), DType::F32), None))
@@ -335,7 +335,7 @@ fn a_batch_that_cannot_be_recorded_stops_the_forward_pass() {
     let broken = Tensor::full(f32::NAN, (1, 6), &CPU).unwrap();
     let error = model.forward(&broken).unwrap_err().to_string();
     assert!(error.contains("layer `dense`: ActivationStats::update"), "{error}");
-    // The rejected batch did not fix the width.
+    // The number of inputs of the rejected batch does not apply to later ones.
     model.forward(&tensor((2, 4), DType::F32)).unwrap();
     assert!(model.forward(&tensor((2, 6), DType::F32)).is_err());
     assert!(model.forward(&tensor((2, 4), DType::F64)).is_err());
@@ -348,7 +348,7 @@ fn a_batch_that_cannot_be_recorded_stops_the_forward_pass() {
     let model = small.watch("dense", Activation::Relu).unwrap();
     let error = model.forward(&tensor((20, 4), DType::F32)).unwrap_err().to_string();
     assert!(error.contains("bytes"), "{error}");
-    // Models in double precision.
+    // A model in double precision.
     let double = Recorder::<f64>::new();
     double.watch("dense", Activation::Relu).unwrap().forward(&tensor((2, 4), DType::F64)).unwrap();
     assert_eq!(double.take()["dense"].samples(), 2);

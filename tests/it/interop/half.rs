@@ -28,7 +28,7 @@ fn every_number_is_read_exactly_and_comes_back() {
             }
         }
     }
-    // From the definition of the formats: sign, exponent, fraction.
+    // This follows the definition of the formats: sign, exponent, fraction.
     fn decode(bits: u16, exponent_bits: u32) -> f64 {
         let fraction_bits = 15 - exponent_bits;
         let bias = (1 << (exponent_bits - 1)) - 1;
@@ -61,7 +61,8 @@ fn rounding_is_to_the_nearest_once() {
             let middle = low / 2.0 + high / 2.0;
             let tie = if pair[0].to_le_bytes()[0].is_multiple_of(2) { low } else { high };
             assert_eq!(H::round(middle).widen::<f64>(), tie, "{middle:e}");
-            // Off the middle by less than `f32` can tell. Rounding twice would take this for a tie.
+            // The distance to the middle is below the rounding of `f32`. Rounding twice would treat
+            // this as a tie.
             if middle != 0.0 {
                 assert_eq!(H::round(middle.next_up()).widen::<f64>(), high, "{middle:e}");
                 assert_eq!(H::round(middle.next_down()).widen::<f64>(), low, "{middle:e}");

@@ -1,5 +1,5 @@
-//! Conversions keep the numbers of other libraries' types, in any layout. Types that do not fit are
-//! errors.
+//! Conversions keep the numbers of other libraries' types, in any memory layout. Unsupported types
+//! are errors.
 #[cfg(feature = "approx")]
 mod approx;
 #[cfg(feature = "candle")]

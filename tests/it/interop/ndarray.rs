@@ -12,17 +12,17 @@ fn array<T: Scalar>(rows: usize, columns: usize) -> Array2<T> {
     Array2::from_shape_fn((rows, columns), |(i, j)| T::from_f64((i * 100 + j) as f64))
 }
 
-/// `array.slice(s![…])` without the macro, which contains `unsafe`.
+/// Returns `array.slice(s![…])` without the macro, which contains `unsafe`.
 fn cut<'a, T, D: Dimension>(array: &'a ArrayRef<T, D>, slices: &[Slice]) -> ArrayView<'a, T, D> {
     array.slice_each_axis(|axis| slices[axis.axis.index()])
 }
 
-/// A whole axis by steps, backwards if negative.
+/// Returns a whole axis in steps of this size, reversed if it is negative.
 fn every(step: isize) -> Slice {
     Slice::new(0, None, step)
 }
 
-/// Checks that a view shows the array's entries, at the same addresses.
+/// Checks that a view has the array's entries, at the same addresses.
 #[track_caller]
 fn assert_viewed<T: Scalar>(array: &ArrayRef2<T>) {
     let view = view(array);
@@ -107,12 +107,13 @@ fn assert_samples(batch: ndarray::ArrayView3<'_, f32>, copied: bool) {
 fn leading_axes_are_samples() {
     let batch = Array3::from_shape_fn((3, 4, 5), |(b, s, n)| (b * 100 + s * 10 + n) as f32);
     assert_samples(batch.view(), false);
-    // Every other token of an even number lies at one distance; so do parts of an input.
+    // Every second token of an even number has a constant distance in memory; so have parts of the
+    // inputs.
     assert_samples(cut(&batch, &[every(1), every(2), every(1)]), false);
     assert_samples(cut(&batch, &[every(1), every(1), Slice::from(1..4)]), false);
     assert_samples(cut(&batch, &[every(-1), every(-1), every(1)]), false);
     assert_samples(cut(&batch, &[Slice::from(1..2), Slice::from(1..3), every(1)]), false);
-    // Without the first token, or with sequences first in memory, it does not.
+    // Without the first token, or with sequences first in memory, the distance is not constant.
     assert_samples(cut(&batch, &[every(1), Slice::from(1..), every(1)]), true);
     assert_samples(batch.view().permuted_axes([1, 0, 2]), true);
     assert_samples(cut(&batch, &[every(-1), every(1), every(1)]), true);
@@ -135,7 +136,7 @@ fn layers_are_compressed_as_if_they_were_faers() {
         let layer = Linear::new(view(&weight).to_owned(), Some(to_column(&bias))).unwrap();
         assert_eq!(layer, Linear::new(own, Some(faer::Col::full(9, T::from_f64(0.5)))).unwrap());
 
-        // Sequences first in memory; backwards twice.
+        // The sequences come first in memory, or two axes are reversed.
         let turned = Array3::from_shape_fn((8, 5, 6), |(s, b, n)| batch[[b, s, n]]);
         let backwards = cut(&batch, &[every(-1), every(-1), every(-1)]).to_owned();
         let expected = compressed(&layer, matrix.as_ref());
@@ -165,7 +166,7 @@ fn layers_are_compressed_as_if_they_were_faers() {
 fn what_does_not_fit_is_an_error() {
     let mut stats = ActivationStats::<f32>::new(6);
     let mut update = |batch: Array3<f32>| stats.update(view(&samples(&batch).unwrap()));
-    // Read along another axis.
+    // The batch is read along another axis.
     assert!(matches!(update(Array3::zeros((2, 6, 5))), Err(Error::Shape { expected: 6, found: 5, .. })));
     assert!(matches!(update(Array3::zeros((2, 0, 6))), Err(Error::Empty { .. })));
     assert!(matches!(update(Array3::zeros((0, 3, 6))), Err(Error::Empty { .. })));

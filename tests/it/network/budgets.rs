@@ -1,5 +1,5 @@
-//! One budget for many layers: against all choices there are, in every kind of budget and with
-//! every kind of limit.
+//! One budget for many layers, compared with all possible choices, for every kind of budget and
+//! limit.
 
 use crate::common::{SPECTRA, Spectrum};
 use dalr::network::{
@@ -11,14 +11,14 @@ use proptest::strategy::Strategy as _;
 
 use crate::choices;
 
-/// A layer with these squared singular values.
+/// Returns a layer with these squared singular values.
 fn profile(name: &str, shape: (usize, usize), bias: bool, spectrum: Spectrum) -> LayerProfile {
     let mut energies: Vec<f64> = spectrum.values(shape.0.min(shape.1)).iter().map(|value| value * value).collect();
     energies.sort_by(|a, b| b.total_cmp(a));
     LayerProfile::from_energies(name, shape, bias, &energies, energies.iter().sum()).unwrap()
 }
 
-/// A layer and what may be done with it, for the oracle.
+/// A layer and its limits, for the oracle.
 #[derive(Clone, Debug)]
 struct Layer {
     shape: (usize, usize),
@@ -38,7 +38,7 @@ struct Network {
     max_rank: usize,
 }
 
-/// Rank (0 if dense), parameters, multiply–adds, weighted loss.
+/// Rank (0 for the original layer), parameters, multiply–adds, weighted loss.
 type Way = (usize, u64, u64, f64);
 
 impl Network {
@@ -67,7 +67,7 @@ impl Network {
         allocator
     }
 
-    /// All that can be done with a layer, from the definitions.
+    /// Returns all candidates of a layer, from the definitions.
     fn ways(&self, layer: &Layer) -> Vec<Way> {
         let (m, n) = (layer.shape.0 as u64, layer.shape.1 as u64);
         let bias = if layer.bias { m } else { 0 };
@@ -89,7 +89,7 @@ impl Network {
         ways
     }
 
-    /// Parameters, multiply–adds and loss of every choice for all layers.
+    /// Returns parameters, multiply–adds and loss of every choice for all layers.
     fn all(&self) -> Vec<(u64, u64, f64)> {
         let mut all = vec![(0, 0, 0.0)];
         for layer in &self.layers {
@@ -100,12 +100,13 @@ impl Network {
         all
     }
 
-    /// The sum of the weights that count: those of layers that can be compressed.
+    /// Returns the sum of the weights that count: those of layers that can be compressed.
     fn weight(&self) -> f64 {
         self.layers.iter().filter(|layer| self.ways(layer).len() > 1).map(|layer| layer.weight).sum()
     }
 
-    /// What a plan costs and loses, from the definitions, if each of its choices is allowed.
+    /// Returns the parameters, multiply–adds and loss of a plan, from the definitions, after
+    /// checking that its choices are allowed.
     #[track_caller]
     fn check(&self, plan: &Plan) -> (u64, u64, f64) {
         let mut sum = (0, 0, 0.0);
@@ -144,7 +145,7 @@ fn rounding(plan: &Plan, loss: f64) -> f64 {
     256.0 * f64::EPSILON * (plan.objective + loss)
 }
 
-/// The least value of all choices within the limit, and the least cost of any.
+/// Returns the least value of all choices within the limit, and the least cost of any.
 fn best(all: impl Iterator<Item = (f64, f64)> + Clone, limit: f64) -> (Option<f64>, f64) {
     let within = all.clone().filter(|(cost, _)| *cost <= limit).map(|(_, value)| value);
     (within.reduce(f64::min), all.map(|(cost, _)| cost).fold(f64::INFINITY, f64::min))
@@ -153,8 +154,8 @@ fn best(all: impl Iterator<Item = (f64, f64)> + Clone, limit: f64) -> (Option<f6
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    /// Nothing that is allowed within the budget loses less, the bound is below it, and infeasible
-    /// budgets name the least there is.
+    /// No allowed choice within the budget has a smaller loss, the bound is below the loss, and an
+    /// infeasible budget is an error with the smallest feasible one.
     #[test]
     fn budgets_of_cost(network in networks(), share in 0.02..1.0_f64, of_parameters in any::<bool>(), relative in any::<bool>()) {
         let profiles = network.profiles();
@@ -198,14 +199,14 @@ proptest! {
         }
     }
 
-    /// Nothing that is allowed within the error has fewer parameters.
+    /// No allowed choice within the error has fewer parameters.
     #[test]
     fn budgets_of_error(network in networks(), error in 0.0..0.9_f64) {
         let profiles = network.profiles();
         let weight = network.weight();
         let limit = error * error * weight;
         let all = network.all();
-        // Clearly within, whatever the rounding.
+        // These choices are within the limit in spite of rounding.
         let (least, _) = best(all.iter().map(|way| (way.2, way.0 as f64)), limit * (1.0 - 1e-12));
         let least = least.unwrap_or(f64::NAN);
         let plan = network.allocator(Budget::TotalError(error)).allocate(&profiles).unwrap();
@@ -215,7 +216,7 @@ proptest! {
         prop_assert_eq!(plan.objective, parameters as f64);
         prop_assert!(plan.lower_bound <= least * (1.0 + 1e-12));
         prop_assert!(plan.objective <= least, "{} parameters where {} do", plan.objective, least);
-        // The same for every layer, each on its own.
+        // The same holds for every layer separately.
         let plan = network.allocator(Budget::LayerError(error)).allocate(&profiles).unwrap();
         network.check(&plan);
         for ((layer, choice), report) in network.layers.iter().zip(choices(&plan)).zip(&plan.layers) {
@@ -237,9 +238,9 @@ fn uniform_keeps_the_same_fraction_everywhere() {
         .map(|(index, &shape)| profile(&format!("fc{index}"), shape, false, SPECTRA[index]))
         .collect();
     let plan = Allocator::new(Budget::ParameterFraction(0.4)).allocate(&layers).unwrap();
-    // Whatever the spectra. The fraction allows ranks 12.8 and 20.48, so 12 and 20, which leaves
-    // 512 of 16384 parameters. The next larger fraction at which a rank changes, 13 · 128 / 4096,
-    // takes 256 of them; the one after that, 21 · 320 / 16384, would take another 640.
+    // This does not depend on the spectra. The fraction allows ranks 12.8 and 20.48, so 12 and 20,
+    // which leaves 512 of 16384 parameters. The next larger fraction at which a rank changes, 13 ·
+    // 128 / 4096, takes 256 of them; the one after that, 21 · 320 / 16384, would take another 640.
     assert_eq!(choices(&plan), [13, 13, 20, 20].map(Choice::Rank));
     assert_eq!(plan.parameters_after(), 16384 - 256);
     let everything = Allocator::new(Budget::ParameterFraction(1.0)).allocate(&layers).unwrap();
@@ -329,7 +330,7 @@ fn plans_report_what_the_compressed_layers_do() {
     for part in ["1 of 3 layers compressed to 80 % of the parameters, uniform", "18 → ", "untouched", "warning: "] {
         assert!(text.contains(part), "no {part:?} in\n{text}");
     }
-    // Past what was solved for there is nothing to choose.
+    // Ranks above the largest solved one cannot be chosen.
     assert!(rank <= 10 && profiles[0].loss(11).is_none() && profiles[0].report(11).is_none());
 }
 
@@ -350,7 +351,7 @@ fn ranks_chosen_elsewhere_are_reported_as_those_of_a_plan() {
     for (one, other) in chosen.layers.iter().zip(&plan.layers) {
         assert_eq!((one.choice, &one.report), (other.choice, &other.report));
     }
-    // Past break-even the plan keeps the rank and warns.
+    // Above break-even, the plan keeps the rank and warns.
     let ranks = |name: &str, rank: usize| [(name.to_owned(), rank)].into();
     let large = Plan::of_ranks(&layers, &ranks("fc1", 20)).unwrap();
     assert!(large.parameters_after() > large.parameters_before());
@@ -383,11 +384,11 @@ fn losses_by_energy_and_by_error() {
     let exact = Dalr::new().with_ridge(dalr::Ridge::None).decompose(&layer, &stats, 12).unwrap();
     let profile = LayerProfile::new("fc1", &exact);
     for rank in 1..12 {
-        // Without a ridge they are the same, down to what the difference of energies can resolve.
+        // Without a ridge they are equal, up to the rounding of a difference of energies.
         let (energy, error) = (profile.loss(rank).unwrap(), profile.relative_error(rank).unwrap().powi(2));
         assert!((energy - error).abs() <= 200.0 * f64::EPSILON, "{rank}: {energy:e} {error:e}");
     }
-    // Solved for in part, the tail is the rest.
+    // If only some ranks are solved, the loss includes the rest of the energy.
     let part =
         LayerProfile::new("fc1", &Dalr::new().with_ridge(dalr::Ridge::None).decompose(&layer, &stats, 4).unwrap());
     let (whole, rest) = (profile.loss(4).unwrap(), part.loss(4).unwrap());
@@ -422,7 +423,7 @@ fn budgets_go_by_energy_or_by_error_as_asked() {
             let plan = Allocator::new(Budget::TotalError(error)).allocate(std::slice::from_ref(profile)).unwrap();
             assert_eq!(choices(&plan), [Choice::Rank(rank)]);
         }
-        // Shrinkage tells the two apart.
+        // With shrinkage, the two differ.
         let (energy, error) = (by_energy.loss(rank).unwrap(), by_error.loss(rank).unwrap());
         assert!((energy - error).abs() > 1e-3 * energy, "{rank}: {energy:e} {error:e}");
     }
@@ -447,13 +448,19 @@ fn refusals() {
     };
     let share = |share| Allocator::new(Budget::ParameterFraction(share));
     let out_of_range = [
-        (share(0.0), "the fraction of the parameters in (0, 1], got 0"),
-        (share(1.5), "the fraction of the parameters in (0, 1], got 1.5"),
-        (share(f64::NAN), "the fraction of the parameters in (0, 1], got NaN"),
-        (Allocator::new(Budget::MultiplyAddFraction(0.0)), "the fraction of the multiply–adds in (0, 1], got 0"),
-        (Allocator::new(Budget::MultiplyAddFraction(-1.0)), "the fraction of the multiply–adds in (0, 1], got -1"),
-        (Allocator::new(Budget::TotalError(-0.5)), "the total error finite and at least 0, got -0.5"),
-        (Allocator::new(Budget::LayerError(f64::INFINITY)), "the error of each layer finite and at least 0, got inf"),
+        (share(0.0), "the fraction of the parameters to be in (0, 1], got 0"),
+        (share(1.5), "the fraction of the parameters to be in (0, 1], got 1.5"),
+        (share(f64::NAN), "the fraction of the parameters to be in (0, 1], got NaN"),
+        (Allocator::new(Budget::MultiplyAddFraction(0.0)), "the fraction of the multiply–adds to be in (0, 1], got 0"),
+        (
+            Allocator::new(Budget::MultiplyAddFraction(-1.0)),
+            "the fraction of the multiply–adds to be in (0, 1], got -1",
+        ),
+        (Allocator::new(Budget::TotalError(-0.5)), "the total error to be finite and at least 0, got -0.5"),
+        (
+            Allocator::new(Budget::LayerError(f64::INFINITY)),
+            "the error of each layer to be finite and at least 0, got inf",
+        ),
         (Allocator::new(Budget::Rank(0)), "the rank to be at least 1, got 0"),
         (share(0.5).with_rank_multiple(0), "the rank multiple to be at least 1, got 0"),
         (share(0.5).with_min_rank(0), "the smallest rank to be at least 1, got 0"),
@@ -473,12 +480,12 @@ fn refusals() {
     for (allocator, message) in out_of_range {
         refused(allocator, &layers, message);
     }
-    refused(share(0.5), &[], "at least one element in the layers, got an empty one");
+    refused(share(0.5), &[], "the list of layers must not be empty");
     refused(share(0.5), &[layers[0].clone(), layers[0].clone()], "layers of different names, got `fc1` twice");
     let missing = Strategy::Sensitivity(Sensitivities::new([("fc1", 1.0)]).unwrap());
     let message = "a sensitivity for each layer that can be compressed, got none for `fc2`";
     refused(share(0.5).with_strategy(missing.clone()), &layers, message);
-    // A layer that stays original anyway needs none.
+    // A layer that stays original needs no sensitivity.
     assert!(share(0.9).with_strategy(missing).with_untouched("fc2").allocate(&layers).is_ok());
 
     for bad in [-1.0, f64::NAN, f64::INFINITY] {
@@ -501,7 +508,7 @@ fn refusals() {
     assert!(matches!(LayerProfile::original("fc1", (0, 4), false), Err(Error::Empty { .. })));
 }
 
-/// On demand: `cargo test --release --test network thousand -- --nocapture` prints the time.
+/// `cargo test --release --test it thousand -- --nocapture` prints the time.
 #[test]
 fn a_thousand_layers_with_full_spectra() {
     let layers: Vec<LayerProfile> = (0..1000)

@@ -1,4 +1,5 @@
-//! A whole network in one call: within its budget, and equal to the parts done one by one.
+//! A whole network in one call: the result is within the budget, and equal to that of the separate
+//! steps.
 
 use std::sync::Arc;
 
@@ -15,7 +16,8 @@ use crate::common::gaussian;
 
 const NAMES: [&str; 4] = ["query", "key", "output", "head"];
 
-/// Two layers that use the same six directions of their input, and two others with another input.
+/// Returns two layers that use the same six directions of a shared input, and two layers with
+/// another input.
 fn network() -> (Vec<Linear<f64>>, [ActivationStats<f64>; 2]) {
     let mut rng = StdRng::seed_from_u64(12);
     let down = gaussian(&mut rng, 6, 32);
@@ -167,7 +169,7 @@ fn a_shared_input_is_used_where_it_loses_less() {
             let error = dalr::relative_output_error(&layers[index], &layer.to_linear().unwrap(), &stats[0]);
             assert!(error.as_ref().is_ok_and(|error| *error < 0.3), "{error:?}");
         }
-        // A layer that stays original cannot share.
+        // A layer that stays original cannot have a shared `down`.
         let network = built(&layers, &stats).with_shared_input(["query", "key"]);
         let allocator = Allocator::new(Budget::ParameterFraction(0.6)).with_untouched("key");
         let (plan, _) = network.compress(&Dalr::new(), allocator).unwrap();
@@ -204,7 +206,7 @@ fn refusals() {
     assert!(matches!(alone, Error::Layers { .. }), "{alone}");
     let nobody = refused(built(&layers, &stats).with_shared_input([""; 0]), half);
     assert!(matches!(nobody, Error::Empty { .. }), "{nobody}");
-    // The layers read inputs of different widths.
+    // The layers have different numbers of inputs.
     let mixed = refused(built(&layers, &stats).with_shared_input(["query", "output"]), half);
     assert!(matches!(mixed, Error::InLayer { .. }), "{mixed}");
     let small = refused(built(&layers, &stats), Budget::ParameterFraction(0.01));

@@ -1,5 +1,5 @@
-//! Many layers at once: the same as one after the other, within memory, in any order of failing and
-//! stopping.
+//! Many layers at once: the results are those of single layers, within the memory limit, also after
+//! errors and cancelling.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -47,7 +47,7 @@ fn most_memory(network: &Network<'_, f64>, count: usize) -> usize {
 fn every_layer_comes_out_once_as_it_would_alone() {
     let layers = at_hand(&problems());
     let most = most_memory(&network(&layers), 8);
-    // Memory for all, for some, for one at a time.
+    // The limit allows all layers, some, or one at a time.
     for limit in [usize::MAX, 3 * most, most] {
         let mut found = BTreeMap::new();
         let deliver = |name: &str, decomposition: Decomposition<f64>| {
@@ -66,7 +66,7 @@ fn every_layer_comes_out_once_as_it_would_alone() {
         assert_eq!((begun, finished), (8, (1..=8).collect()));
         for (index, (layer, stats)) in layers.iter().enumerate() {
             let (m, n) = (layer.out_features(), layer.in_features());
-            // The largest rank that saves anything.
+            // The largest rank that saves parameters.
             let rank = (1..).take_while(|rank| rank * (m + n) < m * n).last().unwrap_or(1);
             let alone = Dalr::new().with_threads(1).decompose(layer, stats, rank).unwrap();
             let found = &found[&format!("layer{index}")];
@@ -76,7 +76,8 @@ fn every_layer_comes_out_once_as_it_would_alone() {
     }
 }
 
-/// Counts how many are under way at once, and how many in a worker, where kernels are sequential.
+/// Counts the layers that run at the same time, and those in a rayon worker, whose kernels use one
+/// thread.
 struct Busy<'a> {
     now: &'a AtomicUsize,
     most: &'a AtomicUsize,
@@ -100,8 +101,8 @@ impl LowRankCompressor<f64> for Busy<'_> {
     }
 }
 
-/// The most that were under way at once, of eight equal layers with memory for `room` of them, and
-/// how many of the eight in a worker.
+/// Decomposes eight equal layers with memory for `room` of them. Returns the largest number that
+/// ran at the same time, and the number of layers that ran in a worker.
 fn most_at_once(room: usize) -> (usize, usize) {
     let problem = problems().swap_remove(0);
     let layers: Vec<_> = (0..8).map(|_| (problem.layer::<f64>(), problem.stats())).collect();
@@ -116,7 +117,7 @@ fn most_at_once(room: usize) -> (usize, usize) {
 #[test]
 fn as_many_at_once_as_there_are_threads_and_is_memory() {
     let threads = if cfg!(feature = "rayon") { rayon::current_num_threads() } else { 1 };
-    // One at a time leaves the threads to the kernels: not in a worker.
+    // With one layer at a time, the kernels use all threads, so the layer does not run in a worker.
     assert_eq!(most_at_once(1), if threads > 1 { (1, 0) } else { most_at_once(8) });
     assert!(most_at_once(8).0 <= threads);
     if (2..=8).contains(&threads) {
@@ -124,8 +125,8 @@ fn as_many_at_once_as_there_are_threads_and_is_memory() {
         assert!(most > 1 && in_workers == 8, "{most} in parallel on {threads} threads, {in_workers} in workers");
         assert_eq!(most_at_once(threads - 1), (1, 0), "layers in parallel are worth it with all threads busy");
     }
-    // Inside a worker all threads have work already; and to wait there for others would be to wait
-    // forever.
+    // Inside a worker, the layers run one after the other: waiting for other threads could
+    // deadlock.
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     assert_eq!(pool.install(|| most_at_once(8)).0, 1);
 }
@@ -172,12 +173,12 @@ fn errors_name_the_layer_and_finished_layers_are_handed_over() {
     assert_eq!(error, Error::InLayer { layer: "broken".into(), source: Box::new(source) });
     assert!(done < 8);
 
-    // An error of the caller's function comes back as it is.
+    // An error of the caller's function is returned unchanged.
     let full = || Error::Overflow { operation: "mine", what: "the disk" };
     let error = network(&layers).decompose(&Dalr::new(), |_, _| Err(full()), &mut Progress::ignore);
     assert_eq!(error, Err(full()));
 
-    // Before anything begins:
+    // These errors come before the first layer:
     let refused = |network: Network<'_, f64>| {
         let never = |_: &str, _| -> dalr::Result<()> { unreachable!() };
         network.decompose(&Dalr::new(), never, &mut Progress::ignore).unwrap_err()

@@ -1,4 +1,4 @@
-//! What each kind of budget keeps to at its edges, and what plans warn of.
+//! Budgets at exact limits, and the warnings of plans.
 
 use crate::choices;
 use crate::common::Spectrum;
@@ -9,7 +9,7 @@ use dalr::{Dalr, LowRankCompressor, Ridge, Warning};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-/// A square layer with these energies, which are all there are.
+/// Returns a square layer with exactly these energies.
 fn profile(name: &str, size: usize, energies: &[f64]) -> LayerProfile {
     LayerProfile::from_energies(name, (size, size), false, energies, energies.iter().sum()).unwrap()
 }
@@ -40,7 +40,8 @@ fn energy_alone_is_worth_a_warning_where_it_decides() {
 
 #[test]
 fn gaps_are_worth_a_warning_where_they_are_to_be_small() {
-    // Dense or of rank 2: 64 or 32 parameters. Of 60, the multipliers buy the dense layer at 28/32.
+    // The original layer has 64 parameters, rank 2 has 32. For a budget of 60, the relaxed problem
+    // contains 28/32 of the original layer.
     let layer = [profile("fc1", 8, &[1.0; 8])];
     let allocator = Allocator::new(Budget::Parameters(60)).with_limits("fc1", 2, 2);
     let optimal = allocator.clone().with_strategy(Strategy::Energy).allocate(&layer).unwrap();
@@ -62,11 +63,11 @@ fn gaps_are_worth_a_warning_where_they_are_to_be_small() {
 #[test]
 fn a_rank_is_taken_where_it_saves_something() {
     let layers = [profile("fc1", 4, &[4.0, 2.0, 1.0, 1.0]), profile("fc2", 16, &[1.0; 16])];
-    // 2 · 8 is no less than 16.
+    // Rank 1 has 2 · 8 parameters, no fewer than 16.
     let at = |rank: usize| Allocator::new(Budget::Rank(rank));
     assert_eq!(choices(&at(1).allocate(&layers).unwrap()), [Choice::Rank(1); 2]);
     assert_eq!(choices(&at(2).allocate(&layers).unwrap()), [Choice::Original, Choice::Rank(2)]);
-    // Limits give way to the nearest rank that they allow: not to none, whose number is nearer.
+    // If the limits exclude the rank, the nearest allowed rank is chosen, not the original layer.
     assert_eq!(choices(&at(1).with_limits("fc2", 5, 6).allocate(&layers).unwrap()), [Choice::Rank(1), Choice::Rank(5)]);
     assert_eq!(
         choices(&at(7).with_limits("fc2", 5, 6).allocate(&layers).unwrap()),
@@ -76,7 +77,7 @@ fn a_rank_is_taken_where_it_saves_something() {
 
 #[test]
 fn a_total_error_is_kept_to_its_last_digit() {
-    // Rank 1 loses a quarter, a relative error of just 0.5.
+    // Rank 1 loses a quarter of the energy, a relative error of exactly 0.5.
     let layer = [profile("fc1", 8, &[3.0, 1.0])];
     for (error, rank) in [(0.5_f64.next_down(), 2), (0.5 * (1.0 + 1e-14), 1)] {
         for strategy in [Strategy::Energy, Strategy::Uniform] {
@@ -85,7 +86,7 @@ fn a_total_error_is_kept_to_its_last_digit() {
             assert!(plan.total_error().unwrap() <= error);
         }
     }
-    // Whatever rounding there is in the sum of many.
+    // The result must not depend on the rounding in a sum of many numbers.
     let mut rng = StdRng::seed_from_u64(1);
     for round in 0..300 {
         let layers: Vec<LayerProfile> = (0..16)
@@ -106,8 +107,8 @@ fn a_total_error_is_kept_to_its_last_digit() {
 
 #[test]
 fn uniform_within_a_total_error_counts_layers_that_can_be_compressed() {
-    // Rank 3 of 8, the last that saves anything, loses 5/8 of either layer. The head loses nothing,
-    // and does not count.
+    // Rank 3 of 8, the largest that saves parameters, loses 5/8 of either layer. The head has no
+    // loss, and does not count.
     let layers = [
         LayerProfile::original("head", (10, 8), false).unwrap(),
         profile("fc1", 8, &[1.0; 8]),
@@ -124,7 +125,7 @@ fn uniform_within_a_total_error_counts_layers_that_can_be_compressed() {
 
 #[test]
 fn errors_below_resolution_are_not_taken_for_zero() {
-    // Half of the singular values are zero, so that rank 8 of 16 loses nothing but rounding.
+    // Half of the singular values are zero, so the loss at rank 8 of 16 is only rounding.
     let problem = crate::common::Recipe {
         seed: 9,
         out_features: 64,
@@ -150,7 +151,7 @@ fn errors_below_resolution_are_not_taken_for_zero() {
     assert!(found < resolution && resolution < 1e-6, "{found:e}, {resolution:e}");
     assert_eq!(choices(&at(1.01 * resolution)), [Choice::Rank(8)]);
     assert_eq!(choices(&at(0.5 * (found + resolution))), [Choice::Original]);
-    // By errors on the data instead of energies, losses are their squares.
+    // With `with_data_errors`, losses are squares of the predicted errors.
     let by_errors = layer[0].clone().with_data_errors().unwrap();
     for rank in 1..=12 {
         assert_eq!(by_errors.loss(rank), layer[0].relative_error(rank).map(|error| error * error));

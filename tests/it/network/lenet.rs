@@ -13,7 +13,7 @@ use faer::{Mat, MatRef};
 
 const NAMES: [&str; 2] = ["fc1", "fc2"];
 
-/// The network, and what its first two dense layers become at any rank.
+/// The network, and the decompositions of its first two fully connected layers.
 struct Lenet {
     data: Data,
     decompositions: Vec<Decomposition<f32>>,
@@ -39,7 +39,7 @@ impl Lenet {
         Self { data, decompositions, profiles, features }
     }
 
-    /// Accuracy on these test images, from one to before another.
+    /// Returns the accuracy on a range of test images.
     fn accuracy(&self, ranks: &BTreeMap<String, usize>, images: (usize, usize)) -> dalr::Result<f64> {
         let mut layers = self.data.target.layers();
         for (index, name) in NAMES.into_iter().enumerate() {
@@ -62,7 +62,7 @@ impl Lenet {
     }
 }
 
-/// Half of the test images to search with, the other half to test on.
+/// Half of the test images are used by the search, the other half by the test.
 const VALIDATION: (usize, usize) = (0, 400);
 const TEST: (usize, usize) = (400, 797);
 
@@ -81,16 +81,17 @@ fn the_search_compresses_both_layers_within_one_per_cent_and_further_with_dalr()
             original.value,
             last.value
         );
-        // It ends because both options lose too much, and not before both layers have been
+        // The search ends because both candidates lose too much accuracy, after both layers were
         // compressed.
         assert!(last.ranks.len() == 2 && last.ranks.values().all(|rank| *rank > 1));
         assert!(path.iter().all(|step| step.value >= original.value - 0.01 - 1e-12));
         assert!(path.is_sorted_by(|a, b| a.parameters > b.parameters));
         assert_eq!(last.parameters, plan.parameters_after());
-        // At most two for each step, one of them being kept, and the two that were too much.
+        // There are at most two evaluations for each step, and two for the last one, which is not
+        // kept.
         assert!(evaluations <= 1 + 2 * (path.len() - 1) + 2);
-        // The limit holds on the images searched with. On others more is lost: dozens of networks
-        // were compared on 400 images.
+        // The limit holds on the images of the search. On others the accuracy drops further,
+        // because the search compared dozens of networks on 400 images.
         assert!(test >= lenet.accuracy(&BTreeMap::new(), TEST).unwrap() - 0.05);
         fractions.push(fraction);
     }
@@ -102,7 +103,7 @@ fn sensitivities_of_a_real_network_allocate_a_budget() {
     let lenet = Lenet::new(&Dalr::new());
     let budget = Budget::ParameterFraction(0.1);
     let uniform = Allocator::new(budget).allocate(&lenet.profiles).unwrap();
-    // The cross-entropy would be smoother; errors in a hundred suffice.
+    // The loss is the fraction of errors. The cross-entropy would be smoother, but is not needed.
     let evaluate = |ranks: &BTreeMap<String, usize>| lenet.accuracy(ranks, VALIDATION).map(|accuracy| 1.0 - accuracy);
     let measured = Sensitivities::measure(&lenet.profiles, &uniform, &mut Vec::new(), evaluate, &mut Progress::ignore);
     let strategy = Strategy::Sensitivity(measured.unwrap().unwrap().with_floor(0.1).unwrap());

@@ -12,7 +12,7 @@ mod shared;
 
 use dalr::network::{Choice, Plan};
 
-/// The choices of a plan, in the order of its layers.
+/// Returns the choices of a plan, in the order of its layers.
 pub(crate) fn choices(plan: &Plan) -> Vec<Choice> {
     plan.layers.iter().map(|layer| layer.choice).collect()
 }

@@ -1,11 +1,11 @@
-//! How close plans come to the optimum: against dynamic programming for small networks, against the
-//! bound for large ones.
+//! The distance of plans to the optimum: dynamic programming gives the optimum of small networks,
+//! and the lower bound replaces it for large ones.
 
 use dalr::network::{Allocator, Budget, LayerProfile, Plan, Sensitivities, Strategy};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-/// A layer with eigenvalues that decay at a random rate, with steps.
+/// Returns a layer with eigenvalues that decay at a random rate, with steps.
 fn profile(rng: &mut StdRng, name: String, shape: (usize, usize), ranks: usize) -> LayerProfile {
     let (power, jump) = (rng.random_range(0.2..2.5), rng.random_range(1..20));
     let full = shape.0.min(shape.1);
@@ -26,8 +26,8 @@ fn plan(budget: Budget, sensitivities: &Sensitivities, layers: &[LayerProfile]) 
     Allocator::new(budget).with_strategy(strategy).allocate(layers).unwrap()
 }
 
-/// The least loss within the budget: all choices that no other choice for the first layers
-/// dominates, layer by layer.
+/// Returns the smallest loss within the budget. Layer by layer, it keeps all choices that no other
+/// choice dominates.
 fn optimum(layers: &[LayerProfile], sensitivities: &Sensitivities, budget: u64) -> f64 {
     let mut all = vec![(0_u64, 0.0_f64)];
     for layer in layers {
@@ -70,8 +70,8 @@ fn small_networks_get_the_best_plan() {
     }
 }
 
-/// The least loss within the budget, if all costs are multiples of `unit`: the best for every cost,
-/// layer by layer.
+/// Returns the smallest loss within the budget if all costs are multiples of `unit`. Layer by
+/// layer, it keeps the best choice for every cost.
 fn optimum_in_units(layers: &[LayerProfile], sensitivities: &Sensitivities, budget: u64, unit: u64) -> f64 {
     let mut best = vec![0.0_f64; (budget / unit) as usize + 1];
     for layer in layers {
@@ -91,8 +91,8 @@ fn optimum_in_units(layers: &[LayerProfile], sensitivities: &Sensitivities, budg
     *best.last().unwrap()
 }
 
-/// As large as a sentence transformer. The bound itself may be loose: between a rank and the
-/// original, a layer has nothing.
+/// The network is as large as a sentence transformer. The bound can be loose, because a layer has
+/// no candidate between its largest rank and the original layer.
 #[test]
 fn networks_of_many_layers_lose_hardly_more_than_the_best_plan() {
     let mut rng = StdRng::seed_from_u64(22);

@@ -1,5 +1,5 @@
-//! Sensitivities and the joint search: the evaluations they ask for, their order, and the state
-//! after an error.
+//! Sensitivities and the joint search: their evaluations, the order of these, and the state after
+//! an error.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use dalr::network::{Allocator, Budget, Choice, Evaluation, JointSearch, LayerPro
 
 type Ranks = BTreeMap<String, usize>;
 
-/// Eigenvalues of `ratioⁱ`, complete.
+/// Returns a layer with all eigenvalues `ratioⁱ`.
 fn profile(name: &str, shape: (usize, usize), ratio: f64) -> LayerProfile {
     let energies: Vec<f64> = (0..shape.0.min(shape.1)).map(|i| ratio.powi(i as i32)).collect();
     LayerProfile::from_energies(name, shape, false, &energies, energies.iter().sum()).unwrap()
@@ -55,12 +55,12 @@ fn a_network_that_is_linear_in_its_layers_losses_is_measured_exactly() {
     };
     let mut evaluations = Vec::new();
     let sensitivities = measure(&layers, &mut evaluations, evaluate).unwrap().unwrap();
-    // The third layer cannot be made smaller: nothing to evaluate.
+    // No rank makes the third layer smaller, so it is not evaluated.
     assert_eq!(asked.take(), ["", "fc6", "fc7"]);
     assert!((sensitivities.get("fc6").unwrap() - 3.0).abs() < 1e-13);
     assert!(sensitivities.iter().map(|(name, _)| name).eq(["fc6", "fc7"]));
     assert!(sensitivities.iter().all(|(name, weight)| sensitivities.get(name) == Some(weight)));
-    // Better when compressed: noise.
+    // fc7 seems better when it is compressed, so its sensitivity is 0.
     assert_eq!((sensitivities.get("fc7"), sensitivities.get("head")), (Some(0.0), None));
     assert!((sensitivities.with_floor(0.1).unwrap().get("fc7").unwrap() - 0.15).abs() < 1e-14);
 
@@ -75,7 +75,7 @@ fn a_network_that_is_linear_in_its_layers_losses_is_measured_exactly() {
     };
     measure(&changed, &mut evaluations, elsewhere).unwrap().unwrap();
     assert_eq!(asked.take(), [r#"{"fc7": 5}"#]);
-    // Nothing to measure at all.
+    // No layer can be measured.
     let plan = Plan::of_ranks(&layers, &Ranks::new()).unwrap();
     let none = Sensitivities::measure(&layers[2..], &plan, &mut evaluations, evaluate, &mut Progress::ignore);
     assert!(matches!(none, Err(Error::Empty { .. })), "{none:?}");
@@ -91,7 +91,7 @@ fn a_layer_that_the_plan_leaves_original_is_measured_where_it_could_be_compresse
         Ok::<f64, Error>(1.0)
     };
     Sensitivities::measure(&layers, &plan, &mut Vec::new(), evaluate, &mut Progress::ignore).unwrap().unwrap();
-    // 9 · 40 is below 400, 10 · 40 is not.
+    // Rank 9 has 9 · 40 parameters, fewer than 400; rank 10 does not.
     assert_eq!(asked, ["{}", r#"{"fc6": 9}"#, r#"{"fc7": 9}"#]);
 }
 
@@ -106,11 +106,11 @@ fn errors_of_the_callback_keep_the_evaluations_and_are_passed_on() {
     assert_eq!(error.source().and_then(|source| source.downcast_ref()), Some(&NoDevice("fc7".into())));
     assert_eq!(error.clone(), error);
     assert_eq!(evaluations.len(), 2);
-    // Values that are not finite are refused, and not kept.
+    // Values that are not finite are errors, and are not kept.
     let error = measure(&layers, &mut evaluations, |_| Ok::<f64, Error>(f64::NAN)).unwrap_err();
     assert!(matches!(error, Error::OutOfRange { .. }), "{error}");
     assert_eq!(evaluations.len(), 2);
-    // Nothing measured is measured again; a message can be an error.
+    // No evaluation is repeated. A text can be an error.
     let mut asked = 0;
     let rest = |_: &Ranks| {
         asked += 1;
@@ -133,7 +133,7 @@ fn progress_reports_every_evaluation_and_can_cancel_between_them() {
     let mut once = |progress: &Progress| {
         assert_eq!(progress.total, Some(3));
         seen.push((progress.layer.clone(), progress.finished, progress.done, progress.value));
-        // After the second evaluation.
+        // Cancels after the second evaluation.
         if progress.done < 2 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     };
     assert_eq!(run(&mut evaluations, &mut once), None);
@@ -142,7 +142,7 @@ fn progress_reports_every_evaluation_and_can_cancel_between_them() {
     let fc6 = Some("fc6");
     assert_eq!(seen, [event(None, false, 0), event(None, true, 1), event(fc6, false, 1), event(fc6, true, 2)]);
     assert_eq!(evaluations.len(), 2);
-    // Before an evaluation: the function is not called.
+    // If the caller cancels before an evaluation, the function is not called.
     assert_eq!(run(&mut evaluations, &mut |_| ControlFlow::Break(())), None);
     assert_eq!(evaluations.len(), 2);
     // Cancelling after the last evaluation has no effect.
@@ -158,7 +158,7 @@ fn progress_reports_every_evaluation_and_can_cancel_between_them() {
     assert_eq!(lines[..3], ["0/3: the original network …", "1/3: the original network, 0.5", "1/3: fc6 …"]);
 }
 
-/// Accuracy in thousandths: each layer costs so many for every rank below 12.
+/// Returns the accuracy in thousandths. Each layer lowers it by `each` for every rank below 12.
 fn accuracy(each: [usize; 2]) -> impl Fn(&Ranks) -> Result<f64, NoDevice> {
     move |ranks| {
         let lost = |(name, each): (&str, usize)| ranks.get(name).map_or(0, |rank| each * (12 - rank));
@@ -168,7 +168,7 @@ fn accuracy(each: [usize; 2]) -> impl Fn(&Ranks) -> Result<f64, NoDevice> {
 }
 
 fn two() -> [LayerProfile; 2] {
-    // The first saves 40 parameters with every rank, the second 50.
+    // Each rank of the first layer has 40 parameters, each of the second 50.
     [profile("fc6", (20, 20), 0.8), profile("fc7", (30, 20), 0.9)]
 }
 
@@ -209,8 +209,8 @@ fn the_path_of_two_layers_is_the_one_worked_out_by_hand() {
 
 #[test]
 fn layers_take_turns_when_each_step_hurts_more_than_the_last() {
-    // Squares: the better option is the layer that was compressed less; equals go to the one that
-    // leaves fewer parameters.
+    // The loss is quadratic, so the better candidate is the layer that was compressed less. If two
+    // are equal, the one with fewer parameters is kept.
     let value = |ranks: &Ranks| {
         let lost = |rank: &usize| (10 - rank.min(&10)).pow(2);
         Ok((1000.0 - ranks.values().map(lost).sum::<usize>() as f64) / 1000.0)
@@ -280,7 +280,7 @@ fn evaluations_survive_errors_cancelling_and_storage() {
     let refuse = |_: &Ranks| -> Result<f64, NoDevice> { unreachable!() };
     assert_eq!(search.run(&layers, &mut state, refuse, &mut Progress::ignore).unwrap(), whole);
 
-    // Evaluations of a layer that has changed do not count.
+    // Evaluations of a layer that has changed are repeated.
     let others = [layers[0].clone(), profile("fc7", (30, 20), 0.95)];
     search.run(&others, &mut state, accuracy([1, 2]), &mut Progress::ignore).unwrap();
     assert!(state.len() > reference.len());

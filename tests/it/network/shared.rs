@@ -1,5 +1,5 @@
-//! Layers that read the same input: one `down` or one each, whichever loses less at the same
-//! budget.
+//! Layers with a shared input: the allocator chooses one `down` or separate factors, with the
+//! smaller loss within the same budget.
 
 use dalr::network::{Allocator, Budget, Choice, LayerProfile, Plan, Sensitivities, SharedInput, Strategy};
 use dalr::{
@@ -23,8 +23,7 @@ struct Group {
     inputs: Mat<f64>,
 }
 
-/// Three layers of different scale: with the same row space, or each with its own. `weight` is what
-/// the directions weigh.
+/// Returns three layers of different scale, with the same row space or separate ones.
 fn group(alike: bool, bias: bool) -> Group {
     let mut rng = StdRng::seed_from_u64(7);
     let (inputs, rank, samples) = (32, 8, 200);
@@ -46,7 +45,7 @@ fn group(alike: bool, bias: bool) -> Group {
     Group { layers, stats: crate::common::stats(data.as_ref()), inputs: data }
 }
 
-/// Layers solved for in full, one by one.
+/// Returns the profiles of the layers, each decomposed for all ranks.
 fn profiles<T: Scalar>(
     method: &dyn LowRankCompressor<T>,
     layers: &[Linear<T>],
@@ -85,8 +84,8 @@ impl Group {
         joint.0.split(joint.1.truncate(rank).unwrap().layer(), &layers).unwrap()
     }
 
-    /// Squared error of a member over the energy of its outputs, by running it; centred where the
-    /// layers have a bias.
+    /// Returns the squared error of a layer of the group, divided by the energy of its outputs,
+    /// both measured by running it. They are centred if the layers have a bias.
     fn measured(&self, index: usize, low: &LowRankLinear<f64>) -> f64 {
         let layer = &self.layers[index];
         let (error, total) = crate::common::run_both(layer, low, self.inputs.as_ref(), layer.bias().is_some());
@@ -114,7 +113,7 @@ fn predicted_losses_are_those_of_the_layers_that_come_out() {
         for rank in [1, 4, 8, 20, 32] {
             let layers = group.split(&joint, rank);
             let apart: usize = layers.iter().map(LowRankLinear::parameters).sum();
-            // Each has a copy of `down`, which counts once.
+            // Each layer has a copy of `down`, which counts once.
             assert_eq!((apart - 2 * rank * 32) as u64, joint.0.parameters(rank));
             for (index, layer) in layers.iter().enumerate() {
                 assert_eq!(layer.down(), layers[0].down());
@@ -155,15 +154,16 @@ fn one_down_wins_where_layers_look_at_the_same_and_loses_where_they_do_not() {
                 assert!(plan.to_string().contains(&format!("{rank} (shared, group 0)")), "{plan}");
             }
         }
-        // The least parameters within an error of each layer: one rank of 8 for all, or three of 8.
+        // The fewest parameters within an error of each layer: one `down` of rank 8, or three
+        // factors of rank 8.
         let plan =
             Allocator::new(Budget::LayerError(0.35)).allocate_shared(&profiles, std::slice::from_ref(&joint)).unwrap();
         assert_eq!(shared(&plan).is_some(), alike);
         assert!(plan.layers.iter().all(|layer| layer.relative_error.unwrap() <= 0.35));
-        // One rank for all says how many dimensions each layer has of its own.
+        // With one rank for all layers, each layer has its own factors.
         let plan = Allocator::new(Budget::Rank(6)).allocate_shared(&profiles, std::slice::from_ref(&joint)).unwrap();
         assert_eq!(choices(&plan), [Choice::Rank(6); 3]);
-        // A member that is left alone keeps its group from being one.
+        // If one layer stays original, its group cannot have one `down`.
         let allocator = Allocator::new(Budget::ParameterFraction(0.7)).with_untouched("key");
         let plan = allocator.allocate_shared(&profiles, std::slice::from_ref(&joint)).unwrap();
         assert_eq!(plan.choice("key"), Some(Choice::Original));
@@ -172,8 +172,8 @@ fn one_down_wins_where_layers_look_at_the_same_and_loses_where_they_do_not() {
 
 #[test]
 fn the_joint_factors_lose_least_of_the_weighted_sum() {
-    // Not only of the member whose outputs are a hundred times larger; and more of the one that
-    // matters less.
+    // The loss is not only that of the layer with 100 times larger outputs, and it is larger for
+    // the layer with the smaller sensitivity.
     let group = group(false, false);
     let method = Dalr::new().with_ridge(Ridge::None);
     let profiles = group.profiles(&method);
@@ -187,7 +187,7 @@ fn the_joint_factors_lose_least_of_the_weighted_sum() {
     assert!(sum(&weighted, weights.map(|(_, weight)| weight)) < sum(&even, weights.map(|(_, weight)| weight)));
     assert!(sum(&weighted, [1.0; 3]) > sum(&even, [1.0; 3]));
     assert!(loss(&weighted, 1) > loss(&even, 1) && loss(&weighted, 0) < loss(&even, 0));
-    // No member is given up for another's sake when all matter the same.
+    // With equal sensitivities, all layers have similar losses.
     let losses = [0, 1, 2].map(|index| loss(&even, index));
     assert!(losses.iter().all(|loss| *loss < 3.0 * losses[0] && 3.0 * loss > losses[0]), "{losses:?}");
 }
@@ -220,7 +220,7 @@ fn weights_count_in_any_unit() {
     }
 }
 
-/// The group in single precision, weights and inputs times powers of two.
+/// Returns the group in single precision, weights and inputs times powers of two.
 fn single(group: &Group, weight: i32, input: i32) -> (Vec<Linear<f32>>, ActivationStats<f32>) {
     let scaled = |matrix: faer::MatRef<'_, f64>, power: i32| {
         crate::common::cast::<f32>((matrix * faer::Scale(2_f64.powi(power))).as_ref())
@@ -238,7 +238,7 @@ fn groups_may_be_of_any_size() {
         let profiles = profiles(&method, &layers, &stats);
         let members: Vec<_> = profiles.iter().zip(&layers).collect();
         let (shared, _) = SharedInput::decompose(&members, None, &method, &stats, 24).unwrap();
-        // Profiles of layers twice as large are of other layers, however large these are.
+        // Profiles of layers with twice the weight are those of other layers, at any scale.
         let double = |layer: &Linear<f32>| Linear::new(layer.weight() * faer::Scale(2.0_f32), None).unwrap();
         let twice: Vec<Linear<f32>> = layers.iter().map(double).collect();
         let members: Vec<_> = profiles.iter().zip(&twice).collect();
@@ -259,7 +259,7 @@ fn a_member_without_outputs_loses_nothing_and_costs_the_others_nothing() {
     let group = group(false, false);
     let method = Dalr::new().with_ridge(Ridge::None);
     let mut rng = StdRng::seed_from_u64(8);
-    // Past rank 4 there is nothing left but rounding, and the directions are any.
+    // Beyond rank 4, only rounding is left, and the directions are arbitrary.
     for outputs in [8, 32] {
         let weight = gaussian(&mut rng, outputs, 4) * gaussian(&mut rng, 4, 32);
         let layers = [weight, Mat::zeros(outputs, 32)].map(|weight| Linear::new(weight, None).unwrap());
@@ -285,9 +285,8 @@ fn a_member_without_outputs_loses_nothing_and_costs_the_others_nothing() {
 fn factors_and_biases_of_members_that_overflow_are_refused() {
     let group = group(false, false);
     let method = Dalr::new();
-    // The second member is so much larger than the first that its half of the common factors leaves
-    // the range; or only its corrected bias does, which has the mean of the inputs as another
-    // factor.
+    // The second layer is so much larger than the first that its `up` overflows. In the other case
+    // only its corrected bias overflows, which also contains the mean of the inputs.
     for (powers, mean, bias) in [([-66, 66], 0.0, false), ([0, 100], 2_f32.powi(40), true)] {
         let spread = if bias { 2_f32.powi(34) } else { 1.0 };
         let inputs = Mat::from_fn(200, 32, |i, j| mean + spread * group.inputs[(i, j)] as f32);
@@ -301,7 +300,7 @@ fn factors_and_biases_of_members_that_overflow_are_refused() {
         let (shared, decomposition) = SharedInput::decompose(&members, None, &method, &stats, 24).unwrap();
         let originals: Vec<&Linear<f32>> = layers.iter().collect();
         let error = shared.split(decomposition.truncate(2).unwrap().layer(), &originals).unwrap_err();
-        let message = "SharedInput::split: expected the factor `up` or the bias of a layer within the range of its type, got an overflow";
+        let message = "SharedInput::split: the factor `up` or the bias of a layer overflows: use smaller numbers, or a larger type such as `f64`";
         assert_eq!(error.to_string(), message, "{powers:?}");
     }
 }
@@ -332,7 +331,7 @@ fn refusals() {
     let partial = Sensitivities::new([("query", 1.0), ("key", 1.0)]).unwrap();
     let partial = SharedInput::decompose(&members, Some(&partial), &method, &group.stats, 4);
     assert!(matches!(partial, Err(Error::Layers { .. })));
-    // Profiles of another method: their losses are of something else.
+    // Profiles of another method have losses that cannot be compared.
     assert!(matches!(
         SharedInput::decompose(&members, None, &TruncatedSvd::new(), &group.stats, 4),
         Err(Error::Layers { .. })
@@ -354,7 +353,7 @@ fn refusals() {
     assert!(matches!(absent, Error::Layers { .. }));
     let by_errors: Vec<_> = profiles.iter().map(|profile| profile.clone().with_data_errors().unwrap()).collect();
     assert!(matches!(allocator.allocate_shared(&by_errors, std::slice::from_ref(&joint)), Err(Error::Layers { .. })));
-    // Of which it is said what they are instead, the shape first.
+    // The error states the difference, first that of the shape.
     let stats = crate::common::stats(group.inputs.subcols(0, 30));
     let query = LayerProfile::new("query", &method.decompose(&narrow, &stats, 24).unwrap()).with_data_errors().unwrap();
     for (query, found) in [(by_errors[0].clone(), "losses by errors on the data"), (query, "another shape")] {

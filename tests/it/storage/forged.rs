@@ -1,16 +1,15 @@
-//! Damaged files, lying headers and numbers that are not finite are refused.
+//! Damaged files, false headers and numbers that are not finite are errors.
 
 use dalr::{ActivationStats, Error};
 
 use super::{bytes, inputs};
 use crate::common::file::{numbers, put_together, range, set, take_apart};
 
-/// The sample form; the covariance form; the covariance form with two samples that wait for a
-/// product.
+/// The sample form; the covariance form; the covariance form with two samples in its buffer.
 const FORMS: [&str; 3] = ["samples", "scatter", "gathering"];
 
 fn small(form: &str) -> Vec<u8> {
-    // Samples wait for products of three, of this many inputs.
+    // With 12 inputs, the buffer holds up to three samples.
     let features = if form == "gathering" { 12 } else { 3 };
     let mut stats = ActivationStats::<f32>::new(features);
     stats.update(inputs(8, if form == "samples" { 4 } else { 60 }, features).as_ref()).unwrap();
@@ -60,7 +59,7 @@ fn refused(header: &str, data: &[u8], message: &str) {
     assert!(error.to_string().contains(message), "expected `{message}`, got `{error}`");
 }
 
-/// A header with something else in it, padded as headers are.
+/// Returns a header with `from` replaced by `to`, padded as headers are.
 fn replaced(header: &str, from: &str, to: &str) -> String {
     assert!(header.contains(from), "{from}");
     let header = header.replacen(from, to, 1);
@@ -68,7 +67,7 @@ fn replaced(header: &str, from: &str, to: &str) -> String {
     format!("{header:<0$}", header.len().next_multiple_of(8))
 }
 
-/// Headers that lie, with a checksum that is right.
+/// False headers with a correct checksum.
 #[test]
 fn hostile_headers() {
     let (header, data) = take_apart(&small("samples"));
@@ -116,7 +115,7 @@ fn hostile_headers() {
     lie("[4,3]", "[-4,-3]", "header in the safetensors format");
     lie("\"origin\"", "\"mean\"", "header in the safetensors format");
     lie("\"origin\"", "\"origins\"", "a tensor `origin`");
-    // Overlapping, swapped, with a hole, past the end, backwards.
+    // The ranges overlap, are swapped, leave a gap, exceed the end, or are reversed.
     lie("[24,48]", "[0,24]", "header in the safetensors format");
     lie("[24,48]", "[20,44]", "header in the safetensors format");
     lie("[24,48]", "[32,56]", "header in the safetensors format");
@@ -146,7 +145,7 @@ fn hostile_headers() {
     assert!(matches!(load(&bytes), Err(Error::Format { .. })));
 }
 
-/// NaN, infinities, and numbers of the wrong sign, in a file that is right otherwise.
+/// NaN, infinities, and numbers of the wrong sign, in an otherwise valid file.
 #[test]
 fn invalid_numbers() {
     let infinite = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY];
@@ -155,8 +154,8 @@ fn invalid_numbers() {
         let lie = |name: &str, index: usize, value: f64, message: &str| {
             let mut data = good.clone();
             set(&header, &mut data, name, index, value);
-            // The mean agrees with a false origin or offset, which would be refused as another mean
-            // otherwise.
+            // The mean is changed together with the origin or the offset, because a contradiction
+            // would be another error.
             if name == "origin" || name == "offset" {
                 let sum = numbers(&header, &data, "origin")[index] + numbers(&header, &data, "offset")[index];
                 set(&header, &mut data, "mean", index, sum);
@@ -223,7 +222,7 @@ fn invalid_scatters() {
         lie("scatter", "\"gathered\":\"0\"", &format!("\"gathered\":\"{number}\""), "a number for gathered");
     }
     lie("scatter", "\"gathered\":\"0\"", "\"gathered\":\"1\"", "a tensor `weights` of type F64 and shape [1]");
-    // More gathered samples than samples.
+    // The buffer has more samples than the statistics.
     let mut stats = ActivationStats::<f32>::new(12).with_memory_limit(12 * 12 * 8 + 3 * 56);
     stats.update(inputs(8, 2, 12).as_ref()).unwrap();
     let good = bytes(&stats);
@@ -233,7 +232,7 @@ fn invalid_scatters() {
     refused(&fewer, &data, "no more waiting samples than there are");
 }
 
-/// As many samples as one product takes never wait.
+/// The buffer never holds enough samples for a product.
 #[test]
 fn too_many_gathered_samples() {
     let (header, data) = take_apart(&small("gathering"));
@@ -265,6 +264,6 @@ fn precisions_are_not_mixed_up() {
     let error = load(&bytes(&stats)).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "ActivationStats::from_safetensors: expected precision `f32` in the bytes, got `f64`"
+        "ActivationStats::from_safetensors: expected dtype `f32`, as in `ActivationStats<f32>`, in the bytes, got `f64`: load with that type"
     );
 }

@@ -1,4 +1,4 @@
-//! Files: statistics that come back, their layout, damaged files, model files.
+//! Files: round trips of statistics, their layout, damaged files, model files.
 
 mod forged;
 mod layers;
@@ -14,7 +14,7 @@ use faer::Mat;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 
-/// A folder of its own for each test, gone with it.
+/// A temporary folder for one test, which is removed at its end.
 struct Folder(PathBuf);
 
 impl Folder {
@@ -43,9 +43,8 @@ fn inputs<T: Scalar>(seed: u64, rows: usize, features: usize) -> Mat<T> {
     Mat::from_fn(rows, features, |i, j| T::from_f64(if j == 1 { 0.0 } else { (values[(i, j)] + 0.3).max(0.0) }))
 }
 
-/// Statistics in every state that there is: empty, samples, several segments of them, scatter,
-/// several block columns of it, products in `f32`, samples gathered for the next one, all of them
-/// gathered, mixed.
+/// Returns statistics in every state: empty, samples, several segments of samples, scatter, several
+/// block columns, products in `f32`, samples in the buffer, only samples in the buffer, mixed.
 fn states<T: Scalar>() -> Vec<(&'static str, ActivationStats<T>)> {
     let fed = |features, rows| {
         let mut stats = ActivationStats::new(features);
@@ -63,7 +62,7 @@ fn states<T: Scalar>() -> Vec<(&'static str, ActivationStats<T>)> {
         assert!(format!("{stats:?}").contains("covariance"));
         stats
     };
-    // There is room for the scatter and what is gathered, and for little more.
+    // The limit allows the scatter and its buffer, and little more.
     let room = 64 * 64 * 8 + 64 / size_of::<T>() * (64 * size_of::<T>() + 8);
     let all_gathered = gathering(ActivationStats::new(64).with_memory_limit(room), 7);
     let mut both = gathering(fed(64, 300), 5);
@@ -99,7 +98,7 @@ fn behaves_the_same<T: Scalar>(name: &str, stats: &ActivationStats<T>, loaded: &
     let batch = inputs(77, 5, features);
     let outcomes = grown.each_mut().map(|stats| {
         let weights = [0.3, 0.0, 2.0, 1.0, 1.0];
-        // The last one is more than is ever gathered.
+        // The last batch has more samples than the buffer.
         let many = stats.update(inputs(79, if features < 1000 { 200 } else { 1 }, features).as_ref());
         (stats.update_weighted(batch.as_ref(), &weights), many, stats.update(batch.as_ref()))
     });
@@ -153,7 +152,7 @@ fn settings_come_back() {
     assert!(take_apart(&bytes(&loaded)).0.contains("\"memory_limit\":\"700\",\"threads\":\"3\""));
 }
 
-/// Reads a file as its documentation says, with nothing of the library.
+/// Reads a file as documented, without the library's code.
 #[test]
 fn the_file_is_what_the_documentation_says() {
     let mut narrow = ActivationStats::<f32>::new(300);
@@ -257,7 +256,7 @@ fn the_file_is_what_the_documentation_says() {
         let difference = scatter * faer::Scale(1.0 / total) - stats.covariance().unwrap();
         assert!(difference.norm_max() <= 1e-14 * stats.covariance().unwrap().norm_max());
 
-        // Any reader of the format can read it.
+        // Any reader of safetensors can read the file.
         let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         assert_eq!(tensors.tensor("mean").unwrap().data(), &data[range(&text, "mean")]);
     }
@@ -282,7 +281,7 @@ fn files_that_cannot_be_had_are_errors_and_leave_nothing() {
     assert!(matches!(stats.save(""), Err(Error::Io { .. })));
     assert!(matches!(stats.save("/"), Err(Error::Io { .. })));
     assert_eq!(folder.files(), ["taken"]);
-    // Damaged on disk, named in the error.
+    // The file is damaged on disk, and the error names it.
     let path = folder.0.join("damaged");
     stats.save(&path).unwrap();
     let mut bytes = fs::read(&path).unwrap();
@@ -315,7 +314,8 @@ fn many_may_save_to_one_path_at_once() {
     assert_eq!(folder.files(), ["stats"]);
 }
 
-/// Leftovers of this path go, those of others and what only looks like one stay.
+/// Temporary files of this path are removed. Those of other paths, and files with similar names,
+/// stay.
 #[test]
 fn leftovers_are_removed_and_nothing_else() {
     let folder = Folder::new("leftovers");
@@ -358,8 +358,8 @@ fn a_link_is_followed() {
     assert_eq!(ActivationStats::<f32>::load(&real).unwrap().features(), 4);
 }
 
-/// A stream holds the bytes of a file. Several statistics follow each other in one stream. A stream
-/// that ends early is an error.
+/// A stream contains the bytes of a file. Several statistics can follow each other in one stream. A
+/// stream that ends early is an error.
 #[test]
 fn streams_hold_what_files_do_one_after_the_other() {
     let states = states::<f32>();

@@ -36,7 +36,7 @@ fn numbers_of_every_dtype_come_back_rounded_once() {
         let row_major: Vec<f64> = rounded.row_iter().flat_map(|row| row.iter().copied().collect::<Vec<_>>()).collect();
         assert!(model.vector::<f64>(&name).unwrap().iter().eq(&row_major));
     }
-    // The format's own reader agrees, and every tensor is aligned.
+    // The reader of the `safetensors` crate reads the same tensors, and every tensor is aligned.
     let bytes = fs::read(&path).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     assert_eq!(file.len(), 4);
@@ -146,14 +146,14 @@ fn a_failure_leaves_the_old_file() {
     });
     assert!(matches!(failed, Err(Error::Empty { .. })));
     assert_eq!((fs::read(&path).unwrap(), folder.files()), (b"old".to_vec(), vec!["m.safetensors".into()]));
-    // NaN and infinities are kept: they are the caller's numbers.
+    // NaN and infinities of the caller are written unchanged.
     writer.write(&path, |(), out| out.numbers([f64::NAN, f64::NEG_INFINITY])).unwrap();
     let read = ModelFile::open(&path).unwrap().vector::<f32>("x").unwrap();
     assert!(read[0].is_nan() && read[1] == f32::NEG_INFINITY);
 }
 
-/// Whatever is done to a file, opening and reading it gives an error or numbers, and takes no
-/// memory beyond the file's length.
+/// Opening and reading a damaged file gives an error or numbers, and takes no more memory than the
+/// file's length.
 #[test]
 fn damaged_files_are_errors() {
     let folder = Folder::new("model-damage");

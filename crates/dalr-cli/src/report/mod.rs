@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::layer::Layer;
 use crate::selection::{Passed, Selection};
 
-/// Everything that is reported.
+/// The content of the reports.
 pub struct Outcome<'a> {
     pub args: &'a CompressArgs,
     pub model: &'a ModelFile,
@@ -22,12 +22,12 @@ pub struct Outcome<'a> {
 }
 
 impl Outcome<'_> {
-    /// The self-contained page.
+    /// Returns the self-contained page.
     pub fn page(&self) -> String {
         page::page(self)
     }
 
-    /// Every layer, the totals, and all other tensors with the reasons.
+    /// Returns every layer, the totals, and all other tensors with the reasons.
     pub fn json(&self) -> Result<String> {
         let Plan { budget, strategy, objective, lower_bound, layers, warnings, .. } = self.plan;
         let layers = layers.iter().zip(&self.selection.layers);
@@ -51,16 +51,16 @@ impl Outcome<'_> {
         }))
     }
 
-    /// The root mean square of the layers' predicted output errors. The library's `total_error` may
-    /// include regularization, as the allocator's objective does.
+    /// Returns the root mean square of the layers' predicted output errors. The library's
+    /// `total_error` may include regularization, as the allocator's objective does.
     fn output_error(&self) -> Option<f64> {
         let layers = &self.plan.layers;
         let squares: Option<f64> = layers.iter().map(|layer| Some(layer.relative_error?.powi(2))).sum();
         Some((squares? / layers.len() as f64).sqrt())
     }
 
-    /// A table of the layers, the number of copied tensors, warnings, and the result in one line.
-    /// With `verbose`, also every copied tensor, the objective and its bound.
+    /// Returns a table of the layers, the number of copied tensors, warnings, and the result in one
+    /// line. With `verbose`, also every copied tensor, the objective and its bound.
     pub fn summary(&self, verbose: bool) -> String {
         let plan = self.plan;
         let headings = ["layer", "out × in", "rank", "parameters kept", "predicted error"];
@@ -101,7 +101,7 @@ fn layer_json((plan, layer): (&LayerPlan, &Layer)) -> Value {
     })
 }
 
-/// The rank of a layer; `None` for an original layer.
+/// Returns the rank of a layer; `None` for an original layer.
 fn rank(layer: &LayerPlan) -> Option<usize> {
     match layer.choice {
         Choice::Rank(rank) => Some(rank),
@@ -123,7 +123,7 @@ fn row(layer: &LayerPlan) -> Vec<String> {
     ]
 }
 
-/// The reason why a layer stays as it is, or the warnings about its factors.
+/// Returns the reason why a layer stays original, or the warnings about its factors.
 fn remarks(layer: &LayerPlan) -> String {
     match layer.reason {
         Some(why) => format!("original layer: {}", reason(why)),
@@ -131,7 +131,7 @@ fn remarks(layer: &LayerPlan) -> String {
     }
 }
 
-/// The words for a reason.
+/// Returns the words for a reason.
 fn reason(reason: OriginalReason) -> String {
     match reason {
         OriginalReason::NoSavings => "no allowed rank saves parameters".into(),
@@ -141,7 +141,7 @@ fn reason(reason: OriginalReason) -> String {
     }
 }
 
-/// The number of copied tensors by reason, or with `verbose` each of them.
+/// Returns the number of copied tensors by reason, or with `verbose` each of them.
 pub fn copied(tensors: &[Passed], verbose: bool) -> String {
     let mut text = format!("other tensors, copied: {}", tensors.len());
     if verbose {
@@ -153,7 +153,8 @@ pub fn copied(tensors: &[Passed], verbose: bool) -> String {
     }
     let mut reasons: Vec<(&str, usize)> = Vec::new();
     for Passed { name, reason, .. } in tensors {
-        // The name of the missing input would make every reason another.
+        // The reason contains the name of the missing input. Without the name, equal reasons are
+        // counted together.
         let reason = if reason.starts_with("no `") { "no calibration data" } else { reason };
         let reason =
             if reason == "not a weight" && name.ends_with(".bias") { "a bias without a layer" } else { reason };
@@ -166,7 +167,7 @@ pub fn copied(tensors: &[Passed], verbose: bool) -> String {
     if reasons.is_empty() { text + "\n" } else { text + &format!(" ({})\n", reasons.join("; ")) }
 }
 
-/// The copied tensors for programs.
+/// Returns the copied tensors for programs.
 pub fn passed(tensors: &[Passed]) -> Value {
     let tensor = |Passed { name, dtype, shape, reason }: &Passed| json!({"name": name, "dtype": dtype, "shape": shape, "reason": reason});
     tensors.iter().map(tensor).collect()
@@ -174,10 +175,11 @@ pub fn passed(tensors: &[Passed]) -> Value {
 
 pub fn pretty(value: &Value) -> Result<String> {
     let text = serde_json::to_string_pretty(value);
-    text.map(|text| text + "\n").map_err(|error| Error::Refused(format!("cannot write the report: {error}")))
+    text.map(|text| text + "\n").map_err(|error| Error::Refused(format!("cannot convert the report to JSON: {error}")))
 }
 
-/// One line for each row, with the first column aligned to the left and the others to the right.
+/// Returns one line for each row, with the first column aligned to the left and the others to the
+/// right.
 pub fn table(rows: &[Vec<String>]) -> Vec<String> {
     let columns = rows.first().map_or(0, Vec::len);
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);

@@ -1,10 +1,10 @@
-//! A self-contained page about a compression: no script, nothing to load, light or dark like the
-//! reader's system.
+//! A self-contained HTML page about a compression. It has no scripts, loads no files, and is light
+//! or dark like the reader's system.
 
 use super::spectrum;
 use super::{Outcome, kept, percent, rank};
 
-/// The whole page.
+/// Returns the whole page.
 pub fn page(outcome: &Outcome<'_>) -> String {
     let plan = outcome.plan;
     let title = outcome.args.source.model.file_name().map_or("model".into(), |name| escape(&name.to_string_lossy()));
@@ -58,7 +58,7 @@ fn summary(outcome: &Outcome<'_>) -> String {
     text
 }
 
-/// Rank and error by layer.
+/// Returns the rank and error by layer.
 fn layers(outcome: &Outcome<'_>) -> String {
     let mut text = String::from(
         "<h2>Rank and error by layer</h2>\n<div class=\"wide\"><table><thead><tr><th>layer</th><th>out × in</th>\
@@ -80,7 +80,7 @@ fn layers(outcome: &Outcome<'_>) -> String {
     text + "</tbody></table></div>\n"
 }
 
-/// A horizontal bar, full at 1, and its label.
+/// Returns a horizontal bar, full at 1, and its label.
 fn bar(value: f64, label: &str, class: &str) -> String {
     let width = 100.0 * value.clamp(0.0, 1.0);
     format!(
@@ -107,7 +107,7 @@ fn spectra(outcome: &Outcome<'_>) -> String {
     text + "</div>\n"
 }
 
-/// The tensors that are no layers, each with the reason.
+/// Returns the tensors that are not layers, each with the reason.
 fn passed(outcome: &Outcome<'_>) -> String {
     let mut text = String::from("<h2>Tensors copied as they are</h2>\n");
     if outcome.selection.passed.is_empty() {
@@ -132,12 +132,12 @@ fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// A name that may be broken after its dots.
+/// Returns a name that may be broken after its dots.
 fn breakable(name: &str) -> String {
     escape(name).replace('.', ".<wbr>")
 }
 
-/// Four digits, without an exponent if that is short.
+/// Returns a number with four digits, without an exponent if that is short.
 fn significant(number: f64) -> String {
     if number == 0.0 || (1e-3..1e6).contains(&number.abs()) {
         let text = format!("{number:.4}");
@@ -146,7 +146,7 @@ fn significant(number: f64) -> String {
     format!("{number:.3e}")
 }
 
-/// An integer with groups of thousands.
+/// Returns an integer with groups of thousands.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();

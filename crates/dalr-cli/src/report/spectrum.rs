@@ -5,20 +5,20 @@ use dalr::network::LayerProfile;
 
 const WIDTH: f64 = 300.0;
 const HEIGHT: f64 = 130.0;
-/// Margins; those with labels are wider.
+/// Margins of the picture. Those with labels are wider.
 const LEFT: f64 = 34.0;
 const BOTTOM: f64 = 18.0;
 const TOP: f64 = 14.0;
 const RIGHT: f64 = 8.0;
 
-/// Points of a line. More could not be distinguished at this width.
+/// Number of points of a line. More points could not be distinguished at this width.
 const POINTS: usize = 150;
 
-/// Energies this far below the largest are drawn at the bottom.
+/// Number of decades on the axis. Smaller energies are drawn at the bottom.
 const DECADES: f64 = 6.0;
 
-/// An SVG of the explained energies of a layer on a logarithmic scale, with its rank (0 for the
-/// original layer) and its break-even rank.
+/// Returns an SVG of the explained energies of a layer on a logarithmic scale, with its rank (0 for
+/// the original layer) and its break-even rank.
 pub fn svg(profile: &LayerProfile, rank: usize) -> String {
     let energies = profile.explained_energy();
     let full = profile.out_features().min(profile.in_features());
@@ -80,7 +80,7 @@ pub fn svg(profile: &LayerProfile, rank: usize) -> String {
     picture + "</svg>"
 }
 
-/// At most `POINTS` indices below `count`, with the first and the last.
+/// Returns at most `POINTS` indices below `count`, with the first and the last.
 fn sampled(count: usize) -> Vec<usize> {
     if count <= POINTS {
         return (0..count).collect();

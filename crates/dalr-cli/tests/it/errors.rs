@@ -30,7 +30,8 @@ fn wrong_options_are_refused_with_code_2() {
     usage(&["--max-error=-1"], "--max-error: expected a relative error in (0, 1), got -1");
     usage(&["--rank", "3", "--json", "out.safetensors"], "two outputs cannot be one file");
     usage(&["--rank", "3", "--force", "--html", "model.safetensors"], "an output cannot replace an input");
-    // An infeasible budget is only known once the layers are solved. They serve for another budget.
+    // Only the solved layers show that a budget is infeasible. A run with another budget can use
+    // them.
     folder.refuses(&["--keep", "0.00001"], "0.00001");
     let output = folder.run(&["--keep", "0.9", "--resume"]);
     assert!(said(&output).contains("solved before") && output.status.success(), "{}", said(&output));
@@ -53,7 +54,7 @@ fn calibration_that_does_not_fit_is_refused_before_anything_is_solved() {
         Tensors::default().with("fc.input", samples(9, 10)),
         "layer fc: calibration.safetensors: expected `fc.input` with a last axis of 8, the layer's inputs, got shape [9, 10]",
     );
-    // The other way round: as many numbers, another axis.
+    // A transposed batch: the right number of values, but the last axis is not the inputs.
     refuses(Tensors::default().with("fc.input", samples(8, 9)), "got shape [8, 9]");
     refuses(Tensors::default().with("fc.input", Tensor::of(Dtype::F32, &[], &[1.0])), "got shape []");
     refuses(
@@ -100,7 +101,7 @@ fn models_that_are_damaged_are_refused() {
     let mut garbled = whole.clone();
     garbled[9] = b'}';
     refuses(&garbled, "expected a header in the safetensors format");
-    // Offsets that overlap, lead out of the file, or do not belong to the shape.
+    // The offsets overlap, exceed the file, or contradict the shape.
     let text = String::from_utf8_lossy(&whole[8..300]).into_owned();
     for (from, to) in [("[0,32]", "[0,33]"), ("\"shape\":[8]", "\"shape\":[9]"), ("[0,32]", "[8,40]")] {
         assert!(text.contains(from), "{text}");
@@ -118,7 +119,7 @@ fn models_that_are_damaged_are_refused() {
     bad(
         "layer.0.weight",
         Tensor::of(Dtype::F32, &[8, 8], &numbers),
-        "layer layer.0: Linear::new: expected finite numbers in the weight, got NaN at row 1, column 5",
+        "layer layer.0: Linear::new: expected finite numbers in the weight, got NaN at row 1, column 5 (counted from 0)",
     );
     bad("layer.0.bias", samples(1, 7), "layer layer.0: expected a bias of 8 floating-point numbers, got F32 [1, 7]");
     bad("layer.0.1.weight", samples(1, 7), "layer layer.0: `layer.0.1.weight` is already in the model");
@@ -131,7 +132,8 @@ fn models_that_are_damaged_are_refused() {
 #[test]
 fn factors_that_overflow_the_weight_s_dtype_are_an_error() {
     let folder = Folder::new();
-    // All entries near the largest that f16 holds: the factors' are several times larger.
+    // All entries are near the largest number of f16, and those of the factors are several times
+    // larger.
     let weight: Vec<f64> = random(1, 16, 16, 1.0).iter().map(|x| 6e4 - x.abs()).collect();
     Tensors::default()
         .with("fc.weight", Tensor::of(Dtype::F16, &[16, 16], &weight))
@@ -167,7 +169,7 @@ fn outputs_that_exist_are_kept_without_force() {
     assert!(said(&output).contains("expected the name of a file, got a folder"), "{}", said(&output));
 }
 
-/// A disk that is full, as far as a process can tell: files may grow to so many kilobytes.
+/// A limit on the size of files acts like a full disk.
 #[test]
 fn a_full_disk_is_an_error_that_leaves_nothing_half_done() {
     let folder = Folder::new();
@@ -175,14 +177,14 @@ fn a_full_disk_is_an_error_that_leaves_nothing_half_done() {
     let large = Tensor::of(Dtype::F64, &[40_000], &random(1, 1, 40_000, 1.0));
     model.with("large", large).write(&folder.path("model.safetensors"));
     let limited = |kilobytes: usize| {
-        // Without the signal of the limit, a write fails as on a full disk.
+        // The signal of the limit is ignored, so a write fails as on a full disk.
         let script = format!("trap '' XFSZ; ulimit -f {}; exec \"$0\" \"$@\"", kilobytes * 2);
         let mut command = std::process::Command::new("sh");
         let inner = folder.command(&OK);
         command.args(["-c", &script]).arg(inner.get_program()).args(inner.get_args());
         command.current_dir(folder.path("")).output().unwrap()
     };
-    // Too small for a layer's factors, then for the output.
+    // The limit is too small for a layer's factors, and then for the output.
     for (kilobytes, what) in [(1, "cannot access out.safetensors.work"), (100, "cannot access out.safetensors:")] {
         let output = limited(kilobytes);
         assert_eq!(output.status.code(), Some(1), "{}", said(&output));
@@ -190,7 +192,7 @@ fn a_full_disk_is_an_error_that_leaves_nothing_half_done() {
         let left = folder.names();
         assert!(!left.iter().any(|name| name == "out.safetensors" || name.ends_with(".partial")), "{left:?}");
     }
-    // Once there is room, a resumed run uses the solved layers.
+    // Without the limit, a resumed run uses the solved layers.
     let output = folder.run(&["--rank", "3", "--resume"]);
     assert!(output.status.success(), "{}", said(&output));
     assert!(said(&output).contains("layer 2/2 layer.1: solved before"), "{}", said(&output));

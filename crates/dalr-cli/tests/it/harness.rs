@@ -11,12 +11,12 @@ use rand::rngs::StdRng;
 use rand_distr::{Distribution, StandardNormal};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
-/// The program.
+/// Returns the path of the program.
 pub fn program() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_dalr"))
 }
 
-/// A folder of its own for one test, removed at its end.
+/// A temporary folder for one test, which is removed at its end.
 pub struct Folder(PathBuf);
 
 impl Folder {
@@ -39,7 +39,7 @@ impl Folder {
         names
     }
 
-    /// The command on `model`, `calibration` and `out`.safetensors, with one thread and all
+    /// Returns the command on `model`, `calibration` and `out`.safetensors, with one thread and all
     /// messages, in this folder.
     pub fn command(&self, options: &[&str]) -> Command {
         let mut command = Command::new(program());
@@ -64,7 +64,7 @@ impl Folder {
         Tensors::read(&self.path("out.safetensors"))
     }
 
-    /// Runs, and expects a failure that says this and leaves no output.
+    /// Runs the program, and checks that it fails with this message and leaves no output.
     pub fn refuses(&self, options: &[&str], expected: &str) {
         let output = self.run(options);
         assert!(matches!(output.status.code(), Some(1 | 2)), "{options:?}: {:?} {}", output.status, said(&output));
@@ -80,7 +80,7 @@ impl Drop for Folder {
     }
 }
 
-/// The standard error of the program.
+/// Returns the standard error of the program.
 pub fn said(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
@@ -93,7 +93,7 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// Numbers, rounded to `dtype`.
+    /// Creates a tensor from numbers, rounded to `dtype`.
     pub fn of(dtype: Dtype, shape: &[usize], numbers: &[f64]) -> Self {
         assert_eq!(numbers.len(), shape.iter().product::<usize>());
         let data = numbers.iter().flat_map(|&number| match dtype {
@@ -155,8 +155,8 @@ impl Tensors {
     }
 }
 
-/// Gaussian numbers; those of column `j` of `columns` times `decay` to the power of `j`, about a
-/// mean of 1.
+/// Returns Gaussian numbers about a mean of 1. Column `j` is multiplied by `decay` to the power of
+/// `j`.
 pub fn random(seed: u64, rows: usize, columns: usize, decay: f64) -> Vec<f64> {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut number = |j: usize| -> f64 {
@@ -166,7 +166,7 @@ pub fn random(seed: u64, rows: usize, columns: usize, decay: f64) -> Vec<f64> {
     (0..rows * columns).map(|index| number(index % columns)).collect()
 }
 
-/// A layer's tensors, for a model.
+/// Returns a layer's tensors, for a model.
 pub fn layer(model: Tensors, name: &str, dtype: Dtype, shape: [usize; 2], bias: bool) -> Tensors {
     let seed = name.bytes().map(u64::from).sum();
     let weight = Tensor::of(dtype, &shape, &random(seed, shape[0], shape[1], 1.0));
@@ -177,7 +177,7 @@ pub fn layer(model: Tensors, name: &str, dtype: Dtype, shape: [usize; 2], bias: 
     model.with(&format!("{name}.bias"), Tensor::of(dtype, &shape[..1], &random(seed + 1, 1, shape[0], 1.0)))
 }
 
-/// A model of `count` layers of `size` × `size`, and samples for each.
+/// Returns a model of `count` layers of `size` × `size`, and samples for each.
 pub fn stack(folder: &Folder, count: usize, size: usize) -> (Tensors, Tensors) {
     let (mut model, mut calibration) = (Tensors::default(), Tensors::default());
     for index in 0..count {

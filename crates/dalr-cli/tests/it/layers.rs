@@ -41,7 +41,7 @@ fn everything(folder: &Folder) -> (Tensors, Tensors) {
     (model, calibration)
 }
 
-/// The library's own answer, from the numbers in the files.
+/// Returns the result of the library from the numbers in the files.
 fn solve<T: Scalar>(
     model: &Tensors,
     calibration: &Tensors,
@@ -79,7 +79,7 @@ fn check<T: Scalar>(
         matrix.row_iter().flat_map(|row| row.iter().map(|x| x.to_f64()).collect::<Vec<f64>>()).collect()
     };
     let low = compressed.layer();
-    // Bit for bit, but not printed number by number.
+    // The bits are compared without printing all numbers.
     assert!(down == &Tensor::of(original.dtype, &down.shape, &rows(low.down())), "{name}.0.weight");
     assert!(up == &Tensor::of(original.dtype, &up.shape, &rows(low.up())), "{name}.1.weight");
     for gone in ["weight", "bias"] {
@@ -125,7 +125,7 @@ fn layers_of_every_type_are_what_the_library_gives() {
     let (model, calibration) = everything(&folder);
     let out = folder.compress(&["--keep", "0.5"]);
     check_all(&model, &calibration, &out, &Dalr::new(), &Dalr::new());
-    // At most half of all that the layers hold, and not far from it.
+    // The result has at most half of the layers' parameters, and not much less.
     let count = |tensors: &Tensors| -> usize {
         let layers = tensors.tensors.iter().filter(|(name, _)| name.starts_with("block."));
         layers.map(|(_, tensor)| tensor.shape.iter().product::<usize>()).sum()

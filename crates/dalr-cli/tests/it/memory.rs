@@ -1,4 +1,4 @@
-//! A model and samples several times as large as the memory there is.
+//! A model and samples that are several times as large as the memory limit.
 
 use std::io::Write;
 use std::process::Command;
@@ -12,9 +12,9 @@ const LAYERS: usize = 3;
 /// Bytes of the copied table, and samples of each layer.
 const TABLE: usize = 256 << 20;
 const SAMPLES: usize = 20_000;
-/// Kilobytes of data that the process may have beyond those for a tiny model. The latter are nearly
-/// all address space that matrix products reserve: twice the cache of the machine, from 64 MB to a
-/// gigabyte. Code and the kernel's cache of files do not count.
+/// Kilobytes of data that the process may use in addition to those for a tiny model. A tiny model
+/// mainly takes the address space that matrix products reserve: twice the cache of the machine,
+/// from 64 MB to a gigabyte. Code and the kernel's cache of files do not count.
 const ROOM: usize = 32 << 10;
 
 /// Writes the files piece by piece, so that the test runs on small machines.
@@ -44,7 +44,7 @@ fn write(folder: &Folder) {
     };
     let mut file = create("model.safetensors", &header);
     model.tensors.values().for_each(|tensor| file.write_all(&tensor.data).unwrap());
-    // A hole, which costs no disk.
+    // A hole in the file takes no space on the disk.
     let length = file.metadata().unwrap().len() + TABLE as u64;
     file.set_len(length).unwrap();
 
@@ -70,7 +70,7 @@ fn limited(folder: &Folder, kilobytes: usize) -> std::process::Output {
     command.arg(inner.get_program()).args(inner.get_args()).current_dir(folder.path("")).output().unwrap()
 }
 
-/// The least limit under which a tiny model is compressed, to a megabyte.
+/// Returns the smallest limit at which a tiny model can be compressed, up to a megabyte.
 fn tiny() -> usize {
     let folder = Folder::new();
     stack(&folder, 1, 12);

@@ -66,7 +66,7 @@ fn the_total_error_is_that_of_the_outputs() {
 fn the_page_is_whole_and_loads_nothing() {
     let folder = Folder::new();
     let (mut model, mut calibration) = stack(&folder, 3, 24);
-    // A name that would be markup.
+    // A name that contains markup.
     let name = "a<b>&\"";
     model = layer(model, name, safetensors::tensor::Dtype::F32, [24, 24], true);
     calibration = calibration.clone().with(&format!("{name}.input"), calibration.tensors["layer.0.input"].clone());
@@ -80,7 +80,7 @@ fn the_page_is_whole_and_loads_nothing() {
     }
     assert!(page.contains("a&lt;b&gt;&amp;&quot;"));
     assert_eq!(page.matches("<figure>").count(), 4);
-    // Every spectrum has its line and, since all were compressed, its cut.
+    // Every spectrum has a line and, because all layers are compressed, a mark at its rank.
     assert_eq!(page.matches("<polyline class=\"line\"").count(), 4);
     assert_eq!(page.matches("<path class=\"cut\"").count(), 4);
     for tag in ["svg", "table", "tr", "td", "div", "figure", "p", "span"] {

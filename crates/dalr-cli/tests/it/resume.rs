@@ -13,12 +13,13 @@ use crate::harness::{Folder, Tensor, said, stack};
 const LAYERS: usize = 16;
 const KEEP: [&str; 2] = ["--keep", "0.5"];
 
-/// Starts a run and waits until so many layers are done; false if it ended before.
+/// Starts a run and waits until this number of layers is done. Returns false if the run ended
+/// before.
 fn start(folder: &Folder, options: &[&str], layers: usize) -> (Child, bool) {
     let mut child = folder.command(options).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let reached = lines.any(|line| line.unwrap().starts_with(&format!("layer {layers}/")));
-    // Nobody reads on: the rest must not block.
+    // The rest of the output is read, so that the program does not block.
     std::thread::spawn(move || lines.count());
     (child, reached)
 }
@@ -27,7 +28,7 @@ fn interrupt(child: &Child) {
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
 }
 
-/// A run that was interrupted after some layers.
+/// Creates the files of a run that was interrupted after some layers.
 fn interrupted(folder: &Folder) {
     let (mut child, reached) = start(folder, &KEEP, 3);
     assert!(reached);
@@ -98,7 +99,7 @@ fn another_configuration_is_noticed() {
     resume(&["--keep", "0.5", "--method", "svd"], "cannot resume, --method was `dalr` and is `svd`");
     resume(&["--rank", "9"], "--rank was `none` and is `9`");
     resume(&["--keep", "0.5", "--exclude", "layer.7"], "layer layer.7 was `reads layer.7.input` and is absent");
-    // Another budget is cut from the same factors.
+    // Another budget uses the same factors.
     let output = folder.run(&["--keep", "0.3", "--resume"]);
     assert!(output.status.success(), "{}", said(&output));
     let resumed = std::fs::read(folder.path("out.safetensors")).unwrap();
@@ -114,7 +115,7 @@ fn another_model_or_other_samples_are_noticed() {
     let resume = ["--keep", "0.5", "--resume"];
     let changed = |tensors: &crate::harness::Tensors, name: &str| {
         let mut changed = tensors.clone();
-        // One bit, in the last number.
+        // One bit in one of the last numbers changes.
         *changed.tensors.get_mut(name).unwrap().data.iter_mut().rev().nth(3).unwrap() ^= 1;
         changed
     };

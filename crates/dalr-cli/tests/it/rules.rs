@@ -55,7 +55,7 @@ fn shards_and_saved_statistics_are_merged() {
         }
         std::fs::remove_file(saved).unwrap();
     }
-    // Two thirds of the samples lead elsewhere: the comparison can fail.
+    // Two thirds of the samples give another result, so the comparison can fail.
     let less = folder.compress(&["--rank", "4", "--force", "--calibration", "second.safetensors"]);
     assert!(!close(&less.tensors["fc.0.weight"], &whole.tensors["fc.0.weight"]));
 
@@ -174,7 +174,7 @@ fn budgets_and_allocations() {
         (0..4).map(|index| rank(&out, &format!("layer.{index}")).unwrap_or(0)).collect()
     };
     assert_eq!(ranks(&["--rank", "5"]), [5; 4]);
-    // From break-even on the layers stay as they are.
+    // From break-even on, the layers stay original.
     assert_eq!(ranks(&["--rank", "12"]), [0; 4]);
     assert_eq!(ranks(&["--keep", "0.5", "--rank-multiple", "4"]), [4; 4]);
     let uniform = ranks(&["--keep", "0.5"]);
@@ -195,7 +195,7 @@ fn budgets_and_allocations() {
     folder.refuses(&["--keep", "0.5", "--sensitivity", "s.json"], "expected a weight for `layer.2`, got none");
     std::fs::write(folder.path("s.json"), r#"{"layer.0": 1, "layer.1": 1, "layer.2": 1, "layer.3": 1, "x": 1}"#)
         .unwrap();
-    folder.refuses(&["--keep", "0.5", "--sensitivity", "s.json"], "expected layers that are to be compressed, got `x`");
+    folder.refuses(&["--keep", "0.5", "--sensitivity", "s.json"], "expected only names of layers to compress, got `x`");
     std::fs::write(folder.path("s.json"), r#"{"layer.0": -1, "layer.1": 1, "layer.2": 1, "layer.3": 1}"#).unwrap();
     folder.refuses(&["--keep", "0.5", "--sensitivity", "s.json"], "s.json: expected sensitivities");
     folder.refuses(&["--keep", "0.5", "--allocation", "sensitivity"], "--allocation sensitivity needs --sensitivity");

@@ -61,7 +61,7 @@ fn run(arguments: &Arguments, ranks: usize) -> Result<Measured, String> {
         .ok_or_else(|| format!("{ranks} ranks: {text}{}", String::from_utf8_lossy(&output.stderr)))
 }
 
-/// The smallest and the largest number of bytes, in megabytes.
+/// Returns the smallest and the largest number of bytes, in megabytes.
 fn megabytes(bytes: &[u64]) -> String {
     let (least, most) = (bytes.iter().min().copied().unwrap_or(0), bytes.iter().max().copied().unwrap_or(0));
     let shown = |bytes: u64| format!("{:.0}", bytes as f64 / 1e6);
@@ -108,8 +108,8 @@ fn print_measured(measured: &[Measured]) {
     }
 }
 
-/// The estimates for the measured jobs. Their ranks share the cores of one machine, and its memory
-/// is their network.
+/// Prints the estimates for the measured jobs. Their ranks share the cores of one machine, and its
+/// memory is their network.
 fn print_checked(measured: &[Measured]) {
     let [one, two, ..] = measured else { return };
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
@@ -152,8 +152,8 @@ fn problem_of(m: &Measured) -> Solve {
     }
 }
 
-/// The estimates for a layer of 12 288 × 12 288: statistics of 10⁹ tokens, and a solve to rank 1024
-/// over 10⁶ samples that stay on their machines.
+/// Prints the estimates for a layer of 12 288 × 12 288: statistics of 10⁹ tokens, and a solve to
+/// rank 1024 over 10⁶ samples that stay on their machines.
 fn print_estimates(measured: &[Measured], cores: f64) {
     let [one, two, ..] = measured else { return };
     let rates = Rates::of(one, two);

@@ -162,7 +162,7 @@ pub fn stopped_with(ended: &Ended, ranks: usize, message: &[&str]) {
     }
 }
 
-/// The layers that `--generate` makes for these sizes.
+/// Returns the layers that `--generate` makes for these sizes.
 pub fn generated(sizes: &[(usize, usize)], seed: u64) -> Model {
     let shape = |(index, &(outputs, inputs)): (usize, &(usize, usize))| Shape {
         name: format!("layer{index}"),
@@ -172,7 +172,7 @@ pub fn generated(sizes: &[(usize, usize)], seed: u64) -> Model {
     Model::Generated { shapes: sizes.iter().enumerate().map(shape).collect(), seed }
 }
 
-/// Statistics of a layer from all batches, in one process.
+/// Returns statistics of a layer from all batches, in one process.
 pub fn alone(shard: &Shard, shape: &Shape) -> ActivationStats<f32> {
     let mut stats = ActivationStats::new(shape.inputs).with_threads(1);
     for index in 0..shard.batches() {
@@ -181,13 +181,13 @@ pub fn alone(shard: &Shard, shape: &Shape) -> ActivationStats<f32> {
     stats
 }
 
-/// The largest entry of a difference, relative to the largest entry.
+/// Returns the largest entry of a difference, relative to the largest entry.
 pub fn distance(a: faer::MatRef<'_, f64>, b: faer::MatRef<'_, f64>) -> f64 {
     assert_eq!(a.shape(), b.shape());
     (a - b).norm_max() / b.norm_max().max(f64::MIN_POSITIVE)
 }
 
-/// A tensor of a file as a matrix.
+/// Returns a tensor of a file as a matrix.
 pub fn tensor(file: &SafeTensors<'_>, name: &str) -> Mat<f64> {
     let view = file.tensor(name).unwrap();
     let columns = *view.shape().last().unwrap();
@@ -211,7 +211,7 @@ pub fn save(path: &Path, tensors: &[(&str, Mat<f32>)]) {
     safetensors::serialize_to_file(views, None, path).unwrap();
 }
 
-/// A layer as tensors of a file.
+/// Returns a layer as tensors of a file.
 pub fn tensors_of<'a>(names: &'a [String; 2], layer: &Linear<f32>) -> [(&'a str, Mat<f32>); 2] {
     let weight = layer.weight().to_owned();
     let bias = layer.bias().unwrap();

@@ -1,4 +1,4 @@
-//! Layers and batches are converted exactly in both directions, or refused.
+//! Layers and batches are converted without rounding in both directions, or are errors.
 
 use crate::common::{close, decaying, inputs, values};
 use burn::module::Param;
@@ -73,7 +73,7 @@ fn all_axes_but_the_last_are_samples() {
     assert_eq!(turned.samples(), 24);
     observe(&mut turned, &flat.clone().slice([0..1, 0..5]).reshape([5])).unwrap();
     assert_eq!(turned.samples(), 25);
-    // Three axes in, three out.
+    // Inputs with three axes give outputs with three axes.
     let outputs = a.forward(flat.clone().reshape([2, 12, 5]));
     assert_eq!(outputs.dims(), [2, 12, 7]);
     close(&outputs.reshape([24, 7]), &a.forward(flat), 1e-6);
@@ -119,7 +119,8 @@ fn wrong_sizes_and_types_are_refused() {
     let before = stats.samples();
     let shape = |error: Error| assert!(matches!(error, Error::Dalr(dalr::Error::Shape { .. })), "{error}");
 
-    // Batches: another width, a NaN, a dtype that f32 cannot represent. None of them is added.
+    // Batches: another number of inputs, a NaN, a dtype that f32 cannot represent. None of them is
+    // added.
     shape(observe(&mut stats, &inputs(20, 7, 4, &device)).unwrap_err());
     let nan = inputs(3, 6, 4, &device) / 0.0 * 0.0;
     assert!(matches!(observe(&mut stats, &nan), Err(Error::Dalr(dalr::Error::NonFinite { .. }))));
@@ -127,8 +128,8 @@ fn wrong_sizes_and_types_are_refused() {
     assert!(matches!(observe(&mut stats, &wide), Err(Error::Type { .. })));
     assert_eq!(stats.samples(), before);
 
-    // Layers: a width that the statistics do not have, a bias of another length, a weight that is
-    // not finite.
+    // Layers: another number of inputs than in the statistics, a bias of another length, a weight
+    // that is not finite.
     shape(compress(&decaying(5, 4, true, &device), &stats, &Dalr::new(), Rank::Fixed(2)).unwrap_err());
     let mut layer = decaying(6, 4, true, &device);
     layer.bias = Some(Param::from_tensor(Tensor::zeros([5], &device)));

@@ -37,7 +37,7 @@ fn sum(a: Rows, b: &Rows) -> Rows {
     a.into_iter().zip(b).map(|(a, b)| a.iter().zip(b).map(|(a, b)| a + b).collect()).collect()
 }
 
-/// The error function by its series, for small arguments.
+/// Returns the error function by its series, for small arguments.
 fn erf(x: f64) -> f64 {
     if x.abs() > 4.0 {
         return x.signum();

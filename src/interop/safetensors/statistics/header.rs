@@ -1,8 +1,8 @@
-//! The header of a file of statistics: its arrays, their places, and the length of the file.
+//! The header of a file of statistics: its arrays, their positions, and the length of the file.
 //!
-//! Given statistics have exactly one header, down to the byte. A header from a file is parsed,
-//! checked by the `safetensors` crate, and then compared with the header that its own numbers call
-//! for. This refuses unknown, repeated and misplaced entries without a rule for each.
+//! The same statistics always have the same header, byte for byte. A header from a file is parsed
+//! and checked by the `safetensors` crate. It is then compared with the header that the code writes
+//! for its numbers. This detects unknown, repeated and misplaced entries without a rule for each.
 
 use core::str::FromStr;
 use std::collections::HashMap;
@@ -14,7 +14,7 @@ use crate::covariance::{BLOCK, Head, ScatterHead};
 use crate::interop::safetensors::{Dtype, FloatDtype, TensorInfo, format_error, writer::header};
 use crate::{ActivationStats, Error, Result, Scalar};
 
-/// Marks a safetensors file as one of statistics.
+/// Identifies a safetensors file as one of statistics.
 #[derive(Clone, Copy)]
 pub(super) enum Kind {
     Activations,
@@ -31,11 +31,11 @@ impl Kind {
     }
 }
 
-/// Written into every file. A change of the content or of its meaning takes the next number. Older
-/// versions are still read, with defaults for the fields that they lack.
+/// The version in every file. Increase it if the content or its meaning changes. Older versions
+/// must remain readable, with defaults for missing fields.
 const VERSION: u32 = 1;
 
-/// No header of any version is longer, in bytes.
+/// Upper bound on the length of a header of any version, in bytes.
 pub(super) const LONGEST: u64 = 4096;
 
 /// Header and length of the file of some statistics.
@@ -43,22 +43,22 @@ pub(super) struct Layout {
     /// The length and the text of the header.
     pub(super) header: Vec<u8>,
     arrays: Vec<(&'static str, TensorInfo)>,
-    /// Of the whole file, in bytes.
+    /// The length of the whole file in bytes.
     pub(super) length: u64,
 }
 
-/// The dtype of numbers of this type.
+/// Returns the dtype of numbers of this type.
 pub(super) fn precision<T>() -> FloatDtype {
     if size_of::<T>() == size_of::<f32>() { FloatDtype::F32 } else { FloatDtype::F64 }
 }
 
-/// Its name in the metadata.
+/// Returns the name of that dtype in the metadata.
 fn precision_name<T>() -> &'static str {
     if precision::<T>() == FloatDtype::F32 { "f32" } else { "f64" }
 }
 
 impl Layout {
-    /// `None` if the file would be longer than can be addressed.
+    /// Returns the layout of a file with this head; `None` if its length exceeds the address space.
     pub(super) fn of<T: Scalar>(kind: Kind, head: &Head) -> Option<Self> {
         let channels = [head.channels()];
         let kept = head.samples_kept()?;
@@ -69,7 +69,7 @@ impl Layout {
             shapes.push(("scatter_offset", Dtype::F64, vec![head.features]));
             shapes.push(("scatter", Dtype::F64, vec![head.scatter_entries()?]));
         }
-        // After the `f64` arrays, so that every tensor is aligned.
+        // The samples come after the `f64` arrays, so that every tensor is aligned.
         shapes.push(("samples", precision::<T>().into(), vec![kept, head.features]));
         shapes.push(("checksum", Dtype::U32, vec![1]));
         let info = |(name, dtype, shape): (_, _, Vec<_>)| Some((name, TensorInfo::new(dtype, &shape)?));
@@ -82,8 +82,8 @@ impl Layout {
         Some(Self { header, arrays, length })
     }
 
-    /// Returns the head that a header describes, after it has checked the header against itself and
-    /// the file's length.
+    /// Returns the head that a header describes, after checking that the header is consistent and
+    /// fits the file's length.
     pub(super) fn parse<T: Scalar>(kind: Kind, path: &Path, text: &[u8], length: u64) -> Result<Head> {
         let metadata: Metadata = serde_json::from_slice(text)
             .map_err(|error| format_error(path, "a header in the safetensors format", error.to_string()))?;
@@ -110,9 +110,9 @@ impl Layout {
     }
 }
 
-/// Keys and values of the metadata, in their order.
+/// Returns the keys and values of the metadata, in their order.
 fn fields<T>(kind: Kind, head: &Head) -> Vec<(&'static str, String)> {
-    // The shortest decimal that reads back as the same number.
+    // `{:e}` prints the shortest decimal that is parsed as the same number.
     let decimal = |number: f64| format!("{number:e}");
     let mut fields = vec![
         ("kind", kind.name().into()),
@@ -172,7 +172,11 @@ fn head_of<T>(kind: Kind, fields: &Fields<'_>) -> Result<Head> {
         let expected = format!("a version from 1 to {VERSION}, which this release reads,");
         return Err(fields.refuse(expected, version.to_string()));
     }
-    fields.require("precision", precision_name::<T>())?;
+    let (name, found) = (precision_name::<T>(), fields.text("precision")?);
+    if found != name {
+        let expected = format!("dtype `{name}`, as in `ActivationStats<{name}>`,");
+        return Err(fields.refuse(expected, format!("`{found}`: load with that type")));
+    }
     let scatter = match fields.text("form")? {
         "samples" => None,
         "scatter" => Some(ScatterHead {

@@ -14,21 +14,21 @@ use crate::error::during;
 use crate::linalg;
 use crate::{ActivationStats, Error, Result, Scalar};
 
-/// Numbers that are converted at a time.
+/// Number of entries that are converted at a time.
 const CHUNK: usize = 4096;
 
 impl<T: Scalar> ActivationStats<T> {
     /// Saves these statistics to a file, [atomically](super::replace_file): a crash leaves the old
-    /// file or the new one, whole. When this returns, the new file is on the disk.
+    /// file or the new one. When this returns, the new file is on the disk.
     ///
     /// # Errors
     ///
-    /// [`Error::Io`]; the old file stays as it was.
+    /// [`Error::Io`]; the old file is then unchanged.
     ///
     /// # Cost
     ///
-    /// The bytes of the samples or of the scatter pass once through a checksum and to the disk; no
-    /// copy in memory.
+    /// The bytes of the samples or of the scatter are checksummed and written once, without a copy
+    /// in memory.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
         during("ActivationStats::save", || self.save_as(Kind::Activations, path.as_ref()))
     }
@@ -41,8 +41,8 @@ impl<T: Scalar> ActivationStats<T> {
     /// # Errors
     ///
     /// [`Error::Io`]; [`Error::Format`] for a file that is damaged, of a later version, of another
-    /// precision than `T`, or not of statistics; [`Error::Memory`]. Takes no more memory than the
-    /// file is long, and some kilobytes.
+    /// dtype than `T`, or not of statistics; [`Error::Memory`]. Allocates at most the length of the
+    /// file and some kilobytes.
     pub fn load(path: impl AsRef<Path>) -> Result<Self> {
         during("ActivationStats::load", || Self::load_as(Kind::Activations, path.as_ref()))
     }
@@ -79,18 +79,18 @@ impl<T: Scalar> ActivationStats<T> {
         })
     }
 
-    /// Returns the number of bytes that [`write_safetensors`](Self::write_safetensors) writes. The
-    /// reader needs it beforehand.
+    /// Returns the number of bytes that [`write_safetensors`](Self::write_safetensors) writes.
+    /// [`read_safetensors`](Self::read_safetensors) takes this number as an argument.
     ///
     /// # Errors
     ///
-    /// [`Error::Overflow`] for more than can be addressed.
+    /// [`Error::Overflow`] if the number exceeds the address space.
     pub fn safetensors_length(&self) -> Result<u64> {
         during("ActivationStats::safetensors_length", || Ok(self.layout(Kind::Activations)?.length))
     }
 
-    /// Writes the bytes that [`save`](Self::save) would write to a stream, a few kilobytes at a
-    /// time and without a copy in memory. Buffer the stream if small writes are slow. For files use
+    /// Writes the bytes of [`save`](Self::save) to a stream, a few kilobytes at a time and without
+    /// a copy in memory. Buffer the stream if small writes are slow. For files use
     /// [`save`](Self::save), which is atomic.
     ///
     /// # Errors
@@ -123,13 +123,13 @@ impl<T: Scalar> ActivationStats<T> {
     }
 
     /// Reads statistics from the next `length` bytes of a stream, which
-    /// [`write_safetensors`](Self::write_safetensors) wrote, and leaves the rest of the stream.
+    /// [`write_safetensors`](Self::write_safetensors) wrote. Does not read the rest of the stream.
     /// Applies the checks of [`load`](Self::load).
     ///
     /// # Errors
     ///
-    /// As [`load`](Self::load); some of the bytes may then be unread. Takes no more memory than
-    /// `length`, and some kilobytes.
+    /// As [`load`](Self::load); some of the bytes may then be unread. Allocates at most `length`
+    /// bytes and some kilobytes.
     pub fn read_safetensors(length: u64, source: impl Read) -> Result<Self> {
         during("ActivationStats::read_safetensors", || {
             Self::read(Kind::Activations, Path::new("the stream"), length, source.take(length))
@@ -210,11 +210,7 @@ impl<T: Scalar> ActivationStats<T> {
         source.fill_all(&mut stored).map_err(io)?;
         if stored != sum.to_le_bytes() {
             let stored = u32::from_le_bytes(stored);
-            return Err(format_error(
-                path,
-                format!("the checksum {sum:08x} of what was read"),
-                format!("{stored:08x}"),
-            ));
+            return Err(format_error(path, format!("the checksum {sum:08x} of the bytes"), format!("{stored:08x}")));
         }
         if source.stream.read(&mut [0]).map_err(io)? != 0 {
             return Err(format_error(path, format!("{length} bytes"), "more"));
@@ -228,7 +224,7 @@ impl<T: Scalar> ActivationStats<T> {
     }
 }
 
-/// A stream and the checksum of the bytes that went through it.
+/// A stream, and the checksum of the bytes that were read or written.
 struct Summed<'a, S> {
     stream: &'a mut S,
     sum: crc32fast::Hasher,
@@ -245,7 +241,7 @@ impl<S: Write> Summed<'_, S> {
         let mut bytes = Vec::with_capacity(CHUNK * dtype.width());
         for numbers in numbers.chunks(CHUNK) {
             bytes.clear();
-            // Widening and narrowing back are exact.
+            // Neither conversion rounds.
             numbers.iter().for_each(|number| _ = dtype.encode(number.to_f64(), &mut bytes));
             self.stream_all(&bytes)?;
         }
