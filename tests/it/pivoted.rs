@@ -101,7 +101,7 @@ fn special<T: Scalar>() {
     agrees(&layer(&Mat::zeros(m, k), &down), "no factor");
     // Factors whose lengths balance each other.
     let far: i32 = if T::EPSILON > f64::EPSILON { 30 } else { 280 };
-    let power = |j: usize| 10_f64.powi(if j % 2 == 0 { far } else { -far });
+    let power = |j: usize| 10_f64.powi(if j.is_multiple_of(2) { far } else { -far });
     let (long, short) =
         (Mat::from_fn(m, k, |i, j| up[(i, j)] * power(j)), Mat::from_fn(k, n, |i, j| down[(i, j)] / power(i)));
     agrees(&layer(&long, &short), "columns of any length");

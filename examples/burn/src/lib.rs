@@ -27,9 +27,7 @@
 mod convert;
 mod error;
 mod low_rank;
-mod pivoted;
 
 pub use convert::{Number, observe, to_burn, to_dalr};
 pub use error::{Error, Result};
 pub use low_rank::{LowRankLinear, LowRankLinearConfig, compress};
-pub use pivoted::PivotedLinear;

@@ -94,7 +94,7 @@ fn many_layers_of_both_forms_share_a_file() {
 }
 
 /// A tensor of a hostile file: name, dtype, shape and bytes.
-type Part<'a> = (&'a str, Dtype, &'a [usize], Vec<u8>);
+type Part = (&'static str, Dtype, Vec<usize>, Vec<u8>);
 
 fn floats(count: usize) -> Vec<u8> {
     (0..count).flat_map(|i| (i as f32).to_le_bytes()).collect()
@@ -105,11 +105,11 @@ fn indices(indices: &[i64]) -> Vec<u8> {
 }
 
 /// The error of loading the layer `fc` in pivoted storage from these tensors.
-fn refused(path: &Path, parts: &[Part<'_>]) -> String {
+fn refused(path: &Path, parts: &[Part]) -> String {
     let views: Vec<(String, TensorView<'_>)> = parts
         .iter()
         .map(|part| {
-            let view = TensorView::new(part.1, part.2.into(), &part.3).unwrap();
+            let view = TensorView::new(part.1, part.2.clone(), &part.3).unwrap();
             (part.0.to_owned(), view)
         })
         .collect();
@@ -122,7 +122,7 @@ fn hostile_layers_are_refused() {
     let folder = Folder::new("hostile-layers");
     let path = folder.0.join("hostile.safetensors");
     let pivots = |numbers: &[i64]| ("fc.pivots", Dtype::I64, vec![numbers.len()], indices(numbers));
-    let cases: Vec<(Vec<(&str, Dtype, Vec<usize>, Vec<u8>)>, &str)> = {
+    let cases: Vec<(Vec<Part>, &str)> = {
         let rows = || ("fc.0.weight", Dtype::F32, vec![2, 3], floats(6));
         let coefficients = || ("fc.1.weight", Dtype::F32, vec![2, 2], floats(4));
         let bias = |count: usize| ("fc.1.bias", Dtype::F32, vec![count], floats(count));
@@ -169,9 +169,7 @@ fn hostile_layers_are_refused() {
         ]
     };
     for (parts, expected) in &cases {
-        let parts: Vec<Part<'_>> =
-            parts.iter().map(|(name, dtype, shape, data)| (*name, *dtype, &shape[..], data.clone())).collect();
-        let error = refused(&path, &parts);
+        let error = refused(&path, parts);
         assert!(error.contains(expected), "expected `{expected}`, got `{error}`");
     }
     // Numbers beyond the range of the precision that is asked for.
