@@ -117,7 +117,7 @@ pub use solver::Solver;
 
 /// The types that programs use most: `use dalr::prelude::*`.
 pub mod prelude {
-    pub use crate::compress::{Activation, OutputMetric};
+    pub use crate::compress::{ActivationFunction, OutputMetric};
     pub use crate::covariance::PairedStats;
     pub use crate::{
         ActivationStats, Calibration, Compressed, Dalr, Decomposition, Linear, LowRankCompressor, LowRankLinear, Rank,

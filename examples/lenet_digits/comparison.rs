@@ -1,6 +1,6 @@
 //! Compares all methods at all ranks: accuracy of the network, error of the layer, parameters.
 
-use dalr::compress::{Activation, OutputMetric};
+use dalr::compress::{ActivationFunction, OutputMetric};
 use dalr::{
     ActivationPruning, ActivationStats, Calibration, Dalr, Decomposition, Linear, LowRankCompressor, Rank, Result,
     Ridge, TruncatedSvd, relative_output_error,
@@ -161,7 +161,7 @@ pub fn compare(data: &Data) -> Result<Comparison> {
     }
 
     // No layer lies behind fc3, whose outputs are the network's.
-    let slopes = |index: usize| statistics(&Activation::Relu.slopes(calibration[index].as_ref())?);
+    let slopes = |index: usize| statistics(&ActivationFunction::Relu.slopes(calibration[index].as_ref())?);
     let metric_of_fc2 = OutputMetric::from_next_layer(&data.target.linear[2], &slopes(2)?, None)?;
     let metric_of_fc1 = OutputMetric::from_next_layer(&data.target.linear[1], &slopes(1)?, Some(&metric_of_fc2))?;
     let metrics = [metric_of_fc1, metric_of_fc2];

@@ -25,7 +25,7 @@ pub use self::decomposition::Decomposition;
 pub(crate) use self::decomposition::{Facts, require_energies};
 pub use self::operator_problem::OperatorProblem;
 pub use self::output_error::relative_output_error;
-pub use self::output_metric::{Activation, OutputMetric};
+pub use self::output_metric::{ActivationFunction, OutputMetric};
 pub use self::pruning::ActivationPruning;
 pub use self::ridge::Ridge;
 pub use self::select_ridge::select_ridge;

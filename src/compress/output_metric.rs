@@ -93,7 +93,7 @@ impl OutputMetric {
     /// `(W₂ᵀ G₂ W₂) ∘ E[d dᵀ]` with the slopes `d = φ'(y)` on the calibration data.
     ///
     /// `behind` is the metric `G₂` of the next layer's outputs, the identity if it is `None`; so
-    /// metrics chain backwards through a network. [`Activation::slopes`] computes `d`.
+    /// metrics chain backwards through a network. [`ActivationFunction::slopes`] computes `d`.
     ///
     /// # Errors
     ///
@@ -291,7 +291,7 @@ fn uncentred<T: Scalar>(stats: &ActivationStats<T>) -> Result<Mat<f64>> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
-pub enum Activation {
+pub enum ActivationFunction {
     /// `y`.
     Identity,
     /// `max(y, 0)`.
@@ -304,7 +304,7 @@ pub enum Activation {
     Tanh,
 }
 
-impl Activation {
+impl ActivationFunction {
     /// The slope `φ'(y)` for every entry of `outputs`, the layer's outputs before the activation.
     ///
     /// # Errors

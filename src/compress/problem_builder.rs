@@ -3,7 +3,7 @@
 use faer::MatRef;
 
 use super::decomposition::{Decomposition, Origin};
-use super::output_error::{PredictedErrors, squared_errors};
+use super::output_error::{PredictedErrors, SquaredErrors, squared_errors};
 use super::problem::{Inputs, Problem};
 use super::ridge_regression::{Penalty, ridge_regression};
 use super::{Calibration, solve};
@@ -127,47 +127,38 @@ impl ProblemBuilder {
             let projected = projected.as_ref().map_or(regression.as_ref(), |matrix| matrix.as_ref());
             solution.down = linalg::product(solution.up.transpose(), projected, par)?;
         }
-        let directions = solution.up;
-        solution.up = match &root {
-            None => directions.clone(),
-            Some(root) => {
-                let up = root.solve_transposed(linalg::widened(directions.as_ref(), 1.0)?, par)?;
-                linalg::rounded("the factor `up`", up.as_ref())?
-            }
-        };
+        // With a metric, the eigenvectors are not yet the factor.
+        let mut directions = None;
+        if let Some(root) = &root {
+            let up = root.solve_transposed(linalg::widened(solution.up.as_ref(), 1.0)?, par)?;
+            let up = linalg::rounded("the factor `up`", up.as_ref())?;
+            directions = Some(core::mem::replace(&mut solution.up, up));
+        }
 
         let mut errors = PredictedErrors { plain: None, metric: None };
         if let Some(data) = data {
             let found = solution.errors.take();
-            let moments = calibration.data_moments(correct_bias, data)?;
-            let energy_about_mean = |weight: MatRef<'_, T>, total: f64| -> Result<f64> {
-                if correct_bias {
-                    return Ok(total);
+            let (up, down) = (solution.up.as_ref(), solution.down.as_ref());
+            let predict = |weight: MatRef<'_, T>, up: MatRef<'_, T>, found: Option<SquaredErrors>| {
+                let squared = match found {
+                    Some(found) => found,
+                    None => squared_errors(weight, (up, down), &calibration.data_moments(correct_bias, data)?, par)?,
+                };
+                let mut variance = squared.total;
+                if !correct_bias {
+                    let means = times(weight, &calibration.means().map(|means| means.0).unwrap_or_default());
+                    let centred = || calibration.original_moment(true);
+                    variance = centred_energy(weight, &means, (data.exponent(), variance), centred, par)?;
                 }
-                let means = times(weight, &calibration.means().map(|means| means.0).unwrap_or_default());
-                let centred = || calibration.original_moment(true);
-                centred_energy(weight, &means, (data.exponent(), total), centred, par)
+                Result::Ok(squared.relative_to(variance))
             };
-            let down = solution.down.as_ref();
-            if root.is_some() {
+            if let Some(directions) = &directions {
                 let original = if plain { None } else { in_metric(layer.weight())? };
                 let original = original.as_ref().map_or(factor, |matrix| matrix.as_ref());
-                let squared = match found {
-                    Some(found) => found,
-                    None => squared_errors(original, (directions.as_ref(), down), &moments, par)?,
-                };
-                let variance = energy_about_mean(original, squared.total)?;
-                errors.metric = Some(squared.relative_to(variance));
-                let squared = squared_errors(layer.weight(), (solution.up.as_ref(), down), &moments, par)?;
-                let variance = energy_about_mean(layer.weight(), squared.total)?;
-                errors.plain = Some(squared.relative_to(variance));
+                errors.metric = Some(predict(original, directions.as_ref(), found)?);
+                errors.plain = Some(predict(layer.weight(), up, None)?);
             } else {
-                let squared = match found {
-                    Some(found) => found,
-                    None => squared_errors(layer.weight(), (directions.as_ref(), down), &moments, par)?,
-                };
-                let variance = energy_about_mean(layer.weight(), squared.total)?;
-                errors.plain = Some(squared.relative_to(variance));
+                errors.plain = Some(predict(layer.weight(), up, found)?);
             }
         }
 

@@ -347,7 +347,10 @@ fn all_activations_are_those_of_the_active_inputs() -> Result<()> {
     silent.update(Mat::<f64>::zeros(3, 2).as_ref())?;
     assert_eq!(silent.fraction_gathering(1.0), Ok(0.0));
     for fraction in [0.0, -0.5, 1.0_f64.next_up(), f64::NAN] {
-        assert!(matches!(silent.fraction_gathering(fraction), Err(Error::OutOfRange { parameter: "fraction", .. })));
+        assert!(matches!(
+            silent.fraction_gathering(fraction),
+            Err(Error::OutOfRange { parameter: "the fraction", .. })
+        ));
     }
     Ok(())
 }

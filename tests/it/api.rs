@@ -1,6 +1,8 @@
 //! Properties of the public types that the compiler checks, so that a change cannot break them
 //! unnoticed.
 
+use dalr::compress::{ActivationFunction, OutputMetric};
+use dalr::covariance::PairedStats;
 use dalr::factors::PrunedLinear;
 use dalr::network::{
     Allocator, Budget, Choice, Evaluation, JointSearch, LayerPlan, LayerProfile, Network, OriginalReason, Plan,
@@ -24,6 +26,7 @@ const fn plain<V: Clone + core::fmt::Debug>() {}
 
 const fn data<T: Scalar>() {
     shareable::<ActivationStats<T>>();
+    shareable::<PairedStats<T>>();
     shareable::<Linear<T>>();
     shareable::<LowRankLinear<T>>();
     shareable::<PrunedLinear<T>>();
@@ -43,6 +46,8 @@ const _: () = {
     data::<f32>();
     data::<f64>();
     shareable::<Dalr>();
+    shareable::<ActivationFunction>();
+    shareable::<OutputMetric>();
     shareable::<TruncatedSvd>();
     shareable::<ActivationPruning>();
     shareable::<Rank>();

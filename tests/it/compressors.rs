@@ -3,7 +3,7 @@
 
 use dalr::{
     ActivationStats, Calibration, Compressed, Dalr, Decomposition, Error, Linear, LowRankCompressor, Rank, Result,
-    Ridge, Scalar, TruncatedSvd,
+    Ridge, Scalar, TruncatedSvd, Warning,
 };
 use faer::{Mat, MatRef};
 use rand::SeedableRng;
@@ -116,10 +116,29 @@ fn check_outside<T: Scalar>(case: &Case) {
 #[test]
 fn methods_from_outside_predict_the_error_that_is_measured() {
     let case = Case::random(31, SHAPE).map_inputs(|x, _, j| x * 0.9_f64.powi(j as i32) + 1.5);
-    for case in [case.bare(), case] {
+    let scaled = |factor: f64| case.clone().map_inputs(|x, _, _| factor * x);
+    for case in [scaled(1e-3), scaled(100.0), case.bare(), case.clone()] {
         check_outside::<f32>(&case);
         check_outside::<f64>(&case);
     }
+}
+
+/// The last input matters a millionth of the others.
+#[test]
+fn an_error_of_given_factors_below_rounding_is_said_to_be_so() {
+    let n = 20;
+    let weight = Mat::from_fn(n, n, |i, j| match i == j {
+        true if i + 1 == n => 1e-9,
+        true => 1.9,
+        false => 0.0,
+    });
+    let layer = Linear::new(weight.clone(), None).unwrap();
+    let inputs = Mat::from_fn(200, n, |i, j| ((i * 31 + j * 17 + i * j * 7) % 23) as f64 / 11.0 - 1.0);
+    let factors = (Mat::<f64>::identity(n, n - 1), weight.subrows(0, n - 1).to_owned());
+    let decomposition =
+        Decomposition::new("rows", &layer, &crate::common::stats(inputs.as_ref()), factors, true).unwrap();
+    let report = decomposition.truncate(n - 1).unwrap().report().clone();
+    assert!(report.warnings.iter().any(|warning| matches!(warning, Warning::BelowResolution { .. })), "{report}");
 }
 
 /// `compress` works for them as for the crate's own methods, with every rule for the rank and with

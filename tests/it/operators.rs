@@ -129,6 +129,32 @@ fn an_operator_and_a_mean_give_what_the_statistics_give() {
 }
 
 #[test]
+fn an_operator_problem_is_solved_by_the_algorithm_that_is_asked_for() {
+    struct Diagonal;
+    impl PsdOperator<f64> for Diagonal {
+        fn dimension(&self) -> usize {
+            40
+        }
+
+        fn apply(&self, block: MatRef<'_, f64>, mut result: MatMut<'_, f64>) -> dalr::Result<()> {
+            result.copy_from(Mat::from_fn(40, block.ncols(), |i, j| 0.7_f64.powi(i as i32) * block[(i, j)]));
+            Ok(())
+        }
+
+        fn trace(&self) -> dalr::Result<f64> {
+            Ok((0..40).map(|i| 0.7_f64.powi(i)).sum())
+        }
+    }
+    let layer = Linear::new(Mat::<f64>::identity(40, 40), None).unwrap();
+    for (solver, name) in [(Solver::BlockLanczos, "block Lanczos"), (Solver::DenseEigen, "dense")] {
+        let problem = OperatorProblem::new(&layer, 1).unwrap().with_solver(solver);
+        let solved = problem.solve(&Diagonal, &[0.0; 40], 3).unwrap();
+        let report = solved.truncate(1).unwrap().report().clone();
+        assert!(report.solver.starts_with(name), "{}", report.solver);
+    }
+}
+
+#[test]
 fn what_does_not_fit_an_operator_problem_is_refused() {
     let setup = Setup::<f64>::new((6, 4, 20), true);
     let problem = || OperatorProblem::new(&setup.layer, 1).unwrap();

@@ -1,6 +1,6 @@
 //! The regression on compressed inputs and in an output metric, against the same in plain numbers.
 
-use dalr::compress::{Activation, OutputMetric};
+use dalr::compress::{ActivationFunction, OutputMetric};
 use dalr::covariance::PairedStats;
 use dalr::{
     ActivationStats, Calibration, Compressed, Dalr, Error, Linear, LowRankCompressor, Rank, Ridge, Scalar, TruncatedSvd,
@@ -471,11 +471,11 @@ fn the_metric_of_the_next_layer_is_that_of_its_outputs() {
     let layer = Linear::new(second.clone(), None).unwrap();
     let step = 1e-5;
     for (activation, f) in [
-        (Activation::Identity, (|y| y) as fn(f64) -> f64),
-        (Activation::Relu, |y| y.max(0.0)),
-        (Activation::Silu, |y| y / (1.0 + (-y).exp())),
-        (Activation::Tanh, f64::tanh),
-        (Activation::Gelu, |y| {
+        (ActivationFunction::Identity, (|y| y) as fn(f64) -> f64),
+        (ActivationFunction::Relu, |y| y.max(0.0)),
+        (ActivationFunction::Silu, |y| y / (1.0 + (-y).exp())),
+        (ActivationFunction::Tanh, f64::tanh),
+        (ActivationFunction::Gelu, |y| {
             // Φ by the trapezoidal rule.
             let (start, steps) = (-12.0, 20_000);
             let width = (y - start) / f64::from(steps);

@@ -480,7 +480,8 @@ fn refusals() {
     for (allocator, message) in out_of_range {
         refused(allocator, &layers, message);
     }
-    refused(share(0.5), &[], "the list of layers must not be empty");
+    let empty = share(0.5).allocate(&[]).unwrap_err().to_string();
+    assert_eq!(empty, "Allocator::allocate: the list of layers must not be empty");
     refused(share(0.5), &[layers[0].clone(), layers[0].clone()], "layers of different names, got `fc1` twice");
     let missing = Strategy::Sensitivity(Sensitivities::new([("fc1", 1.0)]).unwrap());
     let message = "a sensitivity for each layer that can be compressed, got none for `fc2`";

@@ -83,7 +83,7 @@ fn hostile_headers() {
     lie("\"version\":\"1\"", "\"version\":\"1\",\"version\":\"1\"", "repeated");
     lie("\"version\":\"1\"", "\"noise\":\"1\",\"version\":\"1\"", "unknown");
     lie("dalr.ActivationStats", "another", "kind `dalr.ActivationStats`");
-    lie("\"precision\":\"f32\"", "\"precision\":\"f64\"", "precision `f32`");
+    lie("\"precision\":\"f32\"", "\"precision\":\"f64\"", "dtype `f32`");
     lie("\"form\":\"samples\"", "\"form\":\"scatter\"", "a field `scatter_weight`");
     lie("\"form\":\"samples\"", "\"form\":\"both\"", "form `samples` or `scatter`");
     lie("\"block_width\":\"256\"", "\"block_width\":\"128\"", "other spelling");

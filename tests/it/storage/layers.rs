@@ -136,10 +136,7 @@ fn hostile_layers_are_refused() {
             (vec![pivots(&[1, 0]), rows(), coefficients()], "a pivot above the one before it"),
             (vec![pivots(&[1]), rows(), coefficients()], "expected 2 pivots"),
             (vec![pivots(&[]), rows(), coefficients()], "expected 2 pivots"),
-            (
-                vec![("fc.pivots", Dtype::I32, vec![2], vec![0; 8]), rows(), coefficients()],
-                "numbers of type I64 in the pivots",
-            ),
+            (vec![("fc.pivots", Dtype::I32, vec![2], vec![0; 8]), rows(), coefficients()], "dtype I64 in the pivots"),
             (
                 vec![("fc.pivots", Dtype::I64, vec![1, 2], indices(&[0, 1])), rows(), coefficients()],
                 "one axis in `fc.pivots`",
@@ -150,7 +147,7 @@ fn hostile_layers_are_refused() {
             ),
             (
                 vec![pivots(&[0, 1]), ("fc.0.weight", Dtype::I64, vec![2, 3], vec![0; 48]), coefficients()],
-                "expected numbers of type",
+                "expected dtype",
             ),
             (vec![pivots(&[0, 1]), ("fc.0.weight", Dtype::F32, vec![2, 0], vec![]), coefficients()], "the tensor"),
             (vec![pivots(&[0, 1]), rows(), ("fc.1.weight", Dtype::F32, vec![0, 1 << 60], vec![])], "the tensor"),

@@ -108,7 +108,7 @@ fn shards_are_one_model() {
     assert_eq!(model.files().count(), 2);
     assert_eq!(model.tensors().map(|(name, _)| name).collect::<Vec<_>>(), ["x", "y", "z"]);
     for (text, message) in [
-        ("", "an index with a `weight_map`"),
+        ("", "expected a `weight_map`"),
         ("[]", "got none"),
         (r#"{"weight_map": {}}"#, "an empty one"),
         (r#"{"weight_map": {"x": 3}}"#, "got 3"),

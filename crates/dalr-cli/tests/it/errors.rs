@@ -79,7 +79,7 @@ fn calibration_that_does_not_fit_is_refused_before_anything_is_solved() {
     stats.save(folder.path("fc.safetensors")).unwrap();
     folder.refuses(
         &["--rank", "3", "--calibration", "fc.safetensors"],
-        "expected statistics of the layer's 8 inputs, got 7",
+        "expected statistics of 8 inputs, as the layer has, got statistics of 7 inputs",
     );
 }
 
