@@ -6,7 +6,7 @@ use dalr::covariance::PairedStats;
 use dalr::factors::PrunedLinear;
 use dalr::network::{
     Allocator, Budget, Choice, Evaluation, JointSearch, LayerPlan, LayerProfile, Network, OriginalReason, Plan,
-    PlanWarning, Progress, Sensitivities, SharedInput, Strategy,
+    PlanWarning, Progress, Sensitivities, SequentialCompression, SharedInput, Strategy,
 };
 use dalr::solver::{Eigenpairs, PsdOperator};
 use dalr::{
@@ -40,6 +40,7 @@ const fn data<T: Scalar>() {
     plain::<Decomposition<T>>();
     plain::<Compressed<T>>();
     shareable::<Network<'static, T>>();
+    shareable::<SequentialCompression<'static, T>>();
 }
 
 const _: () = {
