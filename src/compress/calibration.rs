@@ -48,8 +48,8 @@ impl<'a, T> Calibration<'a, T> {
         self
     }
 
-    /// Sets other statistics of the original inputs than those of [`PairedStats`], for the predicted
-    /// error: from a first pass over more data, say.
+    /// Sets other statistics of the original inputs than those of [`PairedStats`], for the
+    /// predicted error: from a first pass over more data, say.
     #[must_use]
     pub fn with_original(mut self, original: &'a ActivationStats<T>) -> Self {
         self.original = Some(original);

@@ -81,8 +81,8 @@ impl Dalr {
     /// Creates the published method, eq. 11 of the paper.
     ///
     /// It adds `λ` to `X Xᵀ`, where the columns of `X` are the inputs. This sum is not divided by
-    /// the number of samples. The inputs are not centred, and the bias is kept. The authors' code uses
-    /// `λ = 1000`, and the notebook in that code uses `λ = 10`.
+    /// the number of samples. The inputs are not centred, and the bias is kept. The authors' code
+    /// uses `λ = 1000`, and the notebook in that code uses `λ = 10`.
     ///
     /// ```
     /// # use dalr::{Dalr, Ridge};
@@ -139,8 +139,8 @@ impl Dalr {
     /// Sets the form of the compressed layer; [`Form::Factors`] by default.
     ///
     /// [`Rank::ParameterRatio`](crate::Rank::ParameterRatio) and the report count the parameters of
-    /// that form, and [`Compressed::to_pivoted`](crate::Compressed::to_pivoted) makes the layer. The
-    /// solve is the same.
+    /// that form, and [`Compressed::to_pivoted`](crate::Compressed::to_pivoted) makes the layer.
+    /// The solve is the same.
     #[must_use]
     pub fn with_form(mut self, form: Form) -> Self {
         self.form = form;

@@ -310,7 +310,8 @@ impl<T: Scalar> Decomposition<T> {
     }
 
     /// Sets the form whose parameters count, in [`rank_for`](Self::rank_for) and in reports.
-    /// [`LowRankCompressor::decompose`](super::LowRankCompressor::decompose) sets that of the method.
+    /// [`LowRankCompressor::decompose`](super::LowRankCompressor::decompose) sets that of the
+    /// method.
     #[must_use]
     pub fn with_form(mut self, form: Form) -> Self {
         self.facts.form = form;

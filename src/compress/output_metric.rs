@@ -14,8 +14,8 @@ use crate::{ActivationStats, Error, Linear, Result, Scalar};
 /// (the network's output, or its loss), `gᵀ e` is the change that the error `e` makes, and
 /// `G = E[g gᵀ]` weighs errors accordingly.
 ///
-/// Every metric has a floor: `G + r · (tr G / m) · I` is used, with `r = 10⁻³` by default. The floor
-/// keeps errors small that the calibration data happen not to see.
+/// Every metric has a floor: `G + r · (tr G / m) · I` is used, with `r = 10⁻³` by default. The
+/// floor keeps errors small that the calibration data happen not to see.
 ///
 /// ```
 /// use dalr::compress::OutputMetric;

@@ -4,9 +4,10 @@
 //! min over C of rank k and b̂:   Σᵢ wᵢ ‖Lᵀ (W xᵢ + b − C x̂ᵢ − b̂)‖²  +  λ ‖Lᵀ (W − C)‖²
 //! ```
 //!
-//! `x` are the inputs in the original network, and `x̂` those that the compressed layer will see. The
-//! second moments `S` of `x̂`, and `K` between `x` and `x̂`, are taken about the means if the bias is
-//! corrected. `G = L Lᵀ` is the output metric. The solution is `C = L⁻ᵀ U Uᵀ F` with `F = Lᵀ R`:
+//! `x` are the inputs in the original network, and `x̂` those that the compressed layer will see.
+//! The second moments `S` of `x̂`, and `K` between `x` and `x̂`, are taken about the means if the
+//! bias is corrected. `G = L Lᵀ` is the output metric. The solution is `C = L⁻ᵀ U Uᵀ F` with
+//! `F = Lᵀ R`:
 //!
 //! - The target is `R = W (K + λI) (S + λI)⁻¹`, which is `W` if `x̂ = x`.
 //! - The columns of `U` are the leading eigenvectors of `F (κ S + λ I) Fᵀ`. The factor `κ` is 1

@@ -70,8 +70,8 @@ pub(super) fn ridge_regression<T: Scalar>(
 }
 
 /// Returns `(A + λI)⁻¹ B` for a positive semidefinite `A`. If `λ` is below rounding, returns
-/// `(A + λI)⁺ B` with the pseudo-inverse, or an error if the result must be `definite`. The bound is
-/// the rounding of `f64`, or `rounding` times the trace if that is larger.
+/// `(A + λI)⁺ B` with the pseudo-inverse, or an error if the result must be `definite`. The bound
+/// is the rounding of `f64`, or `rounding` times the trace if that is larger.
 fn solve_shifted(
     matrix: Mat<f64>,
     lambda: f64,

@@ -97,8 +97,8 @@ impl TruncatedSvd {
     /// Sets the form of the compressed layer; [`Form::Factors`] by default.
     ///
     /// [`Rank::ParameterRatio`](crate::Rank::ParameterRatio) and the report count the parameters of
-    /// that form, and [`Compressed::to_pivoted`](crate::Compressed::to_pivoted) makes the layer. The
-    /// solve is the same.
+    /// that form, and [`Compressed::to_pivoted`](crate::Compressed::to_pivoted) makes the layer.
+    /// The solve is the same.
     #[must_use]
     pub fn with_form(mut self, form: Form) -> Self {
         self.form = form;

@@ -10,8 +10,8 @@ use crate::error::during;
 use crate::linalg::{self, power_of_two};
 use crate::{Error, Result, Scalar};
 
-/// Statistics of a layer's inputs `x` in the original network and `x̂` in the partly compressed one,
-/// for the same samples.
+/// Statistics of a layer's inputs `x` in the original network and `x̂` in the partly compressed
+/// one, for the same samples.
 ///
 /// In the partly compressed network the layers before this one are compressed already, so this
 /// layer sees other inputs. With these statistics a compressor finds the layer whose outputs for
@@ -155,8 +155,8 @@ impl<T: Scalar> PairedStats<T> {
         during("PairedStats::compressed_mean", || self.joint.mean().map(|mean| mean.get(..self.features).to_owned()))
     }
 
-    /// Covariance of the inputs in the original network, inputs × inputs. Allocates `8 n²` bytes, as
-    /// do the other two.
+    /// Covariance of the inputs in the original network, inputs × inputs. Allocates `8 n²` bytes,
+    /// as do the other two.
     ///
     /// # Errors
     ///

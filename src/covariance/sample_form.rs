@@ -184,8 +184,8 @@ impl<T: Scalar> SampleInputs<'_, T> {
         Ok(outputs)
     }
 
-    /// Calls `visit` with the columns of [`fill_centred`](Self::fill_centred) for these inputs and for
-    /// others of the same samples, segment by segment.
+    /// Calls `visit` with the columns of [`fill_centred`](Self::fill_centred) for these inputs and
+    /// for others of the same samples, segment by segment.
     pub(super) fn for_each_pair(
         &self,
         (centre, (others, other_centre)): (&Centre<'_>, &(SampleInputs<'_, T>, Centre<'_>)),

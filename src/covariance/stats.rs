@@ -26,8 +26,8 @@ use crate::{Error, Result, Scalar};
 /// covariance form, about a thousand samples at a time. Each entry of the covariance then has a
 /// relative rounding error of about `10⁻⁶ √(Σ_ii Σ_jj)`, which the solvers account for.
 ///
-/// [`merge`](Self::merge) combines statistics of several parts of the data. Layers that read the same
-/// input share one object.
+/// [`merge`](Self::merge) combines statistics of several parts of the data. Layers that read the
+/// same input share one object.
 ///
 /// ```
 /// use dalr::ActivationStats;

@@ -13,9 +13,10 @@ use crate::{Error, Linear, Result, Scalar};
 /// combinations of these.
 ///
 /// The `k` rows are the *pivot rows*, `C_p`. The other `m − k` rows are `A C_p`, and the entries of
-/// `A` are the *coefficients*. A rank of `k` takes `k (m + n − k)` parameters instead of the `k (m +
-/// n)` of a [`LowRankLinear`](crate::LowRankLinear), and as many multiply–adds. So every rank below
-/// `min(m, n)` takes fewer than the original layer. The two forms differ by rounding only.
+/// `A` are the *coefficients*. A rank of `k` takes `k (m + n − k)` parameters instead of the
+/// `k (m + n)` of a [`LowRankLinear`](crate::LowRankLinear), and as many multiply–adds. So every
+/// rank below `min(m, n)` takes fewer than the original layer. The two forms differ by rounding
+/// only.
 ///
 /// [`LowRankLinear::to_pivoted`](crate::LowRankLinear::to_pivoted) makes one, with coefficients of
 /// at most 2 in magnitude, so that rounding does not grow.

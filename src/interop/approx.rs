@@ -1,8 +1,8 @@
 //! Comparisons of layers up to a tolerance, for tests: `AbsDiffEq`, `RelativeEq` and `UlpsEq` of
 //! the crate `approx`.
 //!
-//! [`Linear`] and [`LowRankLinear`] compare entry by entry, as matrices of nalgebra and ndarray do. Layers
-//! of different shapes are not equal, nor is a layer with a bias equal to one without.
+//! [`Linear`] and [`LowRankLinear`] compare entry by entry, as matrices of nalgebra and ndarray do.
+//! Layers of different shapes are not equal, nor is a layer with a bias equal to one without.
 //!
 //! ```
 //! use approx::{assert_abs_diff_eq, assert_relative_eq};

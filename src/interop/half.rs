@@ -151,8 +151,8 @@ pub fn widen_column<T: Scalar, H: Half>(column: ColRef<'_, H>) -> Col<T> {
 ///
 /// # Errors
 ///
-/// [`Error::Overflow`] if an entry is beyond the type's range, 65504 for `f16`; [`Error::Memory`] if the
-/// copy does not fit.
+/// [`Error::Overflow`] if an entry is beyond the type's range, 65504 for `f16`; [`Error::Memory`]
+/// if the copy does not fit.
 ///
 /// ```
 /// use dalr::{Error, interop::half::round};

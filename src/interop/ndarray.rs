@@ -63,7 +63,8 @@ pub fn view<T>(array: &ArrayRef2<T>) -> MatRef<'_, T> {
 ///
 /// # Errors
 ///
-/// [`Error::Shape`] for an array without axes. The functions that use the samples check the last axis.
+/// [`Error::Shape`] for an array without axes. The functions that use the samples check the last
+/// axis.
 ///
 /// ```
 /// use dalr::interop::ndarray::{samples, view};

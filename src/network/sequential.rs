@@ -99,8 +99,8 @@ impl<'a, T: Scalar> SequentialCompression<'a, T> {
     ///
     /// `feed` gets the name of the first layer of a group, the layers compressed so far, and empty
     /// statistics. It runs the original network and the one with these layers on the same samples,
-    /// and adds the inputs of the group in both. For a group that no compressed layer precedes, both
-    /// inputs are the same.
+    /// and adds the inputs of the group in both. For a group that no compressed layer precedes,
+    /// both inputs are the same.
     ///
     /// Each finished layer is added to `compressed`. After an error, or after `progress` has
     /// cancelled, the layers finished before are in there; pass them in again to continue. The
@@ -113,9 +113,9 @@ impl<'a, T: Scalar> SequentialCompression<'a, T> {
     /// # Errors
     ///
     /// Two layers of the same name; ranks, metrics, shared inputs or compressed layers of a name
-    /// that no layer has; shared inputs that overlap, or of layers that do not follow one another or
-    /// differ in their inputs; a compressed layer of another shape or rank than it should have, or
-    /// behind one that is not compressed yet. An error of `feed`, as the source of an
+    /// that no layer has; shared inputs that overlap, or of layers that do not follow one another
+    /// or differ in their inputs; a compressed layer of another shape or rank than it should have,
+    /// or behind one that is not compressed yet. An error of `feed`, as the source of an
     /// [`Error::Callback`]. [`Error::InLayer`] for a layer that cannot be compressed, for example
     /// because `feed` has added no samples.
     ///

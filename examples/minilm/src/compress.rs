@@ -69,7 +69,8 @@ pub struct Layers {
 }
 
 impl Layers {
-    /// Decomposes the linear layers of all blocks, in the metrics of their outputs if there are any.
+    /// Decomposes the linear layers of all blocks, in the metrics of their outputs if there are
+    /// any.
     pub fn decompose(
         tensors: &Tensors,
         config: &Config,
@@ -105,7 +106,8 @@ impl Layers {
         Ok(Self { profiles: layers.iter().map(profile).collect::<Result<_>>()?, decompositions })
     }
 
-    /// Allocates a fraction of the parameters to the layers. Sensitivities are measured on `batches`.
+    /// Allocates a fraction of the parameters to the layers. Sensitivities are measured on
+    /// `batches`.
     pub fn allocate(
         &self,
         tensors: &Tensors,

@@ -29,8 +29,8 @@ impl Storage {
         rank as u64 * width as u64
     }
 
-    /// The largest rank, a multiple of `multiple`, that keeps this fraction of an out × in layer. `None`
-    /// if there is none.
+    /// The largest rank, a multiple of `multiple`, that keeps this fraction of an out × in layer.
+    /// `None` if there is none.
     pub fn rank(self, (m, n): (usize, usize), fraction: f64, multiple: usize) -> Option<usize> {
         let limit = fraction * m as f64 * n as f64;
         let ranks = (1..m.min(n)).rev().filter(|rank| rank.is_multiple_of(multiple));

@@ -81,8 +81,8 @@ impl<T: Scalar> ActivationStats<T> {
     ///
     /// # Errors
     ///
-    /// [`NoSamples`](crate::Error::NoSamples), or [`Memory`](crate::Error::Memory) if the matrix does
-    /// not fit.
+    /// [`NoSamples`](crate::Error::NoSamples), or [`Memory`](crate::Error::Memory) if the matrix
+    /// does not fit.
     pub fn covariance(&self) -> Result<Mat<f64>> {
         during("ActivationStats::covariance", || {
             self.require_samples()?;

@@ -27,8 +27,8 @@ impl<T: Scalar + WithDType> Recorder<T> {
     /// `run` returns `z`, of any shape. The entries of `v` are −1 or 1 with equal probability, from
     /// a sequence that is the same in every program. The covariance of `v` is the identity, so the
     /// second moment of the gradients estimates `E[Jᵀ J]` for the Jacobian `J` of the output. Each
-    /// of the `probes` takes a backward pass. For a loss, return the sum of the samples' losses: the
-    /// sign of a gradient does not matter.
+    /// of the `probes` takes a backward pass. For a loss, return the sum of the samples' losses:
+    /// the sign of a gradient does not matter.
     ///
     /// [`take`](Self::take) returns the statistics, from which
     /// [`OutputMetric::from_gradients`](crate::compress::OutputMetric::from_gradients) makes the
@@ -38,15 +38,15 @@ impl<T: Scalar + WithDType> Recorder<T> {
     /// `softmax_last_dim` and `rms_norm` in
     /// [`candle_nn::ops`](https://docs.rs/candle-nn/0.11/candle_nn/ops/index.html), and
     /// [`LayerNorm`](https://docs.rs/candle-nn/0.11/candle_nn/struct.LayerNorm.html) on contiguous
-    /// inputs. Use `softmax`, `rms_norm_slow` and `layer_norm_slow` instead. A layer is found out if
-    /// all ways from it to the output are cut, and not if a residual connection goes around the
+    /// inputs. Use `softmax`, `rms_norm_slow` and `layer_norm_slow` instead. A layer is found out
+    /// if all ways from it to the output are cut, and not if a residual connection goes around the
     /// operation. So watch all layers, those directly before such an operation included.
     ///
     /// # Errors
     ///
     /// [`Error::InLayer`] for a layer that receives no gradient. No probes; no watched layer that
-    /// ran; errors of `run` and of candle's backward pass, as [`Error::Library`]; gradients that are
-    /// not finite.
+    /// ran; errors of `run` and of candle's backward pass, as [`Error::Library`]; gradients that
+    /// are not finite.
     ///
     /// # Cost
     ///

@@ -65,8 +65,8 @@ impl PivotedLinear {
     ///
     /// # Errors
     ///
-    /// candle's, for tensors that are missing or have other shapes; [`Error::OutOfRange`] for pivots
-    /// that do not ascend below `out_features`.
+    /// candle's, for tensors that are missing or have other shapes; [`Error::OutOfRange`] for
+    /// pivots that do not ascend below `out_features`.
     pub fn load(
         in_features: usize,
         rank: usize,

@@ -99,8 +99,8 @@ pub fn update_weighted<T: Scalar + WithDType>(
 ///
 /// # Errors
 ///
-/// [`Error::Shape`], [`Error::NumberType`] and [`Error::Library`], as [`update`]; [`Error::Memory`] if the
-/// copy does not fit.
+/// [`Error::Shape`], [`Error::NumberType`] and [`Error::Library`], as [`update`]; [`Error::Memory`]
+/// if the copy does not fit.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -122,9 +122,9 @@ pub fn samples<T: Scalar + WithDType>(batch: &Tensor) -> Result<Mat<T>> {
 ///
 /// # Errors
 ///
-/// [`Error::NumberType`] for a dtype other than `F64`, `F32`, `F16` and `BF16`, [`Error::Overflow`] if an
-/// entry is beyond its range, [`Error::Memory`] if the copy does not fit, [`Error::Library`] if
-/// candle cannot copy to the device.
+/// [`Error::NumberType`] for a dtype other than `F64`, `F32`, `F16` and `BF16`, [`Error::Overflow`]
+/// if an entry is beyond its range, [`Error::Memory`] if the copy does not fit, [`Error::Library`]
+/// if candle cannot copy to the device.
 ///
 /// ```
 /// use candle_core::{DType, Device};

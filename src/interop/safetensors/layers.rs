@@ -38,8 +38,8 @@ impl<'a, T> From<&'a PivotedLinear<T>> for StoredLayer<'a, T> {
 /// Writes many compressed layers, each under its name, into one file, as [`replace_file`] does.
 ///
 /// The tensors of a layer are those of its `save`. The metadata are kept, and `dalr.ranks` gets the
-/// rank of every layer, which `load_compressed.py` needs. A rank that is there already stays, unless
-/// a layer of this name is written.
+/// rank of every layer, which `load_compressed.py` needs. A rank that is there already stays,
+/// unless a layer of this name is written.
 ///
 /// # Errors
 ///
@@ -163,8 +163,8 @@ impl<T: Scalar> LowRankLinear<T> {
 
     /// Reads the layer of this name from a file or from the shards of an index, converted to `T`.
     ///
-    /// Reads what [`save`](Self::save), [`save_layers`] and the program `dalr` write, in any dtype of
-    /// [`FloatDtype`](crate::interop::safetensors::FloatDtype).
+    /// Reads what [`save`](Self::save), [`save_layers`] and the program `dalr` write, in any dtype
+    /// of [`FloatDtype`](crate::interop::safetensors::FloatDtype).
     ///
     /// # Errors
     ///
