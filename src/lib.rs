@@ -24,7 +24,7 @@
 //! for batch in &batches {
 //!     stats.update(batch.as_ref())?; // samples × in
 //! }
-//! let layer = Linear::new(weight, Some(Col::zeros(8)))?; // out × in, as PyTorch stores it
+//! let layer = Linear::new(weight, Some(Col::zeros(8)))?; // out × in, as in PyTorch
 //! let compressed = Dalr::new().compress(&layer, &stats, Rank::Fixed(2))?;
 //! println!("{}", compressed.report());
 //! # Ok(())
@@ -102,17 +102,26 @@ pub mod solver;
 #[doc(no_inline)]
 pub use faer;
 
+#[doc(inline)]
 pub use compress::{
     ActivationPruning, Calibration, Compressed, Dalr, Decomposition, LowRankCompressor, Ridge, TruncatedSvd,
     relative_output_error, select_ridge,
 };
+#[doc(inline)]
 pub use covariance::ActivationStats;
+#[doc(inline)]
 pub use error::{Error, Result};
+#[doc(inline)]
 pub use factors::LowRankLinear;
+#[doc(inline)]
 pub use layer::Linear;
+#[doc(inline)]
 pub use rank::Rank;
+#[doc(inline)]
 pub use report::{Report, Warning};
+#[doc(inline)]
 pub use scalar::Scalar;
+#[doc(inline)]
 pub use solver::Solver;
 
 /// The types that programs use most: `use dalr::prelude::*`.
