@@ -64,7 +64,7 @@ fn draw_panel(
     if accuracy {
         let (original, dashes) = (comparison.original_accuracy, BLACK.stroke_width(1));
         chart.draw_series(DashedLineSeries::new([(0.008, original), (0.8, original)], 6, 5, dashes))?;
-        chart.draw_series([Text::new("original", (0.0085, original + 0.045), (FONT, 14))])?;
+        chart.draw_series([Text::new("original", (0.0085, original - 0.02), (FONT, 18))])?;
     }
     if let (false, Some(index)) = (accuracy, LAYERS.iter().position(|&name| name == layer)) {
         let rows = comparison.rows.iter().filter(|row| (row.layer, row.method) == (layer, METHODS[0]));
