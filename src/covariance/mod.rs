@@ -5,11 +5,11 @@
 
 mod accumulator;
 mod batch;
-mod change_of_form;
 mod covariance_form;
 mod paired;
 mod per_input;
 mod sample_form;
+mod samples_to_covariance;
 mod scatter;
 mod second_moment;
 mod shrinkage;

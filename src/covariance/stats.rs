@@ -4,9 +4,9 @@ use core::fmt;
 
 use faer::Col;
 
-use super::change_of_form::Form;
 use super::per_input::Channels;
 use super::sample_form::Samples;
+use super::samples_to_covariance::Form;
 use crate::error::during;
 use crate::{Error, Result, Scalar};
 

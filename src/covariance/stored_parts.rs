@@ -1,9 +1,9 @@
 //! Statistics as plain numbers and arrays, for files.
 
-use super::change_of_form::Form;
 use super::covariance_form::CovarianceForm;
 use super::per_input::Channels;
 use super::sample_form::Samples;
+use super::samples_to_covariance::Form;
 use super::scatter::Scatter;
 use super::stats::ActivationStats;
 use crate::linalg;

@@ -1,4 +1,4 @@
-use super::change_of_form::Form;
+use super::samples_to_covariance::Form;
 use super::*;
 use crate::linalg::{Par, power_of_two};
 use crate::{Error, Result};

@@ -4,10 +4,10 @@
 use faer::MatRef;
 
 use super::batch::Batch;
-use super::change_of_form::{Form, keeps_samples};
 use super::covariance_form::CovarianceForm;
 use super::per_input::Channels;
 use super::sample_form::{Samples, segment_rows};
+use super::samples_to_covariance::{Form, keeps_samples};
 use super::stats::ActivationStats;
 use crate::error::during;
 use crate::linalg;

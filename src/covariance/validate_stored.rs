@@ -4,9 +4,9 @@
 //! The checksum detects damage. These checks keep statistics from a faulty writer from spreading
 //! NaN, or counts that do not fit the arrays, into later results.
 
-use super::change_of_form::Form;
 use super::covariance_form::{CovarianceForm, most_waiting};
 use super::sample_form::Samples;
+use super::samples_to_covariance::Form;
 use super::stats::ActivationStats;
 use super::update::WEIGHTS;
 use crate::{Error, Result, Scalar};

@@ -5,7 +5,7 @@ use core::fmt;
 use faer::{Col, ColRef, Mat, MatRef};
 
 use super::PivotedLinear;
-use super::pivoting::pivots;
+use super::pivot_selection::pivots;
 use crate::error::during;
 use crate::layer::{check_inputs, finish};
 use crate::linalg;

@@ -2,8 +2,8 @@
 
 mod form;
 mod low_rank;
+mod pivot_selection;
 mod pivoted;
-mod pivoting;
 mod pruned;
 
 pub use self::form::Form;

@@ -2,7 +2,7 @@
 
 use faer::{Mat, MatRef};
 
-use super::of_covariance::native_rounding;
+use super::from_covariance::native_rounding;
 use super::{Scale, SecondMoment};
 use crate::linalg::{self, Par};
 use crate::{Result, Scalar};

@@ -2,14 +2,14 @@
 
 mod cross;
 mod dense;
+mod from_covariance;
+mod from_samples;
+mod from_stats;
 mod identity;
-mod of_covariance;
-mod of_samples;
-mod of_stats;
 
 pub(crate) use self::cross::CrossMoment;
+pub(crate) use self::from_stats::{cross_moment, second_moment, second_moment_of};
 pub(crate) use self::identity::identity;
-pub(crate) use self::of_stats::{cross_moment, second_moment, second_moment_of};
 
 use faer::{Mat, MatRef};
 

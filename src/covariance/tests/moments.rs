@@ -1,6 +1,6 @@
-use super::super::change_of_form::Form;
 use super::super::covariance_form::CovarianceForm;
 use super::super::per_input::Channels;
+use super::super::samples_to_covariance::Form;
 use super::super::*;
 use crate::Result;
 use crate::linalg::{Par, power_of_two};
