@@ -136,12 +136,12 @@ fn an_operator_problem_is_solved_by_the_algorithm_that_is_asked_for() {
             40
         }
 
-        fn apply(&self, block: MatRef<'_, f64>, mut result: MatMut<'_, f64>) -> dalr::Result<()> {
+        fn apply(&self, block: MatRef<'_, f64>, mut result: MatMut<'_, f64>) -> Result<()> {
             result.copy_from(Mat::from_fn(40, block.ncols(), |i, j| 0.7_f64.powi(i as i32) * block[(i, j)]));
             Ok(())
         }
 
-        fn trace(&self) -> dalr::Result<f64> {
+        fn trace(&self) -> Result<f64> {
             Ok((0..40).map(|i| 0.7_f64.powi(i)).sum())
         }
     }
