@@ -344,7 +344,8 @@ fn overflow(what: &str) -> &'static str {
     "overflows: use smaller numbers, or a larger type such as `f64`"
 }
 
-/// The operation of an error that has not yet reached the public function that returns it.
+/// Placeholder for the operation of an error. [`during`] replaces it by the name of the public
+/// function.
 const UNNAMED: &str = "";
 
 /// Runs the body of a public function, and names that function in the error it returns.

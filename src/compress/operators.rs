@@ -179,8 +179,10 @@ pub(super) struct Outputs<T> {
 }
 
 impl<T: Scalar> Outputs<T> {
-    /// Forms `Z` from samples or from a root; `None` if rounding hides the data or the statistics
-    /// are not in sample form. `norms` are the squared norms of the weight's columns.
+    /// Forms `Z` from the samples, or from a Cholesky factor `L` of `κ S + λ I`, as `form` says.
+    /// Returns `None` if samples are needed and the statistics are in covariance form, if there is
+    /// no `L`, or if less than `LEAST_DATA` of `tr Z Zᵀ` comes from the data. `norms` are the
+    /// squared norms of the weight's columns.
     pub(super) fn new(
         problem: &Problem<'_, T>,
         form: Form,

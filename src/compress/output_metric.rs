@@ -68,8 +68,12 @@ impl OutputMetric {
             let rounding = 64.0 * f64::EPSILON * size as f64 * linalg::max_abs(matrix);
             let asymmetry = (matrix - matrix.transpose()).norm_max();
             if asymmetry > rounding {
-                let expected = format!("at most {rounding:e}, for the metric to be symmetric");
-                return Err(Error::out_of_range("the difference of the metric and its transpose", expected, asymmetry));
+                let expected = format!("to be at most {rounding:e} (use `(G + Gᵀ) / 2` to make it symmetric)");
+                return Err(Error::out_of_range(
+                    "the difference of the output metric `G` and its transpose",
+                    expected,
+                    asymmetry,
+                ));
             }
             Self::from_parts(Metric::Full(linalg::widened(matrix, 1.0)?))
         })

@@ -137,9 +137,11 @@ impl Channels {
         if size == 0.0 || size >= LEAST {
             return Ok(());
         }
-        let parameter = if centred { "the spread of some input" } else { "the size of some input" };
-        let expected =
-            format!("to be at least {LEAST:e}, or its square underflows: multiply the inputs by a power of ten");
+        let parameter = if centred { "the largest spread of any input" } else { "the largest size of any input" };
+        let expected = format!(
+            "to be at least {LEAST:e} (the squares of smaller numbers underflow; multiply the inputs by a \
+             power of ten)"
+        );
         Err(Error::out_of_range(parameter, expected, size))
     }
 }

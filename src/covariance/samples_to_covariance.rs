@@ -19,8 +19,9 @@ pub(super) enum Form<T> {
     Covariance(CovarianceForm<T>),
 }
 
-/// Returns whether the statistics stay in sample form if `count` samples are added (`as_samples`,
-/// or with a scatter). Returns an error if the memory limit allows neither form.
+/// Returns whether the statistics stay in sample form if `count` samples are added. `as_samples` is
+/// true if they are added as samples, and false if they are added as a scatter. Returns an error if
+/// the memory limit allows neither form.
 ///
 /// The change needs memory for both forms at once. Under a memory limit, the form therefore changes
 /// while both fit.

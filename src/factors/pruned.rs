@@ -14,10 +14,9 @@ pub(crate) enum Side {
     Outputs,
 }
 
-/// A layer with some of its inputs or outputs dropped. Its forward pass has the inputs and outputs
-/// of the original layer.
-///
-///
+/// A layer without some of its inputs or outputs. Its forward pass takes all inputs of the original
+/// layer and returns all its outputs. It ignores dropped inputs, and returns zero for dropped
+/// outputs.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PrunedLinear<T> {
     pub(crate) side: Side,

@@ -17,7 +17,8 @@ pub(super) fn workspace(need: StackReq) -> Result<MemBuffer> {
 
 /// The routines for one [`Scalar`](crate::Scalar) type.
 ///
-/// The implementations are not generic, so that the library itself contains their code.
+/// The implementations are not generic. They are therefore compiled once with this library, not in
+/// every crate that uses it.
 pub trait Kernels: Sized {
     /// Computes `target = lhs · rhs · alpha`, or adds the product to `target`.
     fn matmul(

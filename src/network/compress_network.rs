@@ -164,8 +164,8 @@ impl<'a, T: Scalar> Network<'a, T> {
     }
 
     /// Limits the [estimated memory](Self::memory) of the layers that are decomposed together, and
-    /// of their results. Layers and statistics that are in memory before do not count, nor do
-    /// results that the caller keeps.
+    /// of their results until these are passed on. Layers and statistics that the caller holds do
+    /// not count. Results that the caller keeps do not count either.
     #[must_use]
     pub fn with_memory_limit(mut self, bytes: usize) -> Self {
         self.memory_limit = Some(bytes);

@@ -243,16 +243,18 @@ impl<'a, T: Scalar> SequentialCompression<'a, T> {
                 (Some(_), None) => missing = missing.or(Some(name)),
                 (Some(&rank), Some(layer)) => {
                     if let Some(missing) = missing {
-                        let expected = format!("`{missing}` compressed before `{name}`");
-                        return Err(Error::layers(expected, "only the latter".into()));
+                        let expected =
+                            format!("`{missing}` in the compressed layers, because `{name}` is there and comes later");
+                        let found = format!("none: remove `{name}` and all later layers, or start with no layers");
+                        return Err(Error::layers(expected, found));
                     }
-                    let shape = |m, n, rank| format!("a {m} × {n} layer of rank {rank}");
+                    let shape = |(m, n, rank)| format!("{m} × {n} of rank {rank}");
                     let expected = (original.out_features(), original.in_features(), rank);
                     let found = (layer.out_features(), layer.in_features(), layer.rank());
                     if expected != found {
                         let error = Error::layers(
-                            shape(expected.0, expected.1, expected.2),
-                            shape(found.0, found.1, found.2) + " compressed before",
+                            format!("the compressed layer of the earlier run to be {}", shape(expected)),
+                            shape(found) + ": remove it and all later layers to compress them again",
                         );
                         return Err(error.in_layer(name));
                     }

@@ -120,7 +120,10 @@ fn statistics() {
     assert_eq!(before, (stats.samples(), stats.mean().unwrap(), stats.covariance().unwrap()));
 
     let mut empty = ActivationStats::<f64>::new(0);
-    refused(empty.update(Mat::zeros(2, 0).as_ref()), "ActivationStats::update: the layer's inputs must not be empty");
+    refused(
+        empty.update(Mat::zeros(2, 0).as_ref()),
+        "ActivationStats::update: expected the statistics' number of inputs, as given to `new`, to be at least 1, got 0",
+    );
     let none = "expected statistics of at least one sample with a positive weight, got none";
     let mut unfed = ActivationStats::<f64>::new(3);
     unfed.update_weighted(Mat::zeros(2, 3).as_ref(), &[0.0, 0.0]).unwrap();
@@ -304,8 +307,8 @@ fn numbers_out_of_range() {
         refused(
             Dalr::new().compress(&layer, &tiny, Rank::Fixed(2)),
             &format!(
-                "Dalr::solve: expected the spread of some input to be at least 1e-161, or its square underflows: \
-                 multiply the inputs by a power of ten, got {spread}"
+                "Dalr::solve: expected the largest spread of any input to be at least 1e-161 (the squares of \
+                 smaller numbers underflow; multiply the inputs by a power of ten), got {spread}"
             ),
         );
         assert!(TruncatedSvd::new().compress(&layer, &tiny, Rank::Fixed(2)).is_err());

@@ -206,7 +206,7 @@ fn a_layer_is_what_its_parts_say() {
     let text = "PivotedLinear { out_features: 4, rank: 2, in_features: 3, bias: true }";
     assert_eq!(format!("{layer:?}"), text);
     assert_eq!(layer.clone(), layer);
-    // Full rank: no other rows, and row-major inputs.
+    // At full rank there are no coefficients. The inputs are row-major here, to test that layout.
     let full = PivotedLinear::new(rows.clone(), Mat::zeros(0, 2), vec![0, 1], None).unwrap();
     assert_eq!((full.parameters(), full.to_linear().unwrap().weight()), (6, rows.as_ref()));
     let turned = inputs.transpose().to_owned();

@@ -183,12 +183,10 @@ impl Calibration {
         sum: &mut Hasher,
     ) -> Result<()> {
         let source = &self.files[file];
-        let Some(dtype) = source.tensor(name).and_then(|tensor| FloatDtype::of(tensor.dtype)) else {
-            return Err(Error::format(
-                source.path(),
-                format!("`{name}` of dtype F32, F16, BF16 or F64"),
-                "another dtype",
-            ));
+        let tensor = source.tensor(name);
+        let Some(dtype) = tensor.and_then(|tensor| FloatDtype::of(tensor.dtype)) else {
+            let found = tensor.map_or("no such tensor".into(), |tensor| format!("{:?}", tensor.dtype));
+            return Err(Error::format(source.path(), format!("`{name}` of dtype F32, F16, BF16 or F64"), found));
         };
         let inputs = stats.features();
         let rows = ROWS.min(BATCH_BYTES / (4 * inputs)).max(1);

@@ -110,8 +110,10 @@ impl Factors {
         }
         let file = ModelFile::open(path)?;
         let text = file.metadata().get("profile").map_or("", String::as_str);
-        let profile = serde_json::from_str(text)
-            .map_err(|error| Error::format(path, "the profile of a layer", error.to_string()))?;
+        let profile = serde_json::from_str(text).map_err(|error| {
+            let found = format!("damage ({error}): run with --force and without --resume to start again");
+            Error::format(path, "the profile of a layer in the metadata", found)
+        })?;
         Ok(Some(Self { file, profile }))
     }
 

@@ -65,7 +65,8 @@ impl Output<'_> {
 
     fn factors(&self, index: usize) -> Result<Factors> {
         let path = self.work.layer(index);
-        Factors::open(&path)?.ok_or_else(|| Error::format(&path, "a solved layer", "no such file"))
+        let found = "no such file: run again with --resume to compute them";
+        Factors::open(&path)?.ok_or_else(|| Error::format(&path, "the factors of a layer", found))
     }
 
     fn plan(&self) -> Result<ModelWriter<Content<'_>>> {

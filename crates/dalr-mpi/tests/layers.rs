@@ -1,5 +1,5 @@
-//! Many layers, from files to a file. The result is that of one process, and the costs determine
-//! which MPI rank solves a layer.
+//! Tests the compression of many layers from files to one file. The result must equal that of a
+//! single process. The costs must determine which MPI rank solves a layer.
 
 mod common;
 

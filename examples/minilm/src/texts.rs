@@ -25,7 +25,8 @@ pub fn split(texts: &[String], calibration: usize, held_out: usize, draw: usize)
         calibration > 0 && held_out > 0 && draw > 0,
         "expected at least one text for calibration, one held out and a draw from 1, got {calibration}, {held_out} and {draw}"
     );
-    // Calibration, held out, and then the other draws.
+    // The list holds the calibration texts of draw 1, then the held-out texts, then the calibration
+    // texts of the other draws.
     let begin = if draw == 1 { 0 } else { (draw - 1).saturating_mul(calibration).saturating_add(held_out) };
     let wanted = begin.saturating_add(calibration).max(calibration.saturating_add(held_out));
     let parts = texts.get(begin..wanted.min(texts.len())).and_then(|rest| rest.get(..calibration));

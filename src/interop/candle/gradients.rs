@@ -100,9 +100,9 @@ impl<T: Scalar + WithDType> Recorder<T> {
                 let store = projected.and_then(|sum| sum.backward()).map_err(refused)?;
                 let gradient = |(name, zeros): &(String, Var)| {
                     let gradient = store.get(zeros).cloned().ok_or_else(|| {
-                        let expected = "a gradient: the output does not depend on the layer, or an operation between them \
-                                        has no backward pass (candle's fused softmax and norms)";
-                        Error::layers(expected.into(), "none".into()).in_layer(name)
+                        let found = "none: the output does not depend on the layer, or an operation after it has no \
+                                     backward pass (use `softmax`, `rms_norm_slow` and `layer_norm_slow`)";
+                        Error::layers("a gradient".into(), found.into()).in_layer(name)
                     });
                     Ok((name.clone(), gradient?))
                 };

@@ -9,10 +9,10 @@ use faer::{Mat, MatRef};
 
 /// `matrix = left · diag(values) · rightᵀ`, with `values` descending and one column per value.
 pub struct Svd {
-    /// Orthonormal, except that columns for values of zero are zero.
+    /// Orthonormal. If the matrix has no fewer rows than columns, columns for values of zero are zero.
     pub left: Mat<f64>,
     pub values: Vec<f64>,
-    /// As `left`, if the matrix has fewer rows than columns.
+    /// Orthonormal. If the matrix has fewer rows than columns, columns for values of zero are zero.
     pub right: Mat<f64>,
 }
 

@@ -239,10 +239,10 @@ fn errors_name_the_layer() {
     let mut layers: Compressed = whole.clone();
     layers.remove("gate");
     let error = run(&small.sequential(), &all, &mut layers).unwrap_err();
-    assert!(error.contains("`gate` compressed before `up`"), "{error}");
+    assert!(error.contains("expected `gate` in the compressed layers, because `up` is there"), "{error}");
     let mut layers = whole.clone();
     let error = run(&small.sequential(), &ranks(5), &mut layers).unwrap_err();
-    assert!(error.contains("layer `first`") && error.contains("rank 5, got a 24 × 20 layer of rank 4"), "{error}");
+    assert!(error.contains("layer `first`") && error.contains("rank 5, got 24 × 20 of rank 4: remove"), "{error}");
     let error = run(&small.sequential(), &[("first".to_owned(), 4)].into(), &mut layers).unwrap_err();
     assert!(error.contains("`down` without one"), "{error}");
 }

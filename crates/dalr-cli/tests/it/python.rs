@@ -4,7 +4,8 @@ use std::process::Command;
 
 use crate::harness::program;
 
-/// Returns a Python that has PyTorch: `DALR_PYTHON`, that of the peers' benchmark, or the system's.
+/// Returns a Python interpreter with PyTorch: `DALR_PYTHON`, the one that `benches/peers` uses, or
+/// the system's.
 fn python() -> Option<String> {
     let peers = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/peers/bin/python");
     let candidates = [std::env::var("DALR_PYTHON").ok(), Some(peers.into()), Some("python3".into())];

@@ -52,7 +52,7 @@ pub(super) fn precision<T>() -> FloatDtype {
     if size_of::<T>() == size_of::<f32>() { FloatDtype::F32 } else { FloatDtype::F64 }
 }
 
-/// Returns the name of that dtype in the metadata.
+/// Returns the name of the dtype of `T` in the metadata of a file.
 fn precision_name<T>() -> &'static str {
     if precision::<T>() == FloatDtype::F32 { "f32" } else { "f64" }
 }
