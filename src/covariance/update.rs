@@ -179,8 +179,7 @@ impl<T: Scalar> ActivationStats<T> {
 
     fn validate(&self, batch: Batch<'_, T>) -> Result<()> {
         if self.features == 0 {
-            let parameter = "the statistics' number of inputs, as given to `new`,";
-            return Err(Error::out_of_range(parameter, "to be at least 1".into(), 0.0));
+            return Err(Error::empty("the layer's inputs"));
         }
         if batch.rows.ncols() != self.features {
             return Err(Error::shape("columns in the batch (one per input)", self.features, batch.rows.ncols()));

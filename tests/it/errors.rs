@@ -120,10 +120,7 @@ fn statistics() {
     assert_eq!(before, (stats.samples(), stats.mean().unwrap(), stats.covariance().unwrap()));
 
     let mut empty = ActivationStats::<f64>::new(0);
-    refused(
-        empty.update(Mat::zeros(2, 0).as_ref()),
-        "ActivationStats::update: expected the statistics' number of inputs, as given to `new`, to be at least 1, got 0",
-    );
+    refused(empty.update(Mat::zeros(2, 0).as_ref()), "ActivationStats::update: the layer's inputs must not be empty");
     let none = "expected statistics of at least one sample with a positive weight, got none";
     let mut unfed = ActivationStats::<f64>::new(3);
     unfed.update_weighted(Mat::zeros(2, 3).as_ref(), &[0.0, 0.0]).unwrap();
