@@ -2,6 +2,7 @@
 //!
 //! A *rank* is an MPI process; that of a compressed layer is called the rank of the layer. Samples
 //! stay on the rank that has them. There are two methods:
+//!
 //! | module | method |
 //! |---|---|
 //! | [`reduce`], [`layers`] | every rank computes statistics of its shard, and a tree merges them |
