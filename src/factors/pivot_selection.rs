@@ -110,8 +110,8 @@ fn exchange(coefficients: &mut Mat<f64>, other: usize, pivot: usize) {
 
 /// A bound on the number of exchanges, each of which at least doubles `|det Q_p|`, and some.
 ///
-/// The largest `|det Q_p|` is at most 1, and QR with column pivoting reaches `1 / (k! √binom(m, k))`
-/// of it or more.
+/// The largest `|det Q_p|` is at most 1, and QR with column pivoting reaches
+/// `1 / (k! √binom(m, k))` of it or more.
 fn most_exchanges(rows: usize, rank: usize) -> usize {
     let (rows, rank) = (rows as f64, rank as f64);
     (rank * (rank.log2() + rows.log2() / 2.0)) as usize + 64

@@ -9,7 +9,8 @@ use faer::{Mat, MatRef};
 
 /// `matrix = left · diag(values) · rightᵀ`, with `values` descending and one column per value.
 pub struct Svd {
-    /// Orthonormal. If the matrix has no fewer rows than columns, columns for values of zero are zero.
+    /// Orthonormal. If the matrix has no fewer rows than columns, columns for values of zero are
+    /// zero.
     pub left: Mat<f64>,
     pub values: Vec<f64>,
     /// Orthonormal. If the matrix has fewer rows than columns, columns for values of zero are zero.
