@@ -12,9 +12,8 @@ use dalr::{ActivationStats, Calibration, Dalr, Decomposition, Linear, LowRankCom
 use crate::bert::{Bert, Config, Tensors, linear};
 use crate::encoder::Batch;
 use crate::evaluation::{cosine, embeddings};
-use crate::options::{Allocation, Method, Options};
+use crate::options::{Allocation, Method, Options, Storage};
 use crate::progress;
-use crate::storage::Storage;
 
 /// Sensitivities are raised to this fraction of their mean: a single measurement is noisy.
 const SENSITIVITY_FLOOR: f64 = 0.05;
@@ -87,9 +86,6 @@ impl Layers {
                 calibration = calibration.with_output_metric(metric);
             }
             network = network.with_layer(name, layer, calibration);
-            if let Some(rank) = storage.rank((layer.out_features(), layer.in_features()), 1.0, 1) {
-                network = network.with_max_rank(name, rank);
-            }
         }
         let mut decompositions = BTreeMap::new();
         let keep = |name: &str, decomposition| {
@@ -97,7 +93,7 @@ impl Layers {
             Ok(())
         };
         let bar = progress::bar("decomposing", layers.len());
-        network.decompose(compressor(method).as_ref(), keep, &mut progress::follow(&bar))?;
+        network.decompose(compressor(method, storage).as_ref(), keep, &mut progress::follow(&bar))?;
         bar.finish_and_clear();
         let profile = |(name, _): &(String, _)| -> Result<LayerProfile> {
             let decomposition = decompositions.get(name).with_context(|| format!("no decomposition of `{name}`"))?;
@@ -116,40 +112,17 @@ impl Layers {
         keep: f64,
         options: &Options,
     ) -> Result<Allocated> {
-        let (storage, multiple) = (options.storage, options.rank_multiple);
-        let allocator = Allocator::new(Budget::ParameterFraction(keep)).with_rank_multiple(multiple);
-        let uniform = match storage {
-            Storage::Factors => allocator.allocate(&self.profiles)?,
-            Storage::Pivoted => {
-                let rank = |layer: &LayerProfile| {
-                    let rank = storage.rank((layer.out_features(), layer.in_features()), keep, multiple)?;
-                    Some((layer.name().to_owned(), rank))
-                };
-                Plan::of_ranks(&self.profiles, &self.profiles.iter().filter_map(rank).collect())?
-            }
-        };
+        let allocator = Allocator::new(Budget::ParameterFraction(keep)).with_rank_multiple(options.rank_multiple);
+        let uniform = allocator.allocate(&self.profiles)?;
         let plan = match options.allocation {
             Allocation::Uniform => uniform,
             Allocation::Sensitivity => {
                 let sensitivities = self.sensitivities(tensors, config, batches, &uniform)?;
-                match storage {
-                    Storage::Factors => {
-                        allocator.with_strategy(Strategy::Sensitivity(sensitivities)).allocate(&self.profiles)?
-                    }
-                    Storage::Pivoted => {
-                        let ranks = storage.allocate(&self.profiles, &sensitivities, keep, multiple)?;
-                        Plan::of_ranks(&self.profiles, &ranks)?
-                    }
-                }
+                allocator.with_strategy(Strategy::Sensitivity(sensitivities)).allocate(&self.profiles)?
             }
         };
-        let ranks = plan.ranks();
-        let parameters = (plan.parameters_before(), storage.parameters(&self.profiles, &ranks));
-        let listing = match storage {
-            Storage::Factors => plan.to_string(),
-            Storage::Pivoted => ranks.iter().map(|(name, rank)| format!("{name}: rank {rank}\n")).collect(),
-        };
-        Ok(Allocated { ranks, parameters, listing })
+        let parameters = (plan.parameters_before(), plan.parameters_after());
+        Ok(Allocated { ranks: plan.ranks(), parameters, listing: plan.to_string() })
     }
 
     fn sensitivities(
@@ -183,11 +156,12 @@ impl Layers {
 }
 
 /// Returns the method as the library knows it.
-pub fn compressor(method: Method) -> Box<dyn LowRankCompressor<f32> + Sync> {
+pub fn compressor(method: Method, storage: Storage) -> Box<dyn LowRankCompressor<f32> + Sync> {
+    let form = storage.form();
     match method {
-        Method::Dalr => Box::new(Dalr::new()),
-        Method::Svd => Box::new(TruncatedSvd::new()),
-        Method::SvdBc => Box::new(TruncatedSvd::new().with_bias_correction(true)),
+        Method::Dalr => Box::new(Dalr::new().with_form(form)),
+        Method::Svd => Box::new(TruncatedSvd::new().with_form(form)),
+        Method::SvdBc => Box::new(TruncatedSvd::new().with_bias_correction(true).with_form(form)),
     }
 }
 

@@ -12,5 +12,4 @@ pub mod metrics;
 pub mod options;
 pub mod progress;
 pub mod sequential;
-pub mod storage;
 pub mod texts;

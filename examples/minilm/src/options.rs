@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
-
-use crate::storage::Storage;
+use dalr::factors::Form;
 
 /// Compresses a sentence transformer in candle, and compares embeddings and speed with the
 /// original.
@@ -83,4 +82,23 @@ pub enum Allocation {
     Uniform,
     /// By the effect of each layer on the embeddings, measured with that layer alone compressed.
     Sensitivity,
+}
+
+/// Forms in which a compressed layer is stored. They compute the same outputs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Storage {
+    /// Two factors: `k (m + n)` numbers.
+    Factors,
+    /// `k` rows of the product, and the coefficients of the other rows: `k (m + n − k)` numbers.
+    Pivoted,
+}
+
+impl Storage {
+    /// Returns the library's name for this form.
+    pub fn form(self) -> Form {
+        match self {
+            Self::Factors => Form::Factors,
+            Self::Pivoted => Form::Pivoted,
+        }
+    }
 }

@@ -15,7 +15,7 @@ use dalr::network::SequentialCompression;
 use crate::bert::{Bert, Config, Layer, Tensors};
 use crate::compress::{compressor, originals};
 use crate::encoder::Batch;
-use crate::options::Method;
+use crate::options::{Method, Storage};
 use crate::progress;
 
 type Factors = BTreeMap<String, dalr::LowRankLinear<f32>>;
@@ -47,7 +47,13 @@ pub fn recalibrate(
     let feed = |group: &str, layers: &Factors, stats: &mut PairedStats<f32>| states.feed(group, layers, stats);
     let bar = progress::bar("recalibrating", ranks.len());
     let mut layers = Factors::new();
-    network.run(compressor(method).as_ref(), ranks, &mut layers, feed, &mut progress::follow(&bar))?;
+    network.run(
+        compressor(method, Storage::Factors).as_ref(),
+        ranks,
+        &mut layers,
+        feed,
+        &mut progress::follow(&bar),
+    )?;
     bar.finish_and_clear();
     modules(&layers)
 }

@@ -9,9 +9,8 @@ use dalr_minilm::compress::{Layers, calibrate, compressed_tensors, with_compress
 use dalr_minilm::encoder::{Encoder, load};
 use dalr_minilm::evaluation::{cosine, embeddings, time};
 use dalr_minilm::metrics::metrics;
-use dalr_minilm::options::{Allocation, Method, Options};
+use dalr_minilm::options::{Allocation, Method, Options, Storage};
 use dalr_minilm::sequential::recalibrate;
-use dalr_minilm::storage::Storage;
 use dalr_minilm::texts;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
@@ -266,9 +265,9 @@ fn pivoted_ranks_fill_the_budget() {
     for (shape, fraction) in [((384, 384), 0.4), ((1536, 384), 0.8), ((384, 1536), 0.3), ((7, 30), 0.6)] {
         let (m, n) = (shape.0 as f64, shape.1 as f64);
         let exact = ((m + n) - ((m + n).powi(2) - 4.0 * fraction * m * n).sqrt()) / 2.0;
-        assert_eq!(Storage::Pivoted.rank(shape, fraction, 1), Some(exact as usize));
+        assert_eq!(Storage::Pivoted.form().rank_within(fraction, shape), exact as usize);
         let factors = fraction * m * n / (m + n);
-        assert_eq!(Storage::Factors.rank(shape, fraction, 8), Some(factors as usize / 8 * 8).filter(|rank| *rank > 0));
+        assert_eq!(Storage::Factors.form().rank_within(fraction, shape), factors as usize);
     }
 }
 
