@@ -12,6 +12,7 @@ mod api;
 mod behaviour;
 mod complaints;
 mod compressors;
+mod deficient;
 mod errors;
 mod golden;
 mod interop;
