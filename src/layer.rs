@@ -46,13 +46,7 @@ impl<T: Scalar> Linear<T> {
                 return Err(Error::empty("the weight"));
             }
             linalg::require_finite("the weight", weight.as_ref())?;
-            if let Some(bias) = &bias {
-                if bias.nrows() != weight.nrows() {
-                    let what = "entries in the bias (one per output)";
-                    return Err(Error::shape(what, weight.nrows(), bias.nrows()));
-                }
-                linalg::require_finite("the bias", bias.as_mat())?;
-            }
+            check_bias(bias.as_ref(), weight.nrows())?;
             Ok(Self { weight, bias })
         })
     }
@@ -111,6 +105,15 @@ impl<T> fmt::Debug for Linear<T> {
             .field("bias", &self.bias.is_some())
             .finish()
     }
+}
+
+/// Refuses a bias of another length than the outputs, or one that is not finite.
+pub(crate) fn check_bias<T: Scalar>(bias: Option<&Col<T>>, outputs: usize) -> Result<()> {
+    let Some(bias) = bias else { return Ok(()) };
+    if bias.nrows() != outputs {
+        return Err(Error::shape("entries in the bias (one per output)", outputs, bias.nrows()));
+    }
+    linalg::require_finite("the bias", bias.as_mat())
 }
 
 /// Returns an error for inputs with another number of columns than `width`, without rows, or not

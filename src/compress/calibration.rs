@@ -79,31 +79,24 @@ impl<'a, T> Calibration<'a, T> {
 }
 
 impl<'a, T: Scalar> Calibration<'a, T> {
+    /// The statistics that count the samples; both inputs of a pair are in one object.
+    fn counted(&self) -> Option<&'a ActivationStats<T>> {
+        self.activations().or(self.paired().map(PairedStats::joint))
+    }
+
     /// Returns the number of samples seen.
     pub(crate) fn samples(&self) -> u64 {
-        match self.inputs {
-            CalibrationInputs::None => 0,
-            CalibrationInputs::Activations(stats) => stats.samples(),
-            CalibrationInputs::Paired(stats) => stats.samples(),
-        }
+        self.counted().map_or(0, ActivationStats::samples)
     }
 
     /// Kish's effective number of samples.
     pub(super) fn effective_samples(&self) -> f64 {
-        match self.inputs {
-            CalibrationInputs::None => 0.0,
-            CalibrationInputs::Activations(stats) => stats.effective_samples(),
-            CalibrationInputs::Paired(stats) => stats.effective_samples(),
-        }
+        self.counted().map_or(0.0, ActivationStats::effective_samples)
     }
 
     /// The sum of the weights; 1 without data.
     pub(super) fn total_weight(&self) -> f64 {
-        match self.inputs {
-            CalibrationInputs::None => 1.0,
-            CalibrationInputs::Activations(stats) => stats.total_weight(),
-            CalibrationInputs::Paired(stats) => stats.total_weight(),
-        }
+        self.counted().map_or(1.0, ActivationStats::total_weight)
     }
 
     /// Refuses data or a metric of another layer.
@@ -121,27 +114,20 @@ impl<'a, T: Scalar> Calibration<'a, T> {
 
     /// The means of the original inputs and of the inputs that the compressed layer sees.
     pub(super) fn means(&self) -> Option<(Vec<f64>, Vec<f64>)> {
-        match self.inputs {
-            CalibrationInputs::Activations(stats) if stats.samples() > 0 => {
-                Some((stats.mean_or_zero(), stats.mean_or_zero()))
-            }
-            CalibrationInputs::Paired(stats) if stats.samples() > 0 => Some(stats.means()),
-            _ => None,
-        }
+        let counted = self.counted().filter(|stats| stats.samples() > 0)?;
+        Some(match self.paired() {
+            Some(stats) => stats.means(),
+            None => (counted.mean_or_zero(), counted.mean_or_zero()),
+        })
     }
 
     /// The second moment of the inputs that the compressed layer sees; `None` without samples.
     pub(super) fn moment(&self, centred: bool) -> Result<Option<Box<dyn SecondMoment<T> + 'a>>> {
-        match self.inputs {
-            CalibrationInputs::Activations(stats) if stats.samples() > 0 => {
-                stats.require_squares(centred)?;
-                second_moment(stats, centred).map(Some)
-            }
-            CalibrationInputs::Paired(stats) if stats.samples() > 0 => {
-                stats.require_squares(centred)?;
-                stats.compressed_moment(centred).map(Some)
-            }
-            _ => Ok(None),
+        let Some(counted) = self.counted().filter(|stats| stats.samples() > 0) else { return Ok(None) };
+        counted.require_squares(centred)?;
+        match self.paired() {
+            Some(stats) => stats.compressed_moment(centred).map(Some),
+            None => second_moment(counted, centred).map(Some),
         }
     }
 

@@ -216,76 +216,93 @@ pub(super) fn output_error<'a, T: Scalar>(
     replacement: impl Into<Replacement<'a, T>>,
     stats: &ActivationStats<T>,
 ) -> Result<OutputError> {
-    let Replacement { left, right, bias } = replacement.into();
-    let (m, n) = (layer.out_features(), layer.in_features());
-    let columns = right.unwrap_or(left).ncols();
-    for (what, expected, found) in [
-        ("outputs in the layer (as its replacement has)", left.nrows(), m),
-        ("inputs in the layer (as its replacement has)", columns, n),
-    ] {
-        if expected != found {
-            return Err(Error::shape(what, expected, found));
-        }
-    }
-    stats.require_features(n)?;
+    let replacement = replacement.into();
+    replacement.require_shape_of(layer)?;
+    stats.require_features(layer.in_features())?;
     stats.require_samples()?;
-
-    let par = linalg::threads(0);
-    let scale = power_of_two(-even_exponent(linalg::max_abs(layer.weight())));
-    let weight = linalg::widened(layer.weight(), scale)?;
-    let low = match right {
-        None => linalg::widened(left, scale)?,
-        Some(right) => {
-            let (up, down) = (linalg::widened(left, 1.0)?, linalg::widened(right, scale)?);
-            linalg::product(up.as_ref(), down.as_ref(), par)?
-        }
-    };
-    let mut difference = low;
-    faer::zip!(&mut difference, &weight).for_each(|faer::unzip!(low, weight)| *low = weight - *low);
     let centred = second_moment(stats, true)?;
-    let spread = power_of_two(centred.exponent());
-    let variance = |matrix: &Mat<f64>| Result::Ok(centred.energy(matrix.as_ref(), par)?.max(0.0) * spread);
-    let mean = stats.mean_or_zero();
-    let entry = |bias: Option<ColRef<'_, T>>, i: usize| bias.map_or(0.0, |bias| bias[i].to_f64() * scale);
-    let shift = times(difference.as_ref(), &mean);
-    let shift = shift.iter().enumerate().map(|(i, shift)| shift + entry(layer.bias(), i) - entry(bias, i));
-    Ok(OutputError { squared: variance(&difference)? + shift.map(|x| x * x).sum::<f64>(), total: variance(&weight)? })
+    let spread = Spread { moment: &*centred, mean: &stats.mean_or_zero() };
+    replacement.error(layer, &spread, &spread, |weight, low| Ok(weight - low))
 }
 
-/// `E‖(W x + b) − (C x̂ + b̂)‖²` for the original inputs `x` and those of the compressed network.
+/// Computes `E‖(W x + b) − (C x̂ + b̂)‖²` for the original inputs `x` and those of the compressed
+/// network, and the variance of the original outputs.
 pub(super) fn paired_error<T: Scalar>(
     layer: &Linear<T>,
     replacement: &LowRankLinear<T>,
     stats: &PairedStats<T>,
 ) -> Result<OutputError> {
-    let (m, n) = (layer.out_features(), layer.in_features());
-    if replacement.out_features() != m {
-        return Err(Error::shape("outputs in the layer (as its replacement has)", replacement.out_features(), m));
-    }
-    if replacement.in_features() != n {
-        return Err(Error::shape("inputs in the layer (as its replacement has)", replacement.in_features(), n));
-    }
+    let (replacement, n) = (Replacement::from(replacement), layer.in_features());
+    replacement.require_shape_of(layer)?;
     stats.require_features(n)?;
-    let par = linalg::threads(0);
-    let scale = power_of_two(-even_exponent(linalg::max_abs(layer.weight())));
-    let weight = linalg::widened(layer.weight(), scale)?;
-    let (up, down) = (linalg::widened(replacement.up(), -1.0)?, linalg::widened(replacement.down(), scale)?);
+    let (joint, original) = (stats.joint_moment(true)?, stats.original_moment(true)?);
+    let (mean, mut both_means) = stats.means();
+    both_means.extend(&mean);
+    let both = Spread { moment: &*joint, mean: &both_means };
     // The residual is one matrix on the inputs `x̂` and `x`.
-    let mut residual = linalg::zeros(m, 2 * n)?;
-    linalg::set_product(residual.as_mut().get_mut(.., ..n), up.as_ref(), down.as_ref(), par);
-    residual.as_mut().get_mut(.., n..).copy_from(&weight);
-    let joint = stats.joint_moment(true)?;
-    let original = stats.original_moment(true)?;
-    let energy = |moment: &dyn SecondMoment<T>, matrix: &Mat<f64>| {
-        Result::Ok(moment.energy(matrix.as_ref(), par)?.max(0.0) * power_of_two(moment.exponent()))
-    };
-    let (original_mean, mut mean) = stats.means();
-    mean.extend(original_mean);
-    let entry = |bias: Option<ColRef<'_, T>>, i: usize| bias.map_or(0.0, |bias| bias[i].to_f64() * scale);
-    let shift = times(residual.as_ref(), &mean);
-    let shift = shift.iter().enumerate().map(|(i, x)| x + entry(layer.bias(), i) - entry(replacement.bias(), i));
-    let squared = energy(&*joint, &residual)? + shift.map(|x| x * x).sum::<f64>();
-    Ok(OutputError { squared, total: energy(&*original, &weight)? })
+    replacement.error(layer, &both, &Spread { moment: &*original, mean: &mean }, |weight, low| {
+        let mut residual = linalg::zeros(weight.nrows(), 2 * n)?;
+        faer::zip!(residual.as_mut().get_mut(.., ..n), low).for_each(|faer::unzip!(to, low)| *to = -low);
+        residual.as_mut().get_mut(.., n..).copy_from(weight);
+        Ok(residual)
+    })
+}
+
+/// The covariance of some inputs, and their mean.
+struct Spread<'a, T> {
+    moment: &'a dyn SecondMoment<T>,
+    mean: &'a [f64],
+}
+
+impl<T: Scalar> Spread<'_, T> {
+    /// The energy of the factor's outputs about their mean.
+    fn variance(&self, factor: &Mat<f64>, par: Par) -> Result<f64> {
+        Ok(self.moment.energy(factor.as_ref(), par)?.max(0.0) * power_of_two(self.moment.exponent()))
+    }
+}
+
+impl<T: Scalar> Replacement<'_, T> {
+    /// Refuses a layer of another shape.
+    fn require_shape_of(&self, layer: &Linear<T>) -> Result<()> {
+        let columns = self.right.unwrap_or(self.left).ncols();
+        for (what, expected, found) in [
+            ("outputs in the layer (as its replacement has)", self.left.nrows(), layer.out_features()),
+            ("inputs in the layer (as its replacement has)", columns, layer.in_features()),
+        ] {
+            if expected != found {
+                return Err(Error::shape(what, expected, found));
+            }
+        }
+        Ok(())
+    }
+
+    /// The mean square of the residual, a matrix on `inputs` that `residual` makes of the scaled
+    /// weights of the layer and of its replacement, and the variance of the outputs for `original`.
+    fn error(
+        &self,
+        layer: &Linear<T>,
+        inputs: &Spread<'_, T>,
+        original: &Spread<'_, T>,
+        residual: impl FnOnce(MatRef<'_, f64>, MatRef<'_, f64>) -> Result<Mat<f64>>,
+    ) -> Result<OutputError> {
+        let &Self { left, right, bias } = self;
+        let par = linalg::threads(0);
+        let scale = power_of_two(-even_exponent(linalg::max_abs(layer.weight())));
+        let weight = linalg::widened(layer.weight(), scale)?;
+        let low = match right {
+            None => linalg::widened(left, scale)?,
+            Some(right) => {
+                let (up, down) = (linalg::widened(left, 1.0)?, linalg::widened(right, scale)?);
+                linalg::product(up.as_ref(), down.as_ref(), par)?
+            }
+        };
+        let residual = residual(weight.as_ref(), low.as_ref())?;
+        let entry = |bias: Option<ColRef<'_, T>>, i: usize| bias.map_or(0.0, |bias| bias[i].to_f64() * scale);
+        let shift = times(residual.as_ref(), inputs.mean);
+        let shift = shift.iter().enumerate().map(|(i, shift)| shift + entry(layer.bias(), i) - entry(bias, i));
+        let squared = inputs.variance(&residual, par)? + shift.map(|x| x * x).sum::<f64>();
+        Ok(OutputError { squared, total: original.variance(&weight, par)? })
+    }
 }
 
 /// Returns the error of a replacement's outputs relative to the variation of the original outputs:

@@ -39,8 +39,7 @@ use crate::{ActivationStats, Error, Linear, Result, Scalar};
 #[derive(Clone, Debug)]
 pub struct OutputMetric {
     matrix: Metric,
-    /// Relative to the mean of the diagonal.
-    floor: f64,
+    root: MetricRoot,
 }
 
 #[derive(Clone, Debug)]
@@ -148,8 +147,7 @@ impl OutputMetric {
             if !(ratio >= 0.0 && ratio.is_finite()) {
                 return Err(Error::out_of_range("the floor", "to be finite and not negative".into(), ratio));
             }
-            self.floor = ratio;
-            self.root(linalg::threads(0))?;
+            self.root = self.matrix.root(ratio, linalg::threads(0))?;
             Ok(self)
         })
     }
@@ -163,11 +161,11 @@ impl OutputMetric {
     }
 
     fn from_parts(matrix: Metric) -> Result<Self> {
-        let metric = Self { matrix, floor: DEFAULT_FLOOR };
-        if metric.outputs() == 0 {
+        let weights = matrix.diagonal();
+        if weights.is_empty() {
             return Err(Error::empty("the output metric"));
         }
-        for (index, weight) in metric.weights().into_iter().enumerate() {
+        for (index, &weight) in weights.iter().enumerate() {
             if !weight.is_finite() {
                 return Err(Error::non_finite("the output metric", (index, index), weight));
             }
@@ -175,12 +173,12 @@ impl OutputMetric {
                 return Err(Error::out_of_range("a weight of the output metric", "to be at least 0".into(), weight));
             }
         }
-        if metric.mean_weight() == 0.0 {
+        if weights.iter().all(|&weight| weight == 0.0) {
             let expected = "to be positive: no error would count".into();
             return Err(Error::out_of_range("the trace of the output metric", expected, 0.0));
         }
-        metric.root(linalg::threads(0))?;
-        Ok(metric)
+        let root = matrix.root(DEFAULT_FLOOR, linalg::threads(0))?;
+        Ok(Self { matrix, root })
     }
 
     pub(super) fn require_size(&self, expected: usize) -> Result<()> {
@@ -190,38 +188,41 @@ impl OutputMetric {
         Err(Error::shape("outputs in the metric (as the layer has)", expected, self.outputs()))
     }
 
-    /// The diagonal.
-    fn weights(&self) -> Vec<f64> {
-        match &self.matrix {
-            Metric::Diagonal(weights) => weights.clone(),
-            Metric::Full(matrix) => matrix.diagonal().column_vector().iter().copied().collect(),
+    pub(super) fn root(&self) -> &MetricRoot {
+        &self.root
+    }
+}
+
+impl Metric {
+    fn diagonal(&self) -> Vec<f64> {
+        match self {
+            Self::Diagonal(weights) => weights.clone(),
+            Self::Full(matrix) => matrix.diagonal().column_vector().iter().copied().collect(),
         }
     }
 
-    fn mean_weight(&self) -> f64 {
+    /// `L` with `L Lᵀ = G`, divided by a power of two. The floor is relative to the mean of the
+    /// diagonal.
+    fn root(&self, floor: f64, par: Par) -> Result<MetricRoot> {
+        let weights = self.diagonal();
         // Each is divided first, so that the sum does not overflow.
-        self.weights().iter().map(|weight| weight / self.outputs() as f64).sum()
-    }
-
-    /// `L` with `L Lᵀ = G`, floor included, divided by a power of two.
-    pub(super) fn root(&self, par: Par) -> Result<MetricRoot> {
-        let mean = self.mean_weight();
+        let mean: f64 = weights.iter().map(|weight| weight / weights.len() as f64).sum();
         let exponent = even_exponent(mean);
         let scale = power_of_two(-exponent);
-        let added = self.floor * mean * scale;
+        let added = floor * mean * scale;
         let indefinite = |least: f64| {
             let expected = "to be positive: the metric is indefinite, or singular without a floor".into();
             Error::out_of_range("the least eigenvalue of the output metric", expected, least)
         };
-        let factor = match &self.matrix {
-            Metric::Diagonal(weights) => {
+        let factor = match self {
+            Self::Diagonal(weights) => {
                 let roots: Vec<f64> = weights.iter().map(|weight| (weight * scale + added).sqrt()).collect();
                 if roots.contains(&0.0) {
                     return Err(indefinite(0.0));
                 }
-                Metric::Diagonal(roots)
+                Self::Diagonal(roots)
             }
-            Metric::Full(matrix) => {
+            Self::Full(matrix) => {
                 let mut lifted = linalg::widened(matrix.as_ref(), scale)?;
                 for index in 0..lifted.nrows() {
                     lifted[(index, index)] += added;
@@ -230,14 +231,15 @@ impl OutputMetric {
                 for column in 0..root.ncols() {
                     root.as_mut().col_mut(column).get_mut(..column).fill(0.0);
                 }
-                Metric::Full(root)
+                Self::Full(root)
             }
         };
         Ok(MetricRoot { factor, exponent })
     }
 }
 
-/// `L`, lower triangular, with `L Lᵀ = G / 2^exponent`.
+/// `L`, lower triangular, with `L Lᵀ = G / 2^exponent`, floor included.
+#[derive(Clone, Debug)]
 pub(super) struct MetricRoot {
     factor: Metric,
     pub(super) exponent: i32,
@@ -285,10 +287,7 @@ fn scaled_rows<T: Scalar>(matrix: MatRef<'_, T>, weights: &[f64], of: impl Fn(f6
 /// The second moment about zero.
 fn uncentred<T: Scalar>(stats: &ActivationStats<T>) -> Result<Mat<f64>> {
     stats.require_samples()?;
-    let moment = second_moment(stats, false)?;
-    let mut matrix = moment.scaled(linalg::threads(0))?;
-    matrix *= faer::Scale(power_of_two(moment.exponent()));
-    Ok(matrix)
+    second_moment(stats, false)?.unscaled(linalg::threads(0))
 }
 
 /// An activation function, for [`OutputMetric::from_next_layer`].

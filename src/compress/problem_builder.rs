@@ -101,15 +101,15 @@ impl ProblemBuilder {
             linalg::converted::<f64, T>(regression.as_ref(), power_of_two(exponent))
         };
         let regression = penalty.map(regress).transpose()?;
-        let root = calibration.output_metric().map(|metric| metric.root(par)).transpose()?;
-        let in_metric = |matrix: MatRef<'_, T>| root.as_ref().map(|root| root.transform(matrix, par)).transpose();
+        let root = calibration.output_metric().map(|metric| metric.root());
+        let in_metric = |matrix: MatRef<'_, T>| root.map(|root| root.transform(matrix, par)).transpose();
 
         // The paper projects the regression, but onto the leading directions of the weight.
         let paper = target == Target::PaperRegression;
         let target = regression.as_ref().filter(|_| !paper).map_or(layer.weight(), |regression| regression.as_ref());
         let transformed = in_metric(target)?;
         let factor = transformed.as_ref().map_or(target, |factor| factor.as_ref());
-        let plain = regression.is_none() && cross.is_none() && calibration.paired().is_none();
+        let plain = regression.is_none() && calibration.paired().is_none();
         let problem = Problem {
             weight: factor,
             weight_exponent: even_exponent(linalg::max_abs(factor)),
@@ -129,7 +129,7 @@ impl ProblemBuilder {
         }
         // With a metric, the eigenvectors are not yet the factor.
         let mut directions = None;
-        if let Some(root) = &root {
+        if let Some(root) = root {
             let up = root.solve_transposed(linalg::widened(solution.up.as_ref(), 1.0)?, par)?;
             let up = linalg::rounded("the factor `up`", up.as_ref())?;
             directions = Some(core::mem::replace(&mut solution.up, up));
@@ -172,7 +172,7 @@ impl ProblemBuilder {
             means: means.as_ref().map(|(original, inputs)| (original.as_slice(), inputs.as_slice())),
             errors,
         };
-        let metric_unit = root.as_ref().map_or(1.0, |root| power_of_two(root.exponent));
+        let metric_unit = root.map_or(1.0, |root| power_of_two(root.exponent));
         let unit = power_of_two(moment.exponent()) * power_of_two(2 * problem.weight_exponent) * metric_unit;
         Decomposition::from_solution(layer, solution, unit, origin)
     }

@@ -162,7 +162,7 @@ impl<T: Scalar> PairedStats<T> {
     ///
     /// [`Error::NoSamples`] or [`Error::Memory`].
     pub fn original_covariance(&self) -> Result<Mat<f64>> {
-        during("PairedStats::original_covariance", || self.dense(&*self.original_moment(true)?))
+        during("PairedStats::original_covariance", || self.original_moment(true)?.unscaled(linalg::threads(0)))
     }
 
     /// Covariance of the inputs in the compressed network, inputs × inputs.
@@ -171,7 +171,7 @@ impl<T: Scalar> PairedStats<T> {
     ///
     /// [`Error::NoSamples`] or [`Error::Memory`].
     pub fn covariance(&self) -> Result<Mat<f64>> {
-        during("PairedStats::covariance", || self.dense(&*self.compressed_moment(true)?))
+        during("PairedStats::covariance", || self.compressed_moment(true)?.unscaled(linalg::threads(0)))
     }
 
     /// Covariance `(1/w) Σ wᵢ (xᵢ − μ)(x̂ᵢ − μ̂)ᵀ`: one row for each original input, one column for
@@ -183,20 +183,13 @@ impl<T: Scalar> PairedStats<T> {
     pub fn cross_covariance(&self) -> Result<Mat<f64>> {
         during("PairedStats::cross_covariance", || {
             let moment = self.compressed_moment(true)?;
-            let cross = self.cross_moment(true, &*moment)?;
-            let mut unit = linalg::zeros(self.features, self.features)?;
-            unit.as_mut().diagonal_mut().column_vector_mut().fill(power_of_two(moment.exponent()));
-            cross.left_multiply(unit.as_ref(), linalg::threads(0))
+            let mut cross = self.cross_moment(true, &*moment)?.formed(linalg::threads(0))?;
+            cross *= faer::Scale(power_of_two(moment.exponent()));
+            Ok(cross)
         })
     }
 
-    fn dense(&self, moment: &dyn SecondMoment<T>) -> Result<Mat<f64>> {
-        let mut covariance = moment.scaled(linalg::threads(0))?;
-        covariance *= faer::Scale(power_of_two(moment.exponent()));
-        Ok(covariance)
-    }
-
-    #[cfg(feature = "safetensors")]
+    /// Statistics of the inputs `x̂` and, to their right, `x`.
     pub(crate) fn joint(&self) -> &ActivationStats<T> {
         &self.joint
     }
@@ -216,11 +209,6 @@ impl<T: Scalar> PairedStats<T> {
             return Ok(());
         }
         Err(Error::shape("inputs in the paired statistics (as the layer has)", expected, self.features))
-    }
-
-    /// Refuses inputs that vary (or, uncentred, are not zero) but whose squares underflow.
-    pub(crate) fn require_squares(&self, centred: bool) -> Result<()> {
-        self.joint.require_squares(centred)
     }
 
     /// Both means, of the original and of the compressed inputs.

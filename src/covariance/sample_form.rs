@@ -170,6 +170,17 @@ impl<T: Scalar> SampleInputs<'_, T> {
         Ok(())
     }
 
+    /// The columns of [`fill_centred`](Self::fill_centred) as one matrix, features × samples; `None`
+    /// unless there are fewer samples than inputs.
+    pub(super) fn root(&self, centre: &Centre<'_>, factor: f64, par: Par) -> Result<Option<Mat<f64>>> {
+        if self.len() >= self.features() {
+            return Ok(None);
+        }
+        let mut root = linalg::zeros(self.features(), self.len())?;
+        self.fill_centred(root.as_mut(), centre, factor, par);
+        Ok(Some(root))
+    }
+
     /// The outputs `weight · X`, outputs × samples, in the precision of the samples; the columns of
     /// `X` are those of [`fill_centred`](Self::fill_centred).
     pub(super) fn outputs(&self, weight: MatRef<'_, T>, centre: &Centre<'_>, factor: f64, par: Par) -> Result<Mat<T>> {

@@ -7,7 +7,7 @@ use faer::{Col, ColRef, Mat, MatRef};
 use super::PivotedLinear;
 use super::pivot_selection::pivots;
 use crate::error::during;
-use crate::layer::{check_inputs, finish};
+use crate::layer::{check_bias, check_inputs, finish};
 use crate::linalg;
 use crate::{Error, Linear, Result, Scalar};
 
@@ -61,13 +61,7 @@ impl<T: Scalar> LowRankLinear<T> {
                 let what = "columns in the factor `up` (one per row of `down`)";
                 return Err(Error::shape(what, down.nrows(), up.ncols()));
             }
-            if let Some(bias) = &bias {
-                if bias.nrows() != up.nrows() {
-                    let what = "entries in the bias (one per output)";
-                    return Err(Error::shape(what, up.nrows(), bias.nrows()));
-                }
-                linalg::require_finite("the bias", bias.as_mat())?;
-            }
+            check_bias(bias.as_ref(), up.nrows())?;
             Ok(Self { down, up, bias })
         })
     }

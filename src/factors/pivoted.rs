@@ -2,10 +2,10 @@
 
 use core::fmt;
 
-use faer::{Col, ColRef, Mat, MatRef};
+use faer::{Col, ColRef, Mat, MatMut, MatRef};
 
 use crate::error::during;
-use crate::layer::{check_inputs, finish};
+use crate::layer::{check_bias, check_inputs, finish};
 use crate::linalg;
 use crate::{Error, Linear, Result, Scalar};
 
@@ -78,13 +78,7 @@ impl<T: Scalar> PivotedLinear<T> {
             require_pivots(&pivots, rank, outputs)?;
             linalg::require_finite("the pivot rows", pivot_rows.as_ref())?;
             linalg::require_finite("the coefficients", coefficients.as_ref())?;
-            if let Some(bias) = &bias {
-                if bias.nrows() != outputs {
-                    let what = "entries in the bias (one per output)";
-                    return Err(Error::shape(what, outputs, bias.nrows()));
-                }
-                linalg::require_finite("the bias", bias.as_mat())?;
-            }
+            check_bias(bias.as_ref(), outputs)?;
             Ok(Self { pivot_rows, coefficients, pivots, bias })
         })
     }
@@ -168,12 +162,7 @@ impl<T: Scalar> PivotedLinear<T> {
             let others = linalg::product(pivots.as_ref(), self.coefficients.transpose(), par)?;
             // Columns are contiguous, so that putting them in order is fast.
             let mut outputs = linalg::zeros(inputs.nrows(), self.out_features())?;
-            for (mut column, position) in outputs.as_mut().col_iter_mut().zip(self.order()) {
-                column.copy_from(match position.checked_sub(self.rank()) {
-                    Some(other) => others.col(other),
-                    None => pivots.col(position),
-                });
-            }
+            self.put_in_order(outputs.as_mut(), pivots.as_ref(), others.as_ref());
             finish(outputs, self.bias())
         })
     }
@@ -187,14 +176,20 @@ impl<T: Scalar> PivotedLinear<T> {
         during("PivotedLinear::to_linear", || {
             let others = linalg::product(self.coefficients(), self.pivot_rows(), linalg::threads(0))?;
             let mut weight = linalg::zeros(self.out_features(), self.in_features())?;
-            for (mut row, position) in weight.as_mut().row_iter_mut().zip(self.order()) {
-                row.copy_from(match position.checked_sub(self.rank()) {
-                    Some(other) => others.row(other),
-                    None => self.pivot_rows.row(position),
-                });
-            }
+            let target = weight.as_mut().transpose_mut();
+            self.put_in_order(target, self.pivot_rows.transpose(), others.transpose());
             Linear::new(finish(weight, None)?, self.bias.clone())
         })
+    }
+
+    /// Copies the columns of the pivots and of the other outputs to the places of their outputs.
+    fn put_in_order(&self, target: MatMut<'_, T>, pivots: MatRef<'_, T>, others: MatRef<'_, T>) {
+        for (mut column, position) in target.col_iter_mut().zip(self.order()) {
+            column.copy_from(match position.checked_sub(self.rank()) {
+                Some(other) => others.col(other),
+                None => pivots.col(position),
+            });
+        }
     }
 }
 

@@ -37,12 +37,8 @@ impl<'a, T: Scalar> CrossMoment<'a, T> {
     /// `X` if `K = X X̂ᵀ` is known by fewer samples than inputs, features × samples.
     pub(crate) fn root(&self, par: Par) -> Result<Option<Mat<f64>>> {
         match &self.form {
-            Form::Samples { first: (samples, centre), factor, .. } if samples.len() < samples.features() => {
-                let mut root = linalg::zeros(samples.features(), samples.len())?;
-                samples.fill_centred(root.as_mut(), centre, *factor, par);
-                Ok(Some(root))
-            }
-            _ => Ok(None),
+            Form::Samples { first: (samples, centre), factor, .. } => samples.root(centre, *factor, par),
+            Form::Dense(_) => Ok(None),
         }
     }
 
@@ -72,26 +68,31 @@ impl<'a, T: Scalar> CrossMoment<'a, T> {
     pub(crate) fn left_multiply(&self, left: MatRef<'_, f64>, par: Par) -> Result<Mat<f64>> {
         match &self.form {
             Form::Dense(matrix) => linalg::product(left, matrix.as_ref(), par),
-            Form::Samples { first, second, factor } => {
-                let mut result = linalg::zeros(left.nrows(), second.0.features())?;
-                let mut outputs = linalg::zeros(left.nrows(), first.0.len())?;
-                let mut start = 0;
-                first.0.for_each_centred(&first.1, *factor, par, |columns: MatRef<'_, f64>| {
-                    let end = start + columns.ncols();
-                    linalg::set_product(outputs.as_mut().get_mut(.., start..end), left, columns, par);
-                    start = end;
-                    Ok(())
-                })?;
-                start = 0;
-                second.0.for_each_centred(&second.1, *factor, par, |columns: MatRef<'_, f64>| {
-                    let end = start + columns.ncols();
-                    let outputs = outputs.as_ref().get(.., start..end);
-                    linalg::add_product(result.as_mut(), 1.0, outputs, columns.transpose(), par);
-                    start = end;
-                    Ok(())
-                })?;
-                Ok(result)
-            }
+            Form::Samples { .. } => self.sum_of_products(left.nrows(), par, |x| linalg::product(left, x, par)),
         }
+    }
+
+    /// Forms `K`.
+    pub(crate) fn formed(&self, par: Par) -> Result<Mat<f64>> {
+        match &self.form {
+            Form::Dense(matrix) => linalg::widened(matrix.as_ref(), 1.0),
+            Form::Samples { first, .. } => self.sum_of_products(first.0.features(), par, |x| linalg::widened(x, 1.0)),
+        }
+    }
+
+    /// `Σ of(X) X̂ᵀ` over the segments of the kept samples; zero if none are kept.
+    fn sum_of_products(
+        &self,
+        rows: usize,
+        par: Par,
+        of: impl Fn(MatRef<'_, f64>) -> Result<Mat<f64>>,
+    ) -> Result<Mat<f64>> {
+        let Form::Samples { first, second, factor } = &self.form else { return linalg::zeros(rows, 0) };
+        let mut sum = linalg::zeros(rows, second.0.features())?;
+        first.0.for_each_pair((&first.1, second), *factor, par, |x, compressed| {
+            linalg::add_product(sum.as_mut(), 1.0, of(x)?.as_ref(), compressed.transpose(), par);
+            Ok(())
+        })?;
+        Ok(sum)
     }
 }

@@ -91,12 +91,7 @@ impl<T: Scalar> SecondMoment<T> for SampleMoment<'_, T> {
     }
 
     fn root(&self, par: Par) -> Result<Option<Mat<f64>>> {
-        if self.samples.len() >= self.samples.features() {
-            return Ok(None);
-        }
-        let mut root = linalg::zeros(self.samples.features(), self.samples.len())?;
-        self.samples.fill_centred(root.as_mut(), &self.centre, self.factor, par);
-        Ok(Some(root))
+        self.samples.root(&self.centre, self.factor, par)
     }
 }
 

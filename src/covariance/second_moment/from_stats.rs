@@ -13,7 +13,7 @@ use crate::covariance::batch::Centre;
 use crate::covariance::samples_to_covariance::Form;
 use crate::covariance::stats::ActivationStats;
 use crate::error::during;
-use crate::linalg::{self, power_of_two};
+use crate::linalg;
 use crate::{Result, Scalar};
 
 /// Returns the covariance (`centred`), or the second moment about zero, of at least one sample.
@@ -86,10 +86,7 @@ impl<T: Scalar> ActivationStats<T> {
     pub fn covariance(&self) -> Result<Mat<f64>> {
         during("ActivationStats::covariance", || {
             self.require_samples()?;
-            let moment = second_moment(self, true)?;
-            let mut covariance = moment.scaled(linalg::threads(self.threads))?;
-            covariance *= faer::Scale(power_of_two(moment.exponent()));
-            Ok(covariance)
+            second_moment(self, true)?.unscaled(linalg::threads(self.threads))
         })
     }
 }

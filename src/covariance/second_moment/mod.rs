@@ -93,6 +93,13 @@ pub(crate) trait SecondMoment<T: Scalar> {
         Ok(dense)
     }
 
+    /// Forms `S` itself: [`scaled`](Self::scaled) times the power of two.
+    fn unscaled(&self, par: Par) -> Result<Mat<f64>> {
+        let mut dense = self.scaled(par)?;
+        dense *= faer::Scale(power_of_two(self.exponent()));
+        Ok(dense)
+    }
+
     /// Returns `tr S²`.
     fn trace_of_square(&self, par: Par) -> Result<f64> {
         let matrix = match self.root(par)? {
