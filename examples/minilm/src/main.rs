@@ -64,18 +64,21 @@ fn main() -> Result<()> {
         if options.layers {
             println!("\n{listing}\n");
         }
-        let compressed = match options.sequential {
-            true => recalibrate(&tensors, &config, &calibration_batches, (&ranks, &metrics), options.method)?,
-            false => layers.compressed(&ranks)?,
-        };
-        if options.sequential {
-            clock.print(&format!("compressed {} layers one after the other", ranks.len()));
-        }
-
-        let after = with_compressed(&tensors, &config, &compressed)?;
-        let similarity = cosine(&original, &embeddings(&after, &held_out_batches)?)?;
         println!("\nparameters of the layers {old} -> {new} ({:.1} %)", 100.0 * new as f64 / old as f64);
-        println!("mean cosine of {} embeddings to the original ones {similarity:.4}", options.held_out);
+        let compare = |compressed: &BTreeMap<_, _>, how: &str| -> Result<_> {
+            let after = with_compressed(&tensors, &config, compressed)?;
+            let similarity = cosine(&original, &embeddings(&after, &held_out_batches)?)?;
+            println!("mean cosine of {} embeddings to the original ones{how} {similarity:.4}", options.held_out);
+            Ok(after)
+        };
+        let mut compressed = layers.compressed(&ranks)?;
+        let mut after = compare(&compressed, "")?;
+        if options.sequential {
+            clock.restart();
+            compressed = recalibrate(&tensors, &config, &calibration_batches, (&ranks, &metrics), options.method)?;
+            clock.print(&format!("compressed {} layers one after the other", ranks.len()));
+            after = compare(&compressed, ", sequential")?;
+        }
         if options.passes > 0 {
             print_times(&time(&before, &after, &sized, options.passes)?, old as f64 / new as f64);
         }
