@@ -295,9 +295,13 @@ fn regression() {
     println!("\n## Output metric and paired inputs, f32, relative ridge 0.1\n");
     println!("| out | in | samples | rank | plain | metric / plain | paired / plain | both / plain |");
     println!("|---|---|---|---|---|---|---|---|");
-    for (m, n, samples, rank) in
-        [(384, 384, 4000, 96), (1536, 384, 4000, 96), (2048, 2048, 3000, 512), (4096, 4096, 5994, 1024)]
-    {
+    for (m, n, samples, rank) in [
+        (384, 384, 4000, 96),
+        (1536, 384, 4000, 96),
+        (384, 1536, 4000, 96),
+        (2048, 2048, 3000, 512),
+        (4096, 4096, 5994, 1024),
+    ] {
         let inputs = Inputs::new(samples, n);
         let stats = inputs.stats(samples, 512, 0);
         let original = inputs.rows(0, samples);

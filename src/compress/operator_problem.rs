@@ -229,12 +229,12 @@ mod tests {
     use crate::{ActivationStats, Dalr, LowRankCompressor, Ridge};
 
     /// `F (S + λI) Fᵀ` from its two square roots.
-    struct Given {
+    struct GivenRoots {
         outputs: Mat<f64>,
         ridge: Mat<f64>,
     }
 
-    impl PsdOperator<f64> for Given {
+    impl PsdOperator<f64> for GivenRoots {
         fn dimension(&self) -> usize {
             self.outputs.nrows()
         }
@@ -278,7 +278,8 @@ mod tests {
         let problem = OperatorProblem::new(&layer, 1).unwrap().with_samples(samples as u64).with_ridge(lambda);
         let problem = problem.with_bias_correction(correct_bias);
         assert_eq!(problem.factor().shape(), (m.min(n), n), "{name}");
-        let given = Given { outputs: problem.factor() * moment, ridge: problem.factor() * faer::Scale(lambda.sqrt()) };
+        let given =
+            GivenRoots { outputs: problem.factor() * moment, ridge: problem.factor() * faer::Scale(lambda.sqrt()) };
         let found = problem.solve(&given, &mean, m.min(n)).unwrap();
 
         let ridge = if ridge > 0.0 { Ridge::Relative(ridge) } else { Ridge::None };
@@ -320,7 +321,7 @@ mod tests {
     fn refuses_what_does_not_fit() {
         let layer = Linear::new(Mat::from_fn(3, 5, |i, j| (i + j) as f64), None).unwrap();
         let problem = OperatorProblem::new(&layer, 1).unwrap();
-        let given = |rows| Given { outputs: Mat::identity(rows, rows), ridge: Mat::zeros(rows, 1) };
+        let given = |rows| GivenRoots { outputs: Mat::identity(rows, rows), ridge: Mat::zeros(rows, 1) };
         let error = |rows, mean: &[f64], rank| problem.solve(&given(rows), mean, rank).unwrap_err().to_string();
         for (error, part) in [
             (error(3, &[0.0; 5], 4), "a rank from 1 to 3"),

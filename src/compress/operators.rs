@@ -5,7 +5,7 @@ use core::cell::OnceCell;
 use faer::{Mat, MatMut, MatRef};
 
 use super::problem::Problem;
-use super::solver_choice::{Form, LEAST_DATA};
+use super::solver_choice::{LEAST_DATA, OperatorForm};
 use crate::covariance::SecondMoment;
 use crate::linalg::{self, BlockStructure, Par};
 use crate::solver::{self, PsdOperator};
@@ -185,13 +185,13 @@ impl<T: Scalar> Outputs<T> {
     /// squared norms of the weight's columns.
     pub(super) fn new(
         problem: &Problem<'_, T>,
-        form: Form,
+        form: OperatorForm,
         moment: &dyn SecondMoment<T>,
         (keep, ridge): (f64, f64),
         norms: &[f64],
     ) -> Result<Option<Self>> {
         let (scale, par) = (problem.scale(), problem.par);
-        if form == Form::Outputs {
+        if form == OperatorForm::Outputs {
             let outputs = moment.outputs(problem.weight, scale, par)?;
             return Ok(outputs.map(|matrix| {
                 let energy = linalg::squared_norm(matrix.as_ref());

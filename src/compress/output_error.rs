@@ -221,7 +221,7 @@ pub(super) fn output_error<'a, T: Scalar>(
     stats.require_features(layer.in_features())?;
     stats.require_samples()?;
     let centred = second_moment(stats, true)?;
-    let spread = Spread { moment: &*centred, mean: &stats.mean_or_zero() };
+    let spread = Distribution { moment: &*centred, mean: &stats.mean_or_zero() };
     replacement.error(layer, &spread, &spread, |weight, low| Ok(weight - low))
 }
 
@@ -238,9 +238,9 @@ pub(super) fn paired_error<T: Scalar>(
     let (joint, original) = (stats.joint_moment(true)?, stats.original_moment(true)?);
     let (mean, mut both_means) = stats.means();
     both_means.extend(&mean);
-    let both = Spread { moment: &*joint, mean: &both_means };
+    let both = Distribution { moment: &*joint, mean: &both_means };
     // The residual is one matrix on the inputs `x̂` and `x`.
-    replacement.error(layer, &both, &Spread { moment: &*original, mean: &mean }, |weight, low| {
+    replacement.error(layer, &both, &Distribution { moment: &*original, mean: &mean }, |weight, low| {
         let mut residual = linalg::zeros(weight.nrows(), 2 * n)?;
         faer::zip!(residual.as_mut().get_mut(.., ..n), low).for_each(|faer::unzip!(to, low)| *to = -low);
         residual.as_mut().get_mut(.., n..).copy_from(weight);
@@ -249,12 +249,12 @@ pub(super) fn paired_error<T: Scalar>(
 }
 
 /// The covariance of some inputs, and their mean.
-struct Spread<'a, T> {
+struct Distribution<'a, T> {
     moment: &'a dyn SecondMoment<T>,
     mean: &'a [f64],
 }
 
-impl<T: Scalar> Spread<'_, T> {
+impl<T: Scalar> Distribution<'_, T> {
     /// The energy of the factor's outputs about their mean.
     fn variance(&self, factor: &Mat<f64>, par: Par) -> Result<f64> {
         Ok(self.moment.energy(factor.as_ref(), par)?.max(0.0) * power_of_two(self.moment.exponent()))
@@ -281,8 +281,8 @@ impl<T: Scalar> Replacement<'_, T> {
     fn error(
         &self,
         layer: &Linear<T>,
-        inputs: &Spread<'_, T>,
-        original: &Spread<'_, T>,
+        inputs: &Distribution<'_, T>,
+        original: &Distribution<'_, T>,
         residual: impl FnOnce(MatRef<'_, f64>, MatRef<'_, f64>) -> Result<Mat<f64>>,
     ) -> Result<OutputError> {
         let &Self { left, right, bias } = self;

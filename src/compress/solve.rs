@@ -10,7 +10,7 @@ use faer::{Mat, MatRef};
 use super::operators::{FactoredOperator, GramOperator, Outputs, term_size};
 use super::output_error::SquaredErrors;
 use super::problem::{Inputs, Problem};
-use super::solver_choice::{Algorithm, Form, choose};
+use super::solver_choice::{NativeAlgorithm, OperatorForm, choose};
 use crate::covariance::SecondMoment;
 use crate::linalg::{self, Par, power_of_two};
 use crate::solver::{self, Eigenpairs, PsdOperator, Solver};
@@ -53,8 +53,8 @@ pub(super) fn solve<T: Scalar>(problem: &Problem<'_, T>, max_rank: usize) -> Res
 /// Solves in native precision; returns `None` if rounding could change the result.
 pub(super) fn in_native<T: Scalar>(
     problem: &Problem<'_, T>,
-    form: Form,
-    algorithm: Algorithm,
+    form: OperatorForm,
+    algorithm: NativeAlgorithm,
     max_rank: usize,
 ) -> Result<Option<Solution<T>>> {
     let &Problem { weight, moment, par, .. } = problem;
@@ -63,7 +63,7 @@ pub(super) fn in_native<T: Scalar>(
     let norms = linalg::squared_column_norms(weight);
     let rounding = |moment, factors| ROUNDING * T::EPSILON * term_size(&norms, moment, factors) * scale * scale;
     let mut outputs = None;
-    if form != Form::Weight {
+    if form != OperatorForm::Weight {
         outputs = Outputs::new(problem, form, moment, (problem.keep, problem.ridge), &norms)?;
         if outputs.is_none() {
             return Ok(None);
@@ -76,9 +76,9 @@ pub(super) fn in_native<T: Scalar>(
     let noise = rounding(moment, (problem.keep, problem.ridge));
     let operator = GramOperator::new(matrix, weight, (keep, ridge), noise, par);
     let pairs = match algorithm {
-        Algorithm::BlockLanczos => solver::block_lanczos(&operator, max_rank, par)?,
-        Algorithm::Dense => solver::dense_native(&operator, max_rank, par)?,
-        Algorithm::DenseTransposed => transposed_eigenpairs(matrix, keep, noise, max_rank, par)?,
+        NativeAlgorithm::BlockLanczos => solver::block_lanczos(&operator, max_rank, par)?,
+        NativeAlgorithm::Dense => solver::dense_native(&operator, max_rank, par)?,
+        NativeAlgorithm::DenseTransposed => transposed_eigenpairs(matrix, keep, noise, max_rank, par)?,
     };
     let Some(pairs) = pairs else { return Ok(None) };
     let total_energy = operator.trace()?;
@@ -97,14 +97,14 @@ pub(super) fn in_native<T: Scalar>(
         let (form, outputs) = match outputs {
             Some(outputs) => (form, outputs),
             None => {
-                let form = if data.samples_kept().is_some() { Form::Outputs } else { Form::Root };
+                let form = if data.samples_kept().is_some() { OperatorForm::Outputs } else { OperatorForm::Root };
                 match Outputs::new(problem, form, data, (1.0, 0.0), &norms)? {
                     Some(outputs) => (form, outputs),
                     None => return Ok(None),
                 }
             }
         };
-        let captured = if form == Form::Outputs {
+        let captured = if form == OperatorForm::Outputs {
             let kept = linalg::product(outputs.matrix.transpose(), up.as_ref(), par)?;
             linalg::squared_column_norms(kept.as_ref())
         } else {

@@ -28,7 +28,7 @@ pub(super) const LEAST_DATA: f64 = 1e-2;
 
 /// The ways to write the operator `R (κ S + λ I) Rᵀ` as a product.
 #[derive(Clone, Copy, PartialEq, Debug)]
-pub(super) enum Form {
+pub(super) enum OperatorForm {
     /// `W Wᵀ`, for `S = I`.
     Weight,
     /// `κ Z Zᵀ + λ W Wᵀ` with the outputs `Z` of the samples.
@@ -39,7 +39,7 @@ pub(super) enum Form {
 
 /// An algorithm that runs in native precision.
 #[derive(Clone, Copy, PartialEq, Debug)]
-pub(super) enum Algorithm {
+pub(super) enum NativeAlgorithm {
     BlockLanczos,
     /// Diagonalises the operator, outputs × outputs.
     Dense,
@@ -48,9 +48,9 @@ pub(super) enum Algorithm {
 }
 
 /// How a problem is solved.
-pub(super) struct Choice {
+pub(super) struct SolverChoice {
     /// The first attempt, in native precision; `None` if that is not cheaper.
-    pub(super) native: Option<(Form, Algorithm)>,
+    pub(super) native: Option<(OperatorForm, NativeAlgorithm)>,
     /// The algorithm in `f64`, which runs if the first attempt fails or rounding could change its
     /// result. It multiplies by `R`, `S` and `Rᵀ` in turn, on the smaller side of the weight.
     pub(super) solver: Solver,
@@ -58,7 +58,7 @@ pub(super) struct Choice {
 
 /// Returns the form, precision and algorithm with the lowest estimated cost for ranks up to
 /// `max_rank`. An attempt that often fails must be four times cheaper than double precision.
-pub(super) fn choose<T: Scalar>(problem: &Problem<'_, T>, max_rank: usize) -> Choice {
+pub(super) fn choose<T: Scalar>(problem: &Problem<'_, T>, max_rank: usize) -> SolverChoice {
     let shape = Shape::of(problem);
     let double = shape.double(max_rank);
     let solver = if problem.solver == Solver::Auto { double.solver } else { problem.solver };
@@ -69,7 +69,7 @@ pub(super) fn choose<T: Scalar>(problem: &Problem<'_, T>, max_rank: usize) -> Ch
         && data > 0.0
         && !(single && data < LEAST_DATA * (data + ridges));
     if !possible {
-        return Choice { native: None, solver };
+        return SolverChoice { native: None, solver };
     }
     let forced = problem.solver == Solver::BlockLanczos;
     let limit = match (forced, single) {
@@ -77,7 +77,7 @@ pub(super) fn choose<T: Scalar>(problem: &Problem<'_, T>, max_rank: usize) -> Ch
         (false, true) => cost::DOUBLE * double.cost,
         (false, false) => double.cost,
     };
-    Choice { native: shape.cheapest_native(max_rank, single, forced, limit), solver }
+    SolverChoice { native: shape.cheapest_native(max_rank, single, forced, limit), solver }
 }
 
 /// The numbers that a choice depends on.
@@ -128,7 +128,13 @@ impl Shape {
     }
 
     /// Returns the cheapest choice in native precision whose cost is below `limit`.
-    fn cheapest_native(&self, max_rank: usize, single: bool, forced: bool, limit: f64) -> Option<(Form, Algorithm)> {
+    fn cheapest_native(
+        &self,
+        max_rank: usize,
+        single: bool,
+        forced: bool,
+        limit: f64,
+    ) -> Option<(OperatorForm, NativeAlgorithm)> {
         let &Self { outputs: m, inputs: n, samples, identity, ridge, .. } = self;
         let side = m.min(n);
         let possible_ranks = if identity { side } else { side.min(samples.unwrap_or(n)) };
@@ -136,10 +142,10 @@ impl Shape {
         let promising = fraction <= SINGLE_RANKS.1;
         let risk = if fraction <= SINGLE_RANKS.0 { 1.0 } else { ATTEMPT_MUST_SAVE };
 
-        let outputs_of = samples.map(|p| (Form::Outputs, p, linalg::macs(m, n, p)));
-        let root = (Form::Root, n, root_cost(n, samples) + linalg::macs(m, n, n) / 2.0);
+        let outputs_of = samples.map(|p| (OperatorForm::Outputs, p, linalg::macs(m, n, p)));
+        let root = (OperatorForm::Root, n, root_cost(n, samples) + linalg::macs(m, n, n) / 2.0);
         let forms = match identity {
-            true => [Some((Form::Weight, n, 0.0)), None],
+            true => [Some((OperatorForm::Weight, n, 0.0)), None],
             false => [outputs_of, Some(root)],
         };
         let mut best = (limit, None);
@@ -147,23 +153,23 @@ impl Shape {
             if max_rank >= m.min(width) {
                 continue;
             }
-            let mut consider = |allowed: bool, algorithm: Algorithm, cost: f64| {
+            let mut consider = |allowed: bool, algorithm: NativeAlgorithm, cost: f64| {
                 let cost = risk * (forming + cost);
                 if allowed && cost < best.0 {
                     best = (cost, Some((form, algorithm)));
                 }
             };
-            let anchor = if form == Form::Outputs && ridge { n } else { 0 };
+            let anchor = if form == OperatorForm::Outputs && ridge { n } else { 0 };
             let inner = width + anchor;
             let lanczos = cost::lanczos(m, max_rank, 2.0 * linalg::macs(m, inner, 1));
             let iterate = forced || promising && lanczos.is_some();
-            consider(iterate, Algorithm::BlockLanczos, lanczos.unwrap_or(0.0));
+            consider(iterate, NativeAlgorithm::BlockLanczos, lanczos.unwrap_or(0.0));
             let dense = single && promising && !forced;
             let cost = linalg::macs(m, m, inner) / 2.0 + cost::dense(m);
-            consider(dense && m >= SINGLE_DIMENSION, Algorithm::Dense, cost);
+            consider(dense && m >= SINGLE_DIMENSION, NativeAlgorithm::Dense, cost);
             let cost = linalg::macs(width, width, m) / 2.0 + cost::dense(width) + linalg::macs(m, width, max_rank);
             let transposed = dense && width >= SINGLE_DIMENSION && anchor == 0;
-            consider(transposed, Algorithm::DenseTransposed, cost);
+            consider(transposed, NativeAlgorithm::DenseTransposed, cost);
         }
         best.1
     }

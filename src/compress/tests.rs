@@ -5,13 +5,13 @@ use faer::Mat;
 use super::operators::{FactoredOperator, GramOperator, Outputs};
 use super::problem::{Inputs, Problem};
 use super::solve::{Solution, in_native, transposed_eigenpairs};
-use super::solver_choice::{Form, choose};
+use super::solver_choice::{OperatorForm, choose};
 use crate::covariance::{identity, second_moment};
 use crate::linalg::{self, Par, even_exponent};
 use crate::solver::{PsdOperator, Solver};
 use crate::{ActivationStats, Result, Scalar};
 
-struct Given<T> {
+struct GivenMatrix<T> {
     weight: Mat<T>,
     stats: ActivationStats<T>,
     inputs: Inputs,
@@ -19,7 +19,7 @@ struct Given<T> {
     ridge: f64,
 }
 
-impl<T: Scalar> Given<T> {
+impl<T: Scalar> GivenMatrix<T> {
     /// Creates a problem from `W` and samples, one per row, each repeated `times` times.
     fn new(weight: Mat<f64>, samples: &Mat<f64>, times: usize) -> Self {
         let native =
@@ -91,11 +91,11 @@ const FEATURES: usize = 24;
 
 /// Returns `size · (diag(weights) | 0)` and samples that make `S` proportional to
 /// `diag(variances, 0)`.
-fn diagonal<T: Scalar>(size: f64, weights: &[f64], variances: &[f64], times: usize) -> Given<T> {
+fn diagonal<T: Scalar>(size: f64, weights: &[f64], variances: &[f64], times: usize) -> GivenMatrix<T> {
     let of = |numbers: &[f64], f: fn(f64) -> f64| {
         Mat::from_fn(numbers.len(), FEATURES, |i, j| if i == j { f(numbers[i]) } else { 0.0 })
     };
-    Given::new(of(weights, |x| x) * faer::Scale(size), &of(variances, f64::sqrt), times)
+    GivenMatrix::new(of(weights, |x| x) * faer::Scale(size), &of(variances, f64::sqrt), times)
 }
 
 /// Numbers of repetitions: with one, the samples are in sample form, with many in covariance form.
@@ -106,9 +106,9 @@ const SIZES: [f64; 4] = [1.0, 1024.0, 1.0 / 1024.0, 64.0];
 /// Checks that `keep · Z Zᵀ + ridge · W Wᵀ` is the regularized operator, for weights of any size.
 fn check_factors<T: Scalar>(tolerance: f64) {
     for size in SIZES {
-        for (times, source) in [(1, Form::Outputs), (1, Form::Root), (40, Form::Root)] {
+        for (times, source) in [(1, OperatorForm::Outputs), (1, OperatorForm::Root), (40, OperatorForm::Root)] {
             let weight = Mat::from_fn(7, FEATURES, |i, j| size * entry(i, j));
-            let mut given = Given::<T>::new(weight, &Mat::from_fn(9, FEATURES, entry), times);
+            let mut given = GivenMatrix::<T>::new(weight, &Mat::from_fn(9, FEATURES, entry), times);
             given.keep = 0.7;
             given.ridge = given.ridge_for(0.3);
             given.with_problem(|problem| {
@@ -143,7 +143,8 @@ fn a_root_is_of_use_where_the_data_are_a_hundredth_of_it() {
         given.ridge = given.ridge_for(share);
         given.with_problem(|problem| {
             let norms = linalg::squared_column_norms(problem.weight);
-            let factor = Outputs::new(problem, Form::Root, problem.moment, (1.0, problem.ridge), &norms).unwrap();
+            let factor =
+                Outputs::new(problem, OperatorForm::Root, problem.moment, (1.0, problem.ridge), &norms).unwrap();
             assert_eq!(factor.is_some(), usable, "{share}");
         });
     }
@@ -174,7 +175,7 @@ fn check_solutions<T: Scalar>(tolerance: f64) {
                 let mean = |i: usize| (0..FEATURES).map(|j| entry(i, j)).sum::<f64>() / FEATURES as f64;
                 let weight = Mat::from_fn(7, FEATURES, |i, j| size * (entry(i, j) - mean(i)));
                 let inputs = Mat::from_fn(9, FEATURES, |i, j| entry(i, j) + 1.0);
-                let mut given = Given::<T>::new(weight, &inputs, times);
+                let mut given = GivenMatrix::<T>::new(weight, &inputs, times);
                 given.inputs = if ratio.is_none() { Inputs::Identity } else { Inputs::Data };
                 let name = format!("{size}, {times}");
                 let minimised = match ratio {
@@ -283,11 +284,11 @@ fn single_precision_sees_a_hundredth_beside_a_ridge() {
     for (share, seen) in [(0.008, false), (0.012, true)] {
         for keep in [1.0, 0.5] {
             let weight = Mat::from_fn(5, FEATURES, entry);
-            let mut given = Given::<f32>::new(weight.clone(), &Mat::from_fn(6, FEATURES, entry), 1);
+            let mut given = GivenMatrix::<f32>::new(weight.clone(), &Mat::from_fn(6, FEATURES, entry), 1);
             given.keep = keep;
             given.ridge = given.ridge_for(share);
             assert_eq!(given.solve(2).is_some(), seen, "{share}, {keep}");
-            let mut given = Given::<f64>::new(weight, &Mat::from_fn(6, FEATURES, entry), 1);
+            let mut given = GivenMatrix::<f64>::new(weight, &Mat::from_fn(6, FEATURES, entry), 1);
             given.keep = keep;
             given.ridge = given.ridge_for(share);
             assert!(given.solve(2).is_some(), "{share}, {keep}");
@@ -298,7 +299,11 @@ fn single_precision_sees_a_hundredth_beside_a_ridge() {
 #[test]
 fn some_problems_are_for_double_precision_alone() {
     let given = |size: f64| {
-        Given::<f32>::new(Mat::from_fn(5, FEATURES, |i, j| size * entry(i, j)), &Mat::from_fn(6, FEATURES, entry), 1)
+        GivenMatrix::<f32>::new(
+            Mat::from_fn(5, FEATURES, |i, j| size * entry(i, j)),
+            &Mat::from_fn(6, FEATURES, entry),
+            1,
+        )
     };
     assert!(given(1.0).solve(2).is_some());
     for exponent in [-40, 40] {

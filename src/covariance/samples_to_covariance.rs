@@ -14,7 +14,7 @@ use crate::{Error, Result, Scalar};
 const SAMPLES_WORTH: usize = 2;
 
 #[derive(Clone)]
-pub(super) enum Form<T> {
+pub(super) enum StatsForm<T> {
     Samples(Samples<T>),
     Covariance(CovarianceForm<T>),
 }
@@ -26,7 +26,7 @@ pub(super) enum Form<T> {
 /// The change needs memory for both forms at once. Under a memory limit, the form therefore changes
 /// while both fit.
 pub(super) fn keeps_samples<T: Scalar>(
-    form: &Form<T>,
+    form: &StatsForm<T>,
     features: usize,
     memory_limit: Option<usize>,
     (count, as_samples): (usize, bool),
@@ -34,8 +34,8 @@ pub(super) fn keeps_samples<T: Scalar>(
     let limit = memory_limit.unwrap_or(isize::MAX as usize);
     let covariance = CovarianceForm::<T>::bytes(features).unwrap_or(usize::MAX);
     let (keep, needed) = match form {
-        Form::Covariance(_) => (false, covariance),
-        Form::Samples(samples) => {
+        StatsForm::Covariance(_) => (false, covariance),
+        StatsForm::Samples(samples) => {
             let bytes = |count| Samples::<T>::bytes(features, count).unwrap_or(usize::MAX);
             let (now, then) = (bytes(samples.len()), bytes(samples.len().saturating_add(count)));
             let both = now.saturating_add(covariance);

@@ -6,7 +6,7 @@ use faer::Col;
 
 use super::per_input::Channels;
 use super::sample_form::Samples;
-use super::samples_to_covariance::Form;
+use super::samples_to_covariance::StatsForm;
 use crate::error::during;
 use crate::{Error, Result, Scalar};
 
@@ -51,7 +51,7 @@ pub struct ActivationStats<T> {
     pub(super) weight: f64,
     pub(super) weight_squares: f64,
     pub(super) channels: Channels,
-    pub(super) form: Form<T>,
+    pub(super) form: StatsForm<T>,
     pub(super) memory_limit: Option<usize>,
     pub(super) threads: usize,
 }
@@ -67,7 +67,7 @@ impl<T: Scalar> ActivationStats<T> {
             weight: 0.0,
             weight_squares: 0.0,
             channels: Channels::default(),
-            form: Form::Samples(Samples::new(features)),
+            form: StatsForm::Samples(Samples::new(features)),
             memory_limit: None,
             threads: 0,
         }
@@ -220,8 +220,8 @@ impl<T: Scalar> ActivationStats<T> {
 impl<T> fmt::Debug for ActivationStats<T> {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let form = match self.form {
-            Form::Samples(_) => "samples",
-            Form::Covariance(_) => "covariance",
+            StatsForm::Samples(_) => "samples",
+            StatsForm::Covariance(_) => "covariance",
         };
         formatter
             .debug_struct("ActivationStats")

@@ -3,7 +3,7 @@
 use super::covariance_form::CovarianceForm;
 use super::per_input::Channels;
 use super::sample_form::Samples;
-use super::samples_to_covariance::Form;
+use super::samples_to_covariance::StatsForm;
 use super::scatter::Scatter;
 use super::stats::ActivationStats;
 use crate::linalg;
@@ -93,8 +93,8 @@ impl<T: Scalar> ActivationStats<T> {
             weight: self.weight,
             weight_squares: self.weight_squares,
             scatter: match &self.form {
-                Form::Samples(_) => None,
-                Form::Covariance(CovarianceForm { scatter, weight, waiting, .. }) => {
+                StatsForm::Samples(_) => None,
+                StatsForm::Covariance(CovarianceForm { scatter, weight, waiting, .. }) => {
                     Some(ScatterHead { weight: *weight, precision: scatter.precision, gathered: waiting.len() })
                 }
             },
@@ -120,11 +120,11 @@ impl<T: Scalar> ActivationStats<T> {
             visit(Piece::Double(array))?;
         }
         let kept = match &self.form {
-            Form::Samples(samples) => samples,
-            Form::Covariance(form) => &form.waiting,
+            StatsForm::Samples(samples) => samples,
+            StatsForm::Covariance(form) => &form.waiting,
         };
         visit(Piece::Double(&kept.weights))?;
-        if let Form::Covariance(form) = &self.form {
+        if let StatsForm::Covariance(form) = &self.form {
             visit(Piece::Double(&form.offset))?;
             for block in &form.scatter.blocks {
                 (0..block.ncols()).try_for_each(|column| visit(Piece::Double(block.col_as_slice(column))))?;
@@ -162,8 +162,8 @@ impl<T: Scalar> ActivationStats<T> {
             weight_squares: head.weight_squares,
             channels,
             form: match form {
-                None => Form::Samples(samples),
-                Some(form) => Form::Covariance(CovarianceForm { waiting: samples, ..form }),
+                None => StatsForm::Samples(samples),
+                Some(form) => StatsForm::Covariance(CovarianceForm { waiting: samples, ..form }),
             },
             memory_limit: head.memory_limit,
             threads: head.threads,

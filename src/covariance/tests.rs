@@ -1,4 +1,4 @@
-use super::samples_to_covariance::Form;
+use super::samples_to_covariance::StatsForm;
 use super::*;
 use crate::linalg::{Par, power_of_two};
 use crate::{Error, Result};
@@ -20,7 +20,7 @@ fn two_pass(rows: &Mat<f64>) -> (Vec<f64>, Mat<f64>) {
 }
 
 fn in_covariance_form<T>(stats: &ActivationStats<T>) -> bool {
-    matches!(stats.form, Form::Covariance(_))
+    matches!(stats.form, StatsForm::Covariance(_))
 }
 
 fn check(stats: &ActivationStats<f64>, rows: &Mat<f64>) {

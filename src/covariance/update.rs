@@ -7,7 +7,7 @@ use super::batch::Batch;
 use super::covariance_form::CovarianceForm;
 use super::per_input::Channels;
 use super::sample_form::{Samples, segment_rows};
-use super::samples_to_covariance::{Form, keeps_samples};
+use super::samples_to_covariance::{StatsForm, keeps_samples};
 use super::stats::ActivationStats;
 use crate::error::during;
 use crate::linalg;
@@ -122,8 +122,8 @@ impl<T: Scalar> ActivationStats<T> {
         let totals @ (_, total_weight, _) = self.totals(other.samples, other.weight, other.weight_squares)?;
         self.require_representable(other.channels.max_abs(), total_weight)?;
         let (samples, form) = match &other.form {
-            Form::Samples(samples) => (samples, None),
-            Form::Covariance(form) => (&form.waiting, Some((form, other.channels.origin.as_slice()))),
+            StatsForm::Samples(samples) => (samples, None),
+            StatsForm::Covariance(form) => (&form.waiting, Some((form, other.channels.origin.as_slice()))),
         };
         let keep_samples =
             keeps_samples(&self.form, self.features, self.memory_limit, (samples.len(), form.is_none()))?;
@@ -152,13 +152,13 @@ impl<T: Scalar> ActivationStats<T> {
         let par = linalg::threads(self.threads);
         let mut new = None;
         let (form, samples) = match &mut self.form {
-            Form::Samples(samples) if keep_samples => {
+            StatsForm::Samples(samples) if keep_samples => {
                 samples.reserve(batches.iter().map(|batch| batch.counted_rows().count()).sum())?;
                 batches.iter().for_each(|batch| samples.append(*batch));
                 return Ok(());
             }
-            Form::Samples(samples) => (new.insert(CovarianceForm::new(self.features)?), Some(&*samples)),
-            Form::Covariance(form) => (form, None),
+            StatsForm::Samples(samples) => (new.insert(CovarianceForm::new(self.features)?), Some(&*samples)),
+            StatsForm::Covariance(form) => (form, None),
         };
         let count = samples.map_or(0, Samples::len) + batches.iter().map(Batch::len).sum::<usize>();
         let mut accumulator = form.prepare(count)?;
@@ -172,7 +172,7 @@ impl<T: Scalar> ActivationStats<T> {
             form.add(*batch, channels, &mut accumulator, par);
         }
         if let Some(new) = new {
-            self.form = Form::Covariance(new);
+            self.form = StatsForm::Covariance(new);
         }
         Ok(())
     }

@@ -6,7 +6,7 @@
 
 use super::covariance_form::{CovarianceForm, most_waiting};
 use super::sample_form::Samples;
-use super::samples_to_covariance::Form;
+use super::samples_to_covariance::StatsForm;
 use super::stats::ActivationStats;
 use super::update::WEIGHTS;
 use crate::{Error, Result, Scalar};
@@ -41,8 +41,8 @@ impl<T: Scalar> ActivationStats<T> {
         self.validate_channels().map_err(format)?;
         let mut largest = self.channels.mean().chain(self.channels.origin.iter().copied()).fold(0.0, max_abs);
         let samples = match &self.form {
-            Form::Samples(samples) => samples,
-            Form::Covariance(form) => {
+            StatsForm::Samples(samples) => samples,
+            StatsForm::Covariance(form) => {
                 self.validate_covariance(form).map_err(format)?;
                 let means = self.channels.origin.iter().zip(&form.offset).map(|(origin, offset)| origin + offset);
                 largest = means.fold(largest, max_abs);
@@ -58,7 +58,7 @@ impl<T: Scalar> ActivationStats<T> {
         let (weight, squares) = (self.weight, self.weight_squares);
         if self.samples == 0 {
             require(weight == 0.0 && squares == 0.0, "no weight without samples", weight.max(squares))?;
-            return require(matches!(self.form, Form::Samples(_)), "no scatter without samples", 0.0);
+            return require(matches!(self.form, StatsForm::Samples(_)), "no scatter without samples", 0.0);
         }
         require(self.features > 0, "at least one input", 0.0)?;
         let possible = weight >= *WEIGHTS.start() && weight.is_finite();

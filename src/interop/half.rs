@@ -44,9 +44,9 @@ use crate::linalg;
 use crate::{Error, Result, Scalar};
 
 mod sealed {
-    pub trait Sealed {}
-    impl Sealed for half::f16 {}
-    impl Sealed for half::bf16 {}
+    pub trait SealedHalf {}
+    impl SealedHalf for half::f16 {}
+    impl SealedHalf for half::bf16 {}
 }
 
 /// A 16-bit storage type: [`struct@f16`] or [`bf16`].
@@ -58,7 +58,7 @@ mod sealed {
 /// }
 /// assert_eq!((read::<half::f16>([0x00, 0x3c]), read::<half::bf16>([0x80, 0x3f])), (1.0, 1.0));
 /// ```
-pub trait Half: sealed::Sealed + Copy + Debug + Display + Default + PartialEq + Send + Sync + 'static {
+pub trait Half: sealed::SealedHalf + Copy + Debug + Display + Default + PartialEq + Send + Sync + 'static {
     /// Reads a number from two bytes, the lower one first.
     fn from_le_bytes(bytes: [u8; 2]) -> Self;
 

@@ -15,7 +15,7 @@ use crate::progress::{Progress, Verbosity};
 use crate::report::Outcome;
 use crate::selection::{Selection, select};
 use crate::solve::Pass;
-use crate::work::{Settings, Work};
+use crate::unfinished_run::{Settings, UnfinishedRun};
 
 pub fn run(args: &CompressArgs, verbosity: Verbosity) -> Result<()> {
     args.validate()?;
@@ -27,16 +27,18 @@ pub fn run(args: &CompressArgs, verbosity: Verbosity) -> Result<()> {
 
     let mut progress = Progress::new(&selection.layers, verbosity);
     selection.notes.iter().for_each(|note| progress.note(note));
-    let work = Work::open(&args.out, &settings(args, &model, &selection.layers), args.resume, args.force)?;
-    let pass = Pass { args, model: &model, calibration: &calibration, work: &work, layers: &selection.layers };
+    let unfinished =
+        UnfinishedRun::open(&args.out, &settings(args, &model, &selection.layers), args.resume, args.force)?;
+    let pass =
+        Pass { args, model: &model, calibration: &calibration, unfinished: &unfinished, layers: &selection.layers };
     let result = both_passes(&pass, &selection, &allocator, &mut progress, verbosity);
     progress.end();
-    if matches!(result, Err(Error::Interrupted)) && !work.is_empty()? {
+    if matches!(result, Err(Error::Interrupted)) && !unfinished.is_empty()? {
         eprintln!("dalr: finished layers are kept; the same command with --resume continues with them");
     }
     // Without a finished layer, --resume would have no effect, so the folder is removed.
-    if result.is_ok() || work.is_empty()? {
-        work.finish()?;
+    if result.is_ok() || unfinished.is_empty()? {
+        unfinished.finish()?;
     }
     let summary = result?;
     if verbosity == Verbosity::Quiet { Ok(()) } else { crate::print(summary.as_bytes()) }
@@ -50,7 +52,7 @@ fn both_passes(
     progress: &mut Progress,
     verbosity: Verbosity,
 ) -> Result<String> {
-    let Pass { args, model, work, layers, .. } = *pass;
+    let Pass { args, model, unfinished, layers, .. } = *pass;
     let profiles: Vec<LayerProfile> =
         pass.run(progress)?.into_iter().map(|profile| by_outputs(args, profile)).collect();
     let plan = allocator.allocate(&profiles).map_err(|error| Error::Refused(error.to_string()))?;
@@ -63,7 +65,7 @@ fn both_passes(
         save(path, &outcome.page())?;
     }
     let ranks = plan.ranks();
-    let output = Output { model, layers, ranks: &ranks, work, method: &args.method.name() };
+    let output = Output { model, layers, ranks: &ranks, unfinished, method: &args.method.name() };
     // Another program may have created the file since the start.
     require_free(&args.out, args.force)?;
     output.write(&args.out, progress)?;

@@ -14,7 +14,7 @@ mod progress;
 mod report;
 mod selection;
 mod solve;
-mod work;
+mod unfinished_run;
 
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;

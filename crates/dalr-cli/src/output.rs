@@ -11,7 +11,7 @@ use crate::factors::{Factors, write_bias};
 use crate::interrupt;
 use crate::layer::Layer;
 use crate::progress::Progress;
-use crate::work::Work;
+use crate::unfinished_run::UnfinishedRun;
 
 /// Number of bytes that are copied at a time.
 const PIECE: usize = 1 << 20;
@@ -22,7 +22,7 @@ pub struct Output<'a> {
     pub layers: &'a [Layer],
     /// The ranks of the layers that are compressed.
     pub ranks: &'a BTreeMap<String, usize>,
-    pub work: &'a Work,
+    pub unfinished: &'a UnfinishedRun,
     pub method: &'a str,
 }
 
@@ -64,7 +64,7 @@ impl Output<'_> {
     }
 
     fn factors(&self, index: usize) -> Result<Factors> {
-        let path = self.work.layer(index);
+        let path = self.unfinished.layer(index);
         let found = "no such file: run again with --resume to compute them";
         Factors::open(&path)?.ok_or_else(|| Error::format(&path, "the factors of a layer", found))
     }

@@ -15,7 +15,7 @@ use crate::factors::{Factors, Solved};
 use crate::interrupt;
 use crate::layer::Layer;
 use crate::progress::Progress;
-use crate::work::Work;
+use crate::unfinished_run::UnfinishedRun;
 
 /// The ridge of the authors' code.
 pub const PAPER_LAMBDA: f64 = 1000.0;
@@ -26,7 +26,7 @@ pub struct Pass<'a> {
     pub args: &'a CompressArgs,
     pub model: &'a ModelFile,
     pub calibration: &'a Calibration,
-    pub work: &'a Work,
+    pub unfinished: &'a UnfinishedRun,
     pub layers: &'a [Layer],
 }
 
@@ -39,7 +39,7 @@ impl Pass<'_> {
         for group in groups(self.layers) {
             let mut solved = Vec::new();
             for &index in &group {
-                solved.push((index, &self.layers[index], Factors::open(&self.work.layer(index))?));
+                solved.push((index, &self.layers[index], Factors::open(&self.unfinished.layer(index))?));
             }
             let mut gathered = None;
             let mut input_sum = None;
@@ -99,7 +99,7 @@ impl Pass<'_> {
         drop(original);
         let fingerprint = self.fingerprint(layer, input_sum)?;
         let solved = Solved { layer, decomposition: &decomposition, means, fingerprint };
-        let profile = solved.save(&self.work.layer(index))?;
+        let profile = solved.save(&self.unfinished.layer(index))?;
         progress.solved(layer, stats.samples());
         Ok(profile)
     }
@@ -113,8 +113,8 @@ impl Pass<'_> {
         Err(Error::Changed(format!("layer {} was computed from {was}, and the files now hold {is}", layer.name)))
     }
 
-    /// Returns a text that identifies the data from which a layer's factors are computed. The work
-    /// folder identifies the settings.
+    /// Returns a text that identifies the data from which a layer's factors are computed. The
+    /// folder of the unfinished run identifies the settings.
     fn fingerprint(&self, layer: &Layer, input: u32) -> Result<String> {
         let sum = |sum: u32| format!("{sum:08x}");
         let weight = self.model.checksum(&layer.weight())?;

@@ -9,10 +9,10 @@ use crate::{Result, Scalar};
 
 /// `K = Σ wᵢ xᵢ x̂ᵢᵀ / Σ wᵢ`, divided by the same power of two as the second moment of `x̂`.
 pub(crate) struct CrossMoment<'a, T> {
-    form: Form<'a, T>,
+    form: CrossForm<'a, T>,
 }
 
-enum Form<'a, T> {
+enum CrossForm<'a, T> {
     /// Samples of `x` and `x̂`, and the points that they are measured from; the columns of `X` and
     /// `X̂`, with `K = X X̂ᵀ`, are `factor` times their distances.
     Samples { first: (SampleInputs<'a, T>, Centre<'a>), second: (SampleInputs<'a, T>, Centre<'a>), factor: f64 },
@@ -26,19 +26,19 @@ impl<'a, T: Scalar> CrossMoment<'a, T> {
         second: (SampleInputs<'a, T>, Centre<'a>),
         factor: f64,
     ) -> Self {
-        Self { form: Form::Samples { first, second, factor } }
+        Self { form: CrossForm::Samples { first, second, factor } }
     }
 
     pub(super) fn of_sums(mut sums: Mat<f64>, factor: f64) -> Self {
         sums *= faer::Scale(factor);
-        Self { form: Form::Dense(sums) }
+        Self { form: CrossForm::Dense(sums) }
     }
 
     /// `X` if `K = X X̂ᵀ` is known by fewer samples than inputs, features × samples.
     pub(crate) fn root(&self, par: Par) -> Result<Option<Mat<f64>>> {
         match &self.form {
-            Form::Samples { first: (samples, centre), factor, .. } => samples.root(centre, *factor, par),
-            Form::Dense(_) => Ok(None),
+            CrossForm::Samples { first: (samples, centre), factor, .. } => samples.root(centre, *factor, par),
+            CrossForm::Dense(_) => Ok(None),
         }
     }
 
@@ -47,8 +47,8 @@ impl<'a, T: Scalar> CrossMoment<'a, T> {
     /// Where samples are kept, the difference is that of the samples: none remains where `x̂ = x`.
     pub(crate) fn change(&self, weight: MatRef<'_, T>, moment: MatRef<'_, f64>, par: Par) -> Result<Mat<T>> {
         let (first, second, factor) = match &self.form {
-            Form::Samples { first, second, factor } => (first, second, factor),
-            Form::Dense(matrix) => {
+            CrossForm::Samples { first, second, factor } => (first, second, factor),
+            CrossForm::Dense(matrix) => {
                 let change = linalg::converted::<f64, T>((matrix - moment).as_ref(), 1.0)?;
                 return linalg::product(weight, change.as_ref(), par);
             }
@@ -67,16 +67,18 @@ impl<'a, T: Scalar> CrossMoment<'a, T> {
     /// `left · K`, for `rows × features`.
     pub(crate) fn left_multiply(&self, left: MatRef<'_, f64>, par: Par) -> Result<Mat<f64>> {
         match &self.form {
-            Form::Dense(matrix) => linalg::product(left, matrix.as_ref(), par),
-            Form::Samples { .. } => self.sum_of_products(left.nrows(), par, |x| linalg::product(left, x, par)),
+            CrossForm::Dense(matrix) => linalg::product(left, matrix.as_ref(), par),
+            CrossForm::Samples { .. } => self.sum_of_products(left.nrows(), par, |x| linalg::product(left, x, par)),
         }
     }
 
     /// Forms `K`.
     pub(crate) fn formed(&self, par: Par) -> Result<Mat<f64>> {
         match &self.form {
-            Form::Dense(matrix) => linalg::widened(matrix.as_ref(), 1.0),
-            Form::Samples { first, .. } => self.sum_of_products(first.0.features(), par, |x| linalg::widened(x, 1.0)),
+            CrossForm::Dense(matrix) => linalg::widened(matrix.as_ref(), 1.0),
+            CrossForm::Samples { first, .. } => {
+                self.sum_of_products(first.0.features(), par, |x| linalg::widened(x, 1.0))
+            }
         }
     }
 
@@ -87,7 +89,7 @@ impl<'a, T: Scalar> CrossMoment<'a, T> {
         par: Par,
         of: impl Fn(MatRef<'_, f64>) -> Result<Mat<f64>>,
     ) -> Result<Mat<f64>> {
-        let Form::Samples { first, second, factor } = &self.form else { return linalg::zeros(rows, 0) };
+        let CrossForm::Samples { first, second, factor } = &self.form else { return linalg::zeros(rows, 0) };
         let mut sum = linalg::zeros(rows, second.0.features())?;
         first.0.for_each_pair((&first.1, second), *factor, par, |x, compressed| {
             linalg::add_product(sum.as_mut(), 1.0, of(x)?.as_ref(), compressed.transpose(), par);

@@ -10,7 +10,7 @@ use super::dense::DenseMoment;
 use super::from_covariance::CovarianceMoment;
 use super::from_samples::SampleMoment;
 use crate::covariance::batch::Centre;
-use crate::covariance::samples_to_covariance::Form;
+use crate::covariance::samples_to_covariance::StatsForm;
 use crate::covariance::stats::ActivationStats;
 use crate::error::during;
 use crate::linalg;
@@ -33,14 +33,14 @@ pub(crate) fn second_moment_of<T: Scalar>(
     let mean = stats.mean_or_zero();
     let centre = centre(stats, centred);
     Ok(match &stats.form {
-        Form::Samples(samples) => {
+        StatsForm::Samples(samples) => {
             let centre = centre.inputs(range.clone()).into_owned();
             Box::new(SampleMoment::new(samples.inputs(range.clone()), centre, stats.weight, &mean[range]))
         }
-        Form::Covariance(form) if range.len() == stats.features => {
+        StatsForm::Covariance(form) if range.len() == stats.features => {
             Box::new(CovarianceMoment::new(form, &centre, stats.weight, (&stats.channels.origin, &mean))?)
         }
-        Form::Covariance(form) => {
+        StatsForm::Covariance(form) => {
             let sums = form.block(&stats.channels.origin, &centre, (range.clone(), range.clone()))?;
             Box::new(DenseMoment::new(sums, stats.weight, &mean[range], form.scatter.precision))
         }
@@ -62,11 +62,11 @@ pub(crate) fn cross_moment<'a, T: Scalar>(
 ) -> Result<CrossMoment<'a, T>> {
     let centre = centre(stats, centred);
     Ok(match &stats.form {
-        Form::Samples(samples) => {
+        StatsForm::Samples(samples) => {
             let part = |range: Range<usize>| (samples.inputs(range.clone()), centre.inputs(range).into_owned());
             CrossMoment::of_samples(part(first), part(second), moment.scale().root_factor(stats.weight))
         }
-        Form::Covariance(form) => {
+        StatsForm::Covariance(form) => {
             let sums = form.block(&stats.channels.origin, &centre, (first, second))?;
             CrossMoment::of_sums(sums, moment.scale().factor(stats.weight))
         }

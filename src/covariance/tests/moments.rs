@@ -1,6 +1,6 @@
 use super::super::covariance_form::CovarianceForm;
 use super::super::per_input::Channels;
-use super::super::samples_to_covariance::Form;
+use super::super::samples_to_covariance::StatsForm;
 use super::super::*;
 use crate::Result;
 use crate::linalg::{Par, power_of_two};
@@ -107,7 +107,7 @@ fn with_covariance(covariance: Mat<f64>, precision: f64) -> Result<ActivationSta
     (stats.samples, stats.weight, stats.channels) = (1, 1.0, Channels::starting_at(vec![0.0; features]));
     let mut form = CovarianceForm::new(features)?;
     (form.scatter.blocks, form.scatter.precision, form.weight) = (vec![covariance], precision, 1.0);
-    stats.form = Form::Covariance(form);
+    stats.form = StatsForm::Covariance(form);
     Ok(stats)
 }
 

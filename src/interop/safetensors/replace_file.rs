@@ -48,7 +48,7 @@ pub fn replace_file<E: From<Error>>(
     prefix.push(name);
     prefix.push(".");
     remove_abandoned(folder, &prefix);
-    let mut partial = Partial::create(folder, &prefix).map_err(io)?;
+    let mut partial = UnfinishedFile::create(folder, &prefix).map_err(io)?;
     let mut writer = BufWriter::with_capacity(BUFFER, &mut partial.file);
     write(&mut writer)?;
     writer.flush().map_err(io)?;
@@ -60,13 +60,13 @@ pub fn replace_file<E: From<Error>>(
 }
 
 /// A temporary file, locked while its writer works on it, and removed unless it was renamed.
-struct Partial {
+struct UnfinishedFile {
     file: File,
     path: PathBuf,
     in_place: bool,
 }
 
-impl Partial {
+impl UnfinishedFile {
     fn create(folder: &Path, prefix: &OsStr) -> io::Result<Self> {
         let process = std::process::id();
         for _ in 0..1000 {
@@ -91,7 +91,7 @@ impl Partial {
     }
 }
 
-impl Drop for Partial {
+impl Drop for UnfinishedFile {
     fn drop(&mut self) {
         if !self.in_place {
             let _ = fs::remove_file(&self.path);

@@ -13,7 +13,7 @@ pub type Settings = BTreeMap<String, String>;
 
 /// The folder `OUT.work` next to the output, on the same disk. It is locked while this value
 /// exists.
-pub struct Work {
+pub struct UnfinishedRun {
     folder: PathBuf,
     _lock: File,
 }
@@ -23,7 +23,7 @@ const SETTINGS: &str = "settings.json";
 /// The extension of files of solved layers.
 const LAYER: &str = "safetensors";
 
-impl Work {
+impl UnfinishedRun {
     /// Continues with the folder if `resume` is set, and creates it otherwise. Discards the layers
     /// of another run only with `force`.
     pub fn open(out: &Path, settings: &Settings, resume: bool, force: bool) -> Result<Self> {
@@ -39,23 +39,23 @@ impl Work {
         if let Err(TryLockError::WouldBlock) = lock.try_lock() {
             return Err(Error::Refused(format!("{}: another run is writing this output", folder.display())));
         }
-        let work = Self { folder, _lock: lock };
-        let path = work.folder.join(SETTINGS);
-        if path.exists() && !work.is_empty()? {
+        let run = Self { folder, _lock: lock };
+        let path = run.folder.join(SETTINGS);
+        if path.exists() && !run.is_empty()? {
             if resume {
-                return work.compare(&path, settings).map(|()| work);
+                return run.compare(&path, settings).map(|()| run);
             }
             if !force {
                 return Err(Error::Refused(format!(
                     "{} holds the work of an unfinished run: pass --resume to continue it, or --force to start again",
-                    work.folder.display()
+                    run.folder.display()
                 )));
             }
         }
-        work.clear()?;
+        run.clear()?;
         let text = serde_json::to_string_pretty(settings).map_err(|error| Error::Refused(error.to_string()))?;
         save(&path, &text)?;
-        Ok(work)
+        Ok(run)
     }
 
     fn compare(&self, path: &Path, settings: &Settings) -> Result<()> {
