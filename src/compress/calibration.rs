@@ -131,6 +131,12 @@ impl<'a, T: Scalar> Calibration<'a, T> {
         }
     }
 
+    /// Whether there is a second moment of the original inputs.
+    pub(super) fn has_original(&self) -> bool {
+        let other = self.original.is_some_and(|stats| stats.samples() > 0);
+        other || self.paired().is_none_or(PairedStats::keeps_original)
+    }
+
     /// The second moment of the original inputs.
     pub(super) fn original_moment(&self, centred: bool) -> Result<Box<dyn SecondMoment<T> + 'a>> {
         match (self.original.filter(|stats| stats.samples() > 0), &self.inputs) {

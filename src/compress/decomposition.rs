@@ -258,7 +258,8 @@ impl<T: Scalar> Decomposition<T> {
                 };
                 Result::Ok(errors.relative_to(variance))
             };
-            let (relative_errors, resolution) = calibration.moment(correct_bias)?.map(by_data).transpose()?.unzip();
+            let data = if calibration.has_original() { calibration.moment(correct_bias)? } else { None };
+            let (relative_errors, resolution) = data.map(by_data).transpose()?.unzip();
             let means = calibration.means().filter(|_| correct_bias);
             let correction = means.as_ref().map(|(original, inputs)| {
                 BiasCorrection::new(layer.weight(), layer.bias(), down.as_ref(), (original, inputs))

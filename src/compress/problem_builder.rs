@@ -136,7 +136,7 @@ impl ProblemBuilder {
         }
 
         let mut errors = PredictedErrors { plain: None, metric: None };
-        if let Some(data) = data {
+        if let Some(data) = data.filter(|_| calibration.has_original()) {
             let found = solution.errors.take();
             let (up, down) = (solution.up.as_ref(), solution.down.as_ref());
             let predict = |weight: MatRef<'_, T>, up: MatRef<'_, T>, found: Option<SquaredErrors>| {

@@ -118,7 +118,7 @@ mod tests {
             columns: Mat::zeros(features, features),
             product: Scatter::product_room::<f32>(features)?,
         };
-        let mut scatter = Scatter::zeros(features)?;
+        let mut scatter = Scatter::zeros(features, features)?;
         let batch = Batch { rows: rows.as_ref(), weights: Some(&others) };
         let piece = CentredBatch { batch, centre: Centre::zero(features), extra: (&direction, last) };
         accumulator.add(&mut scatter, &piece, &channels, Par::Seq);

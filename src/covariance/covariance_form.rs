@@ -33,12 +33,12 @@ pub(super) fn most_waiting<T>(features: usize) -> usize {
 
 impl<T: Scalar> CovarianceForm<T> {
     /// Returns the bytes of this form; `None` if they exceed the address space.
-    pub(super) fn bytes(features: usize) -> Option<usize> {
-        Scatter::bytes(features)?.checked_add(Samples::<T>::bytes(features, most_waiting::<T>(features))?)
+    pub(super) fn bytes(features: usize, columns: usize) -> Option<usize> {
+        Scatter::bytes(features, columns)?.checked_add(Samples::<T>::bytes(features, most_waiting::<T>(features))?)
     }
 
-    pub(super) fn new(features: usize) -> Result<Self> {
-        let scatter = Scatter::zeros(features)?;
+    pub(super) fn new(features: usize, columns: usize) -> Result<Self> {
+        let scatter = Scatter::zeros(features, columns)?;
         Ok(Self { scatter, weight: 0.0, offset: vec![0.0; features], waiting: Samples::new(features) })
     }
 

@@ -20,26 +20,26 @@ pub(super) enum StatsForm<T> {
 }
 
 /// Returns whether the statistics stay in sample form if `count` samples are added. `as_samples` is
-/// true if they are added as samples, and false if they are added as a scatter. Returns an error if
-/// the memory limit allows neither form.
+/// true if they are added as samples, and false if they are added as a scatter, of which the first
+/// `columns` are kept. Returns an error if the memory limit allows neither form.
 ///
 /// The change needs memory for both forms at once. Under a memory limit, the form therefore changes
 /// while both fit.
 pub(super) fn keeps_samples<T: Scalar>(
     form: &StatsForm<T>,
-    features: usize,
+    (features, columns): (usize, usize),
     memory_limit: Option<usize>,
     (count, as_samples): (usize, bool),
 ) -> Result<bool> {
     let limit = memory_limit.unwrap_or(isize::MAX as usize);
-    let covariance = CovarianceForm::<T>::bytes(features).unwrap_or(usize::MAX);
+    let covariance = CovarianceForm::<T>::bytes(features, columns).unwrap_or(usize::MAX);
     let (keep, needed) = match form {
         StatsForm::Covariance(_) => (false, covariance),
         StatsForm::Samples(samples) => {
             let bytes = |count| Samples::<T>::bytes(features, count).unwrap_or(usize::MAX);
             let (now, then) = (bytes(samples.len()), bytes(samples.len().saturating_add(count)));
             let both = now.saturating_add(covariance);
-            let scatter = Scatter::bytes(features).unwrap_or(usize::MAX);
+            let scatter = Scatter::bytes(features, columns).unwrap_or(usize::MAX);
             let worth = then / SAMPLES_WORTH <= scatter && then.saturating_add(covariance) <= limit;
             let keep = as_samples && (worth || both > limit);
             (keep, if keep { then.min(both) } else { both })

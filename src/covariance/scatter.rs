@@ -11,8 +11,8 @@ use crate::{Result, Scalar};
 /// above the diagonal.
 pub(crate) const BLOCK: usize = 256;
 
-/// A symmetric `features × features` matrix in `f64`. Block column `b` holds the rows from
-/// `b · BLOCK` on.
+/// A symmetric `features × features` matrix in `f64`, or only its first columns. Block column `b`
+/// holds the rows from `b · BLOCK` on.
 #[derive(Clone)]
 pub(super) struct Scatter {
     features: usize,
@@ -23,16 +23,17 @@ pub(super) struct Scatter {
 }
 
 impl Scatter {
-    /// Returns the bytes of a scatter matrix; `None` if they exceed the address space.
-    pub(super) fn bytes(features: usize) -> Option<usize> {
-        let block = |start| BLOCK.min(features - start).checked_mul(features - start);
-        let entries = (0..features).step_by(BLOCK).try_fold(0_usize, |sum, start| sum.checked_add(block(start)?));
+    /// Returns the bytes of the first `columns` of a scatter matrix; `None` if they exceed the
+    /// address space.
+    pub(super) fn bytes(features: usize, columns: usize) -> Option<usize> {
+        let block = |start| BLOCK.min(columns - start).checked_mul(features - start);
+        let entries = (0..columns).step_by(BLOCK).try_fold(0_usize, |sum, start| sum.checked_add(block(start)?));
         entries?.checked_mul(size_of::<f64>())
     }
 
-    pub(super) fn zeros(features: usize) -> Result<Self> {
-        let block = |start| linalg::zeros(features - start, BLOCK.min(features - start));
-        let blocks = (0..features).step_by(BLOCK).map(block).collect::<Result<_>>()?;
+    pub(super) fn zeros(features: usize, columns: usize) -> Result<Self> {
+        let block = |start| linalg::zeros(features - start, BLOCK.min(columns - start));
+        let blocks = (0..columns).step_by(BLOCK).map(block).collect::<Result<_>>()?;
         Ok(Self { features, blocks, precision: 0.0 })
     }
 
@@ -79,7 +80,8 @@ impl Scatter {
 
     pub(super) fn add(&mut self, other: &Self) {
         for (block, other) in self.blocks.iter_mut().zip(&other.blocks) {
-            *block += other;
+            // The other may keep more columns.
+            *block += other.subcols(0, block.ncols());
         }
         self.precision = self.precision.max(other.precision);
     }
@@ -142,6 +144,17 @@ impl Scatter {
         Ok(entries)
     }
 
+    /// Forgets all columns but the first `columns`.
+    pub(super) fn truncate(&mut self, columns: usize) {
+        self.blocks.truncate(columns.div_ceil(BLOCK));
+        for (start, block) in (0..).step_by(BLOCK).zip(&mut self.blocks) {
+            if columns - start < block.ncols() {
+                *block = block.subcols(0, columns - start).to_owned();
+            }
+        }
+    }
+
+    /// The diagonal, as far as its columns are kept.
     pub(super) fn diagonal(&self) -> impl Iterator<Item = f64> + '_ {
         self.blocks.iter().flat_map(|block| (0..block.ncols()).map(move |i| block[(i, i)]))
     }
@@ -173,7 +186,7 @@ mod tests {
     fn block_columns_hold_the_whole_product() -> Result<()> {
         for features in [1, 255, 256, 257, 600] {
             let samples = samples(features, 5);
-            let mut scatter = Scatter::zeros(features)?;
+            let mut scatter = Scatter::zeros(features, features)?;
             scatter.add_samples(samples.as_ref(), Par::Seq);
             let expected = &samples * samples.transpose();
             let difference = &scatter.dense(1.0)? - &expected;
@@ -198,7 +211,7 @@ mod tests {
         let narrow = Mat::from_fn(features, 7, |i, j| ((i * 37 + j * 11) % 16) as f32 - 7.0);
         let scales: Vec<f64> = (0..features).map(|i| 2_f64.powi(i as i32 % 90 - 50)).collect();
         let wide = Mat::from_fn(features, 7, |i, j| f64::from(narrow[(i, j)]) * scales[i]);
-        let mut scatter = Scatter::zeros(features)?;
+        let mut scatter = Scatter::zeros(features, features)?;
         let mut room = Scatter::product_room::<f32>(features)?;
         for factor in [1.0, 4.0] {
             scatter.add_native_samples(narrow.as_ref(), room.as_mut(), (&scales, factor), Par::Seq);
@@ -213,7 +226,7 @@ mod tests {
         let samples = samples(3, 5);
         let right = self::samples(3, 2);
         for (large, small) in [(150, -480), (-145, 490), (150, 300), (0, -1000), (-145, 0)] {
-            let mut scatter = Scatter::zeros(3)?;
+            let mut scatter = Scatter::zeros(3, 3)?;
             scatter.add_samples((&samples * faer::Scale(10_f64.powi(large))).as_ref(), Par::Seq);
             // The product is quadratic in the size of the samples.
             let factor = 10_f64.powi(-large) * 10_f64.powi(-large);
@@ -230,7 +243,7 @@ mod tests {
     #[test]
     fn sums_have_room_where_the_factor_is_small_and_only_there() -> Result<()> {
         for (entry, right, factor) in [(5e153, 3.0, 1e-200), (1e-150, 1e200, 1.0), (1e-150, 3.0, 1e150)] {
-            let mut scatter = Scatter::zeros(8)?;
+            let mut scatter = Scatter::zeros(8, 8)?;
             scatter.add_samples(Mat::full(8, 1, entry).as_ref(), Par::Seq);
             let found = scatter.multiply(Mat::full(8, 1, right).as_ref(), factor, Par::Seq)?;
             let expected = (entry * factor) * entry * (8.0 * right);
@@ -241,7 +254,7 @@ mod tests {
 
     #[test]
     fn zero_is_a_result_as_well() -> Result<()> {
-        let mut scatter = Scatter::zeros(3)?;
+        let mut scatter = Scatter::zeros(3, 3)?;
         scatter.add_samples(samples(3, 5).as_ref(), Par::Seq);
         let right = samples(3, 2);
         assert_eq!(scatter.multiply(right.as_ref(), 0.0, Par::Seq)?, Mat::<f64>::zeros(3, 2));
@@ -251,8 +264,8 @@ mod tests {
 
     #[test]
     fn bytes_are_about_half_of_the_full_matrix() {
-        assert_eq!(Scatter::bytes(256), Some(256 * 256 * 8));
-        assert_eq!(Scatter::bytes(512), Some((512 * 256 + 256 * 256) * 8));
-        assert_eq!(Scatter::bytes(usize::MAX), None);
+        assert_eq!(Scatter::bytes(256, 256), Some(256 * 256 * 8));
+        assert_eq!(Scatter::bytes(512, 512), Some((512 * 256 + 256 * 256) * 8));
+        assert_eq!(Scatter::bytes(usize::MAX, usize::MAX), None);
     }
 }

@@ -47,6 +47,9 @@ use crate::{Error, Result, Scalar};
 #[derive(Clone)]
 pub struct ActivationStats<T> {
     pub(super) features: usize,
+    /// Number of inputs whose covariances with all inputs are kept, from the first on: all, except
+    /// in paired statistics.
+    pub(super) columns: usize,
     pub(super) samples: u64,
     pub(super) weight: f64,
     pub(super) weight_squares: f64,
@@ -63,6 +66,7 @@ impl<T: Scalar> ActivationStats<T> {
     pub fn new(features: usize) -> Self {
         Self {
             features,
+            columns: features,
             samples: 0,
             weight: 0.0,
             weight_squares: 0.0,

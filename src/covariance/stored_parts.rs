@@ -13,6 +13,8 @@ use crate::{Result, Scalar};
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Head {
     pub(crate) features: usize,
+    /// Number of inputs whose covariances with all inputs are kept, from the first on.
+    pub(crate) columns: usize,
     pub(crate) samples: u64,
     pub(crate) weight: f64,
     pub(crate) weight_squares: f64,
@@ -62,7 +64,11 @@ impl Head {
     /// Returns the number of entries in the block columns of the scatter; `None` if it exceeds the
     /// address space.
     pub(crate) fn scatter_entries(&self) -> Option<usize> {
-        if self.scatter.is_some() { Some(Scatter::bytes(self.features)? / size_of::<f64>()) } else { Some(0) }
+        if self.scatter.is_some() {
+            Some(Scatter::bytes(self.features, self.columns)? / size_of::<f64>())
+        } else {
+            Some(0)
+        }
     }
 }
 
@@ -89,6 +95,7 @@ impl<T: Scalar> ActivationStats<T> {
     pub(crate) fn head(&self) -> Head {
         Head {
             features: self.features,
+            columns: self.columns,
             samples: self.samples,
             weight: self.weight,
             weight_squares: self.weight_squares,
@@ -147,7 +154,7 @@ impl<T: Scalar> ActivationStats<T> {
         fill(PieceMut::Double(&mut samples.weights))?;
         let mut form = None;
         if let Some(ScatterHead { weight, precision, .. }) = head.scatter {
-            let form = form.insert(CovarianceForm::new(head.features)?);
+            let form = form.insert(CovarianceForm::new(head.features, head.columns)?);
             (form.weight, form.scatter.precision) = (weight, precision);
             fill(PieceMut::Double(&mut form.offset))?;
             for block in &mut form.scatter.blocks {
@@ -157,6 +164,7 @@ impl<T: Scalar> ActivationStats<T> {
         samples.segments.iter_mut().try_for_each(|segment| fill(PieceMut::Native(segment)))?;
         Ok(Self {
             features: head.features,
+            columns: head.columns,
             samples: head.samples,
             weight: head.weight,
             weight_squares: head.weight_squares,

@@ -95,7 +95,8 @@ impl<T: Scalar> ActivationStats<T> {
         let (sum, squares) = (batch.sum_weights(|weight| weight), batch.sum_weights(|weight| weight * weight));
         let totals @ (_, total_weight, _) = self.totals(samples as u64, sum, squares)?;
         self.require_representable(linalg::max_abs(batch.rows), total_weight)?;
-        let keep_samples = keeps_samples(&self.form, self.features, self.memory_limit, (samples, true))?;
+        let keep_samples =
+            keeps_samples(&self.form, (self.features, self.columns), self.memory_limit, (samples, true))?;
 
         let mut channels = self.channels.clone();
         if self.samples == 0 {
@@ -125,8 +126,12 @@ impl<T: Scalar> ActivationStats<T> {
             StatsForm::Samples(samples) => (samples, None),
             StatsForm::Covariance(form) => (&form.waiting, Some((form, other.channels.origin.as_slice()))),
         };
-        let keep_samples =
-            keeps_samples(&self.form, self.features, self.memory_limit, (samples.len(), form.is_none()))?;
+        let keep_samples = keeps_samples(
+            &self.form,
+            (self.features, self.columns),
+            self.memory_limit,
+            (samples.len(), form.is_none()),
+        )?;
 
         let mut channels = self.channels.clone();
         if self.samples == 0 {
@@ -157,7 +162,9 @@ impl<T: Scalar> ActivationStats<T> {
                 batches.iter().for_each(|batch| samples.append(*batch));
                 return Ok(());
             }
-            StatsForm::Samples(samples) => (new.insert(CovarianceForm::new(self.features)?), Some(&*samples)),
+            StatsForm::Samples(samples) => {
+                (new.insert(CovarianceForm::new(self.features, self.columns)?), Some(&*samples))
+            }
             StatsForm::Covariance(form) => (form, None),
         };
         let count = samples.map_or(0, Samples::len) + batches.iter().map(Batch::len).sum::<usize>();
@@ -175,6 +182,14 @@ impl<T: Scalar> ActivationStats<T> {
             self.form = StatsForm::Covariance(new);
         }
         Ok(())
+    }
+
+    /// Forgets the covariances among the inputs after the first `columns`, now and in the future.
+    pub(super) fn keep_columns(&mut self, columns: usize) {
+        self.columns = self.columns.min(columns);
+        if let StatsForm::Covariance(form) = &mut self.form {
+            form.scatter.truncate(self.columns);
+        }
     }
 
     fn validate(&self, batch: Batch<'_, T>) -> Result<()> {

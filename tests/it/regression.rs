@@ -365,6 +365,59 @@ fn paired_statistics_may_come_in_parts_in_any_order_and_form() {
     }
 }
 
+/// Without the covariance of the original inputs, the layers are the same bits, and errors are
+/// predicted only with it from elsewhere. Few samples stay samples, many become a covariance.
+#[test]
+fn the_original_covariance_can_be_left_out() {
+    for (features, samples) in [(5, 12), (7, 400), (300, 1300)] {
+        let case = Case::new(3, (6, features), samples);
+        let (full, layer) = (case.paired::<f64>(), case.layer::<f64>());
+        let mut slim = PairedStats::new(features).without_original_covariance();
+        slim.update_weighted(case.original.as_ref(), case.compressed.as_ref(), &case.weights).unwrap();
+        // What is forgotten later is what was never kept.
+        let forgotten = full.clone().without_original_covariance();
+        let solve = |calibration| Dalr::new().compress(&layer, calibration, Rank::Fixed(2)).unwrap();
+        let expected = solve(Calibration::from(&full));
+        let mut activations = ActivationStats::new(features);
+        activations.update_weighted(case.original.as_ref(), &case.weights).unwrap();
+        for stats in [&slim, &forgotten] {
+            let found = solve(Calibration::from(stats));
+            assert!((weight_of(&found) - weight_of(&expected)).norm_max() < 1e-11, "{features}");
+            assert_eq!(found.report().relative_error, None);
+            assert!(found.evaluate(&layer, stats).is_err() && stats.original_covariance().is_err());
+            assert!((stats.cross_covariance().unwrap() - full.cross_covariance().unwrap()).norm_max() < 1e-12);
+            let found = solve(Calibration::from(stats).with_original(&activations));
+            let errors = [&found, &expected].map(|compressed| compressed.report().relative_error.unwrap());
+            assert!((errors[0] - errors[1]).abs() < 1e-9, "{features}: {errors:?}");
+            // Whichever comes first, the result keeps what both keep.
+            for (mut first, second) in [(full.clone(), stats), ((*stats).clone(), &full)] {
+                first.merge(second).unwrap();
+                assert_eq!(first.samples(), 2 * samples as u64);
+                assert!((first.covariance().unwrap() - full.covariance().unwrap()).norm_max() < 1e-10);
+                assert!(first.original_covariance().is_err());
+            }
+        }
+        let mut nothing = PairedStats::new(features);
+        nothing.merge(&full).unwrap();
+        nothing.merge(&PairedStats::new(features).without_original_covariance()).unwrap();
+        assert!(nothing.original_covariance().is_ok());
+    }
+}
+
+#[cfg(feature = "safetensors")]
+#[test]
+fn statistics_without_the_original_covariance_are_stored_and_smaller() {
+    let case = Case::new(4, (6, 300), 1300);
+    let full = case.paired::<f64>();
+    let slim = full.clone().without_original_covariance();
+    let bytes = slim.to_safetensors().unwrap();
+    assert!((bytes.len() as f64) < 0.8 * full.to_safetensors().unwrap().len() as f64);
+    let loaded = PairedStats::<f64>::from_safetensors(&bytes).unwrap();
+    assert!(loaded.original_covariance().is_err());
+    assert_eq!(loaded.covariance().unwrap(), slim.covariance().unwrap());
+    assert_eq!(loaded.to_safetensors().unwrap(), bytes);
+}
+
 #[cfg(feature = "safetensors")]
 #[test]
 fn paired_statistics_are_stored_bit_for_bit() {

@@ -105,7 +105,7 @@ fn with_covariance(covariance: Mat<f64>, precision: f64) -> Result<ActivationSta
     let features = covariance.nrows();
     let mut stats = ActivationStats::new(features);
     (stats.samples, stats.weight, stats.channels) = (1, 1.0, Channels::starting_at(vec![0.0; features]));
-    let mut form = CovarianceForm::new(features)?;
+    let mut form = CovarianceForm::new(features, features)?;
     (form.scatter.blocks, form.scatter.precision, form.weight) = (vec![covariance], precision, 1.0);
     stats.form = StatsForm::Covariance(form);
     Ok(stats)

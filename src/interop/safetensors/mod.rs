@@ -73,7 +73,8 @@
 //! `__metadata__` holds these fields in this order: `kind` (`dalr.ActivationStats`), `version`,
 //! `precision` (`f32` or `f64`), `form` (`samples` for the sample form, `scatter` for the
 //! covariance form), `features` (`n`), `sample_count`, `total_weight` (`Σ wᵢ`), `weight_squares`
-//! (`Σ wᵢ²`), `memory_limit` (bytes, or `none`), `threads`, `block_width` (256). The form `scatter`
+//! (`Σ wᵢ²`), `memory_limit` (bytes, or `none`), `threads`, `block_width` (256). Paired statistics
+//! without the covariance of the original inputs add `original_covariance` (`none`). The form `scatter`
 //! adds `scatter_weight` (`Σ wᵢ` of the samples in the scatter), `scatter_precision` and `gathered`
 //! (`p`). `scatter_precision` is 0 for an empty scatter. Otherwise it is the epsilon, `2⁻²³` or
 //! `2⁻⁵²`, of the least precise products in the scatter. The form `samples` keeps all samples, so

@@ -15,7 +15,7 @@ use crate::interop::safetensors::{Dtype, FloatDtype, TensorInfo, format_error, w
 use crate::{ActivationStats, Error, Result, Scalar};
 
 /// Identifies a safetensors file as one of statistics.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 pub(super) enum Kind {
     Activations,
     /// Of the compressed inputs and, after them, the original ones.
@@ -34,6 +34,9 @@ impl Kind {
 /// The version in every file. Increase it if the content or its meaning changes. Older versions
 /// must remain readable, with defaults for missing fields.
 const VERSION: u32 = 1;
+
+/// The field of paired statistics that do not keep the covariance of the original inputs.
+const ORIGINAL_COVARIANCE: &str = "original_covariance";
 
 /// Upper bound on the length of a header of any version, in bytes.
 pub(super) const LONGEST: u64 = 4096;
@@ -127,6 +130,9 @@ fn fields<T>(kind: Kind, head: &Head) -> Vec<(&'static str, String)> {
         ("threads", head.threads.to_string()),
         ("block_width", BLOCK.to_string()),
     ];
+    if head.columns < head.features {
+        fields.push((ORIGINAL_COVARIANCE, "none".into()));
+    }
     if let Some(ScatterHead { weight, precision, gathered }) = head.scatter {
         fields.push(("scatter_weight", decimal(weight)));
         fields.push(("scatter_precision", decimal(precision)));
@@ -150,6 +156,10 @@ impl Fields<'_> {
     fn number<N: FromStr>(&self, key: &str) -> Result<N> {
         let text = self.text(key)?;
         text.parse().map_err(|_| self.refuse(format!("a number for {key}"), format!("`{text}`")))
+    }
+
+    fn has(&self, key: &str) -> bool {
+        self.metadata.is_some_and(|metadata| metadata.contains_key(key))
     }
 
     fn require(&self, key: &str, expected: &str) -> Result<()> {
@@ -186,8 +196,11 @@ fn head_of<T>(kind: Kind, fields: &Fields<'_>) -> Result<Head> {
         }),
         other => return Err(fields.refuse("form `samples` or `scatter`", format!("`{other}`"))),
     };
+    let features = fields.number("features")?;
+    let complete = kind == Kind::Activations || !fields.has(ORIGINAL_COVARIANCE);
     Ok(Head {
-        features: fields.number("features")?,
+        features,
+        columns: if complete { features } else { features / 2 },
         samples: fields.number("sample_count")?,
         weight: fields.number("total_weight")?,
         weight_squares: fields.number("weight_squares")?,
