@@ -3,9 +3,9 @@
 use core::ops::ControlFlow;
 use std::collections::BTreeMap;
 
-use super::evaluation::{AnyError, Evaluation, Evaluator, boxed};
+use super::evaluation::{AnyError, Evaluation, Evaluator};
 use super::layer_profile::{self, LayerProfile, Limits};
-use super::progress::Progress;
+use super::progress::{Progress, Tracker};
 use crate::error::during;
 use crate::{Error, Result};
 
@@ -117,9 +117,7 @@ impl JointSearch {
             layer_profile::positions(layers)?;
             let all: Vec<(&str, Vec<usize>)> =
                 layers.iter().map(|layer| (layer.name(), layer.saving_ranks(self.limits))).collect();
-            let evaluate = &mut boxed(evaluate);
-            let mut evaluator =
-                Evaluator { layers, evaluations, evaluate, progress, total: None, done: 0, cancelled: false };
+            let mut evaluator = Evaluator { layers, evaluations, evaluate, tracker: Tracker::new(progress, None) };
             let Some(original) = evaluator.evaluate(None, &BTreeMap::new())? else { return Ok(Vec::new()) };
             // Rounding must not exclude a drop of exactly `max_drop`.
             let rounding = 4.0 * f64::EPSILON * (original.value.abs() + self.max_drop);

@@ -3,7 +3,7 @@
 use core::fmt;
 use std::collections::BTreeMap;
 
-use super::layer_profile::{self, LayerProfile, Limits};
+use super::layer_profile::{self, LayerProfile};
 use crate::error::during;
 use crate::{Report, Result, Warning};
 
@@ -58,36 +58,6 @@ impl fmt::Display for OriginalReason {
     }
 }
 
-/// A warning about a plan.
-#[derive(Clone, Debug, PartialEq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[non_exhaustive]
-pub enum PlanWarning {
-    /// The budget was allocated by the explained energy alone, which is often worse than uniform.
-    EnergyAlone,
-    /// The gap to the lower bound is large.
-    Gap {
-        /// The gap, divided by the objective.
-        fraction: f64,
-    },
-    /// No layer is compressed.
-    NothingCompressed,
-}
-
-impl fmt::Display for PlanWarning {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::EnergyAlone => f.write_str(
-                "allocated by explained energy alone, which is often worse than uniform; measure sensitivities",
-            ),
-            Self::Gap { fraction } => {
-                write!(f, "another allocation could be better by up to {:.1} % of the objective", 100.0 * fraction)
-            }
-            Self::NothingCompressed => write!(f, "no layer is compressed"),
-        }
-    }
-}
-
 /// A budget allocated to the layers of a network, and the report on it.
 ///
 /// ```
@@ -127,7 +97,7 @@ pub struct Plan {
     /// The layers, in the order in which they were given.
     pub layers: Vec<LayerPlan>,
     /// Warnings about the plan; those about single layers are with the layers.
-    pub warnings: Vec<PlanWarning>,
+    pub warnings: Vec<Warning>,
 }
 
 /// The choice for one layer, with its cost, loss and warnings.
@@ -193,10 +163,9 @@ impl Plan {
         during("Plan::of_ranks", || {
             layer_profile::require_known(&layer_profile::positions(layers)?, ranks.keys(), "ranks")?;
             let plan = |layer: &LayerProfile| {
-                let (weight, reason) = match layer.saving_ranks(Limits::NONE).is_empty() {
-                    _ if layer.max_rank() == 0 => (0.0, OriginalReason::Untouched),
-                    true => (1.0, OriginalReason::NoSavings),
-                    false => (1.0, OriginalReason::Chosen),
+                let (weight, reason) = match layer.max_rank() {
+                    0 => (0.0, OriginalReason::Untouched),
+                    _ => (1.0, OriginalReason::Chosen),
                 };
                 let mut plan = LayerPlan::original(layer, weight, reason);
                 if let Some(&rank) = ranks.get(layer.name()) {
@@ -224,7 +193,7 @@ impl Plan {
         // By rounding, the bound could be negative or exceed the objective.
         let lower_bound = lower_bound.map_or(objective, |bound| bound.max(0.0).min(objective));
         let nothing = layers.iter().all(|layer| layer.choice == Choice::Original);
-        let warnings = Vec::from_iter(nothing.then_some(PlanWarning::NothingCompressed));
+        let warnings = Vec::from_iter(nothing.then_some(Warning::NothingCompressed));
         Self { budget, strategy, minimizes_parameters, objective, lower_bound, layers, warnings }
     }
 
@@ -232,7 +201,7 @@ impl Plan {
     pub(super) fn warn_of_gap(&mut self) {
         let fraction = self.gap() / self.objective.max(f64::MIN_POSITIVE);
         if fraction > LARGE_GAP {
-            self.warnings.push(PlanWarning::Gap { fraction });
+            self.warnings.push(Warning::Gap { fraction });
         }
     }
 

@@ -3,10 +3,10 @@
 use core::ops::ControlFlow;
 use std::collections::BTreeMap;
 
-use super::evaluation::{AnyError, Evaluation, Evaluator, boxed};
+use super::evaluation::{AnyError, Evaluation, Evaluator};
 use super::layer_profile::{self, LayerProfile, Limits};
 use super::plan::{Choice, Plan};
-use super::progress::Progress;
+use super::progress::{Progress, Tracker};
 use crate::error::during;
 use crate::{Error, Result};
 
@@ -116,9 +116,8 @@ impl Sensitivities {
             if measurable.is_empty() {
                 return Err(Error::empty("the list of layers that can be compressed"));
             }
-            let evaluate = &mut boxed(evaluate);
-            let total = Some(measurable.len() + 1);
-            let mut evaluator = Evaluator { layers, evaluations, evaluate, progress, total, done: 0, cancelled: false };
+            let tracker = Tracker::new(progress, Some(measurable.len() + 1));
+            let mut evaluator = Evaluator { layers, evaluations, evaluate, tracker };
             let Some(original) = evaluator.evaluate(None, &BTreeMap::new())? else { return Ok(None) };
             let mut sensitivities = Vec::with_capacity(measurable.len());
             for (name, rank, loss) in measurable {

@@ -2,9 +2,7 @@
 
 use crate::choices;
 use crate::common::Spectrum;
-use dalr::network::{
-    Allocator, Budget, Choice, LayerProfile, OriginalReason, Plan, PlanWarning, Sensitivities, Strategy,
-};
+use dalr::network::{Allocator, Budget, Choice, LayerProfile, OriginalReason, Plan, Sensitivities, Strategy};
 use dalr::{Dalr, LowRankCompressor, Ridge, Warning};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -32,7 +30,7 @@ fn energy_alone_is_worth_a_warning_where_it_decides() {
     ] {
         for (strategy, by_energy) in [(Strategy::Energy, true), (Strategy::Uniform, false)] {
             let plan = plan(budget, strategy, &layers);
-            let warned = plan.warnings.contains(&PlanWarning::EnergyAlone);
+            let warned = plan.warnings.contains(&Warning::EnergyAlone);
             assert_eq!(warned, decides && by_energy, "{budget}");
         }
     }
@@ -52,7 +50,7 @@ fn gaps_are_worth_a_warning_where_they_are_to_be_small() {
     }
     let share = |plan: &Plan| {
         plan.warnings.iter().find_map(|warning| match warning {
-            PlanWarning::Gap { fraction } => Some(*fraction),
+            Warning::Gap { fraction } => Some(*fraction),
             _ => None,
         })
     };
