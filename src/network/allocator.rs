@@ -10,6 +10,9 @@ use super::shared_input::SharedInput;
 use crate::error::during;
 use crate::{Error, Result, Warning};
 
+/// A gap above this fraction of the objective gets a warning.
+const LARGE_GAP: f64 = 0.01;
+
 /// Allocates a budget to the layers of a network: chooses a rank for each layer, or the original
 /// layer.
 ///
@@ -180,8 +183,9 @@ impl Allocator {
                     Choice::Rank(rank) => plans[layer].compress(&layers[layer], rank)?,
                     Choice::Shared { group, rank } => {
                         for (member, &at) in members[group].iter().enumerate() {
-                            plans[at].share(choice, groups[group].at_rank(member, rank), layers[at].calls);
-                            plans[at].warnings = groups[group].warnings.clone();
+                            let ((parameters, factors), loss) = groups[group].at_rank(member, rank);
+                            let costs = (parameters, factors.saturating_mul(layers[at].calls));
+                            plans[at].share(choice, costs, loss, &groups[group].stacked.facts.warnings);
                         }
                     }
                 }
@@ -192,8 +196,9 @@ impl Allocator {
             if self.strategy == Strategy::Energy && !decides_alone {
                 plan.warnings.push(Warning::EnergyAlone);
             }
-            if self.strategy != Strategy::Uniform {
-                plan.warn_of_gap();
+            let fraction = plan.gap() / plan.objective.max(f64::MIN_POSITIVE);
+            if self.strategy != Strategy::Uniform && fraction > LARGE_GAP {
+                plan.warnings.push(Warning::Gap { fraction });
             }
             Ok(plan)
         })
@@ -201,9 +206,8 @@ impl Allocator {
 
     /// Returns the chosen items and a lower bound on the minimized quantity.
     fn choose(&self, blocks: Vec<Block>, originals: &[LayerPlan]) -> Result<(Vec<Item>, f64)> {
-        let original =
-            |layer: &LayerPlan| self.budget.measure((layer.parameters_before, layer.multiply_adds_before), 0.0).0;
-        let whole = originals.iter().map(original).sum::<f64>();
+        let costs = |layer: &LayerPlan| (layer.parameters_before, layer.multiply_adds_before);
+        let whole = originals.iter().map(|layer| self.budget.measure(costs(layer), 0.0).0).sum::<f64>();
         let limit = match self.budget {
             Budget::Parameters(count) | Budget::MultiplyAdds(count) => count as f64,
             // If some ranks have exactly this fraction, rounding must not exclude them.
@@ -295,7 +299,7 @@ impl Allocator {
         for rank in ranks {
             let loss = layer.require_loss(rank)?;
             // An error below the resolution can be as large as the resolution.
-            let error = layer.relative_error(rank).unwrap_or_else(|| loss.sqrt()).max(layer.resolution());
+            let error = layer.relative_error(rank).unwrap_or_else(|| loss.sqrt()).max(layer.facts.resolution);
             if self.budget.allows(error) {
                 class.push(item(Choice::Rank(rank), rank, loss));
             }
@@ -316,19 +320,16 @@ impl Allocator {
         let Some(limits) = limits.filter(|_| together && !matches!(self.budget, Budget::Rank(_))) else {
             return Class::new();
         };
-        let original = members.iter().map(|(layer, _)| layer.parameters()).sum::<u64>();
-        let ranks = (1..=shared.max_rank()).take_while(|&rank| shared.parameters(rank) < original);
-        let allowed = ranks.filter(|&rank| limits.iter().all(|limits| limits.allow(rank)));
-        let within = allowed
-            .filter(|&rank| (0..members.len()).all(|member| self.budget.allows(shared.at_rank(member, rank).2.sqrt())));
+        let loss = |member, rank| shared.at_rank(member, rank).1;
+        let allows = |rank| (0..members.len()).all(|member| self.budget.allows(f64::sqrt(loss(member, rank))));
+        let ranks = shared.stacked.saving_ranks(Limits::NONE).into_iter();
+        let ranks = ranks.filter(|&rank| limits.iter().all(|limits| limits.allow(rank)) && allows(rank));
+        let stacked = shared.stacked.clone().with_calls(calls);
         let item = |rank| {
-            let measures = members.iter().enumerate().map(|(member, (_, weight))| {
-                let (parameters, factors, loss) = shared.at_rank(member, rank);
-                self.budget.measure((parameters, factors.saturating_mul(calls)), weight * loss)
-            });
-            let (cost, value) = measures.fold((0.0, 0.0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+            let losses = members.iter().enumerate().map(|(member, (_, weight))| weight * loss(member, rank));
+            let (cost, value) = self.budget.measure(stacked.costs(rank), losses.sum());
             Item { cost, value, layer, choice: Choice::Shared { group, rank } }
         };
-        within.map(item).collect()
+        ranks.map(item).collect()
     }
 }

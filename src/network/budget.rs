@@ -3,6 +3,7 @@
 use core::fmt;
 
 use super::Sensitivities;
+use crate::error::require;
 use crate::{Error, Result};
 
 /// A limit on the cost of a network, or on its error.
@@ -82,7 +83,7 @@ impl Budget {
             _ if self.limits_error() => (found >= 0.0 && found.is_finite(), "to be finite and at least 0"),
             _ => (found > 0.0 && found <= 1.0, "to be in (0, 1]"),
         };
-        if good { Ok(()) } else { Err(Error::out_of_range(parameter, expected.into(), found)) }
+        require(good, parameter, expected, found)
     }
 
     /// Returns the error for a budget below the smallest feasible cost, given the cost of the

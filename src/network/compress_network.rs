@@ -101,8 +101,7 @@ impl<T> fmt::Debug for Layer<'_, T> {
 impl<'a, T: Scalar> Network<'a, T> {
     /// Creates a network without layers and without a memory limit.
     pub fn new() -> Self {
-        let (layers, max_ranks, shared) = (Vec::new(), BTreeMap::new(), Vec::new());
-        Self { layers, max_ranks, shared, memory_limit: None }
+        Self::default()
     }
 
     /// Adds a layer with its calibration data, usually the statistics of its inputs.

@@ -52,14 +52,11 @@ impl<F> Evaluator<'_, F> {
     where
         F: FnMut(&BTreeMap<String, usize>) -> Result<f64, E>,
     {
-        let (mut parameters, mut losses) = (0, BTreeMap::new());
-        for layer in self.layers {
-            let rank = ranks.get(layer.name()).copied();
-            parameters += layer.costs(rank.unwrap_or(0)).0;
-            if let Some(rank) = rank {
-                losses.insert(layer.name(), layer.require_loss(rank)?);
-            }
-        }
+        let rank_of = |layer: &LayerProfile| ranks.get(layer.name()).copied();
+        let parameters = self.layers.iter().map(|layer| layer.costs(rank_of(layer).unwrap_or(0)).0).sum();
+        let compressed = self.layers.iter().filter_map(|layer| Some((layer, rank_of(layer)?)));
+        let loss = |(layer, rank): (&LayerProfile, _)| Ok((layer.name().to_owned(), layer.require_loss(rank)?));
+        let losses: BTreeMap<String, f64> = compressed.map(loss).collect::<Result<_>>()?;
         let losses: Vec<f64> = losses.into_values().collect();
         // Text formats may change the last digit of a loss.
         let same = |(one, other): (&f64, &f64)| (one - other).abs() <= 4.0 * f64::EPSILON * one.abs();

@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 use super::evaluation::{AnyError, Evaluation, Evaluator};
 use super::layer_profile::{self, LayerProfile, Limits};
 use super::progress::{Progress, Tracker};
-use crate::error::during;
-use crate::{Error, Result};
+use crate::Result;
+use crate::error::{during, require};
 
 /// The paper's search: compresses layers step by step while the network stays accurate enough.
 ///
@@ -146,18 +146,11 @@ impl JointSearch {
     }
 
     fn validate(&self) -> Result<()> {
-        let (fraction, ranks) = self.step;
-        let (parameter, expected, found) = match () {
-            () if !(self.max_drop >= 0.0 && self.max_drop.is_finite()) => {
-                ("`max_drop`", "to be finite and at least 0", self.max_drop)
-            }
-            () if ranks == 0 => ("the number of ranks in a step", "to be at least 1", 0.0),
-            () if !(0.0..1.0).contains(&fraction) => {
-                ("the fraction of the rank in a step", "to be in [0, 1)", fraction)
-            }
-            () => return self.limits.validate(),
-        };
-        Err(Error::out_of_range(parameter, expected.into(), found))
+        let (max_drop, (fraction, ranks)) = (self.max_drop, self.step);
+        require(max_drop >= 0.0 && max_drop.is_finite(), "`max_drop`", "to be finite and at least 0", max_drop)?;
+        require(ranks > 0, "the number of ranks in a step", "to be at least 1", 0.0)?;
+        require((0.0..1.0).contains(&fraction), "the fraction of the rank in a step", "to be in [0, 1)", fraction)?;
+        self.limits.validate()
     }
 
     /// Returns the rank of a layer after one more step: the largest allowed rank that is at least a

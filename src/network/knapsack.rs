@@ -60,8 +60,8 @@ fn remove_dominated<E>(all: &mut Vec<E>, measure: impl Fn(&E) -> (f64, f64)) {
 /// Returns the position of the item with the smallest weighted sum. If there are several, returns
 /// that with the smallest cost.
 fn relaxed(class: &Class, multiplier: f64) -> usize {
-    let weighted = class.iter().map(|item| item.weighted(multiplier)).enumerate();
-    weighted.min_by(|a, b| a.1.total_cmp(&b.1)).map_or(0, |(position, _)| position)
+    let sums = class.iter().map(|item| item.weighted(multiplier)).enumerate();
+    sums.fold((0, f64::INFINITY), |best, sum| if sum.1 < best.1 { sum } else { best }).0
 }
 
 /// Returns the smallest weighted sum of one item from each class.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::compress::{Facts, require_energies};
-use crate::error::during;
+use crate::error::{during, require};
 use crate::{Decomposition, Error, Report, Result, Scalar};
 
 /// A layer's name, shape and error at every rank.
@@ -35,7 +35,7 @@ pub struct LayerProfile {
     name: String,
     /// How often the network runs this layer for one sample.
     pub(super) calls: u64,
-    facts: Facts,
+    pub(super) facts: Facts,
     /// Eigenvalues, divided by their total.
     explained: Vec<f64>,
     pub(super) total_energy: f64,
@@ -225,11 +225,6 @@ impl LayerProfile {
         self.loss(rank).map(|_| self.facts.report(rank, self.relative_error(rank)))
     }
 
-    /// Returns the size up to which relative errors are rounding.
-    pub(super) fn resolution(&self) -> f64 {
-        self.facts.resolution
-    }
-
     /// The energy of the original outputs in the layer's output metric.
     pub(super) fn metric_energy(&self) -> Result<f64> {
         if self.in_metric {
@@ -280,15 +275,10 @@ impl Limits {
     pub(super) const NONE: Self = Self { min_rank: 1, max_rank: usize::MAX, multiple: 1 };
 
     pub(super) fn validate(self) -> Result<()> {
-        let (parameter, found, bound) = match self {
-            Self { multiple: 0, .. } => ("the rank multiple", 0, "1".into()),
-            Self { min_rank: 0, .. } => ("the smallest rank", 0, "1".into()),
-            Self { min_rank, max_rank, .. } if max_rank < min_rank => {
-                ("the largest rank", max_rank, format!("the smallest, {min_rank}"))
-            }
-            _ => return Ok(()),
-        };
-        Err(Error::out_of_range(parameter, format!("to be at least {bound}"), found as f64))
+        require(self.multiple > 0, "the rank multiple", "to be at least 1", 0.0)?;
+        require(self.min_rank > 0, "the smallest rank", "to be at least 1", 0.0)?;
+        let expected = format!("to be at least the smallest, {}", self.min_rank);
+        require(self.max_rank >= self.min_rank, "the largest rank", expected, self.max_rank as f64)
     }
 
     pub(super) fn allow(self, rank: usize) -> bool {

@@ -7,9 +7,6 @@ use super::layer_profile::{self, LayerProfile};
 use crate::error::during;
 use crate::{Report, Result, Warning};
 
-/// A gap above this fraction of the objective gets a warning.
-const LARGE_GAP: f64 = 0.01;
-
 /// The choice for a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -197,14 +194,6 @@ impl Plan {
         Self { budget, strategy, minimizes_parameters, objective, lower_bound, layers, warnings }
     }
 
-    /// Adds a warning if the gap is large.
-    pub(super) fn warn_of_gap(&mut self) {
-        let fraction = self.gap() / self.objective.max(f64::MIN_POSITIVE);
-        if fraction > LARGE_GAP {
-            self.warnings.push(Warning::Gap { fraction });
-        }
-    }
-
     /// Returns the choice for the layer of this name.
     pub fn choice(&self, layer: &str) -> Option<Choice> {
         self.layers.iter().find(|other| other.name == layer).map(|layer| layer.choice)
@@ -285,11 +274,10 @@ impl LayerPlan {
         Ok(())
     }
 
-    /// Changes the choice to a shared `down`, given the parameters, the entries of the factors and
-    /// the loss.
-    pub(super) fn share(&mut self, choice: Choice, (parameters, factors, loss): (u64, u64, f64), calls: u64) {
-        (self.choice, self.reason) = (choice, None);
-        (self.parameters_after, self.multiply_adds_after) = (parameters, factors.saturating_mul(calls));
+    /// Changes the choice to a shared `down`, given the parameters and multiply–adds, and the loss.
+    pub(super) fn share(&mut self, choice: Choice, costs: (u64, u64), loss: f64, warnings: &[Warning]) {
+        (self.choice, self.reason, self.warnings) = (choice, None, warnings.to_vec());
+        (self.parameters_after, self.multiply_adds_after) = costs;
         (self.loss, self.relative_error) = (loss, Some(loss.sqrt()));
     }
 }

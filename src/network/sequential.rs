@@ -2,7 +2,7 @@
 //! before it produce.
 
 use core::ops::ControlFlow;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::compress_network::{Layer, Network};
 use super::evaluation::AnyError;
@@ -43,15 +43,16 @@ impl<'a, T: Scalar> Network<'a, T> {
     ///
     /// # Errors
     ///
-    /// Two layers of the same name; ranks or shared inputs of a name that no layer has; shared
-    /// inputs that overlap, or of layers that do not follow one another or differ in their inputs.
-    /// An error of `feed`, as the source of an [`Error::Callback`]. [`Error::InLayer`] for a layer
-    /// that cannot be compressed, for example because `feed` has added no samples.
+    /// Two layers of the same name; ranks or shared inputs of a name that no layer has; a shared
+    /// input of layers with different numbers of inputs. An error of `feed`, as the source of an
+    /// [`Error::Callback`]. [`Error::InLayer`] for a layer that cannot be compressed, for example
+    /// because `feed` has added no samples.
     ///
     /// # Cost
     ///
-    /// A call of `feed` for each group, and its statistics: `2 n` inputs for a layer of `n`. The
-    /// groups run one after the other, each layer with parallel kernels.
+    /// A call of `feed` for each group of layers that follow one another and have a shared input,
+    /// and its statistics: `2 n` inputs for a layer of `n`. The groups run one after the other, each
+    /// layer with parallel kernels.
     ///
     /// ```
     /// use std::collections::BTreeMap;
@@ -100,7 +101,7 @@ impl<'a, T: Scalar> Network<'a, T> {
             let mut reports = BTreeMap::new();
             let mut tracker = Tracker::new(progress, Some(ranks.len()));
             tracker.done = compressed.len();
-            for (first, group) in groups {
+            for group in groups {
                 let mut fed: Option<PairedStats<T>> = None;
                 for layer in group {
                     let name = &layer.name;
@@ -112,6 +113,7 @@ impl<'a, T: Scalar> Network<'a, T> {
                         Some(stats) => stats,
                         none => {
                             let stats = none.insert(PairedStats::new(layer.shape.1));
+                            let first = group.first().map_or("", |layer| &layer.name);
                             let failed = |error| Error::callback(format!("the inputs of `{first}`"), error);
                             feed(first, compressed, stats).map_err(failed)?;
                             stats
@@ -137,31 +139,22 @@ impl<'a, T: Scalar> Network<'a, T> {
         })
     }
 
-    /// Returns the layers in order, those with a shared input together, under the name of the first.
-    fn groups(&self) -> Result<Vec<(&str, &[Layer<'a, T>])>> {
+    /// Returns the layers in order, in groups of those that follow one another and have a shared
+    /// input.
+    fn groups(&self) -> Result<Vec<&[Layer<'a, T>]>> {
         layer_profile::require_known(&self.index()?, self.shared.iter().flatten(), "shared inputs")?;
-        let mut grouped = BTreeSet::new();
-        if let Some(name) = self.shared.iter().flatten().find(|name| !grouped.insert(name.as_str())) {
-            let expected = "each layer in one shared input at most".into();
-            return Err(Error::layers(expected, format!("`{name}` again")));
-        }
-        let (mut groups, mut rest) = (Vec::new(), self.layers.as_slice());
-        while let Some(Layer { name: first, shape, .. }) = rest.first() {
-            let names = self.shared.iter().find(|names| names.contains(first));
-            let (group, behind) = rest.split_at_checked(names.map_or(1, Vec::len)).unwrap_or((rest, &[]));
-            for Layer { name, shape: other, .. } in group {
-                if names.is_some_and(|names| !names.contains(name)) {
-                    let expected = format!("the layers with the input of `{first}` one after the other");
-                    return Err(Error::layers(expected, format!("`{name}` between them")));
-                }
-                if other.1 != shape.1 {
-                    return Err(Error::shape("inputs, as the first layer has", shape.1, other.1).in_layer(name));
-                }
+        let input = |layer: &Layer<'a, T>| self.shared.iter().position(|names| names.contains(&layer.name));
+        let together = |one: &Layer<'a, T>, next: &Layer<'a, T>| input(one).is_some() && input(one) == input(next);
+        for pair in self.layers.windows(2) {
+            if let [one, next] = pair
+                && together(one, next)
+                && one.shape.1 != next.shape.1
+            {
+                let error = Error::shape("inputs, as the first layer has", one.shape.1, next.shape.1);
+                return Err(error.in_layer(&next.name));
             }
-            groups.push((first.as_str(), group));
-            rest = behind;
         }
-        Ok(groups)
+        Ok(self.layers.chunk_by(together).collect())
     }
 
     /// Keeps the layers of an earlier run up to the first that is missing or has another rank or

@@ -4,9 +4,7 @@ use super::layer_profile::{LayerProfile, tails};
 use super::sensitivities::Sensitivities;
 use crate::compress::OutputMetric;
 use crate::error::during;
-use crate::{
-    Calibration, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Result, Scalar, Warning, linalg,
-};
+use crate::{Calibration, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Result, Scalar, linalg};
 
 /// The weight of a layer whose sensitivity is zero, relative to the largest sensitivity.
 const NEGLIGIBLE: f64 = 1.0 / (1_u64 << 40) as f64;
@@ -60,9 +58,9 @@ const SAME: f64 = 1e-3;
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SharedInput {
-    in_features: usize,
+    /// The stacked layer.
+    pub(super) stacked: LayerProfile,
     members: Vec<Member>,
-    pub(super) warnings: Vec<Warning>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -70,8 +68,6 @@ pub struct SharedInput {
 struct Member {
     name: String,
     out_features: usize,
-    /// Whether its compressed form has a bias.
-    bias: bool,
     /// The loss at every rank from 1.
     losses: Vec<f64>,
 }
@@ -99,12 +95,12 @@ impl SharedInput {
     ) -> Result<(Self, Decomposition<T>)> {
         let calibration = calibration.into();
         during("SharedInput::decompose", || {
-            check_members(members)?;
+            let stacked = stack(members)?;
             let weights = weights(members, sensitivities)?;
             let rows =
                 members.iter().zip(&weights).flat_map(|((_, layer), &weight)| vec![weight; layer.out_features()]);
             let metric = OutputMetric::diagonal(&rows.collect::<Vec<_>>())?.with_floor(0.0)?;
-            let decomposition = method.solve(&stack(members)?, calibration.with_output_metric(&metric), max_rank)?;
+            let decomposition = method.solve(&stacked, calibration.with_output_metric(&metric), max_rank)?;
             let energies: Vec<f64> =
                 members.iter().zip(&weights).map(|((profile, _), weight)| weight * profile.total_energy).collect();
             let (total, sum) = (decomposition.total_energy(), energies.iter().sum::<f64>());
@@ -128,18 +124,11 @@ impl SharedInput {
                 let fraction = if energy > 0.0 { total / energy } else { 0.0 };
                 let explained = norms.iter().zip(decomposition.explained()).enumerate();
                 let explained = explained.map(|(rank, (norm, part))| part * fraction * norm / whole(rank));
-                Member {
-                    name: profile.name().into(),
-                    out_features: layer.out_features(),
-                    bias: factors.bias().is_some(),
-                    losses: tails(&explained.collect::<Vec<_>>(), full),
-                }
+                let losses = tails(&explained.collect::<Vec<_>>(), full);
+                Member { name: profile.name().into(), out_features: layer.out_features(), losses }
             };
-            let shared = Self {
-                in_features: factors.in_features(),
-                members: members.iter().zip(energies).zip(&norms).map(member).collect(),
-                warnings: decomposition.facts().warnings.clone(),
-            };
+            let stacked = LayerProfile::new("the stacked layer", &decomposition);
+            let shared = Self { stacked, members: members.iter().zip(energies).zip(&norms).map(member).collect() };
             Ok((shared, decomposition))
         })
     }
@@ -152,12 +141,13 @@ impl SharedInput {
     /// A stacked layer of another shape; [`Error::Memory`].
     pub fn split<T: Scalar>(&self, stacked: &LowRankLinear<T>) -> Result<Vec<LowRankLinear<T>>> {
         during("SharedInput::split", || {
-            let outputs = self.members.iter().map(|member| member.out_features).sum();
-            if stacked.out_features() != outputs {
-                return Err(Error::shape("outputs of the stacked layer", outputs, stacked.out_features()));
-            }
-            if stacked.in_features() != self.in_features {
-                return Err(Error::shape("inputs of the stacked layer", self.in_features, stacked.in_features()));
+            for (what, expected, found) in [
+                ("outputs of the stacked layer", self.stacked.out_features(), stacked.out_features()),
+                ("inputs of the stacked layer", self.stacked.in_features(), stacked.in_features()),
+            ] {
+                if expected != found {
+                    return Err(Error::shape(what, expected, found));
+                }
             }
             let mut start = 0;
             let split = |member: &Member| {
@@ -178,7 +168,7 @@ impl SharedInput {
 
     /// Returns the largest rank that was solved for.
     pub fn max_rank(&self) -> usize {
-        self.members.iter().map(|member| member.losses.len()).min().unwrap_or(0)
+        self.stacked.max_rank()
     }
 
     /// Returns the loss of a layer, by its index in the group, at this rank of the shared `down`: a
@@ -190,23 +180,24 @@ impl SharedInput {
 
     /// Returns the parameters of all layers at this rank, biases included: `k (n + Σ mᵢ)`.
     pub fn parameters(&self, rank: usize) -> u64 {
-        (0..self.members.len()).map(|index| self.at_rank(index, rank).0).sum()
+        self.stacked.costs(rank).0
     }
 
-    /// Returns the parameters, the entries of the factors and the loss of a layer at this rank.
+    /// Returns the parameters and the entries of the factors of a layer at this rank, and its loss.
     /// `down` counts with the first layer.
-    pub(super) fn at_rank(&self, index: usize, rank: usize) -> (u64, u64, f64) {
-        let Some(member) = self.members.get(index) else { return (0, 0, f64::INFINITY) };
-        let inputs = if index == 0 { self.in_features } else { 0 };
-        let factors = (rank as u64).saturating_mul((member.out_features + inputs) as u64);
-        let bias = if member.bias { member.out_features as u64 } else { 0 };
-        (factors + bias, factors, self.loss(index, rank).unwrap_or(f64::INFINITY))
+    pub(super) fn at_rank(&self, index: usize, rank: usize) -> ((u64, u64), f64) {
+        let outputs = self.members.get(index).map_or(0, |member| member.out_features as u64);
+        let inputs = if index == 0 { self.stacked.in_features() as u64 } else { 0 };
+        let factors = (rank as u64).saturating_mul(outputs + inputs);
+        let bias = if self.stacked.facts.biases.1 { outputs } else { 0 };
+        ((factors + bias, factors), self.loss(index, rank).unwrap_or(f64::INFINITY))
     }
 
     /// Returns an error if a profile does not fit the group.
     pub(super) fn check(&self, layer: &LayerProfile) -> Result<()> {
         let shape = (layer.out_features(), layer.in_features());
-        let same = |member: &Member| member.name == layer.name() && (member.out_features, self.in_features) == shape;
+        let same =
+            |member: &Member| member.name == layer.name() && (member.out_features, self.stacked.in_features()) == shape;
         let found = match self.members.iter().any(same) {
             false => "another shape",
             true if layer.by_data_errors => "losses by errors on the data",
@@ -215,30 +206,6 @@ impl SharedInput {
         let expected = format!("`{}` of the shape, and with the losses by energy, that its group has", layer.name());
         Err(Error::layers(expected, found.into()))
     }
-}
-
-fn check_members<T: Scalar>(members: &[(&LayerProfile, &Linear<T>)]) -> Result<()> {
-    let refuse = |expected: &str, found: String| Err(Error::layers(expected.into(), found));
-    let [(_, first), _, ..] = members else {
-        return refuse("two layers or more", members.len().to_string());
-    };
-    for (profile, layer) in members {
-        let name = profile.name();
-        if (profile.out_features(), profile.in_features()) != (layer.out_features(), layer.in_features()) {
-            return refuse("each layer with its own profile", format!("one of another shape for `{name}`"));
-        }
-        if profile.max_rank() == 0 {
-            return refuse("layers that were decomposed", format!("`{name}`, which stays original"));
-        }
-        if layer.in_features() != first.in_features() {
-            let (expected, found) = (first.in_features(), layer.in_features());
-            return Err(Error::shape("inputs, as the first layer has", expected, found).in_layer(name));
-        }
-        if layer.bias().is_some() != first.bias().is_some() {
-            return refuse("layers that all have a bias or all have none", format!("another kind in `{name}`"));
-        }
-    }
-    Ok(())
 }
 
 /// Returns `wᵢ / eᵢ` of each layer, divided by the largest; 1 for a layer without energy.
@@ -259,11 +226,28 @@ fn weights<T>(members: &[(&LayerProfile, &Linear<T>)], sensitivities: Option<&Se
 
 /// Returns the layers stacked on top of each other.
 fn stack<T: Scalar>(members: &[(&LayerProfile, &Linear<T>)]) -> Result<Linear<T>> {
+    let refuse = |expected: &str, found: String| Err(Error::layers(expected.into(), found));
+    let [(_, first), _, ..] = members else {
+        return refuse("two layers or more", members.len().to_string());
+    };
     let outputs = members.iter().map(|(_, layer)| layer.out_features()).sum();
-    let inputs = members.first().map_or(0, |(_, layer)| layer.in_features());
-    let mut weight = linalg::zeros(outputs, inputs)?;
+    let mut weight = linalg::zeros(outputs, first.in_features())?;
     let (mut bias, mut start) = (Vec::new(), 0);
-    for (_, layer) in members {
+    for (profile, layer) in members {
+        let name = profile.name();
+        if (profile.out_features(), profile.in_features()) != (layer.out_features(), layer.in_features()) {
+            return refuse("each layer with its own profile", format!("one of another shape for `{name}`"));
+        }
+        if profile.max_rank() == 0 {
+            return refuse("layers that were decomposed", format!("`{name}`, which stays original"));
+        }
+        if layer.in_features() != first.in_features() {
+            let (expected, found) = (first.in_features(), layer.in_features());
+            return Err(Error::shape("inputs, as the first layer has", expected, found).in_layer(name));
+        }
+        if layer.bias().is_some() != first.bias().is_some() {
+            return refuse("layers that all have a bias or all have none", format!("another kind in `{name}`"));
+        }
         weight.as_mut().subrows_mut(start, layer.out_features()).copy_from(layer.weight());
         bias.extend(layer.bias().into_iter().flat_map(|bias| bias.iter().copied()));
         start += layer.out_features();
@@ -280,11 +264,12 @@ mod tests {
     fn group() -> (SharedInput, [LayerProfile; 2]) {
         let member = |(name, step): (&str, f64)| {
             let losses = (1..=6).map(|rank| 1.0 - step * f64::from(rank)).collect();
-            Member { name: name.into(), out_features: 6, bias: false, losses }
+            Member { name: name.into(), out_features: 6, losses }
         };
         let members = [("query", 0.1), ("key", 0.125)].map(member).into();
         let layer = |name| LayerProfile::from_energies(name, (6, 6), false, &[1.0; 6], 6.0).unwrap();
-        let shared = SharedInput { in_features: 6, members, warnings: Vec::new() };
+        let stacked = LayerProfile::from_energies("stacked", (12, 6), false, &[1.0; 6], 6.0).unwrap();
+        let shared = SharedInput { stacked, members };
         (shared, ["query", "key"].map(layer))
     }
 

@@ -190,6 +190,24 @@ fn each_group_is_fed_once_and_layers_without_a_rank_never() {
     assert_eq!(fed, expected);
 }
 
+/// Layers share a run only if they follow one another.
+#[test]
+fn shared_inputs_that_overlap_or_are_apart_change_nothing() {
+    let small = Small::new(2);
+    let whole = small.compress(&ranks(4));
+    for more in [["up", "down"], ["first", "down"]] {
+        let (mut layers, mut fed) = (Compressed::new(), Vec::new());
+        let feed = |group: &str, layers: &Compressed, stats: &mut PairedStats<f64>| {
+            fed.push(group.to_owned());
+            small.feed(group, layers, stats)
+        };
+        let network = small.sequential().with_shared_input(more);
+        network.compress_sequentially(&Dalr::new(), &ranks(4), &mut layers, feed, &mut Progress::ignore).unwrap();
+        assert_eq!(layers, whole);
+        assert_eq!(fed, ["first", "gate", "down"]);
+    }
+}
+
 #[test]
 fn a_metric_changes_its_own_layer_only() {
     let small = Small::new(3);
@@ -228,9 +246,7 @@ fn errors_name_the_layer() {
     fails(&small.sequential(), &extra("other", 3), "ranks for layers of the network, got some for `other`");
     let first = &small.layers["first"];
     fails(&small.sequential().with_layer("first", first, Calibration::none()), &all, "`first` twice");
-    fails(&small.sequential().with_shared_input(["up", "down"]), &all, "`up` again");
     fails(&small.sequential().with_shared_input(["other"]), &all, "some for `other`");
-    fails(&small.sequential().with_shared_input(["first", "head"]), &all, "`gate` between them");
     fails(&small.sequential().with_shared_input(["down", "head"]), &all, "layer `head`");
     let metric = OutputMetric::diagonal(&[1.0; 3]).unwrap();
     // What was finished before stays.
