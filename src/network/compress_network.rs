@@ -24,6 +24,8 @@ use crate::{
 /// [`compress`](Self::compress) decomposes all layers, allocates a budget and returns the
 /// compressed layers with the plan. For networks whose decompositions exceed the memory,
 /// [`decompose`](Self::decompose) passes each one to a function as soon as it is finished.
+/// [`compress_sequentially`](Self::compress_sequentially) fits each layer to the inputs that the
+/// compressed network gives it.
 ///
 /// ```
 /// use dalr::network::{Allocator, Budget, Network, Sensitivities, Strategy};
@@ -154,7 +156,9 @@ impl<'a, T: Scalar> Network<'a, T> {
     }
 
     /// States that these layers have a shared input, so that [`compress`](Self::compress) may give
-    /// them one `down`. They must have the same statistics.
+    /// them one `down`. They must have the same statistics. In
+    /// [`compress_sequentially`](Self::compress_sequentially), those that follow one another share
+    /// one run of the network.
     #[must_use]
     pub fn with_shared_input<N: Into<String>>(mut self, layers: impl IntoIterator<Item = N>) -> Self {
         self.shared.push(layers.into_iter().map(Into::into).collect());
@@ -317,6 +321,7 @@ impl<'a, T: Scalar> Network<'a, T> {
     ) -> Result<(Plan, BTreeMap<String, LowRankLinear<T>>)> {
         during("Network::compress", || {
             let allocator: Allocator = allocator.into();
+            layer_profile::require_known(&self.index()?, self.shared.iter().flatten(), "shared inputs")?;
             let layers: Vec<_> = self.layers.iter().filter(|layer| !allocator.leaves(&layer.name)).collect();
             let mut decompositions = BTreeMap::new();
             let keep = |name: &str, decomposition| {
@@ -338,13 +343,8 @@ impl<'a, T: Scalar> Network<'a, T> {
             let (mut groups, mut stacked) = (Vec::new(), Vec::new());
             // A group with a layer that stays original cannot have one `down`.
             for names in self.shared.iter().filter(|names| !names.iter().any(|name| allocator.leaves(name))) {
-                let find = |name: &String| {
-                    let both = self.layers.iter().zip(&profiles).find(|(layer, _)| layer.name == *name);
-                    both.ok_or_else(|| {
-                        Error::layers("shared inputs of layers of the network".into(), format!("one of `{name}`"))
-                    })
-                };
-                let group: Vec<(&Layer<'a, T>, &LayerProfile)> = names.iter().map(find).collect::<Result<_>>()?;
+                let group = self.layers.iter().zip(&profiles).filter(|(layer, _)| names.contains(&layer.name));
+                let group: Vec<(&Layer<'a, T>, &LayerProfile)> = group.collect();
                 let (first, _) = group.first().ok_or_else(|| Error::empty("the list of layers with a shared input"))?;
                 let weights = group.iter().map(|(layer, _)| layer.load(|linear, _| Ok(linear.clone())));
                 let weights: Vec<Linear<T>> = weights.collect::<Result<_>>()?;

@@ -48,6 +48,7 @@
 )]
 mod allocator;
 mod budget;
+#[allow(clippy::indexing_slicing, reason = "every index is a group's position in the list that the plan was made from")]
 mod compress_network;
 mod evaluation;
 mod joint_search;

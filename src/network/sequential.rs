@@ -102,6 +102,7 @@ impl<'a, T: Scalar> Network<'a, T> {
             let mut tracker = Tracker::new(progress, Some(ranks.len()));
             tracker.done = compressed.len();
             for group in groups {
+                let Some(first) = group.first().map(|layer| layer.name.as_str()) else { continue };
                 let mut fed: Option<PairedStats<T>> = None;
                 for layer in group {
                     let name = &layer.name;
@@ -113,7 +114,6 @@ impl<'a, T: Scalar> Network<'a, T> {
                         Some(stats) => stats,
                         none => {
                             let stats = none.insert(PairedStats::new(layer.shape.1));
-                            let first = group.first().map_or("", |layer| &layer.name);
                             let failed = |error| Error::callback(format!("the inputs of `{first}`"), error);
                             feed(first, compressed, stats).map_err(failed)?;
                             stats

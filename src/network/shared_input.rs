@@ -112,23 +112,22 @@ impl SharedInput {
             let full = factors.in_features().min(factors.out_features());
             // The columns of `up` are eigenvectors, up to a factor. The part of an eigenvalue in the
             // rows of a layer is their part of the squared norm in the metric.
-            let mut start = 0;
-            let norms = |((_, layer), weight): (&(&LayerProfile, &Linear<T>), &f64)| -> Vec<f64> {
-                let up = factors.up().subrows(start, layer.out_features());
+            let (mut norms, mut start) = (Vec::with_capacity(members.len()), 0);
+            for ((_, layer), weight) in members.iter().zip(&weights) {
+                let squares = linalg::squared_column_norms(factors.up().subrows(start, layer.out_features()));
+                norms.push(squares.into_iter().map(|square| weight * square).collect::<Vec<f64>>());
                 start += layer.out_features();
-                linalg::squared_column_norms(up).into_iter().map(|norm| weight * norm).collect()
-            };
-            let norms: Vec<Vec<f64>> = members.iter().zip(&weights).map(norms).collect();
+            }
             let whole = |rank: usize| norms.iter().filter_map(|norms| norms.get(rank)).sum::<f64>();
-            let member = |(((profile, layer), energy), norms): ((&(&LayerProfile, &Linear<T>), f64), &Vec<f64>)| {
+            let mut shared =
+                Self { stacked: LayerProfile::new("the stacked layer", &decomposition), members: Vec::new() };
+            for (((profile, layer), energy), norms) in members.iter().zip(energies).zip(&norms) {
                 let fraction = if energy > 0.0 { total / energy } else { 0.0 };
                 let explained = norms.iter().zip(decomposition.explained()).enumerate();
                 let explained = explained.map(|(rank, (norm, part))| part * fraction * norm / whole(rank));
                 let losses = tails(&explained.collect::<Vec<_>>(), full);
-                Member { name: profile.name().into(), out_features: layer.out_features(), losses }
-            };
-            let stacked = LayerProfile::new("the stacked layer", &decomposition);
-            let shared = Self { stacked, members: members.iter().zip(energies).zip(&norms).map(member).collect() };
+                shared.members.push(Member { name: profile.name().into(), out_features: layer.out_features(), losses });
+            }
             Ok((shared, decomposition))
         })
     }
