@@ -43,16 +43,17 @@ impl Item {
 }
 
 /// Sorts by ascending cost, and keeps only elements whose value is smaller than all values before.
+/// The values may be infinite: one element is always kept.
 fn remove_dominated<E>(all: &mut Vec<E>, measure: impl Fn(&E) -> (f64, f64)) {
     all.sort_by(|a, b| {
         let (a, b) = (measure(a), measure(b));
         a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1))
     });
-    let mut least = f64::INFINITY;
+    let mut least: Option<f64> = None;
     all.retain(|element| {
         let value = measure(element).1;
-        let keep = value < least;
-        least = least.min(value);
+        let keep = least.is_none_or(|least| value.total_cmp(&least).is_lt());
+        least = if keep { Some(value) } else { least };
         keep
     });
 }
@@ -352,6 +353,18 @@ mod tests {
             let options = [20, 24, 32].map(|size| vec![vec![class(size)]]);
             check(&options, 2000.0 * (f64::from(round) + 5.0) / 110.0);
         }
+    }
+
+    #[test]
+    fn items_of_infinite_value_can_be_chosen() {
+        let infinite = f64::INFINITY;
+        let options = vec![((1.0, infinite), 0), ((2.0, infinite), 1), ((3.0, 1.0), 2)];
+        for (limit, tag) in [(1.0, 0), (2.5, 0), (3.0, 2), (infinite, 2)] {
+            let (chosen, _) = solve(blocks(&[vec![vec![options.clone()]]]), limit).unwrap();
+            assert_eq!(chosen[0].choice, Choice::Rank(tag), "{limit}");
+        }
+        let (chosen, _) = solve(blocks(&[vec![vec![options[..1].to_vec()]]]), infinite).unwrap();
+        assert_eq!(chosen[0].choice, Choice::Rank(0));
     }
 
     #[test]

@@ -211,7 +211,8 @@ impl Plan {
     /// Returns an upper bound on the improvement of the objective by another allocation: the
     /// objective minus the lower bound.
     pub fn gap(&self) -> f64 {
-        self.objective - self.lower_bound
+        // Infinite losses would give NaN, which `max` ignores.
+        (self.objective - self.lower_bound).max(0.0)
     }
 
     /// Returns the parameters of the original layers, biases included.

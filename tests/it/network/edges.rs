@@ -3,7 +3,8 @@
 use crate::choices;
 use crate::common::Spectrum;
 use dalr::network::{Allocator, Budget, Choice, LayerProfile, OriginalReason, Plan, Sensitivities, Strategy};
-use dalr::{Dalr, LowRankCompressor, Ridge, Warning};
+use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, Ridge, TruncatedSvd, Warning};
+use faer::{Col, Mat};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -153,5 +154,28 @@ fn errors_below_resolution_are_not_taken_for_zero() {
     let by_errors = layer[0].clone().with_data_errors().unwrap();
     for rank in 1..=12 {
         assert_eq!(by_errors.loss(rank), layer[0].relative_error(rank).map(|error| error * error));
+    }
+}
+
+/// The original outputs do not vary, so every predicted error is infinite.
+#[test]
+fn layers_of_infinite_loss_are_planned() {
+    let weight = Mat::from_fn(8, 8, |i, j| ((i * 5 + j * j * 3) % 7) as f64 + 1.0);
+    let layer = Linear::new(weight, Some(Col::zeros(8))).unwrap();
+    let mut stats = ActivationStats::new(8);
+    stats.update(Mat::from_fn(5, 8, |_, j| (j + 1) as f64).as_ref()).unwrap();
+    let decomposition = TruncatedSvd::new().decompose(&layer, &stats, 3).unwrap();
+    let layer = [LayerProfile::new("fc1", &decomposition).with_data_errors().unwrap()];
+    assert_eq!(layer[0].loss(1), Some(f64::INFINITY));
+    for (budget, choice) in [
+        (Budget::Rank(1), Choice::Rank(1)),
+        (Budget::ParameterFraction(0.5), Choice::Rank(1)),
+        (Budget::ParameterFraction(1.0), Choice::Original),
+        (Budget::TotalError(0.5), Choice::Original),
+    ] {
+        for strategy in [Strategy::Energy, Strategy::Uniform] {
+            let plan = plan(budget, strategy, &layer);
+            assert_eq!((choices(&plan), plan.gap()), (vec![choice], 0.0), "{budget}");
+        }
     }
 }
