@@ -111,7 +111,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// A reason to check a compressed layer.
+/// A reason to check a compressed layer or a plan.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
