@@ -353,6 +353,11 @@ pub(crate) fn during<R>(operation: &'static str, body: impl FnOnce() -> Result<R
     body().map_err(|error| error.during(operation))
 }
 
+/// Returns [`Error::OutOfRange`] unless the number is good.
+pub(crate) fn require(good: bool, parameter: &'static str, expected: impl Into<String>, found: f64) -> Result<()> {
+    if good { Ok(()) } else { Err(Error::out_of_range(parameter, expected.into(), found)) }
+}
+
 /// Errors are equal if their messages are equal.
 impl PartialEq for Error {
     fn eq(&self, other: &Self) -> bool {

@@ -111,7 +111,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// A reason to check a compressed layer.
+/// A reason to check a compressed layer or a plan.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
@@ -154,6 +154,16 @@ pub enum Warning {
         /// The algorithm that gave the result.
         solver: String,
     },
+    /// A [plan](crate::network::Plan) allocated its budget by the explained energy alone, which is
+    /// often worse than uniform.
+    EnergyAlone,
+    /// The gap between a plan's objective and its lower bound is large.
+    Gap {
+        /// The gap, divided by the objective.
+        fraction: f64,
+    },
+    /// A plan compresses no layer.
+    NothingCompressed,
 }
 
 impl fmt::Display for Warning {
@@ -173,6 +183,13 @@ impl fmt::Display for Warning {
                 write!(f, "the relative error is below resolution ({resolution:.1e})")
             }
             Self::SolverFallback { solver } => write!(f, "the chosen solver did not converge; {solver} took over"),
+            Self::EnergyAlone => f.write_str(
+                "allocated by explained energy alone, which is often worse than uniform; measure sensitivities",
+            ),
+            Self::Gap { fraction } => {
+                write!(f, "another allocation could be better by up to {:.1} % of the objective", 100.0 * fraction)
+            }
+            Self::NothingCompressed => write!(f, "no layer is compressed"),
         }
     }
 }

@@ -426,10 +426,6 @@ impl<T: Scalar> Decomposition<T> {
         })
     }
 
-    pub(crate) fn corrects_bias(&self) -> bool {
-        self.correction.is_some()
-    }
-
     pub(crate) fn facts(&self) -> &Facts {
         &self.facts
     }

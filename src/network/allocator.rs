@@ -3,12 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::budget::{Budget, Strategy};
-use super::knapsack::{self, Class, neighbours};
+use super::knapsack::{self, Block, Class, Item, neighbours};
 use super::layer_profile::{self, LayerProfile, Limits};
-use super::plan::{Choice, LayerPlan, OriginalReason, Plan, PlanWarning};
+use super::plan::{Choice, LayerPlan, OriginalReason, Plan};
 use super::shared_input::SharedInput;
 use crate::error::during;
-use crate::{Error, Result};
+use crate::{Error, Result, Warning};
+
+/// A gap above this fraction of the objective gets a warning.
+const LARGE_GAP: f64 = 0.01;
 
 /// Allocates a budget to the layers of a network: chooses a rank for each layer, or the original
 /// layer.
@@ -45,36 +48,6 @@ pub struct Allocator {
     limits: Limits,
     /// The smallest and the largest rank of single layers; `None` for a layer that stays original.
     exceptions: BTreeMap<String, Option<(usize, usize)>>,
-}
-
-/// A candidate of one layer, or of all layers of a group together.
-#[derive(Clone, Copy, Debug, PartialEq)]
-struct Candidate {
-    /// The position of the layer in the network; for a group, that of its first layer.
-    layer: usize,
-    choice: Choice,
-    parameters: u64,
-    multiply_adds: u64,
-    /// The weighted sum of the layers' losses.
-    loss: f64,
-    /// The largest relative error of any of the layers.
-    worst: f64,
-}
-
-/// The alternatives for a layer or a group, of which one is chosen: the candidates of each layer by
-/// ascending cost, or those of all layers together.
-type Block = Vec<Vec<Vec<Candidate>>>;
-
-type Quantity = fn(&Candidate) -> f64;
-
-/// The quantity that a budget limits, and the one to minimize.
-struct Goal {
-    limited: Quantity,
-    minimized: Quantity,
-    limit: f64,
-    /// The budget in words and as a number. If it is a fraction, also the cost of the original
-    /// network.
-    budget: (&'static str, f64, Option<f64>),
 }
 
 impl From<Budget> for Allocator {
@@ -172,101 +145,113 @@ impl Allocator {
                 let expected = format!("a rank that is a multiple of {}", self.limits.multiple);
                 return Err(Error::rank(expected, rank.to_string()));
             }
-            let mut index = layer_profile::positions(layers)?;
+            let index = layer_profile::positions(layers)?;
             layer_profile::require_known(&index, self.exceptions.keys(), "limits")?;
-            let grouped: BTreeSet<&str> = groups.iter().flat_map(SharedInput::names).collect();
-            let (mut plans, mut candidates) = (Vec::with_capacity(layers.len()), Vec::with_capacity(layers.len()));
-            for (position, layer) in layers.iter().enumerate() {
-                let (plan, own) = self.prepare(position, layer, grouped.contains(layer.name()))?;
-                plans.push(plan);
-                candidates.push(own);
-            }
-            let (mut blocks, mut members) = (Vec::<Block>::new(), Vec::new());
-            for (group, shared) in groups.iter().enumerate() {
+            let mut grouped = BTreeSet::new();
+            let mut members: Vec<Vec<usize>> = Vec::with_capacity(groups.len());
+            for shared in groups {
                 let find = |name| {
-                    let position = index.remove(name).ok_or_else(|| {
+                    let position = index.get(name).copied().filter(|&position| grouped.insert(position));
+                    let position = position.ok_or_else(|| {
                         let expected = "groups of layers of the network, each in one group at most".into();
                         Error::layers(expected, format!("`{name}` in a group"))
                     })?;
                     shared.check(&layers[position]).map(|()| position)
                 };
-                let positions: Vec<usize> = shared.names().map(find).collect::<Result<_>>()?;
-                let separate = positions.iter().map(|&at| core::mem::take(&mut candidates[at])).collect();
-                let pairs: Vec<_> = positions.iter().map(|&at| (&layers[at], plans[at].weight)).collect();
-                let first = *positions.first().ok_or_else(|| Error::empty("the list of layers with a shared input"))?;
-                let joint = self.joint((first, group), shared, &pairs);
-                blocks.push(if joint.is_empty() { vec![separate] } else { vec![separate, vec![joint]] });
-                members.push(positions);
+                members.push(shared.names().map(find).collect::<Result<_>>()?);
             }
-            blocks.extend(index.into_values().map(|at| vec![vec![core::mem::take(&mut candidates[at])]]));
-            // Rounding depends on the order of sums. A fixed order makes the result independent of
-            // the order of the groups.
-            blocks.sort_by_key(|block| block[0][0][0].layer);
+            let candidates = |(at, layer)| self.candidates(at, layer, grouped.contains(&at));
+            let (mut plans, mut classes): (Vec<LayerPlan>, Vec<Class>) =
+                layers.iter().enumerate().map(candidates).collect::<Result<_>>()?;
+            // Rounding depends on the order of sums. A fixed order of the blocks makes the result
+            // independent of the order of the groups.
+            let mut blocks = BTreeMap::<usize, Block>::new();
+            for (group, (shared, members)) in groups.iter().zip(&members).enumerate() {
+                let &first = members.first().ok_or_else(|| Error::empty("the list of layers with a shared input"))?;
+                let layers: Vec<_> = members.iter().map(|&at| (&layers[at], plans[at].weight)).collect();
+                let joint = self.joint((first, group), shared, &layers);
+                let separate = members.iter().map(|&at| core::mem::take(&mut classes[at])).collect();
+                blocks.insert(first, if joint.is_empty() { vec![separate] } else { vec![separate, vec![joint]] });
+            }
+            let single = classes.into_iter().enumerate().filter(|(at, _)| !grouped.contains(at));
+            blocks.extend(single.map(|(at, class)| (at, vec![vec![class]])));
 
-            let goal = self.goal(&plans);
-            let (chosen, bound) = self.choose(&blocks, &goal).map_err(|least| goal.infeasible(least))?;
-            for candidate in chosen {
-                match candidate.choice {
+            let (chosen, bound) = self.choose(blocks.into_values().collect(), &plans)?;
+            for Item { layer, choice, .. } in chosen {
+                match choice {
                     Choice::Original => {}
-                    Choice::Rank(rank) => plans[candidate.layer].compress(&layers[candidate.layer], rank)?,
+                    Choice::Rank(rank) => plans[layer].compress(&layers[layer], rank)?,
                     Choice::Shared { group, rank } => {
                         for (member, &at) in members[group].iter().enumerate() {
-                            plans[at].share(candidate.choice, groups[group].at_rank(member, rank), layers[at].calls);
-                            plans[at].warnings = groups[group].warnings.clone();
+                            let ((parameters, factors), loss) = groups[group].at_rank(member, rank);
+                            let costs = (parameters, factors.saturating_mul(layers[at].calls));
+                            plans[at].share(choice, costs, loss, &groups[group].stacked.facts.warnings);
                         }
                     }
                 }
             }
             let words = (self.budget.to_string(), self.strategy.to_string());
             let mut plan = Plan::new(words, self.budget.limits_error(), plans, Some(bound));
-            if self.strategy == Strategy::Energy && !self.budget.decides_alone() {
-                plan.warnings.push(PlanWarning::EnergyAlone);
+            let decides_alone = matches!(self.budget, Budget::Rank(_) | Budget::LayerError(_));
+            if self.strategy == Strategy::Energy && !decides_alone {
+                plan.warnings.push(Warning::EnergyAlone);
             }
-            if self.strategy != Strategy::Uniform {
-                plan.warn_of_gap();
+            let fraction = plan.gap() / plan.objective.max(f64::MIN_POSITIVE);
+            if self.strategy != Strategy::Uniform && fraction > LARGE_GAP {
+                plan.warnings.push(Warning::Gap { fraction });
             }
             Ok(plan)
         })
     }
 
-    /// Returns the best candidates and a lower bound on the minimized quantity. If the limit is
-    /// infeasible, returns the smallest feasible one as the error.
-    fn choose<'a>(&self, blocks: &'a [Block], goal: &Goal) -> Result<(Vec<&'a Candidate>, f64), f64> {
-        let class = |all: &'a [Candidate]| {
-            Class::new(all.iter().map(|one| (((goal.limited)(one), (goal.minimized)(one)), one)))
+    /// Returns the chosen items and a lower bound on the minimized quantity.
+    fn choose(&self, blocks: Vec<Block>, originals: &[LayerPlan]) -> Result<(Vec<Item>, f64)> {
+        let costs = |layer: &LayerPlan| (layer.parameters_before, layer.multiply_adds_before);
+        let whole = originals.iter().map(|layer| self.budget.measure(costs(layer), 0.0).0).sum::<f64>();
+        let limit = match self.budget {
+            Budget::Parameters(count) | Budget::MultiplyAdds(count) => count as f64,
+            // If some ranks have exactly this fraction, rounding must not exclude them.
+            Budget::ParameterFraction(fraction) | Budget::MultiplyAddFraction(fraction) => {
+                (fraction * whole * (1.0 + 8.0 * f64::EPSILON)).floor()
+            }
+            // The slack allows for the rounding of sums in another order.
+            Budget::TotalError(error) => {
+                let weight = originals.iter().map(|layer| layer.weight).sum::<f64>();
+                error * error * weight * (1.0 - 4.0 * f64::EPSILON * originals.len() as f64)
+            }
+            Budget::LayerError(_) | Budget::Rank(_) => f64::INFINITY,
         };
-        let classes = |parts: &'a Vec<Vec<Candidate>>| parts.iter().map(|all| class(all)).collect();
-        let mut classes: Vec<knapsack::Block<&Candidate>> =
-            blocks.iter().map(|block| block.iter().map(classes).collect()).collect();
-        if self.strategy != Strategy::Uniform || self.budget.decides_alone() {
-            return knapsack::solve(&classes, goal.limit);
+        let solve = |blocks| knapsack::solve(blocks, limit).map_err(|least| self.budget.infeasible(least, whole));
+        if self.strategy != Strategy::Uniform {
+            return solve(blocks);
         }
-        let bound = knapsack::lower_bound(&classes, goal.limit)?;
-        let (cost, good, bad) = match self.budget.limits_error() {
-            true => (goal.minimized, 1.0_f64, 0.0_f64),
-            false => (goal.limited, 0.0, 1.0),
+        // The choices are those of one fraction; the bound is that of all choices.
+        let uniform = self.uniform(&blocks, limit);
+        let (_, bound) = solve(blocks)?;
+        Ok((solve(uniform)?.0, bound))
+    }
+
+    /// Leaves one candidate to each layer: that with the largest cost up to a common fraction of
+    /// the original layer's, or else that with the smallest cost. The fraction is the largest
+    /// within the limit. Layers with a shared input may still get one `down`.
+    fn uniform(&self, blocks: &[Block], limit: f64) -> Vec<Block> {
+        let cost = |item: &Item| if self.budget.limits_error() { item.value } else { item.cost };
+        let (good, bad) = if self.budget.limits_error() { (1.0, 0.0) } else { (0.0, 1.0) };
+        // The last candidate is the original layer.
+        let at = |class: &Class, fraction: f64| {
+            let affordable = fraction * class.last().map_or(0.0, cost);
+            class[class.partition_point(|item| cost(item) <= affordable).saturating_sub(1)]
         };
-        // The candidate with the largest cost up to this fraction of the original layer's, or else
-        // the one with the smallest cost.
-        let at = |all: &'a Vec<Candidate>, fraction: f64| {
-            let affordable = fraction * all.last().map_or(0.0, cost);
-            let last = all.partition_point(|candidate| cost(candidate) <= affordable).saturating_sub(1);
-            &all[last..=last]
+        let is_within = |fraction| {
+            let classes = blocks.iter().flat_map(|block| &block[0]);
+            classes.map(|class| at(class, fraction).cost).sum::<f64>() <= limit
         };
-        let used = |fraction| {
-            let parts = blocks.iter().flat_map(|block| &block[0]);
-            parts.flat_map(|all| at(all, fraction)).map(goal.limited).sum::<f64>()
+        let fraction = if is_within(bad) { bad } else { neighbours(good, bad, is_within).0 };
+        let restrict = |block: &Block| {
+            let separate = block[0].iter().map(|class| vec![at(class, fraction)]).collect();
+            core::iter::once(separate).chain(block[1..].iter().cloned()).collect()
         };
-        let fraction = match used(good) {
-            _ if used(bad) <= goal.limit => bad,
-            least if least > goal.limit => return Err(least),
-            _ => neighbours(good, bad, |fraction| used(fraction) <= goal.limit).0,
-        };
-        for (block, classes) in blocks.iter().zip(&mut classes) {
-            classes[0] = block[0].iter().map(|all| class(at(all, fraction))).collect();
-        }
-        // Layers with a shared input may still get one `down`.
-        knapsack::solve(&classes, goal.limit).map(|(chosen, _)| (chosen, bound))
+        blocks.iter().map(restrict).collect()
     }
 
     /// Returns the limits of a layer; `None` for one that stays original.
@@ -278,9 +263,9 @@ impl Allocator {
         limits.filter(|_| layer.max_rank() > 0)
     }
 
-    /// Returns a plan in which the layer stays original, and those of its candidates that the
-    /// budget allows.
-    fn prepare(&self, position: usize, layer: &LayerProfile, grouped: bool) -> Result<(LayerPlan, Vec<Candidate>)> {
+    /// Returns a plan in which the layer stays original, and its candidates by ascending rank, the
+    /// original layer last.
+    fn candidates(&self, position: usize, layer: &LayerProfile, grouped: bool) -> Result<(LayerPlan, Class)> {
         let limits = self.limits_of(layer);
         limits.map_or(Ok(()), Limits::validate).map_err(|error| error.in_layer(layer.name()))?;
         let mut ranks = limits.map_or(Vec::new(), |limits| layer.saving_ranks(limits));
@@ -306,93 +291,45 @@ impl Allocator {
             let nearest = ranks.iter().copied().min_by_key(|other| other.abs_diff(rank));
             ranks = Vec::from_iter(nearest.filter(|_| saves));
         }
-        let candidate = |choice, rank: usize, loss: f64, worst| {
-            let (parameters, multiply_adds) = layer.costs(rank);
-            Candidate { layer: position, choice, parameters, multiply_adds, loss: weight * loss, worst }
+        let item = |choice, rank, loss| {
+            let (cost, value) = self.budget.measure(layer.costs(rank), weight * loss);
+            Item { cost, value, layer: position, choice }
         };
-        let mut candidates = Vec::with_capacity(ranks.len() + 1);
+        let mut class = Class::with_capacity(ranks.len() + 1);
         for rank in ranks {
             let loss = layer.require_loss(rank)?;
             // An error below the resolution can be as large as the resolution.
-            let worst = layer.relative_error(rank).unwrap_or_else(|| loss.sqrt()).max(layer.resolution());
-            candidates.extend(Some(candidate(Choice::Rank(rank), rank, loss, worst)).filter(|one| self.allows(one)));
+            let error = layer.relative_error(rank).unwrap_or_else(|| loss.sqrt()).max(layer.facts.resolution);
+            if self.budget.allows(error) {
+                class.push(item(Choice::Rank(rank), rank, loss));
+            }
         }
-        if candidates.is_empty() || !matches!(self.budget, Budget::Rank(_)) {
-            candidates.push(candidate(Choice::Original, 0, 0.0, 0.0));
+        if class.is_empty() || !matches!(self.budget, Budget::Rank(_)) {
+            class.push(item(Choice::Original, 0, 0.0));
         }
-        Ok((LayerPlan::original(layer, weight, reason), candidates))
+        Ok((LayerPlan::original(layer, weight, reason), class))
     }
 
-    fn allows(&self, candidate: &Candidate) -> bool {
-        !matches!(self.budget, Budget::LayerError(error) if candidate.worst > error)
-    }
-
-    /// Returns the candidates of a shared `down` that make the group smaller.
-    fn joint(
-        &self,
-        (layer, group): (usize, usize),
-        shared: &SharedInput,
-        members: &[(&LayerProfile, f64)],
-    ) -> Vec<Candidate> {
+    /// Returns the candidates of a shared `down` that make the group smaller, given its layers and
+    /// their weights.
+    fn joint(&self, (layer, group): (usize, usize), shared: &SharedInput, members: &[(&LayerProfile, f64)]) -> Class {
         let limits: Option<Vec<Limits>> = members.iter().map(|(layer, _)| self.limits_of(layer)).collect();
         let calls = members[0].0.calls;
         // All layers can use the same outputs of a shared `down` only if they run equally often.
         let together = members.iter().all(|(layer, _)| layer.calls == calls);
         let Some(limits) = limits.filter(|_| together && !matches!(self.budget, Budget::Rank(_))) else {
-            return Vec::new();
+            return Class::new();
         };
-        let candidate = |rank| {
-            let parts = || members.iter().enumerate().map(|(index, (_, weight))| (shared.at_rank(index, rank), weight));
-            Candidate {
-                layer,
-                choice: Choice::Shared { group, rank },
-                parameters: shared.parameters(rank),
-                multiply_adds: parts().map(|((_, factors, _), _)| factors).sum::<u64>().saturating_mul(calls),
-                loss: parts().map(|((.., loss), weight)| weight * loss).sum(),
-                worst: parts().map(|((.., loss), _)| loss.sqrt()).fold(0.0, f64::max),
-            }
+        let loss = |member, rank| shared.at_rank(member, rank).1;
+        let allows = |rank| (0..members.len()).all(|member| self.budget.allows(f64::sqrt(loss(member, rank))));
+        let ranks = shared.stacked.saving_ranks(Limits::NONE).into_iter();
+        let ranks = ranks.filter(|&rank| limits.iter().all(|limits| limits.allow(rank)) && allows(rank));
+        let stacked = shared.stacked.clone().with_calls(calls);
+        let item = |rank| {
+            let losses = members.iter().enumerate().map(|(member, (_, weight))| weight * loss(member, rank));
+            let (cost, value) = self.budget.measure(stacked.costs(rank), losses.sum());
+            Item { cost, value, layer, choice: Choice::Shared { group, rank } }
         };
-        let original = members.iter().map(|(layer, _)| layer.parameters()).sum::<u64>();
-        let ranks = (1..=shared.max_rank()).filter(|&rank| limits.iter().all(|limits| limits.allow(rank)));
-        let smaller = ranks.map(candidate).take_while(|candidate| candidate.parameters < original);
-        smaller.filter(|candidate| self.allows(candidate)).collect()
-    }
-
-    fn goal(&self, originals: &[LayerPlan]) -> Goal {
-        let parameters: Quantity = |candidate| candidate.parameters as f64;
-        let multiply_adds: Quantity = |candidate| candidate.multiply_adds as f64;
-        let loss: Quantity = |candidate| candidate.loss;
-        let all_parameters = Some(originals.iter().map(|layer| layer.parameters_before as f64).sum::<f64>());
-        let all_multiply_adds = Some(originals.iter().map(|layer| layer.multiply_adds_before as f64).sum::<f64>());
-        let (limited, minimized, budget) = match self.budget {
-            Budget::Parameters(limit) => (parameters, loss, ("a budget of parameters", limit as f64, None)),
-            Budget::ParameterFraction(kept) => {
-                (parameters, loss, ("a fraction of the parameters", kept, all_parameters))
-            }
-            Budget::MultiplyAdds(limit) => (multiply_adds, loss, ("a budget of multiply–adds", limit as f64, None)),
-            Budget::MultiplyAddFraction(kept) => {
-                (multiply_adds, loss, ("a fraction of the multiply–adds", kept, all_multiply_adds))
-            }
-            Budget::Rank(_) => (parameters, loss, ("a rank", f64::INFINITY, None)),
-            Budget::LayerError(_) => (loss, parameters, ("an error of each layer", f64::INFINITY, None)),
-            Budget::TotalError(error) => {
-                let weight = originals.iter().map(|layer| layer.weight).sum::<f64>();
-                // The slack allows for the rounding of sums in another order.
-                let slack = 1.0 - 4.0 * f64::EPSILON * originals.len() as f64;
-                (loss, parameters, ("a total loss", error * error * weight * slack, None))
-            }
-        };
-        // If some ranks have exactly this fraction, rounding must not exclude them.
-        let limit = budget.2.map_or(budget.1, |total| (budget.1 * total * (1.0 + 8.0 * f64::EPSILON)).floor());
-        Goal { limited, minimized, limit, budget }
-    }
-}
-
-impl Goal {
-    fn infeasible(&self, least: f64) -> Error {
-        let (parameter, found, total) = self.budget;
-        let least = total.map_or(least, |total| (least / total * 1e6).ceil() / 1e6);
-        let expected = format!("of at least {least}, the smallest feasible for these layers");
-        Error::out_of_range(parameter, expected, found)
+        ranks.map(item).collect()
     }
 }

@@ -3,6 +3,7 @@
 use core::fmt;
 
 use super::Sensitivities;
+use crate::error::require;
 use crate::{Error, Result};
 
 /// A limit on the cost of a network, or on its error.
@@ -46,26 +47,55 @@ impl Budget {
         matches!(self, Self::TotalError(_) | Self::LayerError(_))
     }
 
-    /// Returns whether the budget determines the plan without the strategy.
-    pub(super) fn decides_alone(self) -> bool {
-        matches!(self, Self::Rank(_) | Self::LayerError(_))
+    /// Returns the limited and the minimized quantity of a candidate, given its parameters and
+    /// multiply–adds, and its weighted loss.
+    pub(super) fn measure(self, (parameters, multiply_adds): (u64, u64), loss: f64) -> (f64, f64) {
+        match self {
+            Self::Parameters(_) | Self::ParameterFraction(_) | Self::Rank(_) => (parameters as f64, loss),
+            Self::MultiplyAdds(_) | Self::MultiplyAddFraction(_) => (multiply_adds as f64, loss),
+            Self::TotalError(_) | Self::LayerError(_) => (loss, parameters as f64),
+        }
     }
 
-    pub(super) fn validate(self) -> Result<()> {
-        let (parameter, found) = match self {
-            Self::Parameters(_) | Self::MultiplyAdds(_) => return Ok(()),
+    /// Returns whether a layer may have this relative error.
+    pub(super) fn allows(self, error: f64) -> bool {
+        !matches!(self, Self::LayerError(most) if error > most)
+    }
+
+    /// Returns the budget's number, and its name.
+    fn number(self) -> (&'static str, f64) {
+        match self {
+            Self::Parameters(count) => ("the number of parameters", count as f64),
             Self::ParameterFraction(fraction) => ("the fraction of the parameters", fraction),
+            Self::MultiplyAdds(count) => ("the number of multiply–adds", count as f64),
             Self::MultiplyAddFraction(fraction) => ("the fraction of the multiply–adds", fraction),
             Self::TotalError(error) => ("the total error", error),
             Self::LayerError(error) => ("the error of each layer", error),
             Self::Rank(rank) => ("the rank", rank as f64),
-        };
+        }
+    }
+
+    pub(super) fn validate(self) -> Result<()> {
+        let (parameter, found) = self.number();
         let (good, expected) = match self {
+            Self::Parameters(_) | Self::MultiplyAdds(_) => return Ok(()),
             Self::Rank(_) => (found >= 1.0, "to be at least 1"),
             _ if self.limits_error() => (found >= 0.0 && found.is_finite(), "to be finite and at least 0"),
             _ => (found > 0.0 && found <= 1.0, "to be in (0, 1]"),
         };
-        if good { Ok(()) } else { Err(Error::out_of_range(parameter, expected.into(), found)) }
+        require(good, parameter, expected, found)
+    }
+
+    /// Returns the error for a budget below the smallest feasible cost, given the cost of the
+    /// original network.
+    pub(super) fn infeasible(self, least: f64, whole: f64) -> Error {
+        let (parameter, found) = self.number();
+        let least = match self {
+            Self::ParameterFraction(_) | Self::MultiplyAddFraction(_) => (least / whole * 1e6).ceil() / 1e6,
+            _ => least,
+        };
+        let expected = format!("to be at least {least}, the smallest feasible for these layers");
+        Error::out_of_range(parameter, expected, found)
     }
 }
 

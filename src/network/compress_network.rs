@@ -9,13 +9,14 @@ use std::sync::Arc;
 use super::allocator::Allocator;
 use super::budget::Strategy;
 use super::layer_profile::{self, LayerProfile};
-use super::plan::{Choice, LayerPlan, Plan};
-use super::progress::Progress;
+use super::plan::{Choice, Plan};
+use super::progress::{Progress, Tracker};
 use super::shared_input::SharedInput;
 use crate::error::during;
 use crate::factors::Form;
 use crate::{
     ActivationStats, Calibration, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Result, Scalar,
+    linalg,
 };
 
 /// The layers of a network, with their names and the statistics of their inputs.
@@ -23,6 +24,8 @@ use crate::{
 /// [`compress`](Self::compress) decomposes all layers, allocates a budget and returns the
 /// compressed layers with the plan. For networks whose decompositions exceed the memory,
 /// [`decompose`](Self::decompose) passes each one to a function as soon as it is finished.
+/// [`compress_sequentially`](Self::compress_sequentially) fits each layer to the inputs that the
+/// compressed network gives it.
 ///
 /// ```
 /// use dalr::network::{Allocator, Budget, Network, Sensitivities, Strategy};
@@ -52,35 +55,41 @@ use crate::{
 /// ```
 #[derive(Debug, Default)]
 pub struct Network<'a, T> {
-    layers: Vec<Layer<'a, T>>,
+    pub(super) layers: Vec<Layer<'a, T>>,
     max_ranks: BTreeMap<String, usize>,
-    shared: Vec<Vec<String>>,
+    pub(super) shared: Vec<Vec<String>>,
     memory_limit: Option<usize>,
 }
 
-struct Layer<'a, T> {
-    name: String,
-    shape: (usize, usize),
+pub(super) struct Layer<'a, T> {
+    pub(super) name: String,
+    pub(super) shape: (usize, usize),
     samples: u64,
-    /// Whether the layer and its statistics are in memory only while the layer is decomposed.
-    is_lazy: bool,
-    load: Box<Load<'a, T>>,
+    source: Source<'a, T>,
 }
 
-/// Returns a layer and its data.
-type Load<'a, T> = dyn Fn() -> Result<Loaded<'a, T>> + Send + Sync + 'a;
-
-/// A layer and its data in memory.
-enum Loaded<'a, T> {
-    Borrowed(&'a Linear<T>, Calibration<'a, T>),
-    Owned(Linear<T>, Arc<ActivationStats<T>>),
+/// A layer and its data, or a function that reads them just before they are used.
+enum Source<'a, T> {
+    Memory(&'a Linear<T>, Calibration<'a, T>),
+    Lazy(Box<Load<'a, T>>),
 }
 
-impl<T> Loaded<'_, T> {
-    fn parts(&self) -> (&Linear<T>, Calibration<'_, T>) {
-        match self {
-            Self::Borrowed(linear, calibration) => (linear, *calibration),
-            Self::Owned(linear, stats) => (linear, (&**stats).into()),
+type Load<'a, T> = dyn Fn() -> Result<(Linear<T>, Arc<ActivationStats<T>>)> + Send + Sync + 'a;
+
+impl<T: Scalar> Layer<'_, T> {
+    /// Calls `body` with the layer and its data.
+    pub(super) fn load<R>(&self, body: impl FnOnce(&Linear<T>, Calibration<'_, T>) -> Result<R>) -> Result<R> {
+        match &self.source {
+            Source::Memory(linear, calibration) => body(linear, *calibration),
+            Source::Lazy(load) => {
+                let (linear, stats) = load()?;
+                let found = (linear.out_features(), linear.in_features());
+                if found != self.shape {
+                    let weight = |(m, n): (usize, usize)| format!("a {m} × {n} weight");
+                    return Err(Error::layers(weight(self.shape), weight(found)));
+                }
+                body(&linear, (&*stats).into())
+            }
         }
     }
 }
@@ -94,8 +103,7 @@ impl<T> fmt::Debug for Layer<'_, T> {
 impl<'a, T: Scalar> Network<'a, T> {
     /// Creates a network without layers and without a memory limit.
     pub fn new() -> Self {
-        let (layers, max_ranks, shared) = (Vec::new(), BTreeMap::new(), Vec::new());
-        Self { layers, max_ranks, shared, memory_limit: None }
+        Self::default()
     }
 
     /// Adds a layer with its calibration data, usually the statistics of its inputs.
@@ -106,9 +114,10 @@ impl<'a, T: Scalar> Network<'a, T> {
         layer: &'a Linear<T>,
         calibration: impl Into<Calibration<'a, T>>,
     ) -> Self {
-        let (shape, calibration) = ((layer.out_features(), layer.in_features()), calibration.into());
-        let load = Box::new(move || Ok(Loaded::Borrowed(layer, calibration)));
-        self.layers.push(Layer { name: name.into(), shape, samples: calibration.samples(), is_lazy: false, load });
+        let (name, shape) = (name.into(), (layer.out_features(), layer.in_features()));
+        let calibration = calibration.into();
+        let source = Source::Memory(layer, calibration);
+        self.layers.push(Layer { name, shape, samples: calibration.samples(), source });
         self
     }
 
@@ -134,16 +143,7 @@ impl<'a, T: Scalar> Network<'a, T> {
         samples: u64,
         load: impl Fn() -> Result<(Linear<T>, Arc<ActivationStats<T>>)> + Send + Sync + 'a,
     ) -> Self {
-        let load = Box::new(move || {
-            let (linear, stats) = load()?;
-            let found = (linear.out_features(), linear.in_features());
-            if found != shape {
-                let weight = |(m, n): (usize, usize)| format!("a {m} × {n} weight");
-                return Err(Error::layers(weight(shape), weight(found)));
-            }
-            Ok(Loaded::Owned(linear, stats))
-        });
-        self.layers.push(Layer { name: name.into(), shape, samples, is_lazy: true, load });
+        self.layers.push(Layer { name: name.into(), shape, samples, source: Source::Lazy(Box::new(load)) });
         self
     }
 
@@ -156,7 +156,9 @@ impl<'a, T: Scalar> Network<'a, T> {
     }
 
     /// States that these layers have a shared input, so that [`compress`](Self::compress) may give
-    /// them one `down`. They must have the same statistics.
+    /// them one `down`. They must have the same statistics. In
+    /// [`compress_sequentially`](Self::compress_sequentially), those that follow one another share
+    /// one run of the network.
     #[must_use]
     pub fn with_shared_input<N: Into<String>>(mut self, layers: impl IntoIterator<Item = N>) -> Self {
         self.shared.push(layers.into_iter().map(Into::into).collect());
@@ -179,6 +181,11 @@ impl<'a, T: Scalar> Network<'a, T> {
         self.layers.iter().find(|other| other.name == layer).map(|layer| self.estimate(layer, Form::Factors))
     }
 
+    /// Returns the position of each layer by its name, or an error if a name occurs twice.
+    pub(super) fn index(&self) -> Result<BTreeMap<&str, usize>> {
+        layer_profile::index(self.layers.iter().map(|layer| layer.name.as_str()))
+    }
+
     fn estimate(&self, layer: &Layer<'a, T>, form: Form) -> usize {
         let (m, n) = (layer.shape.0 as f64, layer.shape.1 as f64);
         let (small, scalar, rank) = (m.min(n), size_of::<T>() as f64, self.max_rank(layer, form) as f64);
@@ -198,7 +205,8 @@ impl<'a, T: Scalar> Network<'a, T> {
         // Sample form: the samples. Covariance form: the scatter and a buffer of a quarter of its
         // size. `Vec` may reserve twice as much.
         let stats = 2.0 * (kept * n * scalar).max(if kept < samples { 5.0 * n * n } else { 0.0 });
-        let loading = if layer.is_lazy { (m * n + m) * scalar + stats + 64.0 * n } else { 0.0 };
+        let is_lazy = matches!(layer.source, Source::Lazy(_));
+        let loading = if is_lazy { (m * n + m) * scalar + stats + 64.0 * n } else { 0.0 };
         // The conversion saturates, so it cannot overflow.
         (solving + loading) as usize
     }
@@ -261,8 +269,7 @@ impl<'a, T: Scalar> Network<'a, T> {
         mut deliver: impl FnMut(&str, Decomposition<T>) -> Result<()>,
         progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
     ) -> Result<()> {
-        let index = layer_profile::index(self.layers.iter().map(|layer| layer.name.as_str()))?;
-        layer_profile::require_known(&index, self.max_ranks.keys(), "ranks")?;
+        layer_profile::require_known(&self.index()?, self.max_ranks.keys(), "ranks")?;
         let (limit, form) = (self.memory_limit.unwrap_or(usize::MAX), method.form());
         if let Some(layer) = layers.iter().find(|layer| self.estimate(layer, form) > limit) {
             let available = format!("the limit of {limit} bytes");
@@ -272,29 +279,20 @@ impl<'a, T: Scalar> Network<'a, T> {
         // same size run together.
         layers.sort_by_key(|layer| Reverse(self.estimate(layer, form)));
         let solve = |layer: &&Layer<'a, T>| {
-            let loaded = (layer.load)()?;
-            let (linear, calibration) = loaded.parts();
-            let decomposition = method.solve(linear, calibration, self.max_rank(layer, form));
+            let decomposition =
+                layer.load(|linear, calibration| method.solve(linear, calibration, self.max_rank(layer, form)));
             decomposition.map(|decomposition| decomposition.with_form(form))
         };
-        let (total, mut done, mut cancelled) = (Some(layers.len()), 0, false);
-        let event = |layer: &Layer<'a, T>, finished, done| {
-            let layer = Some(layer.name.clone());
-            Progress { layer, finished, done, total, value: None }
-        };
+        let mut tracker = Tracker::new(progress, Some(layers.len()));
         let mut waiting = &layers[..];
-        while !waiting.is_empty() && !cancelled {
+        while !waiting.is_empty() && !tracker.cancelled {
             let (batch, rest) = waiting.split_at(self.batch_size(waiting, form, limit));
-            let begun = batch.iter().take_while(|layer| progress(&event(layer, false, done)).is_continue()).count();
-            cancelled = begun < batch.len();
+            let begun = batch.iter().take_while(|layer| tracker.begin(Some(&layer.name))).count();
             let (batch, mut outcome) = (batch.split_at(begun).0, Ok(()));
             for (layer, result) in batch.iter().zip(solve_all(batch, &solve)) {
                 let name = &layer.name;
                 match result.map_err(|error| error.in_layer(name)).and_then(|result| deliver(name, result)) {
-                    Ok(()) => {
-                        done += 1;
-                        cancelled |= progress(&event(layer, true, done)).is_break();
-                    }
+                    Ok(()) => tracker.finish(Some(name), None),
                     Err(error) => outcome = outcome.and(Err(error)),
                 }
             }
@@ -323,6 +321,7 @@ impl<'a, T: Scalar> Network<'a, T> {
     ) -> Result<(Plan, BTreeMap<String, LowRankLinear<T>>)> {
         during("Network::compress", || {
             let allocator: Allocator = allocator.into();
+            layer_profile::require_known(&self.index()?, self.shared.iter().flatten(), "shared inputs")?;
             let layers: Vec<_> = self.layers.iter().filter(|layer| !allocator.leaves(&layer.name)).collect();
             let mut decompositions = BTreeMap::new();
             let keep = |name: &str, decomposition| {
@@ -332,7 +331,9 @@ impl<'a, T: Scalar> Network<'a, T> {
             self.decompose_some(layers, method, keep, &mut Progress::ignore)?;
             let profile = |layer: &Layer<'a, T>| match decompositions.get(&layer.name) {
                 Some(decomposition) => Ok(LayerProfile::new(&layer.name, decomposition)),
-                None => LayerProfile::original(&layer.name, layer.shape, (layer.load)()?.parts().0.bias().is_some()),
+                None => {
+                    layer.load(|linear, _| LayerProfile::original(&layer.name, layer.shape, linear.bias().is_some()))
+                }
             };
             let profiles = self.layers.iter().map(profile).collect::<Result<Vec<_>>>()?;
             let sensitivities = match &allocator.strategy {
@@ -342,80 +343,54 @@ impl<'a, T: Scalar> Network<'a, T> {
             let (mut groups, mut stacked) = (Vec::new(), Vec::new());
             // A group with a layer that stays original cannot have one `down`.
             for names in self.shared.iter().filter(|names| !names.iter().any(|name| allocator.leaves(name))) {
-                let loaded = self.load_all(names)?;
-                let (first, calibration) =
-                    loaded.first().ok_or_else(|| Error::empty("the list of layers with a shared input"))?.parts();
-                let profile = |name: &String| profiles.iter().find(|profile| profile.name() == name);
-                let members: Vec<_> =
-                    names.iter().filter_map(profile).zip(loaded.iter().map(|loaded| loaded.parts().0)).collect();
-                let outputs = members.iter().map(|(_, linear)| linear.out_features()).sum();
-                let rank = saving_rank((outputs, first.in_features()), Form::Factors);
-                let (shared, joint) = SharedInput::decompose(&members, sensitivities, method, calibration, rank)?;
+                let group = self.layers.iter().zip(&profiles).filter(|(layer, _)| names.contains(&layer.name));
+                let group: Vec<(&Layer<'a, T>, &LayerProfile)> = group.collect();
+                let (first, _) = group.first().ok_or_else(|| Error::empty("the list of layers with a shared input"))?;
+                let weights = group.iter().map(|(layer, _)| layer.load(|linear, _| Ok(linear.clone())));
+                let weights: Vec<Linear<T>> = weights.collect::<Result<_>>()?;
+                let members: Vec<_> = group.iter().map(|(_, profile)| *profile).zip(&weights).collect();
+                let outputs = group.iter().map(|(layer, _)| layer.shape.0).sum();
+                let rank = saving_rank((outputs, first.shape.1), Form::Factors);
+                let (shared, joint) = first.load(|_, calibration| {
+                    SharedInput::decompose(&members, sensitivities, method, calibration, rank)
+                })?;
                 groups.push(shared);
-                stacked.push((names, joint));
+                stacked.push(joint);
             }
             let plan = allocator.allocate_shared(&profiles, &groups)?;
-            let (mut compressed, ranks) = (BTreeMap::new(), plan.ranks());
-            for (name, decomposition) in decompositions {
-                if let Some(&rank) = ranks.get(&name) {
-                    compressed.insert(name, decomposition.truncate(rank)?.into_layer());
-                }
-            }
-            for (group, (shared, (names, joint))) in groups.iter().zip(&stacked).enumerate() {
-                let rank = |layer: &LayerPlan| match layer.choice {
-                    Choice::Shared { group: other, rank } if other == group => Some(rank),
-                    _ => None,
-                };
-                if let Some(rank) = plan.layers.iter().find_map(rank) {
-                    let loaded = self.load_all(names)?;
-                    let originals: Vec<&Linear<T>> = loaded.iter().map(|loaded| loaded.parts().0).collect();
-                    let layers = shared.split(joint.truncate(rank)?.layer(), &originals)?;
-                    compressed.extend(names.iter().cloned().zip(layers));
+            let mut compressed = BTreeMap::new();
+            for layer in &plan.layers {
+                match (layer.choice, decompositions.remove(&layer.name)) {
+                    (Choice::Rank(rank), Some(decomposition)) => {
+                        compressed.insert(layer.name.clone(), decomposition.truncate(rank)?.into_layer());
+                    }
+                    (Choice::Shared { group, rank }, _) if !compressed.contains_key(&layer.name) => {
+                        let layers = groups[group].split(stacked[group].truncate(rank)?.layer())?;
+                        compressed.extend(groups[group].names().map(str::to_owned).zip(layers));
+                    }
+                    _ => {}
                 }
             }
             Ok((plan, compressed))
         })
     }
 
-    /// Loads the layers of a shared input.
-    fn load_all(&self, names: &[String]) -> Result<Vec<Loaded<'a, T>>> {
-        let load = |name: &String| {
-            let layer = self.layers.iter().find(|layer| layer.name == *name).ok_or_else(|| {
-                Error::layers("shared inputs of layers of the network".into(), format!("one of `{name}`"))
-            });
-            (layer?.load)()
-        };
-        names.iter().map(load).collect()
-    }
-
     /// Returns the number of layers to decompose next, in parallel if more than one.
-    ///
-    /// Without the feature `rayon` it is 1. It is also 1 inside a rayon worker, because the caller
-    /// already works in parallel.
-    #[cfg_attr(not(feature = "rayon"), allow(unused_mut, unused_variables))]
     fn batch_size(&self, waiting: &[&Layer<'a, T>], form: Form, mut free: usize) -> usize {
-        #[cfg(feature = "rayon")]
-        if rayon::current_thread_index().is_none() && rayon::current_num_threads() > 1 {
-            let threads = rayon::current_num_threads();
-            let fits = |layer: &&&Layer<'a, T>| {
-                let rest = free.checked_sub(self.estimate(layer, form));
-                free = rest.unwrap_or(free);
-                rest.is_some()
-            };
-            let count = waiting.iter().take(2 * threads).take_while(fits).count();
-            return if count < threads { 1 } else { count };
-        }
-        1
+        let threads = linalg::threads(0).degree();
+        let fits = |layer: &&&Layer<'a, T>| {
+            let rest = free.checked_sub(self.estimate(layer, form));
+            free = rest.unwrap_or(free);
+            rest.is_some()
+        };
+        let count = waiting.iter().take(2 * threads).take_while(fits).count();
+        if threads == 1 || count < threads { 1 } else { count }
     }
 }
 
 /// Returns the largest rank that saves parameters, at least 1.
-fn saving_rank((m, n): (usize, usize), form: Form) -> usize {
-    let full = m.min(n).max(1);
-    match form {
-        Form::Factors => (m.saturating_mul(n).saturating_sub(1) / m.saturating_add(n).max(1)).clamp(1, full),
-        Form::Pivoted => (full - 1).max(1),
-    }
+fn saving_rank(shape: (usize, usize), form: Form) -> usize {
+    (form.break_even(shape).ceil() as usize).saturating_sub(1).max(1)
 }
 
 fn solve_all<E: Sync, R: Send>(batch: &[E], solve: &(impl Fn(&E) -> R + Sync)) -> Vec<R> {

@@ -1,11 +1,10 @@
 //! Evaluations of a network with some layers compressed. The caller makes them, and none is
 //! repeated.
 
-use core::ops::ControlFlow;
 use std::collections::BTreeMap;
 
 use super::layer_profile::LayerProfile;
-use super::progress::Progress;
+use super::progress::Tracker;
 use crate::{Error, Result};
 
 /// The value that the caller's function returned for the network with some layers compressed.
@@ -34,81 +33,64 @@ pub struct Evaluation {
 /// The error of the caller's function.
 pub(super) type AnyError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A caller's function that evaluates the network with some layers compressed to given ranks.
-type Evaluate<'a> = dyn FnMut(&BTreeMap<String, usize>) -> Result<f64, AnyError> + 'a;
-
-/// Returns the caller's function with its error in a box.
-pub(super) fn boxed<E: Into<AnyError>>(
-    mut evaluate: impl FnMut(&BTreeMap<String, usize>) -> Result<f64, E>,
-) -> impl FnMut(&BTreeMap<String, usize>) -> Result<f64, AnyError> {
-    move |ranks| evaluate(ranks).map_err(Into::into)
-}
-
 /// The caller's functions, with everything that has been evaluated so far.
-pub(super) struct Evaluator<'a> {
+pub(super) struct Evaluator<'a, F> {
     pub(super) layers: &'a [LayerProfile],
     pub(super) evaluations: &'a mut Vec<Evaluation>,
-    pub(super) evaluate: &'a mut Evaluate<'a>,
-    pub(super) progress: &'a mut dyn FnMut(&Progress) -> ControlFlow<()>,
-    pub(super) total: Option<usize>,
-    pub(super) done: usize,
-    pub(super) cancelled: bool,
+    pub(super) evaluate: F,
+    pub(super) tracker: Tracker<'a>,
 }
 
-impl Evaluator<'_> {
+impl<F> Evaluator<'_, F> {
     /// Evaluates the network with these layers compressed; returns `None` if the caller has
     /// cancelled.
-    pub(super) fn evaluate(
+    pub(super) fn evaluate<E: Into<AnyError>>(
         &mut self,
         layer: Option<&str>,
         ranks: &BTreeMap<String, usize>,
-    ) -> Result<Option<Evaluation>> {
-        let (mut parameters, mut losses) = (0, BTreeMap::new());
-        for layer in self.layers {
-            let rank = ranks.get(layer.name()).copied();
-            parameters += layer.costs(rank.unwrap_or(0)).0;
-            if let Some(rank) = rank {
-                losses.insert(layer.name(), layer.require_loss(rank)?);
-            }
-        }
+    ) -> Result<Option<Evaluation>>
+    where
+        F: FnMut(&BTreeMap<String, usize>) -> Result<f64, E>,
+    {
+        let rank_of = |layer: &LayerProfile| ranks.get(layer.name()).copied();
+        let parameters = self.layers.iter().map(|layer| layer.costs(rank_of(layer).unwrap_or(0)).0).sum();
+        let compressed = self.layers.iter().filter_map(|layer| Some((layer, rank_of(layer)?)));
+        let loss = |(layer, rank): (&LayerProfile, _)| Ok((layer.name().to_owned(), layer.require_loss(rank)?));
+        let losses: BTreeMap<String, f64> = compressed.map(loss).collect::<Result<_>>()?;
         let losses: Vec<f64> = losses.into_values().collect();
         // Text formats may change the last digit of a loss.
         let same = |(one, other): (&f64, &f64)| (one - other).abs() <= 4.0 * f64::EPSILON * one.abs();
         let known = self.evaluations.iter().find(|known| {
             known.ranks == *ranks && known.losses.len() == losses.len() && known.losses.iter().zip(&losses).all(same)
         });
-        let layer = layer.map(str::to_owned);
         if let Some(known) = known {
-            self.done += 1;
-            return Ok(Some(Evaluation { layer, parameters, ..known.clone() }));
+            self.tracker.done += 1;
+            return Ok(Some(Evaluation { layer: layer.map(str::to_owned), parameters, ..known.clone() }));
         }
-        let (done, total) = (self.done, self.total);
-        let mut progress = Progress { layer: layer.clone(), finished: false, done, total, value: None };
-        if self.cancelled || (self.progress)(&progress).is_break() {
+        if !self.tracker.begin(layer) {
             return Ok(None);
         }
         let value = self.value(ranks)?;
-        self.done += 1;
-        (progress.finished, progress.done, progress.value) = (true, self.done, Some(value));
-        self.cancelled = (self.progress)(&progress).is_break();
+        self.tracker.finish(layer, Some(value));
+        let layer = layer.map(str::to_owned);
         let evaluation = Evaluation { layer, ranks: ranks.clone(), losses, parameters, value };
         self.evaluations.push(evaluation.clone());
         Ok(Some(evaluation))
     }
 
     /// Calls the caller's function; its value must be finite.
-    fn value(&mut self, ranks: &BTreeMap<String, usize>) -> Result<f64> {
-        let found = (self.evaluate)(ranks);
-        if let Ok(value) = found
-            && value.is_finite()
-        {
-            return Ok(value);
-        }
+    fn value<E: Into<AnyError>>(&mut self, ranks: &BTreeMap<String, usize>) -> Result<f64>
+    where
+        F: FnMut(&BTreeMap<String, usize>) -> Result<f64, E>,
+    {
         let compressed: Vec<String> = ranks.iter().map(|(name, rank)| format!("`{name}` at rank {rank}")).collect();
         let subject = if compressed.is_empty() { "the original network".into() } else { compressed.join(", ") };
-        Err(match found {
-            Ok(value) => Error::out_of_range("the value of the network", format!("to be finite for {subject}"), value),
-            Err(error) => Error::callback(subject, error),
-        })
+        match (self.evaluate)(ranks) {
+            Ok(value) if value.is_finite() => Ok(value),
+            Ok(value) => {
+                Err(Error::out_of_range("the value of the network", format!("to be finite for {subject}"), value))
+            }
+            Err(error) => Err(Error::callback(subject, error)),
+        }
     }
 }

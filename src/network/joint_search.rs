@@ -3,11 +3,11 @@
 use core::ops::ControlFlow;
 use std::collections::BTreeMap;
 
-use super::evaluation::{AnyError, Evaluation, Evaluator, boxed};
+use super::evaluation::{AnyError, Evaluation, Evaluator};
 use super::layer_profile::{self, LayerProfile, Limits};
-use super::progress::Progress;
-use crate::error::during;
-use crate::{Error, Result};
+use super::progress::{Progress, Tracker};
+use crate::Result;
+use crate::error::{during, require};
 
 /// The paper's search: compresses layers step by step while the network stays accurate enough.
 ///
@@ -117,9 +117,7 @@ impl JointSearch {
             layer_profile::positions(layers)?;
             let all: Vec<(&str, Vec<usize>)> =
                 layers.iter().map(|layer| (layer.name(), layer.saving_ranks(self.limits))).collect();
-            let evaluate = &mut boxed(evaluate);
-            let mut evaluator =
-                Evaluator { layers, evaluations, evaluate, progress, total: None, done: 0, cancelled: false };
+            let mut evaluator = Evaluator { layers, evaluations, evaluate, tracker: Tracker::new(progress, None) };
             let Some(original) = evaluator.evaluate(None, &BTreeMap::new())? else { return Ok(Vec::new()) };
             // Rounding must not exclude a drop of exactly `max_drop`.
             let rounding = 4.0 * f64::EPSILON * (original.value.abs() + self.max_drop);
@@ -148,18 +146,11 @@ impl JointSearch {
     }
 
     fn validate(&self) -> Result<()> {
-        let (fraction, ranks) = self.step;
-        let (parameter, expected, found) = match () {
-            () if !(self.max_drop >= 0.0 && self.max_drop.is_finite()) => {
-                ("`max_drop`", "to be finite and at least 0", self.max_drop)
-            }
-            () if ranks == 0 => ("the number of ranks in a step", "to be at least 1", 0.0),
-            () if !(0.0..1.0).contains(&fraction) => {
-                ("the fraction of the rank in a step", "to be in [0, 1)", fraction)
-            }
-            () => return self.limits.validate(),
-        };
-        Err(Error::out_of_range(parameter, expected.into(), found))
+        let (max_drop, (fraction, ranks)) = (self.max_drop, self.step);
+        require(max_drop >= 0.0 && max_drop.is_finite(), "`max_drop`", "to be finite and at least 0", max_drop)?;
+        require(ranks > 0, "the number of ranks in a step", "to be at least 1", 0.0)?;
+        require((0.0..1.0).contains(&fraction), "the fraction of the rank in a step", "to be in [0, 1)", fraction)?;
+        self.limits.validate()
     }
 
     /// Returns the rank of a layer after one more step: the largest allowed rank that is at least a

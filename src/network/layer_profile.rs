@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::compress::{Facts, require_energies};
-use crate::error::during;
+use crate::error::{during, require};
 use crate::{Decomposition, Error, Report, Result, Scalar};
 
 /// A layer's name, shape and error at every rank.
@@ -35,7 +35,7 @@ pub struct LayerProfile {
     name: String,
     /// How often the network runs this layer for one sample.
     pub(super) calls: u64,
-    facts: Facts,
+    pub(super) facts: Facts,
     /// Eigenvalues, divided by their total.
     explained: Vec<f64>,
     pub(super) total_energy: f64,
@@ -55,30 +55,16 @@ impl LayerProfile {
     /// Ranks above the decomposition's [`max_rank`](Decomposition::max_rank) cannot be chosen.
     /// Solve up to [`Rank::break_even`](crate::Rank::break_even) to allow every useful rank.
     pub fn new<T: Scalar>(name: impl Into<String>, decomposition: &Decomposition<T>) -> Self {
-        let errors = decomposition.relative_errors().map(<[f64]>::to_vec);
-        let (explained, total_energy) = (decomposition.explained().to_vec(), decomposition.total_energy());
-        let facts = decomposition.facts().clone();
-        let profile = Self::with_spectrum(name.into(), facts, explained, total_energy, errors);
-        Self { in_metric: decomposition.metric_error(1).is_some(), ..profile }
-    }
-
-    fn with_spectrum(
-        name: String,
-        facts: Facts,
-        explained: Vec<f64>,
-        total_energy: f64,
-        relative_errors: Option<Vec<f64>>,
-    ) -> Self {
-        let losses = tails(&explained, facts.shape.0.min(facts.shape.1));
+        let (facts, explained) = (decomposition.facts().clone(), decomposition.explained().to_vec());
         Self {
-            name,
+            name: name.into(),
             calls: 1,
+            losses: tails(&explained, facts.shape.0.min(facts.shape.1)),
             facts,
             explained,
-            total_energy,
-            in_metric: false,
-            relative_errors,
-            losses,
+            total_energy: decomposition.total_energy(),
+            in_metric: decomposition.metric_error(1).is_some(),
+            relative_errors: decomposition.relative_errors().map(<[f64]>::to_vec),
             by_data_errors: false,
         }
     }
@@ -108,7 +94,7 @@ impl LayerProfile {
         total_energy: f64,
     ) -> Result<Self> {
         during("LayerProfile::from_energies", || {
-            let Self { name, mut facts, .. } = Self::original(name, shape, bias)?;
+            let mut profile = Self::original(name, shape, bias)?;
             if energies.is_empty() {
                 return Err(Error::empty("the list of energies"));
             }
@@ -118,9 +104,10 @@ impl LayerProfile {
                 return Err(Error::rank(expected, energies.len().to_string()));
             }
             require_energies(energies, total_energy)?;
-            facts.determined = energies.len();
-            let explained = energies.iter().map(|energy| energy / total_energy.max(f64::MIN_POSITIVE)).collect();
-            Ok(Self::with_spectrum(name, facts, explained, total_energy, None))
+            profile.explained = energies.iter().map(|energy| energy / total_energy.max(f64::MIN_POSITIVE)).collect();
+            profile.losses = tails(&profile.explained, full);
+            (profile.total_energy, profile.facts.determined) = (total_energy, energies.len());
+            Ok(profile)
         })
     }
 
@@ -144,8 +131,17 @@ impl LayerProfile {
                 return Err(Error::empty("the weight"));
             }
             let (method, solver, biases) = ("spectrum".into(), "none".into(), (bias, bias));
-            let facts = Facts { method, solver, shape, biases, ..Facts::default() };
-            Ok(Self::with_spectrum(name.into(), facts, Vec::new(), 0.0, None))
+            Ok(Self {
+                name: name.into(),
+                calls: 1,
+                facts: Facts { method, solver, shape, biases, ..Facts::default() },
+                explained: Vec::new(),
+                total_energy: 0.0,
+                in_metric: false,
+                relative_errors: None,
+                losses: Vec::new(),
+                by_data_errors: false,
+            })
         })
     }
 
@@ -229,11 +225,6 @@ impl LayerProfile {
         self.loss(rank).map(|_| self.facts.report(rank, self.relative_error(rank)))
     }
 
-    /// Returns the size up to which relative errors are rounding.
-    pub(super) fn resolution(&self) -> f64 {
-        self.facts.resolution
-    }
-
     /// The energy of the original outputs in the layer's output metric.
     pub(super) fn metric_energy(&self) -> Result<f64> {
         if self.in_metric {
@@ -284,15 +275,10 @@ impl Limits {
     pub(super) const NONE: Self = Self { min_rank: 1, max_rank: usize::MAX, multiple: 1 };
 
     pub(super) fn validate(self) -> Result<()> {
-        let (parameter, found, bound) = match self {
-            Self { multiple: 0, .. } => ("the rank multiple", 0, "1".into()),
-            Self { min_rank: 0, .. } => ("the smallest rank", 0, "1".into()),
-            Self { min_rank, max_rank, .. } if max_rank < min_rank => {
-                ("the largest rank", max_rank, format!("the smallest, {min_rank}"))
-            }
-            _ => return Ok(()),
-        };
-        Err(Error::out_of_range(parameter, format!("to be at least {bound}"), found as f64))
+        require(self.multiple > 0, "the rank multiple", "to be at least 1", 0.0)?;
+        require(self.min_rank > 0, "the smallest rank", "to be at least 1", 0.0)?;
+        let expected = format!("to be at least the smallest, {}", self.min_rank);
+        require(self.max_rank >= self.min_rank, "the largest rank", expected, self.max_rank as f64)
     }
 
     pub(super) fn allow(self, rank: usize) -> bool {

@@ -10,7 +10,7 @@
 //! | allocate by the effect of each layer on the network | [`Sensitivities::measure`], [`Strategy::Sensitivity`] |
 //! | compress step by step within a drop of accuracy, as the paper does in section 5.3 | [`JointSearch`] |
 //! | one `down` for several layers with a shared input | [`SharedInput`] |
-//! | compress each layer for the inputs that the layers compressed before it produce | [`SequentialCompression`] |
+//! | compress each layer for the inputs that the layers compressed before it produce | [`Network::compress_sequentially`] |
 //! | decompose many layers in parallel within a memory limit | [`Network::decompose`] |
 //!
 //! The explained energy ([`Strategy::Energy`]) measures the error of a layer's *own* outputs, but
@@ -48,6 +48,7 @@
 )]
 mod allocator;
 mod budget;
+#[allow(clippy::indexing_slicing, reason = "every index is a group's position in the list that the plan was made from")]
 mod compress_network;
 mod evaluation;
 mod joint_search;
@@ -66,8 +67,7 @@ pub use self::compress_network::Network;
 pub use self::evaluation::Evaluation;
 pub use self::joint_search::JointSearch;
 pub use self::layer_profile::LayerProfile;
-pub use self::plan::{Choice, LayerPlan, OriginalReason, Plan, PlanWarning};
+pub use self::plan::{Choice, LayerPlan, OriginalReason, Plan};
 pub use self::progress::Progress;
 pub use self::sensitivities::Sensitivities;
-pub use self::sequential::SequentialCompression;
 pub use self::shared_input::SharedInput;

@@ -3,12 +3,9 @@
 use core::fmt;
 use std::collections::BTreeMap;
 
-use super::layer_profile::{self, LayerProfile, Limits};
+use super::layer_profile::{self, LayerProfile};
 use crate::error::during;
 use crate::{Report, Result, Warning};
-
-/// A gap above this fraction of the objective gets a warning.
-const LARGE_GAP: f64 = 0.01;
 
 /// The choice for a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -58,36 +55,6 @@ impl fmt::Display for OriginalReason {
     }
 }
 
-/// A warning about a plan.
-#[derive(Clone, Debug, PartialEq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[non_exhaustive]
-pub enum PlanWarning {
-    /// The budget was allocated by the explained energy alone, which is often worse than uniform.
-    EnergyAlone,
-    /// The gap to the lower bound is large.
-    Gap {
-        /// The gap, divided by the objective.
-        fraction: f64,
-    },
-    /// No layer is compressed.
-    NothingCompressed,
-}
-
-impl fmt::Display for PlanWarning {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::EnergyAlone => f.write_str(
-                "allocated by explained energy alone, which is often worse than uniform; measure sensitivities",
-            ),
-            Self::Gap { fraction } => {
-                write!(f, "another allocation could be better by up to {:.1} % of the objective", 100.0 * fraction)
-            }
-            Self::NothingCompressed => write!(f, "no layer is compressed"),
-        }
-    }
-}
-
 /// A budget allocated to the layers of a network, and the report on it.
 ///
 /// ```
@@ -127,7 +94,7 @@ pub struct Plan {
     /// The layers, in the order in which they were given.
     pub layers: Vec<LayerPlan>,
     /// Warnings about the plan; those about single layers are with the layers.
-    pub warnings: Vec<PlanWarning>,
+    pub warnings: Vec<Warning>,
 }
 
 /// The choice for one layer, with its cost, loss and warnings.
@@ -193,10 +160,9 @@ impl Plan {
         during("Plan::of_ranks", || {
             layer_profile::require_known(&layer_profile::positions(layers)?, ranks.keys(), "ranks")?;
             let plan = |layer: &LayerProfile| {
-                let (weight, reason) = match layer.saving_ranks(Limits::NONE).is_empty() {
-                    _ if layer.max_rank() == 0 => (0.0, OriginalReason::Untouched),
-                    true => (1.0, OriginalReason::NoSavings),
-                    false => (1.0, OriginalReason::Chosen),
+                let (weight, reason) = match layer.max_rank() {
+                    0 => (0.0, OriginalReason::Untouched),
+                    _ => (1.0, OriginalReason::Chosen),
                 };
                 let mut plan = LayerPlan::original(layer, weight, reason);
                 if let Some(&rank) = ranks.get(layer.name()) {
@@ -224,16 +190,8 @@ impl Plan {
         // By rounding, the bound could be negative or exceed the objective.
         let lower_bound = lower_bound.map_or(objective, |bound| bound.max(0.0).min(objective));
         let nothing = layers.iter().all(|layer| layer.choice == Choice::Original);
-        let warnings = Vec::from_iter(nothing.then_some(PlanWarning::NothingCompressed));
+        let warnings = Vec::from_iter(nothing.then_some(Warning::NothingCompressed));
         Self { budget, strategy, minimizes_parameters, objective, lower_bound, layers, warnings }
-    }
-
-    /// Adds a warning if the gap is large.
-    pub(super) fn warn_of_gap(&mut self) {
-        let fraction = self.gap() / self.objective.max(f64::MIN_POSITIVE);
-        if fraction > LARGE_GAP {
-            self.warnings.push(PlanWarning::Gap { fraction });
-        }
     }
 
     /// Returns the choice for the layer of this name.
@@ -253,7 +211,8 @@ impl Plan {
     /// Returns an upper bound on the improvement of the objective by another allocation: the
     /// objective minus the lower bound.
     pub fn gap(&self) -> f64 {
-        self.objective - self.lower_bound
+        // Infinite losses would give NaN, which `max` ignores.
+        (self.objective - self.lower_bound).max(0.0)
     }
 
     /// Returns the parameters of the original layers, biases included.
@@ -316,11 +275,10 @@ impl LayerPlan {
         Ok(())
     }
 
-    /// Changes the choice to a shared `down`, given the parameters, the entries of the factors and
-    /// the loss.
-    pub(super) fn share(&mut self, choice: Choice, (parameters, factors, loss): (u64, u64, f64), calls: u64) {
-        (self.choice, self.reason) = (choice, None);
-        (self.parameters_after, self.multiply_adds_after) = (parameters, factors.saturating_mul(calls));
+    /// Changes the choice to a shared `down`, given the parameters and multiply–adds, and the loss.
+    pub(super) fn share(&mut self, choice: Choice, costs: (u64, u64), loss: f64, warnings: &[Warning]) {
+        (self.choice, self.reason, self.warnings) = (choice, None, warnings.to_vec());
+        (self.parameters_after, self.multiply_adds_after) = costs;
         (self.loss, self.relative_error) = (loss, Some(loss.sqrt()));
     }
 }

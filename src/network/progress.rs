@@ -45,6 +45,40 @@ impl Progress {
     }
 }
 
+/// The caller's function, and the number of items so far.
+pub(super) struct Tracker<'a> {
+    progress: &'a mut dyn FnMut(&Progress) -> ControlFlow<()>,
+    total: Option<usize>,
+    pub(super) done: usize,
+    pub(super) cancelled: bool,
+}
+
+impl<'a> Tracker<'a> {
+    pub(super) fn new(progress: &'a mut dyn FnMut(&Progress) -> ControlFlow<()>, total: Option<usize>) -> Self {
+        Self { progress, total, done: 0, cancelled: false }
+    }
+
+    /// Reports that an item is about to begin. Returns false if the caller has cancelled.
+    pub(super) fn begin(&mut self, layer: Option<&str>) -> bool {
+        if !self.cancelled {
+            self.report(layer, false, None);
+        }
+        !self.cancelled
+    }
+
+    /// Reports that an item is finished.
+    pub(super) fn finish(&mut self, layer: Option<&str>, value: Option<f64>) {
+        self.done += 1;
+        self.report(layer, true, value);
+    }
+
+    fn report(&mut self, layer: Option<&str>, finished: bool, value: Option<f64>) {
+        let layer = layer.map(str::to_owned);
+        let event = Progress { layer, finished, done: self.done, total: self.total, value };
+        self.cancelled |= (self.progress)(&event).is_break();
+    }
+}
+
 impl fmt::Display for Progress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.done)?;

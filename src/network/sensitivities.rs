@@ -3,11 +3,11 @@
 use core::ops::ControlFlow;
 use std::collections::BTreeMap;
 
-use super::evaluation::{AnyError, Evaluation, Evaluator, boxed};
+use super::evaluation::{AnyError, Evaluation, Evaluator};
 use super::layer_profile::{self, LayerProfile, Limits};
 use super::plan::{Choice, Plan};
-use super::progress::Progress;
-use crate::error::during;
+use super::progress::{Progress, Tracker};
+use crate::error::{during, require};
 use crate::{Error, Result};
 
 /// The increase of the network's loss for each unit of a layer's loss, by name. Only the ratios
@@ -41,15 +41,13 @@ impl Sensitivities {
             let mut map = BTreeMap::new();
             for (name, sensitivity) in sensitivities {
                 let name = name.into();
-                if !(sensitivity >= 0.0 && sensitivity.is_finite()) {
-                    let expected = "to be finite and at least 0".into();
-                    return Err(Error::out_of_range("the sensitivity", expected, sensitivity).in_layer(&name));
-                }
-                if map.contains_key(&name) {
+                let good = sensitivity >= 0.0 && sensitivity.is_finite();
+                require(good, "the sensitivity", "to be finite and at least 0", sensitivity)
+                    .map_err(|error| error.in_layer(&name))?;
+                if map.insert(name.clone(), sensitivity).is_some() {
                     let expected = "one sensitivity for each layer".into();
                     return Err(Error::layers(expected, format!("two for `{name}`")));
                 }
-                map.insert(name, sensitivity);
             }
             Ok(Self(map))
         })
@@ -116,9 +114,8 @@ impl Sensitivities {
             if measurable.is_empty() {
                 return Err(Error::empty("the list of layers that can be compressed"));
             }
-            let evaluate = &mut boxed(evaluate);
-            let total = Some(measurable.len() + 1);
-            let mut evaluator = Evaluator { layers, evaluations, evaluate, progress, total, done: 0, cancelled: false };
+            let tracker = Tracker::new(progress, Some(measurable.len() + 1));
+            let mut evaluator = Evaluator { layers, evaluations, evaluate, tracker };
             let Some(original) = evaluator.evaluate(None, &BTreeMap::new())? else { return Ok(None) };
             let mut sensitivities = Vec::with_capacity(measurable.len());
             for (name, rank, loss) in measurable {
@@ -165,13 +162,8 @@ impl Sensitivities {
     /// ```
     pub fn with_floor(mut self, fraction_of_mean: f64) -> Result<Self> {
         during("Sensitivities::with_floor", || {
-            if !(0.0..=1.0).contains(&fraction_of_mean) {
-                return Err(Error::out_of_range(
-                    "the fraction of the mean",
-                    "to be in [0, 1]".into(),
-                    fraction_of_mean,
-                ));
-            }
+            let good = (0.0..=1.0).contains(&fraction_of_mean);
+            require(good, "the fraction of the mean", "to be in [0, 1]", fraction_of_mean)?;
             let count = self.0.len().max(1) as f64;
             let floor = self.0.values().map(|sensitivity| sensitivity / count).sum::<f64>() * fraction_of_mean;
             self.0.values_mut().for_each(|sensitivity| *sensitivity = sensitivity.max(floor));
@@ -187,7 +179,7 @@ fn measurable<'a>(layer: &'a LayerProfile, plan: &Plan) -> Option<(&'a str, usiz
         _ => usize::MAX,
     };
     // A quotient with a loss that is rounding noise would be meaningless.
-    let least = layer.resolution() * layer.resolution();
+    let least = layer.facts.resolution.powi(2);
     let ranks = layer.saving_ranks(Limits::NONE).into_iter().rev().filter(|&rank| rank <= planned);
     let mut measurable = ranks.filter_map(|rank| Some((layer.name(), rank, layer.loss(rank)?)));
     measurable.find(|(_, _, loss)| *loss > least && loss.is_finite())

@@ -1,13 +1,10 @@
 //! Layers with a shared input: one `down` for all of them, an `up` for each.
 
-use faer::{Col, ColRef, MatMut, MatRef};
-
 use super::layer_profile::{LayerProfile, tails};
 use super::sensitivities::Sensitivities;
+use crate::compress::OutputMetric;
 use crate::error::during;
-use crate::{
-    Calibration, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Result, Scalar, Warning, linalg,
-};
+use crate::{Calibration, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Result, Scalar, linalg};
 
 /// The weight of a layer whose sensitivity is zero, relative to the largest sensitivity.
 const NEGLIGIBLE: f64 = 1.0 / (1_u64 << 40) as f64;
@@ -24,8 +21,8 @@ const SAME: f64 = 1e-3;
 /// separate factors have `Σ kᵢ (n + mᵢ)`.
 /// [`Allocator::allocate_shared`](super::Allocator::allocate_shared) chooses the better of the two.
 ///
-/// The rows of each layer are scaled by `√(wᵢ / eᵢ)`, with the energy `eᵢ` of its outputs and its
-/// sensitivity `wᵢ`. With this scaling, the solution minimizes the weighted sum of the *relative*
+/// An output metric weighs the rows of each layer by `wᵢ / eᵢ`, with the energy `eᵢ` of its outputs
+/// and its sensitivity `wᵢ`. The solution therefore minimizes the weighted sum of the *relative*
 /// squared errors, as separate factors do.
 ///
 /// ```
@@ -53,7 +50,7 @@ const SAME: f64 = 1e-3;
 /// assert_eq!(plan.choice("key"), Some(Choice::Shared { group: 0, rank: 6 }));
 /// assert_eq!(plan.parameters_after(), 6 * (24 + 3 * 24));
 ///
-/// let layers = shared.split(decomposition.truncate(6)?.layer(), &[&query, &key, &value])?;
+/// let layers = shared.split(decomposition.truncate(6)?.layer())?;
 /// assert_eq!(layers[0].down(), layers[2].down()); // a program may store it once
 /// # Ok(())
 /// # }
@@ -61,11 +58,9 @@ const SAME: f64 = 1e-3;
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SharedInput {
-    in_features: usize,
+    /// The stacked layer.
+    pub(super) stacked: LayerProfile,
     members: Vec<Member>,
-    /// Whether the method corrects the biases instead of keeping them.
-    corrects_bias: bool,
-    pub(super) warnings: Vec<Warning>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -73,10 +68,6 @@ pub struct SharedInput {
 struct Member {
     name: String,
     out_features: usize,
-    /// Whether its compressed form has a bias.
-    bias: bool,
-    /// The factor of its rows in the stacked weight.
-    scale: f64,
     /// The loss at every rank from 1.
     losses: Vec<f64>,
 }
@@ -86,14 +77,15 @@ impl SharedInput {
     ///
     /// The profiles must come from the same method and the same statistics. Pass the same
     /// sensitivities as to the allocation. Truncate the returned decomposition of the stacked layer
-    /// to the planned rank, and [`split`](Self::split) it.
+    /// to the planned rank, and [`split`](Self::split) it. The method must respect the output
+    /// metric of its calibration data.
     ///
     /// # Errors
     ///
     /// Fewer than two layers; profiles of other layers, or of layers that stay original; layers of
     /// which only some have a bias; different numbers of inputs; a layer without a sensitivity;
-    /// profiles from another method or other statistics, whose errors cannot be compared; errors of
-    /// [`LowRankCompressor::decompose`].
+    /// profiles from another method, other statistics or an output metric, whose errors cannot be
+    /// compared; errors of [`LowRankCompressor::decompose`].
     pub fn decompose<'a, T: Scalar>(
         members: &[(&LayerProfile, &Linear<T>)],
         sensitivities: Option<&Sensitivities>,
@@ -103,12 +95,14 @@ impl SharedInput {
     ) -> Result<(Self, Decomposition<T>)> {
         let calibration = calibration.into();
         during("SharedInput::decompose", || {
-            check_members(members)?;
-            let scales = scales(members, sensitivities)?;
-            let decomposition = method.solve(&stack(members, &scales)?, calibration, max_rank)?;
-            let energies =
-                members.iter().zip(&scales).map(|((profile, _), scale)| scale * scale * profile.total_energy);
-            let energies: Vec<f64> = energies.collect();
+            let stacked = stack(members)?;
+            let weights = weights(members, sensitivities)?;
+            let rows =
+                members.iter().zip(&weights).flat_map(|((_, layer), &weight)| vec![weight; layer.out_features()]);
+            let metric = OutputMetric::diagonal(&rows.collect::<Vec<_>>())?.with_floor(0.0)?;
+            let decomposition = method.solve(&stacked, calibration.with_output_metric(&metric), max_rank)?;
+            let energies: Vec<f64> =
+                members.iter().zip(&weights).map(|((profile, _), weight)| weight * profile.total_energy).collect();
             let (total, sum) = (decomposition.total_energy(), energies.iter().sum::<f64>());
             if (sum - total).abs() > SAME * total {
                 let expected = format!("profiles from the method and the data of the group, of total energy {total:e}");
@@ -116,25 +110,24 @@ impl SharedInput {
             }
             let factors = decomposition.truncate(decomposition.max_rank())?.into_layer();
             let full = factors.in_features().min(factors.out_features());
-            let mut start = 0;
-            let member = |(((profile, layer), energy), &scale): ((&(&LayerProfile, &Linear<T>), f64), &f64)| {
-                let out_features = layer.out_features();
-                let up = factors.up().subrows(start, out_features);
-                start += out_features;
+            // The columns of `up` are eigenvectors, up to a factor. The part of an eigenvalue in the
+            // rows of a layer is their part of the squared norm in the metric.
+            let (mut norms, mut start) = (Vec::with_capacity(members.len()), 0);
+            for ((_, layer), weight) in members.iter().zip(&weights) {
+                let squares = linalg::squared_column_norms(factors.up().subrows(start, layer.out_features()));
+                norms.push(squares.into_iter().map(|square| weight * square).collect::<Vec<f64>>());
+                start += layer.out_features();
+            }
+            let whole = |rank: usize| norms.iter().filter_map(|norms| norms.get(rank)).sum::<f64>();
+            let mut shared =
+                Self { stacked: LayerProfile::new("the stacked layer", &decomposition), members: Vec::new() };
+            for (((profile, layer), energy), norms) in members.iter().zip(energies).zip(&norms) {
                 let fraction = if energy > 0.0 { total / energy } else { 0.0 };
-                // The columns of `up` are eigenvectors. The part of an eigenvalue in these rows is
-                // their squared norm.
-                let explained = up.col_iter().zip(decomposition.explained());
-                let explained = explained.map(|(column, part)| part * fraction * linalg::squared_norm(column.as_mat()));
+                let explained = norms.iter().zip(decomposition.explained()).enumerate();
+                let explained = explained.map(|(rank, (norm, part))| part * fraction * norm / whole(rank));
                 let losses = tails(&explained.collect::<Vec<_>>(), full);
-                Member { name: profile.name().into(), out_features, bias: factors.bias().is_some(), scale, losses }
-            };
-            let shared = Self {
-                in_features: factors.in_features(),
-                members: members.iter().zip(energies).zip(&scales).map(member).collect(),
-                corrects_bias: decomposition.corrects_bias(),
-                warnings: decomposition.facts().warnings.clone(),
-            };
+                shared.members.push(Member { name: profile.name().into(), out_features: layer.out_features(), losses });
+            }
             Ok((shared, decomposition))
         })
     }
@@ -142,50 +135,28 @@ impl SharedInput {
     /// Splits the compressed stacked layer into the layers of the group, in their order. Each has a
     /// copy of the shared `down`.
     ///
-    /// `originals` are the original layers, whose biases are kept if the method does not correct
-    /// them.
-    ///
     /// # Errors
     ///
-    /// A stacked layer or originals of other shapes; [`Error::Overflow`] if a factor leaves the
-    /// range of `T`.
-    pub fn split<T: Scalar>(
-        &self,
-        stacked: &LowRankLinear<T>,
-        originals: &[&Linear<T>],
-    ) -> Result<Vec<LowRankLinear<T>>> {
+    /// A stacked layer of another shape; [`Error::Memory`].
+    pub fn split<T: Scalar>(&self, stacked: &LowRankLinear<T>) -> Result<Vec<LowRankLinear<T>>> {
         during("SharedInput::split", || {
-            let outputs = self.members.iter().map(|member| member.out_features).sum();
-            let mut shapes = vec![
-                ("outputs of the stacked layer", outputs, stacked.out_features()),
-                ("inputs of the stacked layer", self.in_features, stacked.in_features()),
-                ("original layers", self.members.len(), originals.len()),
-            ];
-            let pairs = || self.members.iter().zip(originals);
-            shapes.extend(pairs().map(|(m, o)| ("outputs of an original layer", m.out_features, o.out_features())));
-            if let Some(&(what, expected, found)) = shapes.iter().find(|(_, expected, found)| expected != found) {
-                return Err(Error::shape(what, expected, found));
+            for (what, expected, found) in [
+                ("outputs of the stacked layer", self.stacked.out_features(), stacked.out_features()),
+                ("inputs of the stacked layer", self.stacked.in_features(), stacked.in_features()),
+            ] {
+                if expected != found {
+                    return Err(Error::shape(what, expected, found));
+                }
             }
             let mut start = 0;
-            let split = |(member, original): (&Member, &&Linear<T>)| {
-                let (rows, unit) = (member.out_features, member.scale.recip());
-                let mut up = linalg::zeros(rows, stacked.rank())?;
-                scale_into(up.as_mut(), stacked.up().subrows(start, rows), unit);
-                let unscaled = |bias: ColRef<'_, T>| -> Col<T> {
-                    bias.subrows(start, rows).iter().map(|b| T::from_f64(b.to_f64() * unit)).collect()
-                };
-                let bias = match self.corrects_bias {
-                    true => stacked.bias().map(unscaled),
-                    false => original.bias().map(|bias| bias.to_owned()),
-                };
-                let finite = bias.as_ref().is_none_or(|bias| bias.iter().all(|b| b.to_f64().is_finite()));
-                if !finite || linalg::first_non_finite(up.as_ref()).is_some() {
-                    return Err(Error::overflow("the factor `up` or the bias of a layer"));
-                }
+            let split = |member: &Member| {
+                let rows = member.out_features;
+                let up = stacked.up().subrows(start, rows).to_owned();
+                let bias = stacked.bias().map(|bias| bias.subrows(start, rows).to_owned());
                 start += rows;
                 LowRankLinear::new(stacked.down().to_owned(), up, bias)
             };
-            pairs().map(split).collect()
+            self.members.iter().map(split).collect()
         })
     }
 
@@ -196,7 +167,7 @@ impl SharedInput {
 
     /// Returns the largest rank that was solved for.
     pub fn max_rank(&self) -> usize {
-        self.members.iter().map(|member| member.losses.len()).min().unwrap_or(0)
+        self.stacked.max_rank()
     }
 
     /// Returns the loss of a layer, by its index in the group, at this rank of the shared `down`: a
@@ -208,23 +179,24 @@ impl SharedInput {
 
     /// Returns the parameters of all layers at this rank, biases included: `k (n + Σ mᵢ)`.
     pub fn parameters(&self, rank: usize) -> u64 {
-        (0..self.members.len()).map(|index| self.at_rank(index, rank).0).sum()
+        self.stacked.costs(rank).0
     }
 
-    /// Returns the parameters, the entries of the factors and the loss of a layer at this rank.
+    /// Returns the parameters and the entries of the factors of a layer at this rank, and its loss.
     /// `down` counts with the first layer.
-    pub(super) fn at_rank(&self, index: usize, rank: usize) -> (u64, u64, f64) {
-        let Some(member) = self.members.get(index) else { return (0, 0, f64::INFINITY) };
-        let inputs = if index == 0 { self.in_features } else { 0 };
-        let factors = (rank as u64).saturating_mul((member.out_features + inputs) as u64);
-        let bias = if member.bias { member.out_features as u64 } else { 0 };
-        (factors + bias, factors, self.loss(index, rank).unwrap_or(f64::INFINITY))
+    pub(super) fn at_rank(&self, index: usize, rank: usize) -> ((u64, u64), f64) {
+        let outputs = self.members.get(index).map_or(0, |member| member.out_features as u64);
+        let inputs = if index == 0 { self.stacked.in_features() as u64 } else { 0 };
+        let factors = (rank as u64).saturating_mul(outputs + inputs);
+        let bias = if self.stacked.facts.biases.1 { outputs } else { 0 };
+        ((factors + bias, factors), self.loss(index, rank).unwrap_or(f64::INFINITY))
     }
 
     /// Returns an error if a profile does not fit the group.
     pub(super) fn check(&self, layer: &LayerProfile) -> Result<()> {
         let shape = (layer.out_features(), layer.in_features());
-        let same = |member: &Member| member.name == layer.name() && (member.out_features, self.in_features) == shape;
+        let same =
+            |member: &Member| member.name == layer.name() && (member.out_features, self.stacked.in_features()) == shape;
         let found = match self.members.iter().any(same) {
             false => "another shape",
             true if layer.by_data_errors => "losses by errors on the data",
@@ -235,11 +207,31 @@ impl SharedInput {
     }
 }
 
-fn check_members<T: Scalar>(members: &[(&LayerProfile, &Linear<T>)]) -> Result<()> {
+/// Returns `wᵢ / eᵢ` of each layer, divided by the largest; 1 for a layer without energy.
+fn weights<T>(members: &[(&LayerProfile, &Linear<T>)], sensitivities: Option<&Sensitivities>) -> Result<Vec<f64>> {
+    let sensitivity =
+        |(profile, _): &(&LayerProfile, _)| sensitivities.map_or(Ok(1.0), |all| all.require(profile.name()));
+    let sensitivities: Vec<f64> = members.iter().map(sensitivity).collect::<Result<_>>()?;
+    let largest = |numbers: &[f64]| numbers.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
+    let heaviest = largest(&sensitivities);
+    let weight = |((profile, _), sensitivity): (&(&LayerProfile, _), &f64)| match profile.total_energy {
+        energy if energy > 0.0 => (sensitivity / heaviest).max(NEGLIGIBLE) / energy,
+        _ => 0.0,
+    };
+    let weights: Vec<f64> = members.iter().zip(&sensitivities).map(weight).collect();
+    let largest = largest(&weights);
+    Ok(weights.into_iter().map(|weight| if weight > 0.0 { weight / largest } else { 1.0 }).collect())
+}
+
+/// Returns the layers stacked on top of each other.
+fn stack<T: Scalar>(members: &[(&LayerProfile, &Linear<T>)]) -> Result<Linear<T>> {
     let refuse = |expected: &str, found: String| Err(Error::layers(expected.into(), found));
     let [(_, first), _, ..] = members else {
         return refuse("two layers or more", members.len().to_string());
     };
+    let outputs = members.iter().map(|(_, layer)| layer.out_features()).sum();
+    let mut weight = linalg::zeros(outputs, first.in_features())?;
+    let (mut bias, mut start) = (Vec::new(), 0);
     for (profile, layer) in members {
         let name = profile.name();
         if (profile.out_features(), profile.in_features()) != (layer.out_features(), layer.in_features()) {
@@ -255,43 +247,11 @@ fn check_members<T: Scalar>(members: &[(&LayerProfile, &Linear<T>)]) -> Result<(
         if layer.bias().is_some() != first.bias().is_some() {
             return refuse("layers that all have a bias or all have none", format!("another kind in `{name}`"));
         }
-    }
-    Ok(())
-}
-
-/// Returns `√(wᵢ / eᵢ)` of each layer, divided by the largest; 1 for a layer without energy.
-fn scales<T>(members: &[(&LayerProfile, &Linear<T>)], sensitivities: Option<&Sensitivities>) -> Result<Vec<f64>> {
-    let weight = |(profile, _): &(&LayerProfile, _)| sensitivities.map_or(Ok(1.0), |all| all.require(profile.name()));
-    let weights: Vec<f64> = members.iter().map(weight).collect::<Result<_>>()?;
-    let largest = |numbers: &[f64]| numbers.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
-    let heaviest = largest(&weights);
-    let scale = |((profile, _), weight): (&(&LayerProfile, _), &f64)| match profile.total_energy {
-        energy if energy > 0.0 => (weight / heaviest).max(NEGLIGIBLE).sqrt() / energy.sqrt(),
-        _ => 0.0,
-    };
-    let scales: Vec<f64> = members.iter().zip(&weights).map(scale).collect();
-    let largest = largest(&scales);
-    Ok(scales.into_iter().map(|scale| if scale > 0.0 { scale / largest } else { 1.0 }).collect())
-}
-
-/// Returns the weights of all layers, each multiplied by its scale, stacked on top of each other.
-fn stack<T: Scalar>(members: &[(&LayerProfile, &Linear<T>)], scales: &[f64]) -> Result<Linear<T>> {
-    let outputs = members.iter().map(|(_, layer)| layer.out_features()).sum();
-    let inputs = members.first().map_or(0, |(_, layer)| layer.in_features());
-    let mut weight = linalg::zeros(outputs, inputs)?;
-    let (mut bias, mut start) = (Vec::new(), 0);
-    for ((_, layer), &scale) in members.iter().zip(scales) {
-        scale_into(weight.as_mut().subrows_mut(start, layer.out_features()), layer.weight(), scale);
-        bias.extend(layer.bias().into_iter().flat_map(|bias| bias.iter()).map(|b| T::from_f64(b.to_f64() * scale)));
+        weight.as_mut().subrows_mut(start, layer.out_features()).copy_from(layer.weight());
+        bias.extend(layer.bias().into_iter().flat_map(|bias| bias.iter().copied()));
         start += layer.out_features();
     }
     Linear::new(weight, (!bias.is_empty()).then(|| bias.into_iter().collect()))
-}
-
-fn scale_into<T: Scalar>(target: MatMut<'_, T>, source: MatRef<'_, T>, scale: f64) {
-    for (to, from) in target.col_iter_mut().zip(source.col_iter()) {
-        to.iter_mut().zip(from.iter()).for_each(|(to, from)| *to = T::from_f64(from.to_f64() * scale));
-    }
 }
 
 #[cfg(test)]
@@ -303,11 +263,12 @@ mod tests {
     fn group() -> (SharedInput, [LayerProfile; 2]) {
         let member = |(name, step): (&str, f64)| {
             let losses = (1..=6).map(|rank| 1.0 - step * f64::from(rank)).collect();
-            Member { name: name.into(), out_features: 6, bias: false, scale: 1.0, losses }
+            Member { name: name.into(), out_features: 6, losses }
         };
         let members = [("query", 0.1), ("key", 0.125)].map(member).into();
         let layer = |name| LayerProfile::from_energies(name, (6, 6), false, &[1.0; 6], 6.0).unwrap();
-        let shared = SharedInput { in_features: 6, members, corrects_bias: false, warnings: Vec::new() };
+        let stacked = LayerProfile::from_energies("stacked", (12, 6), false, &[1.0; 6], 6.0).unwrap();
+        let shared = SharedInput { stacked, members };
         (shared, ["query", "key"].map(layer))
     }
 

@@ -6,7 +6,7 @@ use dalr::covariance::PairedStats;
 use dalr::factors::PrunedLinear;
 use dalr::network::{
     Allocator, Budget, Choice, Evaluation, JointSearch, LayerPlan, LayerProfile, Network, OriginalReason, Plan,
-    PlanWarning, Progress, Sensitivities, SequentialCompression, SharedInput, Strategy,
+    Progress, Sensitivities, SharedInput, Strategy,
 };
 use dalr::solver::{Eigenpairs, PsdOperator};
 use dalr::{
@@ -40,7 +40,6 @@ const fn data<T: Scalar>() {
     plain::<Decomposition<T>>();
     plain::<Compressed<T>>();
     shareable::<Network<'static, T>>();
-    shareable::<SequentialCompression<'static, T>>();
 }
 
 const _: () = {
@@ -78,18 +77,7 @@ macro_rules! checked {
     };
 }
 
-checked!(
-    Allocator,
-    Budget,
-    Choice,
-    Evaluation,
-    JointSearch,
-    LayerPlan,
-    LayerProfile,
-    OriginalReason,
-    Plan,
-    PlanWarning
-);
+checked!(Allocator, Budget, Choice, Evaluation, JointSearch, LayerPlan, LayerProfile, OriginalReason, Plan);
 checked!(Progress, Sensitivities, SharedInput, Strategy);
 
 /// Methods can be chosen at run time, and shared between threads that each compress a layer.

@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use candle_nn::Module;
+use dalr::Calibration;
 use dalr::compress::OutputMetric;
 use dalr::covariance::PairedStats;
 use dalr::interop::candle::{LowRankLinear, samples};
-use dalr::network::SequentialCompression;
+use dalr::network::Network;
 
 use crate::bert::{Bert, Config, Layer, Tensors};
 use crate::compress::{compressor, originals};
@@ -29,12 +30,13 @@ pub fn recalibrate(
     method: Method,
 ) -> Result<BTreeMap<String, LowRankLinear>> {
     let originals = originals(tensors, config)?;
-    let mut network = SequentialCompression::new();
+    let mut network = Network::new();
     for (name, layer) in &originals {
-        network = network.with_layer(name, layer);
+        let mut calibration = Calibration::none();
         if let Some(metric) = metrics.get(name) {
-            network = network.with_output_metric(name, metric);
+            calibration = calibration.with_output_metric(metric);
         }
+        network = network.with_layer(name, layer, calibration);
     }
     let mut groups: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (name, recorded) in config.layers() {
@@ -47,7 +49,7 @@ pub fn recalibrate(
     let feed = |group: &str, layers: &Factors, stats: &mut PairedStats<f32>| states.feed(group, layers, stats);
     let bar = progress::bar("recalibrating", ranks.len());
     let mut layers = Factors::new();
-    network.run(
+    network.compress_sequentially(
         compressor(method, Storage::Factors).as_ref(),
         ranks,
         &mut layers,

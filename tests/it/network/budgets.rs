@@ -2,9 +2,7 @@
 //! limit.
 
 use crate::common::{SPECTRA, Spectrum};
-use dalr::network::{
-    Allocator, Budget, Choice, LayerProfile, OriginalReason, Plan, PlanWarning, Sensitivities, Strategy,
-};
+use dalr::network::{Allocator, Budget, Choice, LayerProfile, OriginalReason, Plan, Sensitivities, Strategy};
 use dalr::{ActivationStats, Dalr, Error, LowRankCompressor, TruncatedSvd, Warning};
 use proptest::prelude::*;
 use proptest::strategy::Strategy as _;
@@ -181,7 +179,7 @@ proptest! {
                 (Ok(plan), Some(_)) => plan,
                 (Err(Error::OutOfRange { expected, .. }), None) => {
                     let named = if relative { (least_cost / dense * 1e6).ceil() / 1e6 } else { least_cost };
-                    prop_assert!(expected.starts_with(&format!("of at least {named},")), "{expected}, not {named}");
+                    prop_assert!(expected.starts_with(&format!("to be at least {named},")), "{expected}, not {named}");
                     continue;
                 }
                 (other, least) => return Err(TestCaseError::fail(format!("{other:?} where there is {least:?}"))),
@@ -285,12 +283,12 @@ fn measured_sensitivities_move_the_budget() {
     let allocator = Allocator::new(Budget::ParameterFraction(0.5));
     let even = allocator.clone().with_strategy(Strategy::Energy).allocate(&layers).unwrap();
     assert_eq!(ranks(&even), [8, 8]);
-    assert!(even.warnings.contains(&PlanWarning::EnergyAlone));
+    assert!(even.warnings.contains(&Warning::EnergyAlone));
     let sensitivities = Sensitivities::new([("heard", 1.0), ("unheard", 0.1), ("elsewhere", 3.0)]).unwrap();
     let heard = allocator.with_strategy(Strategy::Sensitivity(sensitivities)).allocate(&layers).unwrap();
     let ranks = ranks(&heard);
     assert!(ranks[0] > 11 && ranks[1] < 5 && ranks.iter().sum::<usize>() <= 16, "{ranks:?}");
-    assert!(!heard.warnings.contains(&PlanWarning::EnergyAlone));
+    assert!(!heard.warnings.contains(&Warning::EnergyAlone));
 }
 
 #[test]
@@ -469,13 +467,16 @@ fn refusals() {
         (share(0.5).with_untouched("fc3"), "limits for layers of the network, got some for `fc3`"),
         (
             Allocator::new(Budget::Parameters(31)),
-            "a budget of parameters of at least 32, the smallest feasible for these layers, got 31",
+            "the number of parameters to be at least 32, the smallest feasible for these layers, got 31",
         ),
         (
             Allocator::new(Budget::MultiplyAdds(31)),
-            "a budget of multiply–adds of at least 32, the smallest feasible for these layers, got 31",
+            "the number of multiply–adds to be at least 32, the smallest feasible for these layers, got 31",
         ),
-        (share(0.2), "a fraction of the parameters of at least 0.25, the smallest feasible for these layers, got 0.2"),
+        (
+            share(0.2),
+            "the fraction of the parameters to be at least 0.25, the smallest feasible for these layers, got 0.2",
+        ),
     ];
     for (allocator, message) in out_of_range {
         refused(allocator, &layers, message);

@@ -2,10 +2,9 @@
 
 use crate::choices;
 use crate::common::Spectrum;
-use dalr::network::{
-    Allocator, Budget, Choice, LayerProfile, OriginalReason, Plan, PlanWarning, Sensitivities, Strategy,
-};
-use dalr::{Dalr, LowRankCompressor, Ridge, Warning};
+use dalr::network::{Allocator, Budget, Choice, LayerProfile, OriginalReason, Plan, Sensitivities, Strategy};
+use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, Ridge, TruncatedSvd, Warning};
+use faer::{Col, Mat};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -32,7 +31,7 @@ fn energy_alone_is_worth_a_warning_where_it_decides() {
     ] {
         for (strategy, by_energy) in [(Strategy::Energy, true), (Strategy::Uniform, false)] {
             let plan = plan(budget, strategy, &layers);
-            let warned = plan.warnings.contains(&PlanWarning::EnergyAlone);
+            let warned = plan.warnings.contains(&Warning::EnergyAlone);
             assert_eq!(warned, decides && by_energy, "{budget}");
         }
     }
@@ -52,7 +51,7 @@ fn gaps_are_worth_a_warning_where_they_are_to_be_small() {
     }
     let share = |plan: &Plan| {
         plan.warnings.iter().find_map(|warning| match warning {
-            PlanWarning::Gap { fraction } => Some(*fraction),
+            Warning::Gap { fraction } => Some(*fraction),
             _ => None,
         })
     };
@@ -155,5 +154,28 @@ fn errors_below_resolution_are_not_taken_for_zero() {
     let by_errors = layer[0].clone().with_data_errors().unwrap();
     for rank in 1..=12 {
         assert_eq!(by_errors.loss(rank), layer[0].relative_error(rank).map(|error| error * error));
+    }
+}
+
+/// The original outputs do not vary, so every predicted error is infinite.
+#[test]
+fn layers_of_infinite_loss_are_planned() {
+    let weight = Mat::from_fn(8, 8, |i, j| ((i * 5 + j * j * 3) % 7) as f64 + 1.0);
+    let layer = Linear::new(weight, Some(Col::zeros(8))).unwrap();
+    let mut stats = ActivationStats::new(8);
+    stats.update(Mat::from_fn(5, 8, |_, j| (j + 1) as f64).as_ref()).unwrap();
+    let decomposition = TruncatedSvd::new().decompose(&layer, &stats, 3).unwrap();
+    let layer = [LayerProfile::new("fc1", &decomposition).with_data_errors().unwrap()];
+    assert_eq!(layer[0].loss(1), Some(f64::INFINITY));
+    for (budget, choice) in [
+        (Budget::Rank(1), Choice::Rank(1)),
+        (Budget::ParameterFraction(0.5), Choice::Rank(1)),
+        (Budget::ParameterFraction(1.0), Choice::Original),
+        (Budget::TotalError(0.5), Choice::Original),
+    ] {
+        for strategy in [Strategy::Energy, Strategy::Uniform] {
+            let plan = plan(budget, strategy, &layer);
+            assert_eq!((choices(&plan), plan.gap()), (vec![choice], 0.0), "{budget}");
+        }
     }
 }

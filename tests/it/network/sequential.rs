@@ -10,8 +10,8 @@ use crate::common::gaussian;
 use crate::lenet_network::{Data, Layer, accuracy, activations};
 use dalr::compress::OutputMetric;
 use dalr::covariance::PairedStats;
-use dalr::network::{Progress, SequentialCompression};
-use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, LowRankLinear, Rank};
+use dalr::network::{Network, Progress};
+use dalr::{ActivationStats, Calibration, Dalr, Linear, LowRankCompressor, LowRankLinear, Rank};
 use faer::Mat;
 use rand::{SeedableRng, rngs::StdRng};
 
@@ -62,10 +62,16 @@ impl Small {
         (&original - found).squared_norm_l2() / original.squared_norm_l2()
     }
 
-    fn sequential(&self) -> SequentialCompression<'_, f64> {
+    fn sequential(&self) -> Network<'_, f64> {
+        self.with_metric("", Calibration::none())
+    }
+
+    /// The network, with the output metric of this calibration data for one layer.
+    fn with_metric<'a>(&'a self, layer: &str, metric: Calibration<'a, f64>) -> Network<'a, f64> {
+        let calibration = |name: &str| if name == layer { metric } else { Calibration::none() };
         let network = NAMES
             .iter()
-            .fold(SequentialCompression::new(), |network, name| network.with_layer(*name, &self.layers[name]));
+            .fold(Network::new(), |network, name| network.with_layer(*name, &self.layers[name], calibration(name)));
         network.with_shared_input(["gate", "up"])
     }
 
@@ -77,7 +83,10 @@ impl Small {
     fn compress(&self, ranks: &BTreeMap<String, usize>) -> Compressed {
         let (mut layers, feed) =
             (Compressed::new(), |group: &str, layers: &_, stats: &mut _| self.feed(group, layers, stats));
-        let reports = self.sequential().run(&Dalr::new(), ranks, &mut layers, feed, &mut Progress::ignore).unwrap();
+        let reports = self
+            .sequential()
+            .compress_sequentially(&Dalr::new(), ranks, &mut layers, feed, &mut Progress::ignore)
+            .unwrap();
         assert!(reports.keys().eq(ranks.keys()) && layers.keys().eq(ranks.keys()));
         assert!(reports.values().all(|report| report.samples == 600 && report.relative_error.is_some()));
         layers
@@ -138,7 +147,8 @@ fn an_interrupted_run_continues_to_the_same_bits() {
                 if seen.len() > stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             };
             let feed = |group: &str, layers: &Compressed, stats: &mut _| small.feed(group, layers, stats);
-            let reports = small.sequential().run(&Dalr::new(), &ranks, layers, feed, &mut progress).unwrap();
+            let reports =
+                small.sequential().compress_sequentially(&Dalr::new(), &ranks, layers, feed, &mut progress).unwrap();
             assert_eq!(reports.len(), seen.iter().filter(|(_, finished, _)| *finished).count());
             seen
         };
@@ -156,7 +166,10 @@ fn an_interrupted_run_continues_to_the_same_bits() {
     // Nothing is left to do, and nothing is fed.
     let mut layers = whole.clone();
     let feed = |_: &str, _: &Compressed, _: &mut PairedStats<f64>| -> Result<(), Infallible> { panic!("fed") };
-    let reports = small.sequential().run(&Dalr::new(), &ranks, &mut layers, feed, &mut Progress::ignore).unwrap();
+    let reports = small
+        .sequential()
+        .compress_sequentially(&Dalr::new(), &ranks, &mut layers, feed, &mut Progress::ignore)
+        .unwrap();
     assert!(reports.is_empty() && layers == whole);
 }
 
@@ -169,9 +182,30 @@ fn each_group_is_fed_once_and_layers_without_a_rank_never() {
         small.feed(group, layers, stats)
     };
     let ranks = [("first".to_owned(), 4), ("up".to_owned(), 5), ("down".to_owned(), 6)].into();
-    small.sequential().run(&Dalr::new(), &ranks, &mut Compressed::new(), feed, &mut Progress::ignore).unwrap();
+    small
+        .sequential()
+        .compress_sequentially(&Dalr::new(), &ranks, &mut Compressed::new(), feed, &mut Progress::ignore)
+        .unwrap();
     let expected = [("first", 0), ("gate", 1), ("down", 2)].map(|(group, count)| (group.to_owned(), count));
     assert_eq!(fed, expected);
+}
+
+/// Layers share a run only if they follow one another.
+#[test]
+fn shared_inputs_that_overlap_or_are_apart_change_nothing() {
+    let small = Small::new(2);
+    let whole = small.compress(&ranks(4));
+    for more in [["up", "down"], ["first", "down"]] {
+        let (mut layers, mut fed) = (Compressed::new(), Vec::new());
+        let feed = |group: &str, layers: &Compressed, stats: &mut PairedStats<f64>| {
+            fed.push(group.to_owned());
+            small.feed(group, layers, stats)
+        };
+        let network = small.sequential().with_shared_input(more);
+        network.compress_sequentially(&Dalr::new(), &ranks(4), &mut layers, feed, &mut Progress::ignore).unwrap();
+        assert_eq!(layers, whole);
+        assert_eq!(fed, ["first", "gate", "down"]);
+    }
 }
 
 #[test]
@@ -179,14 +213,15 @@ fn a_metric_changes_its_own_layer_only() {
     let small = Small::new(3);
     let ranks = [("first".to_owned(), 4), ("gate".to_owned(), 4), ("up".to_owned(), 4)].into();
     let metric = OutputMetric::diagonal(&(1..=18).map(f64::from).collect::<Vec<_>>()).unwrap();
-    let run = |network: SequentialCompression<'_, f64>| {
+    let run = |network: Network<'_, f64>| {
         let (mut layers, feed) =
             (Compressed::new(), |group: &str, layers: &_, stats: &mut _| small.feed(group, layers, stats));
-        let reports = network.run(&Dalr::new(), &ranks, &mut layers, feed, &mut Progress::ignore).unwrap();
+        let reports =
+            network.compress_sequentially(&Dalr::new(), &ranks, &mut layers, feed, &mut Progress::ignore).unwrap();
         (layers, reports)
     };
     let (plain, _) = run(small.sequential());
-    let (weighted, reports) = run(small.sequential().with_output_metric("up", &metric));
+    let (weighted, reports) = run(small.with_metric("up", Calibration::none().with_output_metric(&metric)));
     assert!(plain["first"] == weighted["first"] && plain["gate"] == weighted["gate"] && plain["up"] != weighted["up"]);
     assert!(reports["up"].metric_error.is_some() && reports["gate"].metric_error.is_none());
 }
@@ -195,29 +230,28 @@ fn a_metric_changes_its_own_layer_only() {
 fn errors_name_the_layer() {
     let small = Small::new(4);
     let all = ranks(4);
-    let run = |network: &SequentialCompression<'_, f64>, ranks: &BTreeMap<String, usize>, layers: &mut Compressed| {
+    let run = |network: &Network<'_, f64>, ranks: &BTreeMap<String, usize>, layers: &mut Compressed| {
         let feed = |group: &str, layers: &Compressed, stats: &mut _| small.feed(group, layers, stats);
-        network.run(&Dalr::new(), ranks, layers, feed, &mut Progress::ignore).map_err(|error| error.to_string())
+        network
+            .compress_sequentially(&Dalr::new(), ranks, layers, feed, &mut Progress::ignore)
+            .map_err(|error| error.to_string())
     };
-    let fails = |network: &SequentialCompression<'_, f64>, ranks: &BTreeMap<String, usize>, message: &str| {
+    let fails = |network: &Network<'_, f64>, ranks: &BTreeMap<String, usize>, message: &str| {
         let mut layers = Compressed::new();
         let error = run(network, ranks, &mut layers).unwrap_err();
-        assert!(error.contains(message) && error.contains("SequentialCompression::run"), "{error}");
+        assert!(error.contains(message) && error.contains("Network::compress_sequentially"), "{error}");
         assert!(layers.is_empty());
     };
     let extra = |name: &str, rank| all.clone().into_iter().chain([(name.to_owned(), rank)]).collect();
     fails(&small.sequential(), &extra("other", 3), "ranks for layers of the network, got some for `other`");
     let first = &small.layers["first"];
-    fails(&small.sequential().with_layer("first", first), &all, "`first` twice");
-    fails(&small.sequential().with_shared_input(["up", "down"]), &all, "`up` again");
+    fails(&small.sequential().with_layer("first", first, Calibration::none()), &all, "`first` twice");
     fails(&small.sequential().with_shared_input(["other"]), &all, "some for `other`");
-    fails(&small.sequential().with_shared_input(["first", "head"]), &all, "`gate` between them");
     fails(&small.sequential().with_shared_input(["down", "head"]), &all, "layer `head`");
     let metric = OutputMetric::diagonal(&[1.0; 3]).unwrap();
-    fails(&small.sequential().with_output_metric("other", &metric), &all, "some for `other`");
     // What was finished before stays.
     let mut layers = Compressed::new();
-    let network = small.sequential().with_output_metric("up", &metric);
+    let network = small.with_metric("up", Calibration::none().with_output_metric(&metric));
     let error = run(&network, &all, &mut layers).unwrap_err();
     assert!(error.starts_with("layer `up`: ") && error.contains("18 outputs in the metric"), "{error}");
     assert_eq!(layers.len(), 2);
@@ -228,23 +262,53 @@ fn errors_name_the_layer() {
     // The function of the caller.
     let mut layers = Compressed::new();
     let nothing = |_: &str, _: &Compressed, _: &mut PairedStats<f64>| Ok::<_, Infallible>(());
-    let error = small.sequential().run(&Dalr::new(), &all, &mut layers, nothing, &mut Progress::ignore).unwrap_err();
-    assert!(error.to_string().starts_with("layer `first`: SequentialCompression::run: expected statistics"), "{error}");
+    let error = small
+        .sequential()
+        .compress_sequentially(&Dalr::new(), &all, &mut layers, nothing, &mut Progress::ignore)
+        .unwrap_err();
+    assert!(
+        error.to_string().starts_with("layer `first`: Network::compress_sequentially: expected statistics"),
+        "{error}"
+    );
     let refuse = |_: &str, _: &Compressed, _: &mut PairedStats<f64>| Err("no data");
-    let error = small.sequential().run(&Dalr::new(), &all, &mut layers, refuse, &mut Progress::ignore).unwrap_err();
+    let error = small
+        .sequential()
+        .compress_sequentially(&Dalr::new(), &all, &mut layers, refuse, &mut Progress::ignore)
+        .unwrap_err();
     assert!(error.to_string().contains("the inputs of `first`") && error.to_string().contains("no data"), "{error}");
+}
 
-    // Layers of another run.
-    let whole = small.compress(&all);
-    let mut layers: Compressed = whole.clone();
-    layers.remove("gate");
-    let error = run(&small.sequential(), &all, &mut layers).unwrap_err();
-    assert!(error.contains("expected `gate` in the compressed layers, because `up` is there"), "{error}");
-    let mut layers = whole.clone();
-    let error = run(&small.sequential(), &ranks(5), &mut layers).unwrap_err();
-    assert!(error.contains("layer `first`") && error.contains("rank 5, got 24 × 20 of rank 4: remove"), "{error}");
-    let error = run(&small.sequential(), &[("first".to_owned(), 4)].into(), &mut layers).unwrap_err();
-    assert!(error.contains("`down` without one"), "{error}");
+#[test]
+fn layers_of_another_run_are_compressed_again() {
+    let small = Small::new(5);
+    let (whole, other) = (small.compress(&ranks(5)), small.compress(&ranks(4)));
+    let without = |name: &str| {
+        let mut layers = whole.clone();
+        layers.remove(name);
+        layers
+    };
+    let with = |name: &str, layer: &LowRankLinear<f64>| {
+        let mut layers = whole.clone();
+        layers.insert(name.to_owned(), layer.clone());
+        layers
+    };
+    // The layers left, and the number of those that are kept: up to the first that differs.
+    for (left, kept) in [
+        (other.clone(), 0),
+        (without("gate"), 1),
+        (without("down"), 3),
+        (with("up", &other["up"]), 2),
+        (with("gate", &whole["down"]), 1),
+        (with("head", &whole["first"]), 4),
+    ] {
+        let mut layers = left;
+        let feed = |group: &str, layers: &Compressed, stats: &mut _| small.feed(group, layers, stats);
+        let reports = small
+            .sequential()
+            .compress_sequentially(&Dalr::new(), &ranks(5), &mut layers, feed, &mut Progress::ignore)
+            .unwrap();
+        assert!(reports.len() == 4 - kept && layers == whole, "{kept}");
+    }
 }
 
 /// LeNet on optical digits: fc1 and fc2 compressed, on images that neither saw.
@@ -285,8 +349,9 @@ fn a_real_network_gains() {
         let one_shot: BTreeMap<_, _> = one_shot.collect();
         let mut layers = BTreeMap::new();
         let network = ["fc1", "fc2"].into_iter().zip(&data.target.linear);
-        let network = network.fold(SequentialCompression::new(), |all, (name, layer)| all.with_layer(name, layer));
-        network.run(&Dalr::new(), &ranks, &mut layers, feed, &mut Progress::ignore).unwrap();
+        let network =
+            network.fold(Network::new(), |all, (name, layer)| all.with_layer(name, layer, Calibration::none()));
+        network.compress_sequentially(&Dalr::new(), &ranks, &mut layers, feed, &mut Progress::ignore).unwrap();
         let (one, sequential) = (judge(&one_shot), judge(&layers));
         println!("rank {rank}: one shot {one:.4?}, sequential {sequential:.4?} (accuracy, error of the logits)");
         assert!(sequential.1 < one.1 && sequential.0 > one.0 - 0.01, "rank {rank}: {one:?} {sequential:?}");

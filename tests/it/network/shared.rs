@@ -80,8 +80,7 @@ impl Group {
     }
 
     fn split(&self, joint: &Joint, rank: usize) -> Vec<LowRankLinear<f64>> {
-        let layers: Vec<&Linear<f64>> = self.layers.iter().collect();
-        joint.0.split(joint.1.truncate(rank).unwrap().layer(), &layers).unwrap()
+        joint.0.split(joint.1.truncate(rank).unwrap().layer()).unwrap()
     }
 
     /// Returns the squared error of a layer of the group, divided by the energy of its outputs,
@@ -297,11 +296,10 @@ fn factors_and_biases_of_members_that_overflow_are_refused() {
         });
         let profiles = profiles(&method, &layers, &stats);
         let members: Vec<_> = profiles.iter().zip(&layers).collect();
-        let (shared, decomposition) = SharedInput::decompose(&members, None, &method, &stats, 24).unwrap();
-        let originals: Vec<&Linear<f32>> = layers.iter().collect();
-        let error = shared.split(decomposition.truncate(2).unwrap().layer(), &originals).unwrap_err();
-        let message = "SharedInput::split: the factor `up` or the bias of a layer overflows: use smaller numbers, or a larger type such as `f64`";
-        assert_eq!(error.to_string(), message, "{powers:?}");
+        let joint = SharedInput::decompose(&members, None, &method, &stats, 24);
+        let error = joint.and_then(|(_, decomposition)| decomposition.truncate(2)).unwrap_err();
+        let message = "overflows: use smaller numbers, or a larger type such as `f64`";
+        assert!(matches!(error, Error::Overflow { .. }) && error.to_string().contains(message), "{powers:?}: {error}");
     }
 }
 
@@ -338,12 +336,11 @@ fn refusals() {
     ));
 
     let joint = group.joint(&method, &profiles);
-    let originals: Vec<&Linear<f64>> = group.layers.iter().collect();
-    let stacked = joint.1.truncate(4).unwrap().into_layer();
     let alone = method.decompose(&group.layers[0], &group.stats, 4).unwrap().truncate(4).unwrap().into_layer();
-    let swapped = [originals[1], originals[0], originals[2]];
-    for (layer, originals) in [(&stacked, &originals[..2]), (&stacked, &swapped[..]), (&alone, &originals[..])] {
-        assert!(matches!(joint.0.split(layer, originals), Err(Error::Shape { .. })));
+    let down = Mat::from_fn(4, 30, |i, j| (i + j) as f64);
+    let thin = LowRankLinear::new(down, joint.1.truncate(4).unwrap().layer().up().to_owned(), None).unwrap();
+    for layer in [&alone, &thin] {
+        assert!(matches!(joint.0.split(layer), Err(Error::Shape { .. })));
     }
     let (joint, _) = joint;
     let allocator = Allocator::new(Budget::ParameterFraction(0.5));
