@@ -88,6 +88,18 @@ def paper(weight, inputs, rank):
     return up, down, time.perf_counter() - start
 
 
+def whitening(gram):
+    """The Cholesky factor of X'X, and the shift that it took: a singular X'X gets a growing one, as in the published code."""
+    import torch
+
+    shift = 0.0
+    while True:
+        root, failed = torch.linalg.cholesky_ex(gram + shift * torch.eye(len(gram), dtype=gram.dtype))
+        if not failed:
+            return root, shift
+        shift = max(10 * shift, 1e-6 * gram.diagonal().mean().item())
+
+
 def svd_llm(weight, inputs, rank):
     """Truncation-aware whitening (Wang et al. 2024): S = chol(X X'), SVD of W S, truncated, times S^-1."""
     import torch
@@ -97,13 +109,7 @@ def svd_llm(weight, inputs, rank):
     gram = torch.zeros(X.shape[1], X.shape[1])
     for batch in X.split(2048):
         gram.addmm_(batch.T, batch)
-    gram = gram.double()
-    shift = 0.0
-    while True:  # a singular covariance gets a growing shift, as in the published code
-        root, failed = torch.linalg.cholesky_ex(gram + shift * torch.eye(len(gram), dtype=gram.dtype))
-        if not failed:
-            break
-        shift = max(10 * shift, 1e-6 * gram.diagonal().mean().item())
+    root, _ = whitening(gram.double())
     root = root.float()
     U, s, Vt = torch.linalg.svd(W @ root, full_matrices=False)
     down = torch.linalg.solve_triangular(root, Vt[:rank], upper=False, left=False)

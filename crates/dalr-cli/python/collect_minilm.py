@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 HEADS = 12
 EPSILON = 1e-12
 TOKENS = 128
-# The layers that read each of the four inputs of a block.
+# The layers that read each of the four inputs of a block, in the order of execution.
 READERS = {
     "attention": ["attention.self.query", "attention.self.key", "attention.self.value"],
     "context": ["attention.output.dense"],
@@ -49,29 +49,38 @@ class Model:
         weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
         return functional.layer_norm(inputs, weight.shape, weight, bias, EPSILON)
 
-    def run(self, texts, read=None):
-        """Embeddings of texts, of unit length. `read(block, place, inputs)` sees what the layers read, padding left out."""
+    def start(self, texts):
+        """What the first block reads on texts, and which of its tokens are not padding."""
         encoded = [self.tokenizer.encode(text).ids for text in texts]
         longest = max(map(len, encoded))
         ids = torch.tensor([one + [0] * (longest - len(one)) for one in encoded])
         mask = torch.arange(longest)[None, :] < torch.tensor([len(one) for one in encoded])[:, None]
         tables = {name: self.tensors[f"embeddings.{name}_embeddings.weight"] for name in ("word", "position", "token_type")}
-        state = self.normalised("embeddings.LayerNorm", tables["word"][ids] + tables["position"][:longest] + tables["token_type"][0])
-        read = read or (lambda block, place, inputs: None)
+        state = tables["word"][ids] + tables["position"][:longest] + tables["token_type"][0]
+        return self.normalised("embeddings.LayerNorm", state), mask
+
+    def block(self, block, state, mask):
+        """Runs a block step by step: yields each place with what its layers are about to read, and in the end the outputs."""
+        name = f"encoder.layer.{block}"
+        yield "attention", state
+        heads = (self.linear(f"{name}.attention.self.{part}", state).unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in ("query", "key", "value"))
+        context = functional.scaled_dot_product_attention(*heads, attn_mask=mask[:, None, None, :])
+        context = context.transpose(1, 2).flatten(2)
+        yield "context", context
+        state = self.normalised(f"{name}.attention.output.LayerNorm", state + self.linear(f"{name}.attention.output.dense", context))
+        yield "residual", state
+        hidden = functional.gelu(self.linear(f"{name}.intermediate.dense", state))
+        yield "hidden", hidden
+        yield "outputs", self.normalised(f"{name}.output.LayerNorm", state + self.linear(f"{name}.output.dense", hidden))
+
+    def run(self, texts, read=None):
+        """Embeddings of texts, of unit length. `read(block, place, inputs)` sees what the layers read, padding left out."""
+        state, mask = self.start(texts)
         for block in range(self.blocks):
-            name = f"encoder.layer.{block}"
-            read(block, "attention", state[mask])
-            query, key, value = (
-                self.linear(f"{name}.attention.self.{part}", state).unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in ("query", "key", "value")
-            )
-            context = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
-            context = context.transpose(1, 2).flatten(2)
-            read(block, "context", context[mask])
-            state = self.normalised(f"{name}.attention.output.LayerNorm", state + self.linear(f"{name}.attention.output.dense", context))
-            read(block, "residual", state[mask])
-            hidden = functional.gelu(self.linear(f"{name}.intermediate.dense", state))
-            read(block, "hidden", hidden[mask])
-            state = self.normalised(f"{name}.output.LayerNorm", state + self.linear(f"{name}.output.dense", hidden))
+            for place, inputs in self.block(block, state, mask):
+                if read and place in READERS:
+                    read(block, place, inputs[mask])
+            state = inputs
         mean = (state * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         return functional.normalize(mean, dim=1)
 

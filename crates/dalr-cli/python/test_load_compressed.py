@@ -1,5 +1,9 @@
 #!/usr/bin/env python3
-"""Compresses real PyTorch modules with a program and loads the results: test_load_compressed.py PROGRAM"""
+"""Loads compressed layers into PyTorch modules, and compares the outputs.
+
+    test_load_compressed.py PROGRAM                         compresses real modules with the program
+    test_load_compressed.py --library COMPRESSED EXPECTED   layers of the library: EXPECTED has NAME.input and NAME.output
+"""
 
 import pathlib
 import subprocess
@@ -9,7 +13,7 @@ import tempfile
 import torch
 from torch import nn
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from load_compressed import PivotedLinear, load_compressed
 
@@ -94,7 +98,33 @@ def check_pivoted(path, folder):
     assert sum(p.numel() for p in loaded.parameters()) == sum(p.numel() for p in expected.parameters()) - len(down) ** 2
 
 
+@torch.no_grad()
+def check_library(compressed, expected):
+    """Layers of both forms, as `save_layers` writes them."""
+    data = load_file(expected)
+    samples = {name.removesuffix(".input"): (inputs, data[name.removesuffix("input") + "output"]) for name, inputs in data.items() if name.endswith(".input")}
+    model = nn.ModuleDict({name: nn.Linear(inputs.shape[-1], outputs.shape[-1]) for name, (inputs, outputs) in samples.items()})
+    load_compressed(model, compressed)
+    for name, (inputs, outputs) in samples.items():
+        found = model[name](inputs)
+        assert found.dtype == outputs.dtype
+        torch.testing.assert_close(found, outputs, rtol=1e-12, atol=1e-12)
+        # Any leading axes.
+        assert model[name](inputs[None, None]).equal(found[None, None])
+    stored = load_file(compressed)
+    for name in ("some", "all"):
+        # As docs/recipes.md does it, without the ranks of the metadata.
+        inputs, outputs = samples[name]
+        layer = PivotedLinear(inputs.shape[-1], len(stored[f"{name}.pivots"]), outputs.shape[-1], bias=f"{name}.1.bias" in stored, dtype=inputs.dtype)
+        layer.load_state_dict({key.removeprefix(f"{name}."): value for key, value in stored.items() if key.startswith(f"{name}.")})
+        assert isinstance(model[name], PivotedLinear) and layer(inputs).equal(model[name](inputs))
+    assert not isinstance(model["factors"], PivotedLinear)
+
+
 def main():
+    if sys.argv[1] == "--library":
+        check_library(*sys.argv[2:])
+        return print("all layers of the library loaded")
     program = pathlib.Path(sys.argv[1]).resolve()
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)

@@ -85,14 +85,25 @@ pub(crate) fn linear<T: Number>(
     dtype: DType,
 ) -> Result<Linear> {
     let weight_data = data(weight, [weight.ncols(), weight.nrows()], device, dtype)?;
-    let bias = match bias {
-        Some(bias) => {
-            let data = data(bias.as_mat(), [bias.nrows()], device, dtype)?;
-            Some(Param::from_tensor(Tensor::from_data(data, (device, dtype))))
-        }
-        None => None,
-    };
+    let bias = bias.map(|entries| self::bias(entries, device, dtype)).transpose()?;
     Ok(Linear { weight: Param::from_tensor(Tensor::from_data(weight_data, (device, dtype))), bias })
+}
+
+/// Creates a trainable bias.
+pub(crate) fn bias<T: Number>(bias: ColRef<'_, T>, device: &Device, dtype: DType) -> Result<Param<Tensor<1>>> {
+    let data = data(bias.as_mat(), [bias.nrows()], device, dtype)?;
+    Ok(Param::from_tensor(Tensor::from_data(data, (device, dtype))))
+}
+
+/// Refuses a part of a compressed layer that got a bias of its own.
+pub(crate) fn require_no_bias(layer: &Linear, what: &'static str) -> Result<()> {
+    match &layer.bias {
+        Some(bias) => {
+            let found = bias.lazy_shape().num_elements();
+            Err(dalr::Error::Shape { operation: "to_dalr", what, expected: 0, found }.into())
+        }
+        None => Ok(()),
+    }
 }
 
 /// Returns the numbers of a tensor in row-major order, if `T` represents them exactly.

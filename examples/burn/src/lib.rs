@@ -20,6 +20,8 @@
 //! # }
 //! ```
 //!
+//! [`PivotedLinear`] is the module for layers in pivoted storage, which take fewer parameters.
+//!
 //! The package works with every backend. The compressed layer is on the device of the original one.
 #![forbid(unsafe_code)]
 #![deny(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used)]
@@ -27,7 +29,9 @@
 mod convert;
 mod error;
 mod low_rank;
+mod pivoted;
 
 pub use convert::{Number, observe, to_burn, to_dalr};
 pub use error::{Error, Result};
 pub use low_rank::{LowRankLinear, LowRankLinearConfig, compress};
+pub use pivoted::{PivotedLinear, PivotedLinearConfig};

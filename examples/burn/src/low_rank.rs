@@ -64,11 +64,7 @@ impl LowRankLinear {
     /// Those of the function [`to_dalr`](crate::to_dalr); [`dalr::Error::Shape`] if `down` has a
     /// bias.
     pub fn to_dalr<T: Number>(&self) -> Result<dalr::LowRankLinear<T>> {
-        if let Some(bias) = &self.down.bias {
-            let what = "entries in the bias of the factor `down`";
-            let found = bias.lazy_shape().num_elements();
-            return Err(dalr::Error::Shape { operation: "to_dalr", what, expected: 0, found }.into());
-        }
+        convert::require_no_bias(&self.down, "entries in the bias of the factor `down`")?;
         let bias = self.up.bias.as_ref().map(convert::column).transpose()?;
         Ok(dalr::LowRankLinear::new(convert::matrix(&self.down.weight)?, convert::matrix(&self.up.weight)?, bias)?)
     }

@@ -3,6 +3,8 @@
 use burn::module::Param;
 use burn::nn::Linear;
 use burn::tensor::{Device, Tensor, TensorData};
+use dalr::LowRankLinear;
+use faer::MatRef;
 
 /// Returns pseudorandom numbers in (−1, 1), the same on every machine.
 pub fn noise(count: usize, seed: u64) -> Vec<f32> {
@@ -38,6 +40,14 @@ pub fn decaying(inputs: usize, outputs: usize, bias: bool, device: &Device) -> L
         weight: Param::from_tensor(Tensor::from_data(TensorData::new(weight, [inputs, outputs]), device)),
         bias: bias.map(|data| Param::from_tensor(Tensor::from_data(data, device))),
     }
+}
+
+/// Returns two factors for a layer of these outputs, rank and inputs.
+pub fn factors((outputs, rank, inputs): (usize, usize, usize), bias: bool) -> LowRankLinear<f32> {
+    let (down, up) = (noise(rank * inputs, 11), noise(outputs * rank, 12));
+    let down = MatRef::from_row_major_slice(&down, rank, inputs).to_owned();
+    let up = MatRef::from_row_major_slice(&up, outputs, rank).to_owned();
+    LowRankLinear::new(down, up, bias.then(|| noise(outputs, 13).into_iter().collect())).unwrap()
 }
 
 pub fn values<const D: usize>(tensor: &Tensor<D>) -> Vec<f32> {

@@ -1,11 +1,11 @@
 //! Layers and batches are converted without rounding in both directions, or are errors.
 
-use crate::common::{close, decaying, inputs, values};
-use burn::module::Param;
+use crate::common::{close, decaying, factors, inputs, values};
+use burn::module::{Module, Param};
 use burn::nn::{Linear, LinearConfig};
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use dalr::{ActivationStats, Dalr, LowRankCompressor, Rank, Ridge};
-use dalr_burn::{Error, LowRankLinear, compress, observe, to_burn, to_dalr};
+use dalr_burn::{Error, LowRankLinear, PivotedLinear, compress, observe, to_burn, to_dalr};
 use faer::MatRef;
 
 #[test]
@@ -52,6 +52,31 @@ fn burn_and_dalr_compute_the_same_outputs() {
         assert!(low.down.bias.is_none());
         let back = low.to_dalr::<f32>().unwrap();
         assert_eq!((back.down(), back.up()), (expected.layer().down(), expected.layer().up()));
+    }
+}
+
+#[test]
+fn pivoted_layers_compute_the_same_outputs() {
+    let device = Device::default();
+    let batch = inputs(60, 12, 1, &device);
+    // Some outputs are pivots, or all of them.
+    for (outputs, rank, bias) in [(16, 3, true), (7, 7, false)] {
+        let layer = factors((outputs, rank, 12), bias).to_pivoted().unwrap();
+        assert_eq!(layer.order().is_sorted(), rank == outputs, "the order of the outputs decides nothing");
+        let module = PivotedLinear::new(&layer, &device, DType::F32).unwrap();
+        assert_eq!((module.coefficients.is_some(), module.bias.is_some()), (rank == 3, bias));
+        assert_eq!(module.num_params(), layer.parameters());
+        let rows = values(&batch);
+        let expected = layer.forward(MatRef::from_row_major_slice(&rows, 60, 12)).unwrap();
+        let expected: Vec<f32> = expected.row_iter().flat_map(|row| row.iter().copied().collect::<Vec<_>>()).collect();
+        let expected = Tensor::<2>::from_data(TensorData::new(expected, [60, outputs]), &device);
+        close(&module.forward(batch.clone()), &expected, 1e-6);
+        // Inputs with other numbers of axes.
+        let cube = module.forward(batch.clone().reshape([3, 20, 12]));
+        close(&cube.reshape([60, outputs]), &expected, 1e-6);
+        let row = module.forward(batch.clone().slice([0..1, 0..12]).reshape([12]));
+        close(&row.reshape([1, outputs]), &expected.slice([0..1, 0..outputs]), 1e-6);
+        assert_eq!(module.to_dalr::<f32>().unwrap(), layer);
     }
 }
 
@@ -150,4 +175,21 @@ fn wrong_sizes_and_types_are_refused() {
     low.up = up;
     low.down = LinearConfig::new(6, 2).init(&device);
     shape(low.to_dalr::<f32>().unwrap_err());
+
+    // Pivoted layers, in the same way.
+    let layer = factors((8, 2, 6), true).to_pivoted().unwrap();
+    assert!(matches!(PivotedLinear::new(&layer, &device, DType::I32), Err(Error::Type { .. })));
+    let pivoted = PivotedLinear::new(&layer, &device, DType::F32).unwrap();
+    // Coefficients that are missing, of more outputs, of another rank, and with a bias.
+    let others = [(2, 7, false), (3, 6, false), (2, 6, true)]
+        .map(|(rank, outputs, bias)| Some(LinearConfig::new(rank, outputs).with_bias(bias).init(&device)));
+    for coefficients in others.into_iter().chain([None]) {
+        let mut other = pivoted.clone();
+        other.bias = None;
+        other.coefficients = coefficients;
+        shape(other.to_dalr::<f32>().unwrap_err());
+    }
+    let mut other = pivoted;
+    other.pivot_rows = LinearConfig::new(6, 2).init(&device);
+    shape(other.to_dalr::<f32>().unwrap_err());
 }
