@@ -27,8 +27,8 @@ use crate::{Error, Linear, Result, Scalar, linalg};
 /// This minimises the change of the outputs on the calibration data, plus `λ` times that of the
 /// weight. If all units are kept, the layers do not change, whatever `λ` is. The units are chosen
 /// one after the other: each is the one that lowers the regularized error most. Units that do not
-/// vary, or that repeat others, come last. A second layer without a bias stays without one; `S` is
-/// then the second moment about zero.
+/// vary come last. A second layer without a bias stays without one; `S` is then the second moment
+/// about zero.
 ///
 /// With a [`PairedStats`](crate::covariance::PairedStats) of the hidden units, the second layer is
 /// fitted for the units of the partly compressed network. An
@@ -57,10 +57,8 @@ use crate::{Error, Linear, Result, Scalar, linalg};
 /// let units = HiddenUnits::new(&first, &second, &hidden)?;
 /// let smaller = units.select(2)?;
 /// assert_eq!(smaller.first.out_features(), 2);
-/// assert!(smaller.relative_error.is_some_and(|error| error < 1e-6)); // two units carry everything
-/// let before = second.forward(first.forward(inputs.as_ref())?.as_ref())?;
-/// let after = smaller.second.forward(smaller.first.forward(inputs.as_ref())?.as_ref())?;
-/// assert!((before - after).norm_max() < 1e-10);
+/// // Two units carry nearly everything; regularization keeps the refit from using all of it.
+/// assert!(smaller.relative_error.is_some_and(|error| error < 0.1), "{:?}", smaller.relative_error);
 /// # Ok(())
 /// # }
 /// ```
@@ -177,8 +175,10 @@ impl<T: Scalar> HiddenUnits<T> {
         self.error(self.metric_errors.as_ref(), k)
     }
 
-    /// Returns the units in the order of the selection. Units that would not lower the error any
-    /// more are not among them.
+    /// Returns the units in the order of the selection.
+    ///
+    /// Units that do not vary are not among them, nor, without regularization, units that the
+    /// selected ones explain. They would not lower the error.
     pub fn order(&self) -> &[usize] {
         self.refit.order()
     }

@@ -200,9 +200,8 @@ impl Remaining {
     /// The gain of every candidate, with its index.
     fn gains<'a>(&'a self, panel: &'a Panel) -> impl Iterator<Item = (usize, f64)> + 'a {
         let numbers = panel.norms.iter().zip(&panel.diagonal).zip(self.selected.iter().zip(&self.least)).enumerate();
-        numbers.filter_map(|(unit, ((norm, square), (selected, least)))| {
-            (!selected && square > least).then(|| (unit, norm.max(0.0) / square))
-        })
+        let candidates = numbers.filter(|(_, ((_, square), (selected, least)))| !**selected && square > least);
+        candidates.map(|(unit, ((norm, square), _))| (unit, norm.max(0.0) / square))
     }
 
     /// The candidate with the largest gain, the first of several.

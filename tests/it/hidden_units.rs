@@ -93,8 +93,8 @@ const RIDGES: [Ridge; 6] = [
     Ridge::Relative(1e6),
 ];
 
-/// The minimiser of the mean `‖W x − C x̂_P‖² + λ‖W − C‖²`, outputs × kept, by a QR factorization of
-/// the samples with rows for the ridge below them. `x` and `x̂` are samples in rows.
+/// The minimiser of the mean `‖W x − C x̂_P‖² + λ‖W − C‖²`, outputs × kept, by a QR factorization
+/// of the samples with rows for the ridge below them. `x` and `x̂` are samples in rows.
 fn least_squares(
     weight: MatRef<'_, f64>,
     (x, compressed): (&Mat<f64>, &Mat<f64>),
