@@ -38,6 +38,7 @@
 //! | a whole network and one budget | [`network`] |
 //! | layers before this one that are compressed already | [`PairedStats`](covariance::PairedStats) |
 //! | gradients, or the weights of the next layers | [`OutputMetric`](compress::OutputMetric) |
+//! | two layers to make smaller, not to factorize | [`HiddenUnits`](compress::HiddenUnits) |
 //! | samples spread over many machines | [`ActivationStats::merge`], [`compress::OperatorProblem`] |
 //! | the paper to reproduce | [`Dalr::paper`], [`ActivationPruning`] |
 //! | a method of your own | [`LowRankCompressor`], [`Decomposition::new`] |
@@ -126,7 +127,7 @@ pub use solver::Solver;
 
 /// The types that programs use most: `use dalr::prelude::*`.
 pub mod prelude {
-    pub use crate::compress::{ActivationFunction, OutputMetric};
+    pub use crate::compress::{ActivationFunction, HiddenUnits, OutputMetric};
     pub use crate::covariance::PairedStats;
     pub use crate::{
         ActivationStats, Calibration, Compressed, Dalr, Decomposition, Linear, LowRankCompressor, LowRankLinear, Rank,

@@ -1,6 +1,6 @@
 //! Compares all methods at all ranks: accuracy of the network, error of the layer, parameters.
 
-use dalr::compress::{ActivationFunction, OutputMetric};
+use dalr::compress::{ActivationFunction, HiddenUnits, OutputMetric};
 use dalr::{
     ActivationPruning, ActivationStats, Calibration, Dalr, Decomposition, Linear, LowRankCompressor, Rank, Result,
     Ridge, TruncatedSvd, relative_output_error,
@@ -45,6 +45,8 @@ pub struct Comparison {
     pub optimum: [Vec<f64>; 2],
     /// `dalr` with and without the metric of the layers behind.
     pub metric_rows: Vec<MetricRow>,
+    /// The network with some of the hidden units between fc1 and fc2.
+    pub unit_rows: Vec<UnitRow>,
     /// Warnings of `dalr` when all three layers are compressed.
     #[serde(skip)]
     pub warnings: Vec<String>,
@@ -62,6 +64,23 @@ pub struct MetricRow {
     pub plain_accuracy: f64,
     pub metric_accuracy: f64,
 }
+
+/// The network with some of the hidden units between fc1 and fc2.
+#[derive(Serialize)]
+pub struct UnitRow {
+    pub method: &'static str,
+    pub kept: usize,
+    /// Parameters of fc1 and fc2, biases included.
+    pub parameters: usize,
+    pub accuracy: f64,
+    /// Error of the outputs of fc2 on the test images.
+    pub relative_error: f64,
+}
+
+pub const UNIT_METHODS: [&str; 3] = ["pruning-mean", "pruning-max", "hidden units, refitted"];
+
+/// The budgets of pruning at which hidden units are compared, as ranks of fc2.
+pub const UNIT_RANKS: [usize; 4] = [4, 8, 16, 32];
 
 /// The ranks of fc1, and of fc1 and fc2 together, at which the metric is compared.
 const METRIC_CASES: [(&[&str], usize); 4] = [(&["fc1"], 4), (&["fc1"], 6), (&["fc1"], 8), (&["fc1", "fc2"], 6)];
@@ -183,6 +202,40 @@ pub fn compare(data: &Data) -> Result<Comparison> {
         metric_rows.push(MetricRow { layers: names, rank, plain_accuracy, metric_accuracy });
     }
 
+    let [fc1, fc2, _] = &data.target.linear;
+    let units = HiddenUnits::new(fc1, fc2, &stats[1])?;
+    let mut unit_rows = Vec::new();
+    for rank in UNIT_RANKS {
+        for method in UNIT_METHODS {
+            let pruning = match method {
+                "pruning-max" => ActivationPruning::max(),
+                _ => ActivationPruning::mean(),
+            };
+            let pruned = pruning.inputs(fc2, &stats[1], rank)?;
+            let kept = pruned.kept().len();
+            let mut layers = original.clone();
+            let parameters = if method == UNIT_METHODS[2] {
+                let smaller = units.select(kept)?;
+                layers[0] = Layer::Original(smaller.first);
+                layers[1] = Layer::Original(smaller.second);
+                layers[0].parameters() + layers[1].parameters()
+            } else {
+                layers[1] = Layer::Pruned(pruned);
+                // fc1 does not compute the units that fc2 ignores.
+                kept * (fc1.in_features() + 1) + layers[1].parameters()
+            };
+            let [_, hidden, _, outputs] = activations(&layers, test[0].as_ref())?;
+            let outputs_of_fc2 = layers[1].forward(hidden.as_ref())?;
+            unit_rows.push(UnitRow {
+                method,
+                kept,
+                parameters,
+                accuracy: accuracy(outputs.as_ref(), labels),
+                relative_error: distance(fc2.forward(test[1].as_ref())?.as_ref(), outputs_of_fc2.as_ref()),
+            });
+        }
+    }
+
     let optimum = |index: usize| {
         let ideal = Dalr::new().with_ridge(Ridge::None).with_bias_correction(true);
         let ideal = ideal.decompose(&data.target.linear[index], &test_stats[index], RANKS[RANKS.len() - 1])?;
@@ -194,6 +247,7 @@ pub fn compare(data: &Data) -> Result<Comparison> {
         rows,
         optimum: [optimum(0)?, optimum(1)?],
         metric_rows,
+        unit_rows,
         warnings,
         original_parameters: data.target.linear.each_ref().map(Linear::parameters),
     })

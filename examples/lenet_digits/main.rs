@@ -10,7 +10,7 @@ mod network;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
-use comparison::{Comparison, LAYERS, METHODS, NOTEBOOK_RANKS, RANKS, compare, saves};
+use comparison::{Comparison, LAYERS, METHODS, NOTEBOOK_RANKS, RANKS, UNIT_METHODS, compare, saves};
 use network::Data;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -85,5 +85,20 @@ fn print(data: &Data, comparison: &Comparison) {
     for row in &comparison.metric_rows {
         let layers = format!("{} at rank {}", row.layers.join(" and "), row.rank);
         println!("  {layers:<21}  {:.3} / {:.3}", row.plain_accuracy, row.metric_accuracy);
+    }
+    println!("\nAccuracy / error of the outputs of fc2 with some of the 120 hidden units between fc1 and fc2");
+    println!("(`HiddenUnits`; pruning keeps as many)");
+    for (index, method) in UNIT_METHODS.into_iter().enumerate() {
+        let rows: Vec<_> = comparison.unit_rows.iter().filter(|row| row.method == method).collect();
+        if index == 0 {
+            print!("  {:<22}", "kept units");
+            rows.iter().for_each(|row| print!("  {:>13}", row.kept));
+            print!("\n  {:<22}", "parameters of both");
+            rows.iter().for_each(|row| print!("  {:>13}", row.parameters));
+            println!();
+        }
+        print!("  {method:<22}");
+        rows.iter().for_each(|row| print!("  {:.3} / {:.3}", row.accuracy, row.relative_error));
+        println!();
     }
 }

@@ -180,8 +180,8 @@ fn rows_times_columns<T: Scalar>(a: MatRef<'_, T>, b: MatRef<'_, T>) -> Vec<f64>
 /// The decrease of `E‖W x − C x̂‖²` by each rank one term `u d` of `C`.
 ///
 /// `cross` is `E (uᵀW x)(d x̂)`, `gram` the second moment of the `d x̂` and `overlap` that of the
-/// `u`.
-fn captured_by_rank<T: Scalar>(cross: &[f64], gram: &Mat<T>, overlap: &Mat<T>) -> Vec<f64> {
+/// `u`. The function reads the lower triangles of both matrices.
+pub(super) fn captured_by_rank<T: Scalar>(cross: &[f64], gram: &Mat<T>, overlap: &Mat<T>) -> Vec<f64> {
     let term = |i: usize, j: usize| overlap[(i, j)].to_f64() * gram[(i, j)].to_f64();
     let captured = |(rank, cross): (usize, &f64)| {
         let others: f64 = (0..rank).map(|other| term(rank, other)).sum();

@@ -83,7 +83,8 @@ impl ProblemBuilder {
         };
         let data = data.as_deref();
         let Some(moment) = other.as_deref().or(data) else { return Err(Error::no_samples()) };
-        let (keep, ridge, shrinkage) = self.regularize(moment, calibration)?;
+        let regularization = self.regularization.parameters(moment, calibration, self.centred, par)?;
+        let (keep, ridge, shrinkage) = regularization;
 
         let exponent = even_exponent(linalg::max_abs(layer.weight()));
         let weight = || linalg::widened(layer.weight(), power_of_two(-exponent));
@@ -176,23 +177,27 @@ impl ProblemBuilder {
         let unit = power_of_two(moment.exponent()) * power_of_two(2 * problem.weight_exponent) * metric_unit;
         Decomposition::from_solution(layer, solution, unit, origin)
     }
+}
 
+impl Regularization {
     /// `κ`, `λ` and the intensity of shrinkage.
-    fn regularize<T: Scalar>(
-        &self,
+    pub(super) fn parameters<T: Scalar>(
+        self,
         moment: &dyn SecondMoment<T>,
         calibration: Calibration<'_, T>,
+        centred: bool,
+        par: Par,
     ) -> Result<(f64, f64, Option<f64>)> {
         let mean_variance = moment.trace() / moment.features() as f64;
-        let (keep, ridge, shrinkage) = match self.regularization {
-            Regularization::Relative(ratio) => (1.0, ratio * mean_variance, None),
-            Regularization::Absolute(lambda) => {
+        let (keep, ridge, shrinkage) = match self {
+            Self::Relative(ratio) => (1.0, ratio * mean_variance, None),
+            Self::Absolute(lambda) => {
                 (1.0, lambda / calibration.total_weight() * power_of_two(-moment.exponent()), None)
             }
-            Regularization::Shrinkage => {
+            Self::Shrinkage => {
                 // An estimated mean takes one of the degrees of freedom.
                 let samples = calibration.effective_samples();
-                let rho = intensity(moment, samples - if self.centred { 1.0 } else { 0.0 }, self.par)?;
+                let rho = intensity(moment, samples - if centred { 1.0 } else { 0.0 }, par)?;
                 let keep = (1.0 - rho).max(LEAST_DATA_FACTOR);
                 (keep, (1.0 - keep) * mean_variance, Some(rho))
             }

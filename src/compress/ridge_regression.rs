@@ -91,8 +91,7 @@ fn solve_shifted(
         }
     }
     if definite {
-        let expected = format!("more than {noise:e}, as paired inputs need: use `Ridge::Relative(0.1)`");
-        return Err(Error::out_of_range("the ridge over the mean variance", expected, lambda));
+        return Err(paired_needs_ridge(noise, lambda));
     }
     // Singular pairs of a semidefinite matrix are its eigenpairs, so the second algorithm can
     // replace the first.
@@ -107,6 +106,12 @@ fn solve_shifted(
         return linalg::product(vectors.as_ref(), coordinates.as_ref(), par);
     }
     Err(Error::no_convergence(dimension, "divide and conquer, singular value decomposition".into()))
+}
+
+/// The error for paired inputs and a ridge that is rounding.
+pub(super) fn paired_needs_ridge(noise: f64, lambda: f64) -> Error {
+    let expected = format!("more than {noise:e}, as paired inputs need: use `Ridge::Relative(0.1)`");
+    Error::out_of_range("the ridge over the mean variance", expected, lambda)
 }
 
 #[cfg(test)]

@@ -23,7 +23,7 @@ mod validate_stored;
 pub use self::paired::PairedStats;
 #[cfg(feature = "safetensors")]
 pub(crate) use self::scatter::BLOCK;
-pub(crate) use self::second_moment::{CrossMoment, SecondMoment, identity, second_moment};
+pub(crate) use self::second_moment::{CrossMoment, SecondMoment, identity, second_moment, varies};
 pub(crate) use self::shrinkage::intensity;
 pub use self::stats::ActivationStats;
 #[cfg(feature = "safetensors")]

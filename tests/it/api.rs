@@ -1,7 +1,7 @@
 //! Properties of the public types that the compiler checks, so that a change cannot break them
 //! unnoticed.
 
-use dalr::compress::{ActivationFunction, OutputMetric};
+use dalr::compress::{ActivationFunction, HiddenUnitSelection, HiddenUnits, OutputMetric, SelectedUnits};
 use dalr::covariance::PairedStats;
 use dalr::factors::PrunedLinear;
 use dalr::network::{
@@ -32,6 +32,8 @@ const fn data<T: Scalar>() {
     shareable::<PrunedLinear<T>>();
     shareable::<Decomposition<T>>();
     shareable::<Calibration<'static, T>>();
+    shareable::<HiddenUnits<T>>();
+    shareable::<SelectedUnits<T>>();
     shareable::<Compressed<T>>();
     plain::<ActivationStats<T>>();
     plain::<Linear<T>>();
@@ -39,6 +41,8 @@ const fn data<T: Scalar>() {
     plain::<PrunedLinear<T>>();
     plain::<Decomposition<T>>();
     plain::<Compressed<T>>();
+    plain::<HiddenUnits<T>>();
+    plain::<SelectedUnits<T>>();
     shareable::<Network<'static, T>>();
 }
 
@@ -46,6 +50,7 @@ const _: () = {
     data::<f32>();
     data::<f64>();
     shareable::<Dalr>();
+    shareable::<HiddenUnitSelection>();
     shareable::<ActivationFunction>();
     shareable::<OutputMetric>();
     shareable::<TruncatedSvd>();

@@ -7,10 +7,10 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use crate::lenet_network::{self as network, Data};
-use comparison::{Comparison, METHODS, RANKS, compare, saves};
+use comparison::{Comparison, METHODS, RANKS, UNIT_METHODS, UNIT_RANKS, compare, saves};
 use dalr::{ActivationStats, Dalr, LowRankCompressor, Rank, Ridge, TruncatedSvd, Warning, relative_output_error};
 
-fn data() -> &'static Data {
+pub fn data() -> &'static Data {
     static DATA: OnceLock<Data> = OnceLock::new();
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("data/lenet_digits.safetensors");
     DATA.get_or_init(|| Data::load(&path).unwrap())
@@ -51,6 +51,22 @@ fn errors_that_count_as_the_layers_behind_see_them_cost_less_accuracy() {
     for (layers, rank, least) in [(1, 4, 0.82_f64), (1, 6, 0.945), (1, 8, 0.95), (2, 6, 0.945)] {
         let row = results().metric_rows.iter().find(|row| (row.layers.len(), row.rank) == (layers, rank)).unwrap();
         assert!(row.metric_accuracy >= least.max(row.plain_accuracy), "{:?}, rank {rank}", row.layers);
+    }
+}
+
+#[test]
+fn refitted_hidden_units_are_better_than_pruned_ones() {
+    for rank in UNIT_RANKS {
+        let kept = rank * (120 + 84) / 84;
+        let row = |method| {
+            let mut rows = results().unit_rows.iter().filter(|row| (row.method, row.kept) == (method, kept));
+            rows.next().unwrap()
+        };
+        let [mean, max, refitted] = UNIT_METHODS.map(row);
+        assert_eq!(mean.parameters, refitted.parameters);
+        let best = mean.relative_error.min(max.relative_error);
+        assert!(refitted.relative_error < 0.25 * best, "{kept}: {} {best}", refitted.relative_error);
+        assert!(refitted.accuracy > mean.accuracy.max(max.accuracy), "{kept}: {}", refitted.accuracy);
     }
 }
 

@@ -15,6 +15,8 @@ mod compressors;
 mod deficient;
 mod errors;
 mod golden;
+mod hidden_unit_quality;
+mod hidden_units;
 mod interop;
 mod lenet;
 mod network;

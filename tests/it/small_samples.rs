@@ -4,7 +4,7 @@
 
 #[path = "../../benches/small_samples/trial.rs"]
 #[allow(dead_code)]
-mod trial;
+pub mod trial;
 
 use std::path::{Path, PathBuf};
 
@@ -21,7 +21,7 @@ fn data(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("data").join(file)
 }
 
-fn stats(inputs: &Mat<f32>) -> ActivationStats<f32> {
+pub fn stats(inputs: &Mat<f32>) -> ActivationStats<f32> {
     let mut stats = ActivationStats::new(inputs.ncols());
     stats.update(inputs.as_ref()).unwrap();
     stats
@@ -29,7 +29,7 @@ fn stats(inputs: &Mat<f32>) -> ActivationStats<f32> {
 
 /// Returns fc1, fc2 and fc3, with the images of the fine-tuning to calibrate, and the other images
 /// to test.
-fn lenet() -> Vec<Site> {
+pub fn lenet() -> Vec<Site> {
     let data = Data::load(&data("lenet_digits.safetensors")).unwrap();
     let layers: [Layer; 3] = data.target.layers();
     let inputs = |images: &Mat<f32>| {
@@ -48,7 +48,7 @@ fn lenet() -> Vec<Site> {
 }
 
 /// Returns a layer of all-MiniLM-L6-v2, and its inputs on definitions of nouns.
-fn minilm() -> Site {
+pub fn minilm() -> Site {
     let bytes = std::fs::read(data("minilm_value.safetensors")).unwrap();
     let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
     let rows: usize = metadata.metadata().as_ref().unwrap()["calibration"].parse().unwrap();

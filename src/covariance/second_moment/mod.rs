@@ -162,6 +162,12 @@ pub(crate) trait SecondMoment<T: Scalar> {
     }
 }
 
+/// Returns whether an input with this mean square (about any point) and mean is more than the
+/// rounding of a constant.
+pub(crate) fn varies(square: f64, mean: f64) -> bool {
+    square > NEGLIGIBLE * mean * mean
+}
+
 /// The power of two that `S` is divided by, and the diagonal and trace of the quotient.
 pub(crate) struct Scale {
     exponent: i32,
@@ -172,7 +178,7 @@ pub(crate) struct Scale {
 impl Scale {
     /// Creates the scale from the diagonal of `S` and the mean of each input.
     pub(super) fn new(mut diagonal: Vec<f64>, mean: &[f64]) -> Self {
-        let varying = diagonal.iter().zip(mean).filter(|&(square, mean)| *square > NEGLIGIBLE * mean * mean);
+        let varying = diagonal.iter().zip(mean).filter(|&(square, mean)| varies(*square, *mean));
         let trace: f64 = varying.map(|(square, _)| square).sum();
         let exponent = even_exponent(trace / diagonal.len().max(1) as f64);
         diagonal.iter_mut().for_each(|square| *square *= power_of_two(-exponent));
