@@ -104,7 +104,7 @@ impl JointSearch {
     /// # Errors
     ///
     /// No layers, or two of the same name; parameters out of range; an accuracy that is not finite;
-    /// an error of `evaluate`, as the source of an [`Error::Callback`].
+    /// an error of `evaluate`, as the source of an [`Error::Callback`](crate::Error::Callback).
     pub fn run<E: Into<AnyError>>(
         &self,
         layers: &[LayerProfile],
