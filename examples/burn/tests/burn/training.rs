@@ -43,6 +43,8 @@ fn training_changes_both_factors_and_lowers_the_loss() {
     for (after, before) in [(&trained.down, &layer.down), (&trained.up, &layer.up)] {
         assert_ne!(values(&after.weight.val()), values(&before.weight.val()));
     }
+    // The trained factors can be converted back to dalr.
+    assert_eq!(trained.to_dalr::<f32>().unwrap().rank(), 2);
     assert_ne!(values(&trained.up.bias.unwrap().val()), values(&layer.up.bias.unwrap().val()));
 }
 
