@@ -61,9 +61,6 @@ pub struct Dalr {
     form: Form,
 }
 
-/// The ridge for paired inputs, without which errors of the inputs are taken for information.
-const PAIRED_RIDGE: Ridge = Ridge::Relative(0.1);
-
 impl Dalr {
     /// Creates the recommended method: [`Ridge::Shrinkage`], and the bias corrected jointly with
     /// the weight. A layer without a bias stays without one.
@@ -157,8 +154,7 @@ impl Default for Dalr {
 impl<T: Scalar> LowRankCompressor<T> for Dalr {
     fn solve(&self, layer: &Linear<T>, calibration: Calibration<'_, T>, max_rank: usize) -> Result<Decomposition<T>> {
         during("Dalr::solve", || {
-            let automatic = if calibration.paired().is_some() { PAIRED_RIDGE } else { Ridge::Shrinkage };
-            let ridge = self.ridge.unwrap_or(automatic);
+            let ridge = self.ridge.unwrap_or(Ridge::automatic(calibration.paired().is_some()));
             let absolute = ridge.is_absolute();
             let correct_bias = self.correct_bias.unwrap_or(!absolute && layer.bias().is_some());
             let (target, regularization) = ridge.problem()?;

@@ -243,9 +243,6 @@ impl<T: Scalar> fmt::Debug for HiddenUnits<T> {
     }
 }
 
-/// The ridge for paired inputs, as that of [`Dalr`](crate::Dalr).
-const PAIRED_RIDGE: Ridge = Ridge::Relative(0.1);
-
 impl HiddenUnitSelection {
     /// Creates the default options, those of [`HiddenUnits::new`].
     pub fn new() -> Self {
@@ -356,7 +353,7 @@ impl HiddenUnitSelection {
     }
 
     fn regularization(&self, paired: bool) -> Result<Regularization> {
-        let ridge = self.ridge.unwrap_or(if paired { PAIRED_RIDGE } else { Ridge::Shrinkage });
+        let ridge = self.ridge.unwrap_or(Ridge::automatic(paired));
         match ridge.problem()? {
             (Target::Original, regularization) => Ok(regularization),
             _ => Err(Error::text("none, shrinkage or relative:0.1 as the ridge of hidden units", ridge.to_string())),

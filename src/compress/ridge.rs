@@ -60,6 +60,12 @@ impl Ridge {
         Self::Relative(ratio)
     }
 
+    /// Returns the ridge of methods that are given none. Without a fixed one, errors of paired
+    /// inputs would be taken for information.
+    pub(super) fn automatic(paired: bool) -> Self {
+        if paired { Self::Relative(0.1) } else { Self::Shrinkage }
+    }
+
     /// Returns whether `λ` is added to `Σ wᵢ xᵢ xᵢᵀ`, in the units of the data, as in the paper.
     pub(super) fn is_absolute(self) -> bool {
         matches!(self, Self::Paper(_) | Self::Exact(_))
