@@ -109,34 +109,89 @@ pub(super) fn squared_errors<T: Scalar>(
     }
 }
 
-/// From the outputs of kept samples, in the precision of the data; `None` without samples, or if
-/// rounding could be seen in the errors.
+/// In the precision of the data; `None` if that is `f64`, or if rounding could be seen in the
+/// errors.
 fn errors_in_native<T: Scalar>(
     weight: MatRef<'_, T>,
     (up, down): (MatRef<'_, T>, MatRef<'_, T>),
     moments: &DataMoments<'_, T>,
     par: Par,
 ) -> Result<Option<SquaredErrors>> {
-    let &DataMoments { inputs, ref original, same_samples, .. } = moments;
+    let DataMoments { inputs, original, .. } = moments;
     let scale = power_of_two(-even_exponent(linalg::max_abs(weight)));
-    let unit = power_of_two((original.exponent() - inputs.exponent()) / 2);
+    let unit = power_of_two(original.exponent() - inputs.exponent());
     let ordinary = |matrix| NATIVE_EXPONENTS.contains(&even_exponent(linalg::max_abs(matrix)));
-    if !same_samples || T::EPSILON == f64::EPSILON || ![weight, up, down].into_iter().all(ordinary) {
+    if T::EPSILON == f64::EPSILON || ![weight, up, down].into_iter().all(ordinary) {
         return Ok(None);
     }
-    let Some(outputs) = original.outputs(weight, scale * unit, par)? else { return Ok(None) };
-    let Some(latent) = inputs.outputs(down, scale, par)? else { return Ok(None) };
-    let total = linalg::squared_norm(outputs.as_ref());
-    let kept = linalg::product(up.transpose(), outputs.as_ref(), par)?;
-    drop(outputs);
-    let cross = rows_times_columns(kept.as_ref(), latent.transpose());
-    let gram = linalg::product(latent.as_ref(), latent.transpose(), par)?;
+    let terms = term_size(&linalg::squared_column_norms(weight), &**original, (1.0, 0.0)) * scale * scale * unit;
+    let samples = inputs.samples_kept().is_some() || original.samples_kept().is_some();
+    let found = if samples {
+        terms_of_samples(weight, (up, down), moments, (scale, unit), par)?
+    } else {
+        terms_of_matrices(weight, (up, down), moments, (scale, unit), par)?
+    };
+    let Some((total, cross, gram)) = found else { return Ok(None) };
     let overlap = linalg::product(up.transpose(), up, par)?;
     let captured = captured_by_rank(&cross, &gram, &overlap);
-    let terms = term_size(&linalg::squared_column_norms(weight), &**original, (1.0, 0.0)) * (scale * unit).powi(2);
-    let errors = SquaredErrors::left_of(total, &captured, ROUNDING * T::EPSILON * terms.max(total));
-    let visible = errors.by_rank.last().is_some_and(|&last| last >= LEAST_LEFT_OUT * total);
+    let noise = (ROUNDING * T::EPSILON + original.rounding()) * terms.max(total);
+    let errors = SquaredErrors::left_of(total, &captured, noise);
+    // Entries of a second moment have canceled less than those of outputs.
+    let least = LEAST_LEFT_OUT * if samples { total } else { terms.max(total) };
+    let visible = errors.by_rank.last().is_some_and(|&last| last >= least);
     Ok(visible.then_some(errors))
+}
+
+/// `E‖W x‖²`, and the cross terms and latent second moment that [`captured_by_rank`] reads.
+type ErrorTerms<T> = (f64, Vec<f64>, Mat<T>);
+
+/// From the outputs of kept samples; `None` unless all moments are of the same ones.
+fn terms_of_samples<T: Scalar>(
+    weight: MatRef<'_, T>,
+    (up, down): (MatRef<'_, T>, MatRef<'_, T>),
+    moments: &DataMoments<'_, T>,
+    (scale, unit): (f64, f64),
+    par: Par,
+) -> Result<Option<ErrorTerms<T>>> {
+    if !moments.same_samples {
+        return Ok(None);
+    }
+    let Some(outputs) = moments.original.outputs(weight, scale * unit.sqrt(), par)? else { return Ok(None) };
+    let Some(latent) = moments.inputs.outputs(down, scale, par)? else { return Ok(None) };
+    let kept = linalg::product(up.transpose(), outputs.as_ref(), par)?;
+    let total = linalg::squared_norm(outputs.as_ref());
+    let cross = rows_times_columns(kept.as_ref(), latent.transpose());
+    Ok(Some((total, cross, linalg::product(latent.as_ref(), latent.transpose(), par)?)))
+}
+
+/// From second moments whose entries are known.
+fn terms_of_matrices<T: Scalar>(
+    weight: MatRef<'_, T>,
+    (up, down): (MatRef<'_, T>, MatRef<'_, T>),
+    moments: &DataMoments<'_, T>,
+    (scale, unit): (f64, f64),
+    par: Par,
+) -> Result<Option<ErrorTerms<T>>> {
+    let product = |a: MatRef<'_, T>, b: MatRef<'_, T>| linalg::product(a, b, par);
+    let (weight, down) = (linalg::converted::<T, T>(weight, scale)?, linalg::converted::<T, T>(down, scale)?);
+    let original = moments.original.native(par)?;
+    let weighted = product(weight.as_ref(), original.as_ref())?;
+    let total = rows_times_columns(weighted.as_ref(), weight.transpose()).iter().sum::<f64>() * unit;
+    let projected = product(up.transpose(), weight.as_ref())?;
+    let (cross, latent);
+    match &moments.cross {
+        None => {
+            latent = product(down.as_ref(), original.as_ref())?;
+            cross = rows_times_columns(projected.as_ref(), latent.transpose());
+        }
+        Some(moment) => {
+            let Some(matrix) = moment.native()? else { return Ok(None) };
+            let projected = product(projected.as_ref(), matrix.as_ref())?;
+            cross = rows_times_columns(projected.as_ref(), down.transpose());
+            latent = product(down.as_ref(), moments.inputs.native(par)?.as_ref())?;
+        }
+    }
+    Ok(Some((total, cross, product(latent.as_ref(), down.transpose())?)))
 }
 
 fn errors_in_double<T: Scalar>(

@@ -261,6 +261,17 @@ impl MetricRoot {
         }
     }
 
+    /// `L · matrix`.
+    pub(super) fn multiply<T: Scalar>(&self, matrix: MatRef<'_, T>, par: Par) -> Result<Mat<T>> {
+        match &self.factor {
+            Metric::Diagonal(roots) => scaled_rows(matrix, roots, |root| root),
+            Metric::Full(root) => {
+                let root = linalg::converted::<f64, T>(root.as_ref(), 1.0)?;
+                linalg::product(root.as_ref(), matrix, par)
+            }
+        }
+    }
+
     /// `L⁻ᵀ · matrix`.
     pub(super) fn solve_transposed(&self, mut matrix: Mat<f64>, par: Par) -> Result<Mat<f64>> {
         match &self.factor {

@@ -5,7 +5,7 @@ use faer::MatRef;
 use super::decomposition::{Decomposition, Origin};
 use super::output_error::{PredictedErrors, SquaredErrors, squared_errors};
 use super::problem::{Inputs, Problem};
-use super::ridge_regression::{Penalty, ridge_regression};
+use super::ridge_regression::{PairedRegression, Penalty, ridge_regression};
 use super::{Calibration, solve};
 use crate::bias::times;
 use crate::covariance::{SecondMoment, identity, intensity};
@@ -87,7 +87,6 @@ impl ProblemBuilder {
         let (keep, ridge, shrinkage) = regularization;
 
         let exponent = even_exponent(linalg::max_abs(layer.weight()));
-        let weight = || linalg::widened(layer.weight(), power_of_two(-exponent));
         let cross = match inputs {
             Inputs::Data => calibration.cross_moment(self.centred, moment)?,
             Inputs::Identity => None,
@@ -96,28 +95,42 @@ impl ProblemBuilder {
             Target::Original => cross.as_ref().map(|_| Penalty::Change),
             Target::Regression | Target::PaperRegression => Some(Penalty::Size),
         };
+        // With fewer samples than inputs, the regression is cheaper than the root of a second moment.
+        let few_samples = moment.samples_kept().is_some_and(|samples| samples < n);
+        let paired = match &cross {
+            Some(cross) if penalty == Some(Penalty::Change) && !few_samples && moment.trace() > 0.0 => {
+                let weight = linalg::converted::<T, T>(layer.weight(), power_of_two(-exponent))?;
+                Some(PairedRegression::new(weight.as_ref(), moment, cross, ridge / keep, par)?)
+            }
+            _ => None,
+        };
         let regress = |penalty| {
-            let regression =
-                ridge_regression(weight()?.as_ref(), moment, cross.as_ref(), (penalty, ridge / keep), par)?;
+            let weight = linalg::widened(layer.weight(), power_of_two(-exponent))?;
+            let regression = ridge_regression(weight.as_ref(), moment, cross.as_ref(), (penalty, ridge / keep), par)?;
             linalg::converted::<f64, T>(regression.as_ref(), power_of_two(exponent))
         };
-        let regression = penalty.map(regress).transpose()?;
+        let regression = penalty.filter(|_| paired.is_none()).map(regress).transpose()?;
         let root = calibration.output_metric().map(|metric| metric.root());
         let in_metric = |matrix: MatRef<'_, T>| root.map(|root| root.transform(matrix, par)).transpose();
 
         // The paper projects the regression, but onto the leading directions of the weight.
         let paper = target == Target::PaperRegression;
-        let target = regression.as_ref().filter(|_| !paper).map_or(layer.weight(), |regression| regression.as_ref());
+        let target = match (&paired, &regression) {
+            (Some(paired), _) => paired.whitened.as_ref(),
+            (None, Some(regression)) if !paper => regression.as_ref(),
+            _ => layer.weight(),
+        };
         let transformed = in_metric(target)?;
         let factor = transformed.as_ref().map_or(target, |factor| factor.as_ref());
-        let plain = regression.is_none() && calibration.paired().is_none();
+        let plain = penalty.is_none() && calibration.paired().is_none();
+        let whitened = paired.is_some().then(|| identity(n));
         let problem = Problem {
             weight: factor,
             weight_exponent: even_exponent(linalg::max_abs(factor)),
-            moment,
-            inputs,
+            moment: whitened.as_deref().unwrap_or(moment),
+            inputs: if whitened.is_some() { Inputs::Identity } else { inputs },
             keep,
-            ridge: if paper { 0.0 } else { ridge },
+            ridge: if paper || whitened.is_some() { 0.0 } else { ridge },
             data: data.filter(|_| plain),
             solver,
             par,
@@ -127,6 +140,13 @@ impl ProblemBuilder {
             let projected = in_metric(regression.as_ref())?;
             let projected = projected.as_ref().map_or(regression.as_ref(), |matrix| matrix.as_ref());
             solution.down = linalg::product(solution.up.transpose(), projected, par)?;
+        }
+        if let Some(paired) = &paired {
+            let seen = root.map(|root| root.multiply(solution.up.as_ref(), par)).transpose()?;
+            let seen = seen.as_ref().unwrap_or(&solution.up).transpose();
+            let mut down = linalg::widened(linalg::product(seen, layer.weight(), par)?.as_ref(), 1.0)?;
+            down += paired.change_of(seen, par)? * faer::Scale(power_of_two(exponent));
+            solution.down = linalg::rounded("the factor `down`", down.as_ref())?;
         }
         // With a metric, the eigenvectors are not yet the factor.
         let mut directions = None;
@@ -174,7 +194,8 @@ impl ProblemBuilder {
             errors,
         };
         let metric_unit = root.map_or(1.0, |root| power_of_two(root.exponent));
-        let unit = power_of_two(moment.exponent()) * power_of_two(2 * problem.weight_exponent) * metric_unit;
+        let weight_exponent = problem.weight_exponent + if paired.is_some() { exponent } else { 0 };
+        let unit = power_of_two(moment.exponent()) * power_of_two(2 * weight_exponent) * metric_unit;
         Decomposition::from_solution(layer, solution, unit, origin)
     }
 }

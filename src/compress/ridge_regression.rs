@@ -1,4 +1,5 @@
-//! The ridge regression of the outputs on the inputs, which `Ridge::Paper` and `Ridge::Exact` use.
+//! The ridge regression of the outputs on the inputs: for paired inputs, and for `Ridge::Paper` and
+//! `Ridge::Exact`.
 
 use faer::{Mat, MatRef};
 
@@ -51,10 +52,6 @@ pub(super) fn ridge_regression<T: Scalar>(
     } else {
         let dense = moment.scaled(par)?;
         let outputs = match cross {
-            Some(cross) if definite => {
-                let native = linalg::converted::<f64, T>(weight, 1.0)?;
-                linalg::widened(cross.change(native.as_ref(), dense.as_ref(), par)?.transpose(), 1.0)?
-            }
             Some(cross) => cross.left_multiply(weight, par)?.transpose().to_owned(),
             None => moment.multiply(weight.transpose(), par)?,
         };
@@ -67,6 +64,61 @@ pub(super) fn ridge_regression<T: Scalar>(
         regression += weight;
     }
     Ok(regression)
+}
+
+/// The regression `R = W (K + λI) M⁻¹` of paired inputs, with `M = S + λI = L Lᵀ`, as a change of
+/// the weight: `R = W + E L⁻¹`.
+///
+/// The problem is then to approximate `B = R L = W L + E`, without a second moment.
+pub(super) struct PairedRegression<T> {
+    /// `L`. Entries above the diagonal are arbitrary.
+    root: Mat<f64>,
+    /// `E`, of the scaled weight.
+    change: Mat<T>,
+    /// `B`, of the scaled weight.
+    pub(super) whitened: Mat<T>,
+}
+
+impl<T: Scalar> PairedRegression<T> {
+    /// `weight` is scaled. The second moment must be known by its entries.
+    pub(super) fn new(
+        weight: MatRef<'_, T>,
+        moment: &dyn SecondMoment<T>,
+        cross: &CrossMoment<'_, T>,
+        lambda: f64,
+        par: Par,
+    ) -> Result<Self> {
+        let mut dense = moment.scaled(par)?;
+        let noise = ridge_noise(moment) * moment.trace();
+        let change = cross.change(weight, dense.as_ref(), par)?;
+        dense.as_mut().diagonal_mut().column_vector_mut().iter_mut().for_each(|square| *square += lambda);
+        let root = if lambda > noise { linalg::cholesky(dense, par)? } else { None };
+        let root = root.ok_or_else(|| paired_needs_ridge(noise, lambda))?;
+        // E Lᵀ = W (K − S)
+        let mut transposed = linalg::widened(change.transpose(), 1.0)?;
+        drop(change);
+        linalg::solve_lower_triangular(root.as_ref(), transposed.as_mut(), par);
+        let change = linalg::converted::<f64, T>(transposed.transpose(), 1.0)?;
+        let native = linalg::converted::<f64, T>(root.as_ref(), 1.0)?;
+        let triangle = linalg::BlockStructure::TriangularLower;
+        let mut whitened = linalg::triangular_product(weight, native.as_ref(), triangle, par)?;
+        whitened += &change;
+        Ok(Self { root, change, whitened })
+    }
+
+    /// `left · E L⁻¹`, for the scaled weight.
+    pub(super) fn change_of(&self, left: MatRef<'_, T>, par: Par) -> Result<Mat<f64>> {
+        let change = linalg::product(left, self.change.as_ref(), par)?;
+        let mut transposed = linalg::widened(change.transpose(), 1.0)?;
+        linalg::solve_upper_triangular(self.root.transpose(), transposed.as_mut(), par);
+        Ok(transposed.transpose().to_owned())
+    }
+}
+
+/// The rounding in a direction of the second moment, relative to the trace. Rounding errors form a
+/// random symmetric matrix, whose norm grows with the root of its size.
+fn ridge_noise<T: Scalar>(moment: &dyn SecondMoment<T>) -> f64 {
+    crate::solver::noise_level(moment.features()) + 2.0 * moment.rounding() / (moment.features() as f64).sqrt()
 }
 
 /// Returns `(A + λI)⁻¹ B` for a positive semidefinite `A`. If `λ` is below rounding, returns

@@ -42,7 +42,14 @@ pub struct PairedStats<T> {
 impl<T: Scalar> PairedStats<T> {
     /// Returns empty statistics of a layer with this many inputs. Allocates nothing.
     pub fn new(features: usize) -> Self {
-        Self { joint: ActivationStats::new(features.saturating_mul(2)), features }
+        Self::of_joint(ActivationStats::new(features.saturating_mul(2)), features)
+    }
+
+    /// The regression needs the covariance of `x̂`. With more samples than inputs it costs less to
+    /// sum it once than to form it from samples in every solve.
+    fn of_joint(mut joint: ActivationStats<T>, features: usize) -> Self {
+        joint.most_samples = features;
+        Self { joint, features }
     }
 
     /// Limits the memory of samples and covariances together to this many bytes, as
@@ -218,7 +225,7 @@ impl<T: Scalar> PairedStats<T> {
     pub(crate) fn from_joint(joint: ActivationStats<T>, path: &str) -> Result<Self> {
         let features = joint.features();
         if features.is_multiple_of(2) {
-            return Ok(Self { joint, features: features / 2 });
+            return Ok(Self::of_joint(joint, features / 2));
         }
         Err(Error::format(path.into(), "an even number of features".into(), features.to_string()))
     }

@@ -3,6 +3,7 @@
 use super::covariance_form::CovarianceForm;
 use super::sample_form::Samples;
 use super::scatter::Scatter;
+use super::stats::ActivationStats;
 use crate::{Error, Result, Scalar};
 
 /// The memory of samples, in units of that of the scatter, beyond which the covariance form is
@@ -20,27 +21,25 @@ pub(super) enum StatsForm<T> {
 }
 
 /// Returns whether the statistics stay in sample form if `count` samples are added. `as_samples` is
-/// true if they are added as samples, and false if they are added as a scatter, of which the first
-/// `columns` are kept. Returns an error if the memory limit allows neither form.
+/// true if they are added as samples, and false if they are added as a scatter. Returns an error if
+/// the memory limit allows neither form.
 ///
 /// The change needs memory for both forms at once. Under a memory limit, the form therefore changes
 /// while both fit.
-pub(super) fn keeps_samples<T: Scalar>(
-    form: &StatsForm<T>,
-    (features, columns): (usize, usize),
-    memory_limit: Option<usize>,
-    (count, as_samples): (usize, bool),
-) -> Result<bool> {
+pub(super) fn keeps_samples<T: Scalar>(stats: &ActivationStats<T>, (count, as_samples): (usize, bool)) -> Result<bool> {
+    let &ActivationStats { features, columns, most_samples, memory_limit, .. } = stats;
     let limit = memory_limit.unwrap_or(isize::MAX as usize);
     let covariance = CovarianceForm::<T>::bytes(features, columns).unwrap_or(usize::MAX);
-    let (keep, needed) = match form {
+    let (keep, needed) = match &stats.form {
         StatsForm::Covariance(_) => (false, covariance),
         StatsForm::Samples(samples) => {
             let bytes = |count| Samples::<T>::bytes(features, count).unwrap_or(usize::MAX);
-            let (now, then) = (bytes(samples.len()), bytes(samples.len().saturating_add(count)));
+            let count = samples.len().saturating_add(count);
+            let (now, then) = (bytes(samples.len()), bytes(count));
             let both = now.saturating_add(covariance);
             let scatter = Scatter::bytes(features, columns).unwrap_or(usize::MAX);
-            let worth = then / SAMPLES_WORTH <= scatter && then.saturating_add(covariance) <= limit;
+            let few = count <= most_samples && then / SAMPLES_WORTH <= scatter;
+            let worth = few && then.saturating_add(covariance) <= limit;
             let keep = as_samples && (worth || both > limit);
             (keep, if keep { then.min(both) } else { both })
         }

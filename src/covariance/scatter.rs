@@ -131,14 +131,22 @@ impl Scatter {
     /// The entries in these rows and columns.
     pub(super) fn block(&self, rows: Range<usize>, columns: Range<usize>) -> Result<Mat<f64>> {
         let mut entries = linalg::zeros(rows.len(), columns.len())?;
-        for (j, column) in columns.zip(entries.as_mut().col_iter_mut()) {
-            let first = j / BLOCK * BLOCK;
-            for (i, entry) in rows.clone().zip(column.iter_mut()) {
-                let above = i / BLOCK * BLOCK;
-                *entry = match i >= first {
-                    true => self.blocks[j / BLOCK][(i - first, j - first)],
-                    false => self.blocks[i / BLOCK][(j - above, i - above)],
-                };
+        for (start, block) in (0..).step_by(BLOCK).zip(&self.blocks) {
+            let end = start + block.ncols();
+            let part = |range: &Range<usize>, from: usize, to: usize| range.start.max(from)..range.end.min(to);
+            // The entries that this block column holds, and those that it holds transposed.
+            let held = (part(&rows, start, self.features), part(&columns, start, end), false);
+            let mirrored = (part(&rows, start, end), part(&columns, end, self.features), true);
+            for (i, j, transposed) in [held, mirrored] {
+                if i.is_empty() || j.is_empty() {
+                    continue;
+                }
+                let (row, column) = (i.start - rows.start, j.start - columns.start);
+                let target = entries.as_mut().submatrix_mut(row, column, i.len(), j.len());
+                let (below, across) = if transposed { (j, i) } else { (i, j) };
+                let from =
+                    block.as_ref().submatrix(below.start - start, across.start - start, below.len(), across.len());
+                { target }.copy_from(if transposed { from.transpose() } else { from });
             }
         }
         Ok(entries)

@@ -50,6 +50,8 @@ pub struct ActivationStats<T> {
     /// Number of inputs whose covariances with all inputs are kept, from the first on: all, except
     /// in paired statistics.
     pub(super) columns: usize,
+    /// The largest number of samples in sample form.
+    pub(super) most_samples: usize,
     pub(super) samples: u64,
     pub(super) weight: f64,
     pub(super) weight_squares: f64,
@@ -67,6 +69,7 @@ impl<T: Scalar> ActivationStats<T> {
         Self {
             features,
             columns: features,
+            most_samples: usize::MAX,
             samples: 0,
             weight: 0.0,
             weight_squares: 0.0,

@@ -165,6 +165,7 @@ impl<T: Scalar> ActivationStats<T> {
         Ok(Self {
             features: head.features,
             columns: head.columns,
+            most_samples: usize::MAX,
             samples: head.samples,
             weight: head.weight,
             weight_squares: head.weight_squares,

@@ -95,8 +95,7 @@ impl<T: Scalar> ActivationStats<T> {
         let (sum, squares) = (batch.sum_weights(|weight| weight), batch.sum_weights(|weight| weight * weight));
         let totals @ (_, total_weight, _) = self.totals(samples as u64, sum, squares)?;
         self.require_representable(linalg::max_abs(batch.rows), total_weight)?;
-        let keep_samples =
-            keeps_samples(&self.form, (self.features, self.columns), self.memory_limit, (samples, true))?;
+        let keep_samples = keeps_samples(self, (samples, true))?;
 
         let mut channels = self.channels.clone();
         if self.samples == 0 {
@@ -126,12 +125,7 @@ impl<T: Scalar> ActivationStats<T> {
             StatsForm::Samples(samples) => (samples, None),
             StatsForm::Covariance(form) => (&form.waiting, Some((form, other.channels.origin.as_slice()))),
         };
-        let keep_samples = keeps_samples(
-            &self.form,
-            (self.features, self.columns),
-            self.memory_limit,
-            (samples.len(), form.is_none()),
-        )?;
+        let keep_samples = keeps_samples(self, (samples.len(), form.is_none()))?;
 
         let mut channels = self.channels.clone();
         if self.samples == 0 {

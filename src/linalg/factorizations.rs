@@ -80,6 +80,12 @@ pub(crate) fn solve_upper_triangular(triangle: MatRef<'_, f64>, right: MatMut<'_
     triangular_solve::solve_upper_triangular_in_place(triangle, right, par);
 }
 
+/// Replaces `right` by `triangle⁻¹ · right` for a lower triangular matrix.
+pub(crate) fn solve_lower_triangular(triangle: MatRef<'_, f64>, right: MatMut<'_, f64>, par: Par) {
+    let par = threads_for(par, macs(triangle.nrows(), triangle.nrows(), right.ncols()) / 2.0);
+    triangular_solve::solve_lower_triangular_in_place(triangle, right, par);
+}
+
 /// Returns `matrix⁻¹ · right` by Cholesky. The function reads the lower triangle of `matrix`.
 ///
 /// `None` if the matrix is not numerically positive definite.

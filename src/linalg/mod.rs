@@ -15,7 +15,7 @@ mod threads;
 pub(crate) use self::allocation::{converted, out_of_memory, rounded, widened, zeros};
 pub(crate) use self::factorizations::{
     Pairs, cholesky, cholesky_solve, left_singular, orthonormal_columns, orthonormalized, pivot_columns, solve,
-    solve_upper_triangular, symmetric_eigen, thin_qr,
+    solve_lower_triangular, solve_upper_triangular, symmetric_eigen, thin_qr,
 };
 pub(crate) use self::kernels::Kernels;
 pub(crate) use self::norms::{first_non_finite, max_abs, require_finite, squared_column_norms, squared_norm};

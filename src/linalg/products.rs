@@ -91,9 +91,21 @@ pub(crate) fn gram<T: Scalar>(matrix: MatRef<'_, T>, par: Par) -> Result<Mat<T>>
 
 /// Copies the strictly lower triangle onto the upper one.
 pub(crate) fn mirror_lower<T: Scalar>(matrix: &mut Mat<T>) {
-    for column in 0..matrix.ncols() {
-        for row in 0..column {
-            matrix[(row, column)] = matrix[(column, row)];
+    /// Two tiles of this many rows and columns stay in the cache while one is copied.
+    const TILE: usize = 64;
+    let size = matrix.ncols();
+    for start in (0..size).step_by(TILE) {
+        let end = (start + TILE).min(size);
+        for column in start..end {
+            for row in start..column {
+                matrix[(row, column)] = matrix[(column, row)];
+            }
+        }
+        let (_, mut above, below, _) = matrix.as_mut().split_at_mut(end, end);
+        for first in (end..size).step_by(TILE) {
+            let width = TILE.min(size - first);
+            let from = below.as_ref().submatrix(first - end, start, width, end - start);
+            above.as_mut().submatrix_mut(start, first - end, end - start, width).copy_from(from.transpose());
         }
     }
 }

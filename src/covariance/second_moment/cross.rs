@@ -64,6 +64,14 @@ impl<'a, T: Scalar> CrossMoment<'a, T> {
         Ok(result)
     }
 
+    /// `K` in the precision of the data, if it is known by its entries.
+    pub(crate) fn native(&self) -> Result<Option<Mat<T>>> {
+        match &self.form {
+            CrossForm::Dense(matrix) => linalg::converted(matrix.as_ref(), 1.0).map(Some),
+            CrossForm::Samples { .. } => Ok(None),
+        }
+    }
+
     /// `left · K`, for `rows × features`.
     pub(crate) fn left_multiply(&self, left: MatRef<'_, f64>, par: Par) -> Result<Mat<f64>> {
         match &self.form {

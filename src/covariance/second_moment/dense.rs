@@ -40,6 +40,10 @@ impl<T: Scalar> SecondMoment<T> for DenseMoment {
         self.rounding
     }
 
+    fn native(&self, _par: Par) -> Result<Mat<T>> {
+        linalg::converted(self.matrix.as_ref(), 1.0)
+    }
+
     fn scaled(&self, _par: Par) -> Result<Mat<f64>> {
         linalg::widened(self.matrix.as_ref(), 1.0)
     }

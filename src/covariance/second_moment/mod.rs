@@ -93,6 +93,11 @@ pub(crate) trait SecondMoment<T: Scalar> {
         Ok(dense)
     }
 
+    /// Returns `S` in the precision of the data.
+    fn native(&self, par: Par) -> Result<Mat<T>> {
+        linalg::converted(self.scaled(par)?.as_ref(), 1.0)
+    }
+
     /// Forms `S` itself: [`scaled`](Self::scaled) times the power of two.
     fn unscaled(&self, par: Par) -> Result<Mat<f64>> {
         let mut dense = self.scaled(par)?;
