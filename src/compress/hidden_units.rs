@@ -183,6 +183,34 @@ impl<T: Scalar> HiddenUnits<T> {
         self.refit.units()
     }
 
+    /// The squared error of the regularized problem relative to that without units, as the energy
+    /// that factors do not explain; for paired units, the squared error on the data.
+    pub(crate) fn loss(&self, k: usize) -> Option<f64> {
+        match &self.errors.losses {
+            Some(losses) => self.error(Some(losses), k),
+            None => self.metric_error(k).or(self.relative_error(k)).map(|error| error * error),
+        }
+    }
+
+    pub(crate) fn max_units(&self) -> usize {
+        self.max_units
+    }
+
+    /// The number of units, and of the second layer's inputs for each.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let units = self.first.out_features();
+        (units, self.refit.original().in_features() / units.max(1))
+    }
+
+    pub(crate) fn is_gated(&self) -> bool {
+        self.gate.is_some()
+    }
+
+    /// Whether the refitted second layer has a bias.
+    pub(crate) fn has_bias(&self) -> bool {
+        self.refit.has_bias()
+    }
+
     fn error(&self, errors: Option<&Vec<f64>>, k: usize) -> Option<f64> {
         if k == 0 || k > self.max_units {
             return None;

@@ -42,6 +42,10 @@ impl<T: Scalar> UnitRefit<T> {
         &self.order.units
     }
 
+    pub(super) fn has_bias(&self) -> bool {
+        self.means.is_some() || self.layer.bias().is_some()
+    }
+
     /// The number of units that the original layer reads.
     pub(super) fn all_units(&self) -> usize {
         self.layer.in_features() / self.order.inputs_per_unit

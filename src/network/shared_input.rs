@@ -1,5 +1,6 @@
 //! Layers with a shared input: one `down` for all of them, an `up` for each.
 
+use super::cost::Cost;
 use super::layer_profile::{LayerProfile, tails};
 use super::sensitivities::Sensitivities;
 use crate::compress::OutputMetric;
@@ -179,17 +180,15 @@ impl SharedInput {
 
     /// Returns the parameters of all layers at this rank, biases included: `k (n + Σ mᵢ)`.
     pub fn parameters(&self, rank: usize) -> u64 {
-        self.stacked.costs(rank).0
+        self.stacked.cost(rank).parameters
     }
 
-    /// Returns the parameters and the entries of the factors of a layer at this rank, and its loss.
-    /// `down` counts with the first layer.
-    pub(super) fn at_rank(&self, index: usize, rank: usize) -> ((u64, u64), f64) {
-        let outputs = self.members.get(index).map_or(0, |member| member.out_features as u64);
-        let inputs = if index == 0 { self.stacked.in_features() as u64 } else { 0 };
-        let factors = (rank as u64).saturating_mul(outputs + inputs);
-        let bias = if self.stacked.facts.biases.1 { outputs } else { 0 };
-        ((factors + bias, factors), self.loss(index, rank).unwrap_or(f64::INFINITY))
+    /// Returns the cost of a layer at this rank, and its loss. `down` counts with the first layer.
+    pub(super) fn at_rank(&self, index: usize, rank: usize) -> (Cost, f64) {
+        let outputs = self.members.get(index).map_or(0, |member| member.out_features);
+        let up = Cost::of_linear((outputs, rank), self.stacked.facts.biases.1);
+        let down = Cost::of_linear((rank, self.stacked.in_features()), false);
+        (if index == 0 { down + up } else { up }, self.loss(index, rank).unwrap_or(f64::INFINITY))
     }
 
     /// Returns an error if a profile does not fit the group.
