@@ -173,7 +173,7 @@ impl<T: Scalar> Conv2d<T> {
     ///
     /// As [`output_size`](Self::output_size).
     pub fn multiply_adds(&self, size: (usize, usize)) -> Result<usize> {
-        let positions = self.positions(size)?;
+        let positions = during("Conv2d::multiply_adds", || self.window.positions(size))?;
         Ok(self.layers.iter().map(|layer| layer.multiply_adds().saturating_mul(positions)).sum())
     }
 
@@ -181,7 +181,8 @@ impl<T: Scalar> Conv2d<T> {
     ///
     /// # Errors
     ///
-    /// [`Error::OutOfRange`] for images that are smaller than the kernel, padding included.
+    /// [`Error::OutOfRange`] for images that are smaller than the kernel, padding included;
+    /// [`Error::Overflow`] for more positions than can be counted.
     pub fn output_size(&self, size: (usize, usize)) -> Result<(usize, usize)> {
         during("Conv2d::output_size", || self.window.output_size(size))
     }
@@ -193,7 +194,7 @@ impl<T: Scalar> Conv2d<T> {
     ///
     /// As [`output_size`](Self::output_size).
     pub fn positions(&self, size: (usize, usize)) -> Result<usize> {
-        self.output_size(size).map(|(rows, columns)| rows.saturating_mul(columns))
+        during("Conv2d::positions", || self.window.positions(size))
     }
 
     /// Returns the outputs, images × (out · height · width), of images of this height and width,

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | compress one convolution | [`PatchStats`], [`Conv2d::compress`] |
 //! | keep some of the channels between two layers | [`Conv2d::as_linear`] with [`HiddenUnitSelection::with_inputs_per_unit`](crate::compress::HiddenUnitSelection::with_inputs_per_unit), [`Conv2d::with_layers`] |
+//! | put convolutions and linear layers under one budget | [`Conv2d::layers`], [`PatchStats::groups`], [`LayerProfile::of_groups`](crate::network::LayerProfile::of_groups), [`Conv2d::low_rank`] |
 //! | convolutions of candle | [`interop::candle`](crate::interop) |
 //!
 //! A batch of images is a matrix with an image in each row: for images in NCHW order, as PyTorch

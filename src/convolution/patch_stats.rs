@@ -1,12 +1,14 @@
 //! Statistics of the patches that a convolution reads.
 
+use std::collections::BTreeSet;
+
 use faer::MatRef;
 
 use super::conv2d::Conv2d;
 use super::window::{Positions, Window};
 use crate::error::{during, require};
 use crate::linalg::SplitMix64;
-use crate::{ActivationStats, Error, Result, Scalar};
+use crate::{ActivationStats, Error, Linear, Result, Scalar};
 
 /// Statistics of the patches that a convolution reads on the target domain: an [`ActivationStats`]
 /// for each group, updated batch by batch.
@@ -45,19 +47,18 @@ impl<T: Scalar> PatchStats<T> {
     ///
     /// # Errors
     ///
-    /// A fraction out of range. [`Error::Layers`] for a depthwise convolution, whose groups have
-    /// one input or one output channel each: two factors are never smaller than such a group.
+    /// A fraction out of range. [`Error::Layers`] for a depthwise convolution, whose groups have one
+    /// output each: two factors are never smaller than such a group.
     pub fn new(conv: &Conv2d<T>, fraction: f64) -> Result<Self> {
         during("PatchStats::new", || {
             require(fraction > 0.0 && fraction <= 1.0, "the fraction of the positions", "to be in (0, 1]", fraction)?;
-            let outputs = conv.out_channels() / conv.layers().len().max(1);
-            if conv.layers().len() > 1 && conv.window.channels.min(outputs) == 1 {
-                let expected = "groups of several input and output channels; keep a depthwise convolution as it is, \
-                                since a rank of 1 would already have more parameters";
-                let found = format!("groups of {} input and {outputs} output channels", conv.window.channels);
-                return Err(Error::layers(expected.into(), found));
+            let groups = conv.layers().len();
+            if groups > 1 && conv.out_channels() == groups {
+                let expected = "groups of several output channels (keep a depthwise convolution as it is: rank 1 \
+                                already has more parameters)";
+                return Err(Error::layers(expected.into(), format!("{groups} groups of one output channel")));
             }
-            let stats = |layer: &crate::Linear<T>| ActivationStats::new(layer.in_features());
+            let stats = |layer: &Linear<T>| ActivationStats::new(layer.in_features());
             let groups = conv.layers().iter().map(stats).collect();
             Ok(Self { window: conv.window, fraction, random: SplitMix64::seeded(0), groups })
         })
@@ -89,7 +90,7 @@ impl<T: Scalar> PatchStats<T> {
             let mut random = self.random.clone();
             let chosen = (self.fraction < 1.0).then(|| {
                 let wanted = (self.fraction * count as f64).round().max(1.0) as usize;
-                (0..images.nrows()).map(|_| draw(&mut random, wanted, count)).collect::<Vec<_>>()
+                (0..images.nrows()).map(|_| draw(&mut random, wanted.min(count), count)).collect::<Vec<_>>()
             });
             let positions = chosen.as_ref().map_or(Positions::All, |chosen| Positions::Some(chosen));
             // A block in the middle may fail.
@@ -133,15 +134,17 @@ impl<T: Scalar> PatchStats<T> {
     }
 }
 
-/// Returns `wanted` of the numbers below `count`, ascending: Knuth's algorithm S (volume 2, section
-/// 3.4.2).
+/// Returns `wanted` of the numbers below `count`, ascending: Floyd's algorithm (Bentley and Floyd,
+/// *A sample of brilliance*, 1987).
 fn draw(random: &mut SplitMix64, wanted: usize, count: usize) -> Vec<usize> {
-    let mut left = wanted;
-    let choose = |&number: &usize| {
+    let mut drawn = BTreeSet::new();
+    for last in count - wanted..count {
         let uniform = (random.next() + 1.0) / 2.0;
-        let chosen = uniform * ((count - number) as f64) < left as f64;
-        left -= usize::from(chosen);
-        chosen
-    };
-    (0..count).filter(choose).collect()
+        // Rounding could give the number after the last.
+        let number = ((uniform * (last + 1) as f64) as usize).min(last);
+        if !drawn.insert(number) {
+            drawn.insert(last);
+        }
+    }
+    drawn.into_iter().collect()
 }

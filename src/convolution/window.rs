@@ -73,10 +73,16 @@ impl Window {
         Ok((rows, columns))
     }
 
+    /// Returns the number of positions in an image of this size.
+    pub(super) fn positions(&self, size: (usize, usize)) -> Result<usize> {
+        let (rows, columns) = self.output_size(size)?;
+        rows.checked_mul(columns).ok_or_else(|| Error::overflow("the number of positions"))
+    }
+
     /// Returns the number of positions in each image of a batch, or an error for a batch that the
     /// convolution cannot read.
     pub(super) fn check<T: Scalar>(&self, images: MatRef<'_, T>, size: (usize, usize)) -> Result<usize> {
-        let (rows, columns) = self.output_size(size)?;
+        let positions = self.positions(size)?;
         let entries = (self.channels * self.options.groups()).saturating_mul(size.0).saturating_mul(size.1);
         if images.ncols() != entries {
             let what = "columns in the batch (channels · height · width)";
@@ -86,7 +92,7 @@ impl Window {
             return Err(Error::empty("the batch of images"));
         }
         linalg::require_finite("the images", images)?;
-        Ok(rows.saturating_mul(columns))
+        Ok(positions)
     }
 
     /// Calls `visit` with the patches of one group in blocks, positions × entries, image by image.
@@ -149,6 +155,11 @@ impl Window {
             for i in 0..self.kernel.0 {
                 let row = (y * down + i * dilation.0).checked_sub(top).filter(|&row| row < height);
                 let row = row.and_then(|row| channel.get(row * width..(row + 1) * width));
+                let start = (x * across).checked_sub(left).filter(|_| dilation.1 == 1);
+                if let Some(entries) = row.zip(start).and_then(|(row, start)| row.get(start..start + self.kernel.1)) {
+                    patch.extend_from_slice(entries);
+                    continue;
+                }
                 for j in 0..self.kernel.1 {
                     let column = (x * across + j * dilation.1).checked_sub(left);
                     // Padding is zero.

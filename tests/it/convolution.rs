@@ -291,14 +291,22 @@ fn bad_input_is_an_error_that_names_value_and_bound() {
     assert!(matches!(refused, Error::Shape { expected: 30, found: 24, .. }), "{refused}");
     assert!(matches!(conv.forward(weight(0, 24).as_ref(), (3, 4)), Err(Error::Empty { .. })));
     let huge = ConvOptions::new().with_padding((usize::MAX, usize::MAX));
-    assert!(new((4, 8), (2, 2), huge).unwrap().forward(images.as_ref(), (3, 4)).is_err());
+    let huge = new((4, 8), (2, 2), huge).unwrap();
+    assert!(matches!(huge.forward(images.as_ref(), (3, 4)), Err(Error::Overflow { .. })));
+    for fraction in [1e-12, 1.0] {
+        let mut inputs = PatchStats::new(&huge, fraction).unwrap();
+        assert!(matches!(inputs.update(images.as_ref(), (3, 4)), Err(Error::Overflow { .. })));
+    }
 
-    // Depthwise: one input or one output channel in each group.
+    // Depthwise: one output channel in each group.
     for (rows, columns, groups) in [(3, 4, 3), (2, 8, 2)] {
         let depthwise = new((rows, columns), (2, 2), plain.with_groups(groups)).unwrap();
         let refused = text(PatchStats::new(&depthwise, 0.5).unwrap_err());
-        assert!(refused.contains("depthwise") && refused.contains("rank of 1"), "{refused}");
+        assert!(refused.contains("depthwise") && refused.contains("rank 1 already has more parameters"), "{refused}");
     }
+    // Two outputs of each input channel can share a kernel: 9 + 2 parameters instead of 18.
+    let shared = new((6, 9), (3, 3), plain.with_groups(3)).unwrap();
+    assert!(PatchStats::new(&shared, 0.5).is_ok());
     for fraction in [0.0, -0.1, 1.01, f64::NAN] {
         assert!(matches!(PatchStats::new(&conv, fraction), Err(Error::OutOfRange { .. })));
     }
