@@ -39,6 +39,7 @@
 //! | layers before this one that are compressed already | [`PairedStats`](covariance::PairedStats) |
 //! | gradients, or the weights of the next layers | [`OutputMetric`](compress::OutputMetric) |
 //! | two layers to make smaller, not to factorize | [`HiddenUnits`](compress::HiddenUnits) |
+//! | two checkpoints, or LoRA files | [`Adapter`](adapter::Adapter) |
 //! | samples spread over many machines | [`ActivationStats::merge`], [`compress::OperatorProblem`] |
 //! | the paper to reproduce | [`Dalr::paper`], [`ActivationPruning`] |
 //! | a method of your own | [`LowRankCompressor`], [`Decomposition::new`] |
@@ -81,6 +82,7 @@
 )]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+pub mod adapter;
 mod bias;
 pub mod compress;
 #[allow(

@@ -1,9 +1,10 @@
 //! Layers with a shared input: one `down` for all of them, an `up` for each.
 
-use super::layer_profile::{LayerProfile, tails};
+use super::layer_profile::LayerProfile;
 use super::sensitivities::Sensitivities;
 use crate::compress::OutputMetric;
 use crate::error::during;
+use crate::rank::tails;
 use crate::{Calibration, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Result, Scalar, linalg};
 
 /// The weight of a layer whose sensitivity is zero, relative to the largest sensitivity.
