@@ -40,6 +40,7 @@
 //! | gradients, or the weights of the next layers | [`OutputMetric`](compress::OutputMetric) |
 //! | two layers to make smaller, not to factorize | [`HiddenUnits`](compress::HiddenUnits) |
 //! | convolutions | [`convolution`] |
+//! | two checkpoints, or LoRA files | [`Adapter`](adapter::Adapter) |
 //! | samples spread over many machines | [`ActivationStats::merge`], [`compress::OperatorProblem`] |
 //! | the paper to reproduce | [`Dalr::paper`], [`ActivationPruning`] |
 //! | a method of your own | [`LowRankCompressor`], [`Decomposition::new`] |
@@ -82,6 +83,7 @@
 )]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+pub mod adapter;
 mod bias;
 pub mod compress;
 pub mod convolution;

@@ -45,6 +45,8 @@ impl From<usize> for Rank {
 pub(crate) struct Spectrum<'a> {
     pub(crate) energies: &'a [f64],
     pub(crate) total_energy: f64,
+    /// The largest rank that the weight can have.
+    pub(crate) full_rank: usize,
     /// Number of energies above rounding.
     pub(crate) numerical_rank: usize,
     /// The relative error of each rank from 1; `None` without samples.
@@ -127,9 +129,10 @@ impl Rank {
         spectrum: &Spectrum<'_>,
     ) -> Result<usize> {
         let bound = self.bound(shape, multiple, form)?;
-        let solved = spectrum.energies.len();
+        let (solved, full) = (spectrum.energies.len(), spectrum.full_rank);
         let rank = match self {
-            Self::Fixed(_) | Self::ParameterRatio(_) => bound,
+            Self::Fixed(_) => bound,
+            Self::ParameterRatio(_) => bound.min(full / multiple * multiple),
             Self::Energy(fraction) => {
                 let goal = fraction * spectrum.total_energy;
                 let mut sum = 0.0;
@@ -144,7 +147,7 @@ impl Rank {
                 let reached = sum >= goal;
                 let numerical = spectrum.numerical_rank;
                 // Whether the solve covers all energies above rounding.
-                let complete = solved == shape.0.min(shape.1) || numerical < solved;
+                let complete = solved == full || numerical < solved;
                 if complete {
                     let needed = if reached && fraction < 1.0 { enough.min(numerical) } else { numerical };
                     needed.max(1)
@@ -160,8 +163,8 @@ impl Rank {
                 let reached = if goal >= spectrum.resolution {
                     errors.iter().position(|&error| error <= goal)
                 } else {
-                    let full = shape.0.min(shape.1) - 1;
-                    errors.get(full).filter(|&&error| error <= spectrum.resolution).map(|_| full)
+                    let last = full - 1;
+                    errors.get(last).filter(|&&error| error <= spectrum.resolution).map(|_| last)
                 };
                 let Some(index) = reached else {
                     let best = errors.iter().copied().fold(f64::INFINITY, f64::min);
@@ -175,8 +178,8 @@ impl Rank {
             }
         };
         let rounded = rank.next_multiple_of(multiple);
-        if rounded > shape.0.min(shape.1) {
-            let expected = format!("a multiple of {multiple} up to {}", shape.0.min(shape.1));
+        if rounded > full && rank <= full {
+            let expected = format!("a multiple of {multiple} up to {full}");
             return Err(Error::rank(expected, format!("{rank}, rounded up to {rounded}")));
         }
         if rounded > solved {
@@ -185,6 +188,28 @@ impl Rank {
         }
         Ok(rounded)
     }
+}
+
+/// Returns the energy that is not explained at each rank, given the explained energies.
+///
+/// It is summed from the end, so that small tails are accurate. The energy beyond the last solved
+/// rank is included.
+pub(crate) fn tails(explained: &[f64], full: usize) -> Vec<f64> {
+    let solved = explained.iter().sum::<f64>();
+    // Without any energy, the loss is zero.
+    let rest = if explained.len() >= full || solved == 0.0 { 0.0 } else { 1.0 - solved };
+    let mut tail = rest.max(0.0);
+    let mut tails: Vec<f64> = explained
+        .iter()
+        .rev()
+        .map(|energy| {
+            let here = tail;
+            tail += energy.max(0.0);
+            here
+        })
+        .collect();
+    tails.reverse();
+    tails
 }
 
 /// Returns an error for a rank that no `m × n` matrix has.
@@ -248,6 +273,7 @@ mod tests {
         Spectrum {
             energies: &[6.0, 3.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
             total_energy: 10.0,
+            full_rank: 12,
             numerical_rank: 3,
             relative_errors: Some(&[0.7, 0.3, 0.2, 1e-9, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]),
             resolution: 1e-8,
@@ -344,5 +370,17 @@ mod tests {
         assert!(Rank::Energy(0.95).resolve(SHAPE, 1, Form::Factors, &partial).is_err());
         assert!(Rank::RelativeError(0.1).resolve(SHAPE, 1, Form::Factors, &partial).is_err());
         assert!(Rank::Energy(0.9).resolve(SHAPE, 8, Form::Factors, &partial).is_err());
+    }
+
+    #[test]
+    fn the_tail_of_a_rank_is_the_unexplained_energy() {
+        // Two of three ranks are solved: a quarter of the energy lies beyond them. All three are
+        // solved: no energy does, although the sum is rounded.
+        assert_eq!(tails(&[0.5, 0.25], 3), [0.5, 0.25]);
+        let explained = [0.7, 0.1, 0.1];
+        assert!(explained.iter().sum::<f64>() < 0.9);
+        assert_eq!(tails(&explained, 3), [0.1 + 0.1, 0.1, 0.0]);
+        // There is no energy, with two of three or all ranks solved.
+        assert_eq!([tails(&[0.0, 0.0], 3), tails(&[0.0, 0.0], 2)], [[0.0, 0.0]; 2]);
     }
 }

@@ -12,7 +12,8 @@ use crate::covariance::{SecondMoment, identity};
 use crate::error::during;
 use crate::factors::Form;
 use crate::linalg::{self, even_exponent, power_of_two};
-use crate::rank::Spectrum;
+use crate::rank::{Spectrum, tails};
+use crate::solver;
 use crate::{Error, Linear, LowRankLinear, Rank, Report, Result, Scalar, Warning};
 
 /// The result of one solve: its eigenvalues, the predicted error of every rank up to the largest
@@ -68,6 +69,9 @@ pub(crate) struct Facts {
     pub(crate) form: Form,
     /// Whether the original layer has a bias, and whether the compressed one will.
     pub(crate) biases: (bool, bool),
+    /// The largest rank of the update, if this is not a layer but an update of one.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub(crate) adapter_rank: Option<usize>,
     /// Number of eigenvalues above rounding.
     pub(crate) determined: usize,
     /// Relative errors up to this size are rounding.
@@ -75,6 +79,11 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
+    /// The largest rank that the weight or the update can have.
+    pub(crate) fn full_rank(&self) -> usize {
+        self.adapter_rank.unwrap_or(self.shape.0.min(self.shape.1))
+    }
+
     /// Returns the report on the layer of this rank, whose relative error is `relative_error`.
     pub(crate) fn report(&self, rank: usize, relative_error: Option<f64>) -> Report {
         let (m, n) = self.shape;
@@ -164,6 +173,7 @@ impl<T: Scalar> Decomposition<T> {
                 shape: (m, n),
                 form: Form::default(),
                 biases: (layer.bias().is_some(), origin.means.is_some() || layer.bias().is_some()),
+                adapter_rank: None,
                 determined: solution.determined,
                 resolution: resolution.unwrap_or(0.0).max(4.0 * T::EPSILON),
             },
@@ -276,6 +286,7 @@ impl<T: Scalar> Decomposition<T> {
                     shape: (m, n),
                     form: Form::default(),
                     biases: (layer.bias().is_some(), correct_bias || layer.bias().is_some()),
+                    adapter_rank: None,
                     determined: energies.len(),
                     resolution: resolution.unwrap_or(0.0).max(4.0 * T::EPSILON),
                 },
@@ -391,6 +402,7 @@ impl<T: Scalar> Decomposition<T> {
         let spectrum = Spectrum {
             energies: &self.explained,
             total_energy: 1.0,
+            full_rank: self.facts.full_rank(),
             numerical_rank: self.facts.determined,
             relative_errors: self.relative_errors.as_deref(),
             resolution: self.facts.resolution,
@@ -424,6 +436,24 @@ impl<T: Scalar> Decomposition<T> {
             report.metric_error = self.metric_error(rank);
             Ok(Compressed { report, layer })
         })
+    }
+
+    /// Makes this the decomposition of a layer's update, whose rank is `full_rank` at most. If the
+    /// update is `basis` times the decomposed weight, multiplies `up` by `basis`, whose columns are
+    /// orthonormal. Without samples, the relative errors become those of the weight.
+    pub(crate) fn of_adapter(mut self, basis: Option<&Mat<f64>>, full_rank: usize) -> Result<Self> {
+        if let Some(basis) = basis {
+            let up = linalg::widened(self.up.as_ref(), 1.0)?;
+            let up = linalg::product(basis.as_ref(), up.as_ref(), linalg::threads(0))?;
+            (self.up, self.facts.shape.0) = (linalg::rounded("the factor `up`", up.as_ref())?, basis.nrows());
+        }
+        self.facts.adapter_rank = Some(full_rank);
+        if self.relative_errors.is_none() {
+            let (m, n) = self.facts.shape;
+            self.facts.resolution = self.facts.resolution.max(solver::noise_level(m.max(n)).sqrt());
+            self.relative_errors = Some(tails(&self.explained, full_rank).into_iter().map(f64::sqrt).collect());
+        }
+        Ok(self)
     }
 
     pub(crate) fn facts(&self) -> &Facts {

@@ -76,6 +76,11 @@ impl<T: Scalar> LowRankLinear<T> {
         self.up.as_ref()
     }
 
+    /// Returns `down` and `up`.
+    pub(crate) fn into_factors(self) -> (Mat<T>, Mat<T>) {
+        (self.down, self.up)
+    }
+
     /// Returns the bias, one entry per output; `None` if the layer has none.
     pub fn bias(&self) -> Option<ColRef<'_, T>> {
         self.bias.as_ref().map(Col::as_ref)

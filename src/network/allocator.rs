@@ -258,11 +258,14 @@ impl Allocator {
 
     /// Returns the chosen items and a lower bound on the minimized quantity.
     fn choose(&self, blocks: Vec<Block>, originals: &[LayerPlan]) -> Result<(Vec<Item>, f64)> {
-        let cost =
-            |layer: &LayerPlan| Cost { parameters: layer.parameters_before, multiply_adds: layer.multiply_adds_before };
-        let whole = originals.iter().map(|layer| self.budget.measure(cost(layer), 0.0).0).sum::<f64>();
+        let whole = |layer: &LayerPlan| {
+            let rank = layer.out_features.min(layer.in_features) as u64;
+            let (parameters, multiply_adds) = (layer.parameters_before, layer.multiply_adds_before);
+            self.budget.measure(Cost { parameters, multiply_adds, rank }, 0.0).0
+        };
+        let whole = originals.iter().map(whole).sum::<f64>();
         let limit = match self.budget {
-            Budget::Parameters(count) | Budget::MultiplyAdds(count) => count as f64,
+            Budget::Parameters(count) | Budget::TotalRank(count) | Budget::MultiplyAdds(count) => count as f64,
             // If some ranks have exactly this fraction, rounding must not exclude them.
             Budget::ParameterFraction(fraction) | Budget::MultiplyAddFraction(fraction) => {
                 (fraction * whole * (1.0 + 8.0 * f64::EPSILON)).floor()
@@ -329,12 +332,15 @@ impl Allocator {
         };
         let reason = match limits {
             None => OriginalReason::Untouched,
+            Some(_) if layer.is_adapter() => OriginalReason::LeftOut,
             Some(_) if ranks.is_empty() => OriginalReason::NoSavings,
             Some(_) if self.budget.limits_error() => OriginalReason::ErrorTooLarge,
             Some(_) => OriginalReason::Affordable,
         };
         if let Budget::Rank(rank) = self.budget {
-            let saves = limits.is_some() && layer.cost(rank).parameters < layer.parameters();
+            // An adapter of a smaller rank keeps all of it.
+            let rank = if layer.is_adapter() { rank.min(layer.facts.full_rank()) } else { rank };
+            let saves = limits.is_some() && (layer.is_adapter() || layer.cost(rank).parameters < layer.parameters());
             if saves && rank > layer.max_rank() {
                 let (expected, found) = (format!("up to rank {rank}"), format!("up to rank {}", layer.max_rank()));
                 return Err(Error::rank(format!("a decomposition {expected}"), found).in_layer(layer.name()));
@@ -343,8 +349,8 @@ impl Allocator {
             let nearest = ranks.iter().copied().min_by_key(|other| other.abs_diff(rank));
             ranks = Vec::from_iter(nearest.filter(|_| saves));
         }
-        let item = |choice, rank, loss| {
-            let (cost, value) = self.budget.measure(layer.cost(rank), weight * loss);
+        let item = |choice, cost, loss| {
+            let (cost, value) = self.budget.measure(cost, weight * loss);
             Item { cost, value, layer: position, choice }
         };
         let mut class = Class::with_capacity(ranks.len() + 1);
@@ -353,11 +359,16 @@ impl Allocator {
             // An error below the resolution can be as large as the resolution.
             let error = layer.relative_error(rank).unwrap_or_else(|| loss.sqrt()).max(layer.facts.resolution);
             if self.budget.allows(error) {
-                class.push(item(Choice::Rank(rank), rank, loss));
+                class.push(item(Choice::Rank(rank), layer.cost(rank), loss));
             }
         }
-        if class.is_empty() || !matches!(self.budget, Budget::Rank(_)) {
-            class.push(item(Choice::Original, 0, 0.0));
+        // Without its adapter, a layer has no more parameters and the whole loss.
+        let (place, cost, loss) = match layer.is_adapter() {
+            true => (0, Cost::default(), 1.0),
+            false => (class.len(), layer.cost(0), 0.0),
+        };
+        if class.is_empty() || self.budget.allows(loss) && !matches!(self.budget, Budget::Rank(_)) {
+            class.insert(place, item(Choice::Original, cost, loss));
         }
         Ok((LayerPlan::original(layer, weight, reason), class))
     }

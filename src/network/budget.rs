@@ -26,6 +26,8 @@ pub enum Budget {
     Parameters(u64),
     /// At most this fraction of the parameters, in (0, 1].
     ParameterFraction(f64),
+    /// At most this sum of all ranks. An original layer counts with its full rank.
+    TotalRank(u64),
     /// At most this many multiply–adds for one sample: one image of the size that the positions of
     /// its convolutions were computed for.
     MultiplyAdds(u64),
@@ -52,8 +54,9 @@ impl Budget {
 
     /// Returns the limited and the minimized quantity of a candidate, given its cost and its
     /// weighted loss.
-    pub(super) fn measure(self, Cost { parameters, multiply_adds }: Cost, loss: f64) -> (f64, f64) {
+    pub(super) fn measure(self, Cost { parameters, multiply_adds, rank }: Cost, loss: f64) -> (f64, f64) {
         match self {
+            Self::TotalRank(_) => (rank as f64, loss),
             Self::Parameters(_) | Self::ParameterFraction(_) | Self::Rank(_) => (parameters as f64, loss),
             Self::MultiplyAdds(_) | Self::MultiplyAddFraction(_) => (multiply_adds as f64, loss),
             Self::TotalError(_) | Self::LayerError(_) => (loss, parameters as f64),
@@ -70,6 +73,7 @@ impl Budget {
         match self {
             Self::Parameters(count) => ("the number of parameters", count as f64),
             Self::ParameterFraction(fraction) => ("the fraction of the parameters", fraction),
+            Self::TotalRank(rank) => ("the sum of all ranks", rank as f64),
             Self::MultiplyAdds(count) => ("the number of multiply–adds", count as f64),
             Self::MultiplyAddFraction(fraction) => ("the fraction of the multiply–adds", fraction),
             Self::TotalError(error) => ("the total error", error),
@@ -81,7 +85,7 @@ impl Budget {
     pub(super) fn validate(self) -> Result<()> {
         let (parameter, found) = self.number();
         let (good, expected) = match self {
-            Self::Parameters(_) | Self::MultiplyAdds(_) => return Ok(()),
+            Self::Parameters(_) | Self::TotalRank(_) | Self::MultiplyAdds(_) => return Ok(()),
             Self::Rank(_) => (found >= 1.0, "to be at least 1"),
             _ if self.limits_error() => (found >= 0.0 && found.is_finite(), "to be finite and at least 0"),
             _ => (found > 0.0 && found <= 1.0, "to be in (0, 1]"),
@@ -109,6 +113,7 @@ impl fmt::Display for Budget {
         match self {
             Self::Parameters(count) => write!(f, "{count} parameters"),
             Self::ParameterFraction(fraction) => write!(f, "{} % of the parameters", percent(*fraction)),
+            Self::TotalRank(rank) => write!(f, "a sum of ranks of {rank}"),
             Self::MultiplyAdds(count) => write!(f, "{count} multiply–adds"),
             Self::MultiplyAddFraction(fraction) => write!(f, "{} % of the multiply–adds", percent(*fraction)),
             Self::TotalError(error) => write!(f, "a total error of {error}"),

@@ -5,9 +5,10 @@ use core::ops::Add;
 
 use crate::factors::Form;
 
-/// Parameters and multiply–adds (MACs) of a layer, or of several.
+/// Parameters, multiply–adds (MACs) and rank of a layer, or of several.
 ///
-/// For a layer of `n` inputs and `m` outputs. A bias has `m` parameters more, and no MACs:
+/// For a layer of `n` inputs and `m` outputs, whose rank is the smaller of the two. A bias has `m`
+/// parameters more, and no MACs:
 ///
 /// | kind | parameters | MACs for one sample |
 /// |---|---|---|
@@ -31,7 +32,7 @@ use crate::factors::Form;
 /// let conv = Conv2d::<f32>::new(faer::Mat::zeros(16, 6 * 25), None, (5, 5), ConvOptions::new())?;
 /// let positions = conv.positions((14, 14))? as u64;
 /// let cost = Cost::of_linear((16, 150), false).at_positions(positions);
-/// assert_eq!(cost, Cost { parameters: 2400, multiply_adds: 2400 * 100 });
+/// assert_eq!((cost.parameters, cost.multiply_adds), (2400, 2400 * 100));
 /// assert_eq!(cost.multiply_adds, conv.multiply_adds((14, 14))? as u64);
 /// # Ok(())
 /// # }
@@ -43,28 +44,32 @@ pub struct Cost {
     pub parameters: u64,
     /// Multiply–adds for one sample of the network.
     pub multiply_adds: u64,
+    /// Sum of the ranks.
+    pub rank: u64,
 }
 
 impl Cost {
     /// Returns the cost of an out × in layer.
     pub fn of_linear((out_features, in_features): (usize, usize), bias: bool) -> Self {
-        Self::of_weight((out_features as u64).saturating_mul(in_features as u64), out_features, bias)
+        let (m, n) = (out_features as u64, in_features as u64);
+        Self::of_weight(m.saturating_mul(n), m.min(n), out_features, bias)
     }
 
     /// Returns the cost of an out × in layer at this rank, in this form of storage.
     pub fn of_rank(form: Form, rank: usize, shape: (usize, usize), bias: bool) -> Self {
-        Self::of_weight(form.parameters(rank, shape) as u64, shape.0, bias)
+        Self::of_weight(form.parameters(rank, shape) as u64, rank as u64, shape.0, bias)
     }
 
-    fn of_weight(entries: u64, outputs: usize, bias: bool) -> Self {
+    fn of_weight(entries: u64, rank: u64, outputs: usize, bias: bool) -> Self {
         let bias = if bias { outputs as u64 } else { 0 };
-        Self { parameters: entries.saturating_add(bias), multiply_adds: entries }
+        Self { parameters: entries.saturating_add(bias), multiply_adds: entries, rank }
     }
 
     /// Returns the cost of a layer of this many groups, given that of one group.
     #[must_use]
     pub fn in_groups(self, groups: u64) -> Self {
-        Self { parameters: self.parameters.saturating_mul(groups), ..self.at_positions(groups) }
+        let times = |number: u64| number.saturating_mul(groups);
+        Self { parameters: times(self.parameters), rank: times(self.rank), ..self.at_positions(groups) }
     }
 
     /// Returns the cost of a layer that runs this often for one sample of the network.
@@ -81,6 +86,7 @@ impl Add for Cost {
         Self {
             parameters: self.parameters.saturating_add(other.parameters),
             multiply_adds: self.multiply_adds.saturating_add(other.multiply_adds),
+            rank: self.rank.saturating_add(other.rank),
         }
     }
 }

@@ -6,6 +6,7 @@ use super::cost::Cost;
 use crate::compress::{Facts, require_energies};
 use crate::error::{during, require};
 use crate::factors::Form;
+use crate::rank::tails;
 use crate::{Decomposition, Error, Report, Result, Scalar};
 
 /// A layer's name, shape and error at every rank.
@@ -65,7 +66,7 @@ impl LayerProfile {
             name: name.into(),
             calls: 1,
             groups: 1,
-            losses: tails(&explained, facts.shape.0.min(facts.shape.1)),
+            losses: tails(&explained, facts.full_rank()),
             facts,
             explained,
             total_energy: decomposition.total_energy(),
@@ -273,7 +274,8 @@ impl LayerProfile {
         self.explained.len()
     }
 
-    /// Returns the parameters of the original layer, bias included.
+    /// Returns the parameters of the original layer, bias included; of an
+    /// [`Adapter`](crate::adapter::Adapter), those at its full rank.
     pub fn parameters(&self) -> u64 {
         self.cost(0).parameters
     }
@@ -323,11 +325,18 @@ impl LayerProfile {
         Err(Error::layers(expected, "one without".into()).in_layer(&self.name))
     }
 
-    /// Returns the cost at this rank; that of the original layer for rank 0.
+    /// Whether this is an adapter, which the layer can do without.
+    pub(super) fn is_adapter(&self) -> bool {
+        self.facts.adapter_rank.is_some()
+    }
+
+    /// Returns the cost at this rank; for rank 0 that of the original layer, or of an adapter at its
+    /// full rank.
     ///
     /// It must increase with the rank from rank 1 on.
     pub(super) fn cost(&self, rank: usize) -> Cost {
         let (shape, biases) = (self.facts.shape, self.facts.biases);
+        let rank = if rank == 0 { self.facts.adapter_rank.unwrap_or(0) } else { rank };
         let cost = match rank {
             0 => Cost::of_linear(shape, biases.0),
             _ => Cost::of_rank(self.facts.form, rank, shape, biases.1),
@@ -335,9 +344,11 @@ impl LayerProfile {
         cost.in_groups(self.groups).at_positions(self.calls)
     }
 
-    /// Returns the ranks within the limits that save parameters, ascending.
+    /// Returns the ranks within the limits that save parameters, ascending; every rank of an
+    /// adapter.
     pub(super) fn saving_ranks(&self, limits: Limits) -> Vec<usize> {
-        let saving = (1..=self.max_rank()).take_while(|&rank| self.cost(rank).parameters < self.parameters());
+        let saves = |rank| self.is_adapter() || self.cost(rank).parameters < self.parameters();
+        let saving = (1..=self.max_rank()).take_while(|&rank| saves(rank));
         saving.filter(|&rank| limits.allow(rank)).collect()
     }
 
@@ -380,28 +391,6 @@ impl Limits {
     }
 }
 
-/// Returns the energy that is not explained at each rank, given the explained energies.
-///
-/// It is summed from the end, so that small tails are accurate. The energy beyond the last solved
-/// rank is included.
-pub(super) fn tails(explained: &[f64], full: usize) -> Vec<f64> {
-    let solved = explained.iter().sum::<f64>();
-    // Without any energy, the loss is zero.
-    let rest = if explained.len() >= full || solved == 0.0 { 0.0 } else { 1.0 - solved };
-    let mut tail = rest.max(0.0);
-    let mut tails: Vec<f64> = explained
-        .iter()
-        .rev()
-        .map(|energy| {
-            let here = tail;
-            tail += energy.max(0.0);
-            here
-        })
-        .collect();
-    tails.reverse();
-    tails
-}
-
 /// Returns the position of each name, or an error if a name occurs twice.
 pub(super) fn index<'a>(names: impl Iterator<Item = &'a str>) -> Result<BTreeMap<&'a str, usize>> {
     let mut index = BTreeMap::new();
@@ -430,22 +419,5 @@ pub(super) fn require_known<'a>(
     match names.find(|name| !index.contains_key(name.as_str())) {
         Some(name) => Err(Error::layers(format!("{settings} for layers of the network"), format!("some for `{name}`"))),
         None => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::tails;
-
-    #[test]
-    fn the_tail_of_a_rank_is_the_unexplained_energy() {
-        // Two of three ranks are solved: a quarter of the energy lies beyond them. All three are
-        // solved: no energy does, although the sum is rounded.
-        assert_eq!(tails(&[0.5, 0.25], 3), [0.5, 0.25]);
-        let explained = [0.7, 0.1, 0.1];
-        assert!(explained.iter().sum::<f64>() < 0.9);
-        assert_eq!(tails(&explained, 3), [0.1 + 0.1, 0.1, 0.0]);
-        // There is no energy, with two of three or all ranks solved.
-        assert_eq!([tails(&[0.0, 0.0], 3), tails(&[0.0, 0.0], 2)], [[0.0, 0.0]; 2]);
     }
 }

@@ -13,7 +13,7 @@ use crate::{Report, Result, Warning};
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub enum Choice {
-    /// The layer stays original.
+    /// The layer stays original; an adapter is left out.
     Original,
     /// The layer is compressed to this rank.
     Rank(usize),
@@ -57,6 +57,8 @@ pub enum OriginalReason {
     Affordable,
     /// The caller gave no rank for the layer.
     Chosen,
+    /// An adapter is left out, since its change is not worth its cost.
+    LeftOut,
 }
 
 impl fmt::Display for OriginalReason {
@@ -67,6 +69,7 @@ impl fmt::Display for OriginalReason {
             Self::ErrorTooLarge => "the error of every rank is too large",
             Self::Affordable => "within the budget",
             Self::Chosen => "chosen by the caller",
+            Self::LeftOut => "left out: its change is too small for the budget",
         })
     }
 }
@@ -143,7 +146,8 @@ pub struct LayerPlan {
     /// The loss, a squared relative error, not multiplied by the weight.
     pub loss: f64,
     /// The predicted error, as [`Report::relative_error`]. It is 0 for an original layer and for one
-    /// before hidden units, the root of the loss for a layer in a group, and `None` without samples.
+    /// before hidden units, 1 for an adapter that is left out, the root of the loss for a layer in a
+    /// group, and `None` without samples.
     pub relative_error: Option<f64>,
     /// The report on the layer compressed on its own; `None` for an original layer, and for one
     /// that is compressed together with others.
@@ -261,8 +265,10 @@ impl Plan {
 }
 
 impl LayerPlan {
+    /// Returns the plan of a layer that stays original. An adapter is then left out.
     pub(super) fn original(layer: &LayerProfile, weight: f64, reason: OriginalReason) -> Self {
-        let Cost { parameters, multiply_adds } = layer.cost(0);
+        let Cost { parameters, multiply_adds, .. } = layer.cost(0);
+        let (kept, loss) = if layer.is_adapter() { (0, 1.0) } else { (1, 0.0) };
         Self {
             name: layer.name().into(),
             out_features: layer.out_features(),
@@ -271,11 +277,11 @@ impl LayerPlan {
             reason: Some(reason),
             weight,
             parameters_before: parameters,
-            parameters_after: parameters,
+            parameters_after: kept * parameters,
             multiply_adds_before: multiply_adds,
-            multiply_adds_after: multiply_adds,
-            loss: 0.0,
-            relative_error: Some(0.0),
+            multiply_adds_after: kept * multiply_adds,
+            loss,
+            relative_error: Some(loss),
             report: None,
             warnings: Vec::new(),
         }

@@ -1,11 +1,12 @@
 //! Layers with a shared input: one `down` for all of them, an `up` for each.
 
 use super::cost::Cost;
-use super::layer_profile::{LayerProfile, tails};
+use super::layer_profile::LayerProfile;
 use super::sensitivities::Sensitivities;
 use crate::compress::OutputMetric;
 use crate::error::during;
 use crate::factors::Form;
+use crate::rank::tails;
 use crate::{Calibration, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Result, Scalar, linalg};
 
 /// The weight of a layer whose sensitivity is zero, relative to the largest sensitivity.
@@ -218,6 +219,7 @@ impl SharedInput {
                 Cost {
                     parameters: all.parameters.saturating_sub(others.parameters),
                     multiply_adds: all.multiply_adds.saturating_sub(others.multiply_adds),
+                    rank: all.rank,
                 }
             }
             _ => self.members.get(index).map_or(Cost::default(), up),

@@ -9,6 +9,7 @@ mod common;
 #[allow(dead_code, reason = "each test of the LeNet uses a part of it")]
 mod lenet_network;
 
+mod adapter;
 mod api;
 mod behaviour;
 mod complaints;

@@ -8,6 +8,7 @@ use clap_complete::Shell;
 
 use crate::error::{Error, Result};
 use crate::files::{json_map, require_free};
+use crate::lora::LoraCommand;
 
 /// Compresses neural networks by activation-aware low-rank factors.
 #[derive(Parser, Debug)]
@@ -30,6 +31,8 @@ pub struct Cli {
 pub enum Command {
     Compress(CompressArgs),
     Inspect(InspectArgs),
+    #[command(subcommand)]
+    Lora(LoraCommand),
     /// Prints a completion script for a shell.
     Completions {
         shell: Shell,

@@ -155,9 +155,9 @@ impl Calibration {
         })
     }
 
-    /// Reads the data in batches, so that no tensor has to fit into memory. Without any calibration
-    /// data, returns statistics without samples, for methods that use the weight alone.
-    fn gather<T: Scalar>(&self, name: &str, inputs: usize) -> Result<(ActivationStats<T>, u32)> {
+    /// Returns statistics of the data of a name, and a checksum of these data. Reads in batches, so
+    /// that no tensor has to fit into memory. Without any calibration data, returns statistics without samples, for methods that use the weight alone.
+    pub fn gather<T: Scalar>(&self, name: &str, inputs: usize) -> Result<(ActivationStats<T>, u32)> {
         let mut stats = ActivationStats::new(inputs);
         let mut sum = Hasher::new();
         for part in self.parts(name) {

@@ -9,6 +9,7 @@ mod files;
 mod inspect;
 mod interrupt;
 mod layer;
+mod lora;
 mod output;
 mod progress;
 mod report;
@@ -40,6 +41,7 @@ fn run(cli: &Cli) -> Result<()> {
     match &cli.command {
         Command::Compress(args) => compress::run(args, verbosity),
         Command::Inspect(args) => inspect::run(args, verbosity),
+        Command::Lora(command) => lora::run(command, verbosity),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "dalr", &mut script);

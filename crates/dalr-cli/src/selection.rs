@@ -141,7 +141,7 @@ fn settle(selection: &mut Selection, calibration: &Calibration) {
     }
 }
 
-fn globs(option: &str, patterns: &[String]) -> Result<GlobSet> {
+pub fn globs(option: &str, patterns: &[String]) -> Result<GlobSet> {
     let mut set = GlobSetBuilder::new();
     for pattern in patterns {
         set.add(Glob::new(pattern).map_err(|error| Error::Usage(format!("{option}: {error}")))?);
@@ -150,7 +150,7 @@ fn globs(option: &str, patterns: &[String]) -> Result<GlobSet> {
 }
 
 /// Sorts `layer.2` before `layer.10`.
-fn natural(name: &str) -> Vec<(String, u64)> {
+pub fn natural(name: &str) -> Vec<(String, u64)> {
     let mut parts = vec![(String::new(), 0_u64)];
     let mut in_number = false;
     for character in name.chars() {

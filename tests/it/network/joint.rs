@@ -358,12 +358,12 @@ fn groups_of_a_convolution_share_a_rank() {
 #[test]
 fn costs_of_all_kinds_are_sums_and_products() {
     let linear = Cost::of_linear((8, 6), true);
-    assert_eq!(linear, Cost { parameters: 56, multiply_adds: 48 });
-    assert_eq!(Cost::of_rank(Form::Factors, 2, (8, 6), true), Cost { parameters: 36, multiply_adds: 28 });
-    assert_eq!(Cost::of_rank(Form::Pivoted, 2, (8, 6), false), Cost { parameters: 24, multiply_adds: 24 });
+    assert_eq!(linear, Cost { parameters: 56, multiply_adds: 48, rank: 6 });
+    assert_eq!(Cost::of_rank(Form::Factors, 2, (8, 6), true), Cost { parameters: 36, multiply_adds: 28, rank: 2 });
+    assert_eq!(Cost::of_rank(Form::Pivoted, 2, (8, 6), false), Cost { parameters: 24, multiply_adds: 24, rank: 2 });
     let conv = linear.in_groups(4).at_positions(100);
-    assert_eq!(conv, Cost { parameters: 224, multiply_adds: 19200 });
-    assert_eq!([linear, conv].into_iter().sum::<Cost>(), Cost { parameters: 280, multiply_adds: 19248 });
+    assert_eq!(conv, Cost { parameters: 224, multiply_adds: 19200, rank: 24 });
+    assert_eq!([linear, conv].into_iter().sum::<Cost>(), Cost { parameters: 280, multiply_adds: 19248, rank: 30 });
     let huge = Cost::of_linear((usize::MAX, usize::MAX), true).at_positions(u64::MAX);
     assert_eq!(huge.multiply_adds, u64::MAX);
 }

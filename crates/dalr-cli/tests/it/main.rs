@@ -5,6 +5,7 @@ mod errors;
 mod harness;
 mod inspect;
 mod layers;
+mod lora;
 #[cfg(target_os = "linux")]
 mod memory;
 mod python;
