@@ -226,10 +226,13 @@ fn errors_in_double<T: Scalar>(
 
 /// `Σ_j a_ij b_ji` for every `i`.
 fn rows_times_columns<T: Scalar>(a: MatRef<'_, T>, b: MatRef<'_, T>) -> Vec<f64> {
-    a.row_iter()
-        .zip(b.col_iter())
-        .map(|(row, column)| row.iter().zip(column.iter()).map(|(a, b)| a.to_f64() * b.to_f64()).sum())
-        .collect()
+    let mut sums = vec![0.0; a.nrows()];
+    // The columns of `a`, and often the rows of `b`, are contiguous in memory.
+    for (a, b) in a.col_iter().zip(b.row_iter()) {
+        let terms = a.iter().zip(b.iter());
+        sums.iter_mut().zip(terms).for_each(|(sum, (a, b))| *sum += a.to_f64() * b.to_f64());
+    }
+    sums
 }
 
 /// The decrease of `E‖W x − C x̂‖²` by each rank one term `u d` of `C`.

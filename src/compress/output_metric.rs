@@ -349,7 +349,7 @@ impl MetricRoot {
         match &self.factor {
             Metric::Diagonal(roots) => scaled_rows(matrix, roots, |root| root),
             Metric::Full(root) => {
-                let root = linalg::converted::<f64, T>(root.as_ref(), 1.0)?;
+                let root = native_lower(root.as_ref())?;
                 let mut result = linalg::zeros(matrix.nrows(), matrix.ncols())?;
                 let triangle = linalg::BlockStructure::TriangularLower;
                 let target = result.as_mut().transpose_mut();
@@ -363,10 +363,7 @@ impl MetricRoot {
     pub(super) fn multiply<T: Scalar>(&self, matrix: MatRef<'_, T>, par: Par) -> Result<Mat<T>> {
         match &self.factor {
             Metric::Diagonal(roots) => scaled_rows(matrix, roots, |root| root),
-            Metric::Full(root) => {
-                let root = linalg::converted::<f64, T>(root.as_ref(), 1.0)?;
-                linalg::product(root.as_ref(), matrix, par)
-            }
+            Metric::Full(root) => linalg::product(native_lower(root.as_ref())?.as_ref(), matrix, par),
         }
     }
 
@@ -380,6 +377,16 @@ impl MetricRoot {
             }
         }
     }
+}
+
+/// The lower triangle in the precision of the data, zero above.
+fn native_lower<T: Scalar>(triangle: MatRef<'_, f64>) -> Result<Mat<T>> {
+    let mut native = linalg::zeros::<T>(triangle.nrows(), triangle.ncols())?;
+    for (index, (to, from)) in native.as_mut().col_iter_mut().zip(triangle.col_iter()).enumerate() {
+        let entries = to.iter_mut().zip(from.iter()).skip(index);
+        entries.for_each(|(to, from)| *to = T::from_f64(*from));
+    }
+    Ok(native)
 }
 
 /// Row `i` of the matrix times `of(weights[i])`.

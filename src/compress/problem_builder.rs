@@ -1,6 +1,6 @@
 //! Builds a problem from a method's requirements and the calibration data, and solves it.
 
-use faer::MatRef;
+use faer::{Mat, MatRef};
 
 use super::decomposition::{Decomposition, Origin};
 use super::output_error::{PredictedErrors, SquaredErrors, squared_errors};
@@ -30,6 +30,16 @@ pub(super) enum Target {
     Regression,
     /// `W S (S + λI)⁻¹`, projected onto the leading eigenvectors of `W S Wᵀ`, as the paper does.
     PaperRegression,
+}
+
+/// The regression `R` of the original outputs on the inputs.
+enum Regression<T> {
+    /// `R = W`.
+    None,
+    /// `R` as a matrix.
+    Explicit(Mat<T>),
+    /// `R` as a change of `W`, together with a root of the second moment.
+    Paired(PairedRegression<T>),
 }
 
 /// `κ` and `λ` in `κ S + λ I`.
@@ -86,44 +96,20 @@ impl ProblemBuilder {
         let regularization = self.regularization.parameters(moment, calibration, self.centred, par)?;
         let (keep, ridge, shrinkage) = regularization;
 
-        let exponent = even_exponent(linalg::max_abs(layer.weight()));
-        let cross = match inputs {
-            Inputs::Data => calibration.cross_moment(self.centred, moment)?,
-            Inputs::Identity => None,
-        };
-        let penalty = match target {
-            Target::Original => cross.as_ref().map(|_| Penalty::Change),
-            Target::Regression | Target::PaperRegression => Some(Penalty::Size),
-        };
-        // With fewer samples than inputs, the regression is cheaper than the root of a second moment.
-        let few_samples = moment.samples_kept().is_some_and(|samples| samples < n);
-        let paired = match &cross {
-            Some(cross) if penalty == Some(Penalty::Change) && !few_samples && moment.trace() > 0.0 => {
-                let weight = linalg::converted::<T, T>(layer.weight(), power_of_two(-exponent))?;
-                Some(PairedRegression::new(weight.as_ref(), moment, cross, ridge / keep, par)?)
-            }
-            _ => None,
-        };
-        let regress = |penalty| {
-            let weight = linalg::widened(layer.weight(), power_of_two(-exponent))?;
-            let regression = ridge_regression(weight.as_ref(), moment, cross.as_ref(), (penalty, ridge / keep), par)?;
-            linalg::converted::<f64, T>(regression.as_ref(), power_of_two(exponent))
-        };
-        let regression = penalty.filter(|_| paired.is_none()).map(regress).transpose()?;
+        let regression = self.regression(layer, calibration, moment, ridge / keep)?;
         let root = calibration.output_metric().map(|metric| metric.root());
         let in_metric = |matrix: MatRef<'_, T>| root.map(|root| root.transform(matrix, par)).transpose();
-
         // The paper projects the regression, but onto the leading directions of the weight.
         let paper = target == Target::PaperRegression;
-        let target = match (&paired, &regression) {
-            (Some(paired), _) => paired.whitened.as_ref(),
-            (None, Some(regression)) if !paper => regression.as_ref(),
-            _ => layer.weight(),
+        let (target, exponent) = match &regression {
+            Regression::Explicit(matrix) if !paper => (matrix.as_ref(), 0),
+            Regression::Paired(paired) => (paired.whitened.as_ref(), paired.exponent),
+            _ => (layer.weight(), 0),
         };
         let transformed = in_metric(target)?;
         let factor = transformed.as_ref().map_or(target, |factor| factor.as_ref());
-        let plain = penalty.is_none() && calibration.paired().is_none();
-        let whitened = paired.is_some().then(|| identity(n));
+        let whitened = matches!(regression, Regression::Paired(_)).then(|| identity(n));
+        let plain = matches!(regression, Regression::None);
         let problem = Problem {
             weight: factor,
             weight_exponent: even_exponent(linalg::max_abs(factor)),
@@ -131,22 +117,23 @@ impl ProblemBuilder {
             inputs: if whitened.is_some() { Inputs::Identity } else { inputs },
             keep,
             ridge: if paper || whitened.is_some() { 0.0 } else { ridge },
-            data: data.filter(|_| plain),
+            data: data.filter(|_| plain && calibration.paired().is_none()),
             solver,
             par,
         };
         let mut solution = solve::solve(&problem, max_rank)?;
-        if let Some(regression) = regression.as_ref().filter(|_| paper) {
-            let projected = in_metric(regression.as_ref())?;
-            let projected = projected.as_ref().map_or(regression.as_ref(), |matrix| matrix.as_ref());
-            solution.down = linalg::product(solution.up.transpose(), projected, par)?;
-        }
-        if let Some(paired) = &paired {
-            let seen = root.map(|root| root.multiply(solution.up.as_ref(), par)).transpose()?;
-            let seen = seen.as_ref().unwrap_or(&solution.up).transpose();
-            let mut down = linalg::widened(linalg::product(seen, layer.weight(), par)?.as_ref(), 1.0)?;
-            down += paired.change_of(seen, par)? * faer::Scale(power_of_two(exponent));
-            solution.down = linalg::rounded("the factor `down`", down.as_ref())?;
+        match &regression {
+            Regression::Explicit(matrix) if paper => {
+                let projected = in_metric(matrix.as_ref())?;
+                let projected = projected.as_ref().unwrap_or(matrix);
+                solution.down = linalg::product(solution.up.transpose(), projected.as_ref(), par)?;
+            }
+            Regression::Paired(paired) => {
+                let seen = root.map(|root| root.multiply(solution.up.as_ref(), par)).transpose()?;
+                let seen = seen.as_ref().unwrap_or(&solution.up);
+                solution.down = paired.project(layer.weight(), seen.as_ref(), par)?;
+            }
+            _ => {}
         }
         // With a metric, the eigenvectors are not yet the factor.
         let mut directions = None;
@@ -159,27 +146,16 @@ impl ProblemBuilder {
         let mut errors = PredictedErrors { plain: None, metric: None };
         if let Some(data) = data.filter(|_| calibration.has_original()) {
             let found = solution.errors.take();
-            let (up, down) = (solution.up.as_ref(), solution.down.as_ref());
-            let predict = |weight: MatRef<'_, T>, up: MatRef<'_, T>, found: Option<SquaredErrors>| {
-                let squared = match found {
-                    Some(found) => found,
-                    None => squared_errors(weight, (up, down), &calibration.data_moments(correct_bias, data)?, par)?,
-                };
-                let mut variance = squared.total;
-                if !correct_bias {
-                    let means = times(weight, &calibration.means().map(|means| means.0).unwrap_or_default());
-                    let centred = || calibration.original_moment(true);
-                    variance = centred_energy(weight, &means, (data.exponent(), variance), centred, par)?;
-                }
-                Result::Ok(squared.relative_to(variance))
+            let predict = |weight: MatRef<'_, T>, up: &Mat<T>, found: Option<SquaredErrors>| {
+                self.predicted_error(weight, (up.as_ref(), solution.down.as_ref()), (calibration, data), found)
             };
             if let Some(directions) = &directions {
                 let original = if plain { None } else { in_metric(layer.weight())? };
                 let original = original.as_ref().map_or(factor, |matrix| matrix.as_ref());
-                errors.metric = Some(predict(original, directions.as_ref(), found)?);
-                errors.plain = Some(predict(layer.weight(), up, None)?);
+                errors.metric = Some(predict(original, directions, found)?);
+                errors.plain = Some(predict(layer.weight(), &solution.up, None)?);
             } else {
-                errors.plain = Some(predict(layer.weight(), up, found)?);
+                errors.plain = Some(predict(layer.weight(), &solution.up, found)?);
             }
         }
 
@@ -194,9 +170,64 @@ impl ProblemBuilder {
             errors,
         };
         let metric_unit = root.map_or(1.0, |root| power_of_two(root.exponent));
-        let weight_exponent = problem.weight_exponent + if paired.is_some() { exponent } else { 0 };
-        let unit = power_of_two(moment.exponent()) * power_of_two(2 * weight_exponent) * metric_unit;
-        Decomposition::from_solution(layer, solution, unit, origin)
+        let weight_unit = power_of_two(2 * (problem.weight_exponent + exponent));
+        Decomposition::from_solution(
+            layer,
+            solution,
+            power_of_two(moment.exponent()) * weight_unit * metric_unit,
+            origin,
+        )
+    }
+
+    /// Returns the regression that the method projects, with the ridge `λ / κ`.
+    fn regression<T: Scalar>(
+        &self,
+        layer: &Linear<T>,
+        calibration: Calibration<'_, T>,
+        moment: &dyn SecondMoment<T>,
+        ridge: f64,
+    ) -> Result<Regression<T>> {
+        let cross = match self.inputs {
+            Inputs::Data => calibration.cross_moment(self.centred, moment)?,
+            Inputs::Identity => None,
+        };
+        // With fewer samples than inputs, a regression costs less than a root of the second moment.
+        let few_samples = moment.samples_kept().is_some_and(|samples| samples < moment.features());
+        let penalty = match (self.target, &cross) {
+            (Target::Original, None) => return Ok(Regression::None),
+            (Target::Original, Some(cross)) if !few_samples && moment.trace() > 0.0 => {
+                return PairedRegression::new(layer.weight(), moment, cross, ridge, self.par).map(Regression::Paired);
+            }
+            (Target::Original, Some(_)) => Penalty::Change,
+            (Target::Regression | Target::PaperRegression, _) => Penalty::Size,
+        };
+        let exponent = even_exponent(linalg::max_abs(layer.weight()));
+        let weight = linalg::widened(layer.weight(), power_of_two(-exponent))?;
+        let matrix = ridge_regression(weight.as_ref(), moment, cross.as_ref(), (penalty, ridge), self.par)?;
+        linalg::converted::<f64, T>(matrix.as_ref(), power_of_two(exponent)).map(Regression::Explicit)
+    }
+
+    /// Returns the relative errors for every rank of the factors `up` and `down` of a replacement
+    /// of `weight`, and the smallest that can be told from zero. The squared errors are `found`, or
+    /// computed here.
+    fn predicted_error<T: Scalar>(
+        &self,
+        weight: MatRef<'_, T>,
+        factors: (MatRef<'_, T>, MatRef<'_, T>),
+        (calibration, data): (Calibration<'_, T>, &dyn SecondMoment<T>),
+        found: Option<SquaredErrors>,
+    ) -> Result<(Vec<f64>, f64)> {
+        let squared = match found {
+            Some(found) => found,
+            None => squared_errors(weight, factors, &calibration.data_moments(self.correct_bias, data)?, self.par)?,
+        };
+        let mut variance = squared.total;
+        if !self.correct_bias {
+            let means = times(weight, &calibration.means().map(|means| means.0).unwrap_or_default());
+            let centred = || calibration.original_moment(true);
+            variance = centred_energy(weight, &means, (data.exponent(), variance), centred, self.par)?;
+        }
+        Ok(squared.relative_to(variance))
     }
 }
 

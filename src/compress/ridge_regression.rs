@@ -4,7 +4,8 @@
 use faer::{Mat, MatRef};
 
 use crate::covariance::{CrossMoment, SecondMoment};
-use crate::linalg::{self, Par};
+use crate::linalg::{self, Par, even_exponent, power_of_two};
+use crate::solver::noise_level;
 use crate::{Error, Result, Scalar};
 
 /// The quantity that the ridge keeps small.
@@ -55,10 +56,7 @@ pub(super) fn ridge_regression<T: Scalar>(
             Some(cross) => cross.left_multiply(weight, par)?.transpose().to_owned(),
             None => moment.multiply(weight.transpose(), par)?,
         };
-        // Rounding errors form a random symmetric matrix, whose norm grows with the root of its
-        // size.
-        let rounding = 2.0 * moment.rounding() / (moment.features() as f64).sqrt();
-        solve_shifted(dense, lambda, outputs, (rounding, definite, par))?.transpose().to_owned()
+        solve_shifted(dense, lambda, outputs, (rounding(moment), definite, par))?.transpose().to_owned()
     };
     if definite {
         regression += weight;
@@ -69,18 +67,20 @@ pub(super) fn ridge_regression<T: Scalar>(
 /// The regression `R = W (K + λI) M⁻¹` of paired inputs, with `M = S + λI = L Lᵀ`, as a change of
 /// the weight: `R = W + E L⁻¹`.
 ///
-/// The problem is then to approximate `B = R L = W L + E`, without a second moment.
+/// The problem is then to approximate `B = R L = W L + E`, without a second moment. The matrices
+/// are those of `W / 2^exponent`.
 pub(super) struct PairedRegression<T> {
+    pub(super) exponent: i32,
     /// `L`. Entries above the diagonal are arbitrary.
     root: Mat<f64>,
-    /// `E`, of the scaled weight.
+    /// `E`.
     change: Mat<T>,
-    /// `B`, of the scaled weight.
+    /// `B`.
     pub(super) whitened: Mat<T>,
 }
 
 impl<T: Scalar> PairedRegression<T> {
-    /// `weight` is scaled. The second moment must be known by its entries.
+    /// Factorizes `M` and computes `E` and `B`.
     pub(super) fn new(
         weight: MatRef<'_, T>,
         moment: &dyn SecondMoment<T>,
@@ -88,9 +88,11 @@ impl<T: Scalar> PairedRegression<T> {
         lambda: f64,
         par: Par,
     ) -> Result<Self> {
+        let exponent = even_exponent(linalg::max_abs(weight));
+        let weight = linalg::converted::<T, T>(weight, power_of_two(-exponent))?;
         let mut dense = moment.scaled(par)?;
-        let noise = ridge_noise(moment) * moment.trace();
-        let change = cross.change(weight, dense.as_ref(), par)?;
+        let noise = (noise_level(moment.features()) + rounding(moment)) * moment.trace();
+        let change = cross.change(weight.as_ref(), dense.as_ref(), par)?;
         dense.as_mut().diagonal_mut().column_vector_mut().iter_mut().for_each(|square| *square += lambda);
         let root = if lambda > noise { linalg::cholesky(dense, par)? } else { None };
         let root = root.ok_or_else(|| paired_needs_ridge(noise, lambda))?;
@@ -101,24 +103,26 @@ impl<T: Scalar> PairedRegression<T> {
         let change = linalg::converted::<f64, T>(transposed.transpose(), 1.0)?;
         let native = linalg::converted::<f64, T>(root.as_ref(), 1.0)?;
         let triangle = linalg::BlockStructure::TriangularLower;
-        let mut whitened = linalg::triangular_product(weight, native.as_ref(), triangle, par)?;
+        let mut whitened = linalg::triangular_product(weight.as_ref(), native.as_ref(), triangle, par)?;
         whitened += &change;
-        Ok(Self { root, change, whitened })
+        Ok(Self { exponent, root, change, whitened })
     }
 
-    /// `left · E L⁻¹`, for the scaled weight.
-    pub(super) fn change_of(&self, left: MatRef<'_, T>, par: Par) -> Result<Mat<f64>> {
-        let change = linalg::product(left, self.change.as_ref(), par)?;
-        let mut transposed = linalg::widened(change.transpose(), 1.0)?;
+    /// Returns `columnsᵀ R`, given the weight.
+    pub(super) fn project(&self, weight: MatRef<'_, T>, columns: MatRef<'_, T>, par: Par) -> Result<Mat<T>> {
+        let change = linalg::product(columns.transpose(), self.change.as_ref(), par)?;
+        let mut transposed = linalg::widened(change.transpose(), power_of_two(self.exponent))?;
         linalg::solve_upper_triangular(self.root.transpose(), transposed.as_mut(), par);
-        Ok(transposed.transpose().to_owned())
+        let mut projected = linalg::widened(linalg::product(columns.transpose(), weight, par)?.as_ref(), 1.0)?;
+        projected += transposed.transpose();
+        linalg::rounded("the factor `down`", projected.as_ref())
     }
 }
 
-/// The rounding in a direction of the second moment, relative to the trace. Rounding errors form a
-/// random symmetric matrix, whose norm grows with the root of its size.
-fn ridge_noise<T: Scalar>(moment: &dyn SecondMoment<T>) -> f64 {
-    crate::solver::noise_level(moment.features()) + 2.0 * moment.rounding() / (moment.features() as f64).sqrt()
+/// The rounding of single precision in a direction of the second moment, relative to the trace.
+/// Rounding errors form a random symmetric matrix, whose norm grows with the root of its size.
+fn rounding<T: Scalar>(moment: &dyn SecondMoment<T>) -> f64 {
+    2.0 * moment.rounding() / (moment.features() as f64).sqrt()
 }
 
 /// Returns `(A + λI)⁻¹ B` for a positive semidefinite `A`. If `λ` is below rounding, returns
@@ -132,7 +136,7 @@ fn solve_shifted(
 ) -> Result<Mat<f64>> {
     let dimension = matrix.nrows();
     let trace: f64 = (0..dimension).map(|i| matrix[(i, i)]).sum();
-    let noise = (crate::solver::noise_level(dimension) + rounding) * trace;
+    let noise = (noise_level(dimension) + rounding) * trace;
     if lambda > noise {
         let mut shifted = matrix.clone();
         for i in 0..dimension {
