@@ -142,8 +142,9 @@ pub struct LayerPlan {
     pub multiply_adds_after: u64,
     /// The loss, a squared relative error, not multiplied by the weight.
     pub loss: f64,
-    /// The predicted error, as [`Report::relative_error`]. It is 0 for an original layer and for one
-    /// before hidden units, the root of the loss for a layer in a group, and `None` without samples.
+    /// The predicted error, as [`Report::relative_error`]. It is 0 for an original layer and for
+    /// one before hidden units, the root of the loss for a layer in a group, and `None` without
+    /// samples.
     pub relative_error: Option<f64>,
     /// The report on the layer compressed on its own; `None` for an original layer, and for one
     /// that is compressed together with others.

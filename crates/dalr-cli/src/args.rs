@@ -75,8 +75,8 @@ pub struct CompressArgs {
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub rank_multiple: usize,
 
-    /// Lets layers that read the same input have one `down`, where they lose less with it within the
-    /// budget. The file then holds NAME.0.weight once, with the name of the first layer.
+    /// Lets layers that read the same input have one `down`, where they lose less with it within
+    /// the budget. The file then holds NAME.0.weight once, with the name of the first layer.
     #[arg(long)]
     pub share_down: bool,
 

@@ -164,7 +164,8 @@ impl Factors {
         self.file.tensor("output_mean").is_some()
     }
 
-    /// Returns the corrected bias of these outputs at this rank; `None` if the method keeps the bias.
+    /// Returns the corrected bias of these outputs at this rank; `None` if the method keeps the
+    /// bias.
     pub fn bias(&self, layer: &Layer, rank: usize, rows: Range<usize>) -> Result<Option<Vec<f64>>> {
         if !self.has_bias() {
             return Ok(None);

@@ -103,8 +103,8 @@ impl Output<'_> {
         Ok(writer)
     }
 
-    /// Returns the model's metadata, with the method, the ranks, the layers whose `down` has the name
-    /// of another layer, and the version added.
+    /// Returns the model's metadata, with the method, the ranks, the layers whose `down` has the
+    /// name of another layer, and the version added.
     fn metadata(&self) -> BTreeMap<String, String> {
         let mut metadata = self.model.metadata().clone();
         // If the model was compressed before, the ranks of its other layers are kept.

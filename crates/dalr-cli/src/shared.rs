@@ -93,8 +93,8 @@ impl Pass<'_> {
         Ok(input)
     }
 
-    /// Returns a text that identifies the data from which the factors of a group are computed. Unlike
-    /// those of a single layer, they depend on the sensitivities.
+    /// Returns a text that identifies the data from which the factors of a group are computed.
+    /// Unlike those of a single layer, they depend on the sensitivities.
     fn group_fingerprint(&self, group: &[usize], input_sum: u32) -> Result<String> {
         let mut parts = Vec::new();
         for &index in group {

@@ -34,8 +34,8 @@ pub struct Pass<'a> {
 
 impl Pass<'_> {
     /// Returns the profile of every layer and the groups that can have one `down`, solved now or by
-    /// the run that is resumed. Layers with a shared input follow each other, so that its statistics
-    /// are computed once and only one statistics object is in memory.
+    /// the run that is resumed. Layers with a shared input follow each other, so that its
+    /// statistics are computed once and only one statistics object is in memory.
     pub fn run(&self, progress: &mut Progress) -> Result<(Vec<LayerProfile>, Vec<SharedGroup>)> {
         let (mut profiles, mut shared) = (BTreeMap::new(), Vec::new());
         for (number, group) in groups(self.layers).into_iter().enumerate() {
