@@ -132,6 +132,7 @@ pub use solver::Solver;
 /// The types that programs use most: `use dalr::prelude::*`.
 pub mod prelude {
     pub use crate::compress::{ActivationFunction, HiddenUnits, OutputMetric};
+    pub use crate::convolution::{Conv2d, ConvOptions, LowRankConv2d, PatchStats};
     pub use crate::covariance::PairedStats;
     pub use crate::{
         ActivationStats, Calibration, Compressed, Dalr, Decomposition, Linear, LowRankCompressor, LowRankLinear, Rank,

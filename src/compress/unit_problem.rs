@@ -162,8 +162,8 @@ impl Down {
         Ok(Self { inputs, transposed, gram })
     }
 
-    /// The decrease of the squared error by each selected input, from `products`, `W K`, and the columns
-    /// `up` of `Y`.
+    /// The decrease of the squared error by each selected input, from `products`, `W K`, and the
+    /// columns `up` of `Y`.
     fn captured(&self, products: MatRef<'_, f64>, up: MatRef<'_, f64>, par: Par) -> Result<Vec<f64>> {
         let mut selected = linalg::zeros(products.nrows(), self.inputs.len())?;
         for (column, &input) in selected.as_mut().col_iter_mut().zip(&self.inputs) {

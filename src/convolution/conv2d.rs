@@ -37,9 +37,9 @@ impl<T: Scalar> Conv2d<T> {
     /// Creates a convolution from its weight, an optional bias with one entry per output channel,
     /// and height and width of its kernel.
     ///
-    /// The weight is out × (in/groups · height · width): that of PyTorch, out × in/groups × height ×
-    /// width, whose memory is already in this order. A convolution in one dimension has a kernel of
-    /// height 1.
+    /// The weight is out × (in/groups · height · width): that of PyTorch, out × in/groups × height
+    /// × width, whose memory is already in this order. A convolution in one dimension has a kernel
+    /// of height 1.
     ///
     /// # Errors
     ///

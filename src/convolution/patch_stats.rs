@@ -47,8 +47,8 @@ impl<T: Scalar> PatchStats<T> {
     ///
     /// # Errors
     ///
-    /// A fraction out of range. [`Error::Layers`] for a depthwise convolution, whose groups have one
-    /// output each: two factors are never smaller than such a group.
+    /// A fraction out of range. [`Error::Layers`] for a depthwise convolution, whose groups have
+    /// one output each: two factors are never smaller than such a group.
     pub fn new(conv: &Conv2d<T>, fraction: f64) -> Result<Self> {
         during("PatchStats::new", || {
             require(fraction > 0.0 && fraction <= 1.0, "the fraction of the positions", "to be in (0, 1]", fraction)?;

@@ -21,8 +21,9 @@ use crate::factors::Form;
 /// | convolution of `g` groups | `g` times those of a group | the same, times the positions |
 ///
 /// A convolution takes its positions from the size of the images:
-/// [`Conv2d::positions`](crate::convolution::Conv2d::positions). [`at_positions`](Self::at_positions)
-/// and [`LayerProfile::with_calls`](super::LayerProfile::with_calls) multiply by them.
+/// [`Conv2d::positions`](crate::convolution::Conv2d::positions).
+/// [`at_positions`](Self::at_positions) and
+/// [`LayerProfile::with_calls`](super::LayerProfile::with_calls) multiply by them.
 ///
 /// ```
 /// use dalr::convolution::{Conv2d, ConvOptions};

@@ -1,7 +1,7 @@
 //! Candidates for several layers together: one `down` for a shared input, or fewer hidden units.
 //!
-//! A layer may be in several such sets, but only one of them can be chosen for it: a convolution can
-//! lose output channels or input channels, for example. The blocks of the knapsack have an
+//! A layer may be in several such sets, but only one of them can be chosen for it: a convolution
+//! can lose output channels or input channels, for example. The blocks of the knapsack have an
 //! alternative for every way to choose sets without a common layer.
 
 use std::collections::BTreeSet;
@@ -23,8 +23,8 @@ pub(super) struct Joint {
 /// Returns the blocks of the knapsack for the candidates of each layer and those of several layers.
 /// The first alternative of a block has none of the latter.
 ///
-/// Rounding depends on the order of sums. The blocks are in the order of their first layers, so that
-/// the result does not depend on the order of the sets.
+/// Rounding depends on the order of sums. The blocks are in the order of their first layers, so
+/// that the result does not depend on the order of the sets.
 pub(super) fn blocks(classes: &[Class], joints: &[Joint]) -> Result<Vec<Block>> {
     let joints: Vec<&Joint> = joints.iter().filter(|joint| !joint.candidates.is_empty()).collect();
     let mut components: Vec<BTreeSet<usize>> = (0..classes.len()).map(|layer| [layer].into()).collect();

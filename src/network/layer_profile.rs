@@ -126,7 +126,7 @@ impl LayerProfile {
             let solved = groups.iter().map(Decomposition::max_rank).min().unwrap_or(0);
             let energy = |rank: usize| groups.iter().filter_map(|group| group.energies().get(rank)).sum::<f64>();
             profile.explained = (0..solved).map(|rank| energy(rank) / total.max(f64::MIN_POSITIVE)).collect();
-            // Energies beyond the smallest solved rank count as lost, and those of other groups too.
+            // Energies beyond the smallest of the solved ranks count as lost in all groups.
             profile.losses = tails(&profile.explained, full);
             (profile.total_energy, profile.relative_errors) = (total, None);
             profile.groups = groups.len() as u64;

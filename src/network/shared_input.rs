@@ -80,10 +80,10 @@ impl SharedInput {
     /// Decomposes layers with a shared input together, for every rank up to `max_rank`.
     ///
     /// The profiles must come from the same method and the same statistics. If they were made with
-    /// output metrics, pass the [`OutputMetric::block_diagonal`] of these with the calibration data.
-    /// Pass the same sensitivities as to the allocation. Truncate the returned decomposition of the
-    /// stacked layer to the planned rank, and [`split`](Self::split) it. The method must respect the
-    /// output metric of its calibration data.
+    /// output metrics, pass the [`OutputMetric::block_diagonal`] of these with the calibration
+    /// data. Pass the same sensitivities as to the allocation. Truncate the returned decomposition
+    /// of the stacked layer to the planned rank, and [`split`](Self::split) it. The method must
+    /// respect the output metric of its calibration data.
     ///
     /// # Errors
     ///

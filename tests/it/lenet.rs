@@ -82,6 +82,7 @@ fn five_layers_of_two_kinds_share_a_budget() {
         let (cost, most, least) =
             if by_parameters { (row.parameters, 0.15, 0.95) } else { (row.multiply_adds, 0.5, 0.945) };
         assert!(cost <= most && row.accuracy >= least, "{}: {cost}, {}", row.budget, row.accuracy);
+        assert!(row.choices.iter().any(|choice| choice.contains("hidden units")), "{:?}", row.choices);
         for other in rows.iter().filter(|other| other.budget == row.budget && other.method != row.method) {
             assert!(other.accuracy < row.accuracy - 0.1, "{}, {}: {}", row.budget, other.method, other.accuracy);
         }

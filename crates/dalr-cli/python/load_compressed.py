@@ -4,7 +4,8 @@
     model = load_compressed(build_model(), "compressed.safetensors")
 
 Replaces every `nn.Linear` that the file holds as `NAME.0.weight` and `NAME.1.weight` by two smaller ones, with the file's dtype and on the
-device of the original layer; where the file holds `NAME.pivots` too, by a `PivotedLinear`. Loads the rest of the file as it is.
+device of the original layer; where the file holds `NAME.pivots` too, by a `PivotedLinear`. Layers that share `NAME.0.weight` with another share
+the module. Loads the rest of the file as it is.
 """
 
 import json
@@ -38,7 +39,10 @@ def load_compressed(module, path, prefix="", strict=True):
     """`prefix` is what the module's names have before those of the file (`encoder.`, say)."""
     with safe_open(path, "pt") as file:
         ranks = json.loads(file.metadata()["dalr.ranks"])
+        shared = json.loads(file.metadata().get("dalr.shared", "{}"))
         tensors = {prefix + name: file.get_tensor(name) for name in file.keys()}
+    for name, first in shared.items():
+        tensors[f"{prefix}{name}.0.weight"] = tensors[f"{prefix}{first}.0.weight"]
     for name, rank in ranks.items():
         parent, _, child = (prefix + name).rpartition(".")
         parent = module.get_submodule(parent)
@@ -54,5 +58,8 @@ def load_compressed(module, path, prefix="", strict=True):
             thin = nn.Linear(*sizes[:2], bias=False, **options)
             replacement = nn.Sequential(thin, nn.Linear(*sizes[1:], bias=bias, **options))
         setattr(parent, child, replacement.train(original.training))
+    for name, first in shared.items():
+        # The same module, so that its parameters are stored and trained once.
+        module.get_submodule(prefix + name)[0] = module.get_submodule(prefix + first)[0]
     module.load_state_dict(tensors, strict=strict)
     return module

@@ -5,6 +5,7 @@
     test_load_compressed.py --library COMPRESSED EXPECTED   layers of the library: EXPECTED has NAME.input and NAME.output
 """
 
+import json
 import pathlib
 import subprocess
 import sys
@@ -99,6 +100,32 @@ def check_pivoted(path, folder):
 
 
 @torch.no_grad()
+def check_shared(program, folder):
+    """Layers that look at the same directions of their input share one `down`."""
+    torch.manual_seed(2)
+    names, common = ("query", "key", "value"), torch.randn(5, 24)
+    model = nn.ModuleDict({name: nn.Linear(24, 20) for name in names})
+    for layer in model.values():
+        layer.weight.copy_(torch.randn(20, 5) @ common + 0.02 * torch.randn(20, 24))
+    inputs = torch.randn(300, 24) + 1
+    save_file({"input": inputs}, folder / "shared_input.safetensors")
+    save_file(model.state_dict(), folder / "shared_model.safetensors", metadata={"format": "pt"})
+    (folder / "map.json").write_text(json.dumps({name: "input" for name in names}))
+    command = [program, "compress", folder / "shared_model.safetensors", "--calibration", folder / "shared_input.safetensors"]
+    command += ["--inputs", folder / "map.json", "--out", folder / "shared.safetensors", "--share-down", "--keep", "0.35"]
+    subprocess.run(command, check=True, capture_output=True)
+    loaded = load_compressed(nn.ModuleDict({"block": nn.ModuleDict({name: nn.Linear(24, 20) for name in names})}), folder / "shared.safetensors", prefix="block.")
+    block = loaded["block"]
+    assert block["query"][0] is block["key"][0] is block["value"][0]
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, loaded))
+    assert after <= 0.35 * before, (before, after)
+    for name in names:
+        expected = model[name](inputs)
+        error = float((block[name](inputs) - expected).norm() / (expected - expected.mean(0)).norm())
+        assert error < 0.05, (name, error)
+
+
+@torch.no_grad()
 def check_library(compressed, expected):
     """Layers of both forms, as `save_layers` writes them."""
     data = load_file(expected)
@@ -135,6 +162,7 @@ def main():
         path = check(program, folder, torch.bfloat16, ["--keep", "0.8"], 0.1)
         double = check(program, folder, torch.float64, ["--keep", "0.8", "--rank-multiple", "4"], 0.1)
         check_pivoted(double, folder)
+        check_shared(program, folder)
         # Under a prefix, as a part of something larger; and refused where there is no linear layer of that name.
         check(program, folder, torch.float32, ["--keep", "0.8"], 0.1)
         outer = nn.ModuleDict({"encoder": Model()})

@@ -78,6 +78,11 @@ pub struct CompressArgs {
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub rank_multiple: usize,
 
+    /// Lets layers that read the same input have one `down`, where they lose less with it within
+    /// the budget. The file then holds NAME.0.weight once, with the name of the first layer.
+    #[arg(long)]
+    pub share_down: bool,
+
     /// Writes ranks, errors, parameters and warnings for programs.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -234,6 +239,9 @@ impl CompressArgs {
         }
         if self.rank_multiple == 0 {
             return refuse("--rank-multiple: expected at least 1, got 0".into());
+        }
+        if self.share_down && (self.method != Method::Dalr || self.budget.rank.is_some()) {
+            return refuse("--share-down goes with --method dalr, and not with --rank".into());
         }
         if self.source.calibration.is_empty() {
             if self.method != Method::Svd {

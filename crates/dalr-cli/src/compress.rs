@@ -1,19 +1,21 @@
 //! `dalr compress`: decomposes every layer, allocates the budget, writes the smaller model.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use dalr::interop::safetensors::ModelFile;
-use dalr::network::{Allocator, Budget, LayerProfile, Sensitivities, Strategy};
+use dalr::network::{Allocator, Budget, Choice, LayerProfile, Plan, Sensitivities, SharedInput, Strategy};
 
 use crate::args::{Allocation, CompressArgs, Method};
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::files::{json_map, require_free, save};
 use crate::layer::Layer;
-use crate::output::Output;
+use crate::output::{Output, Replacement};
 use crate::progress::{Progress, Verbosity};
 use crate::report::Outcome;
 use crate::selection::{Selection, select};
+use crate::shared::SharedGroup;
 use crate::solve::Pass;
 use crate::unfinished_run::{Settings, UnfinishedRun};
 
@@ -23,14 +25,24 @@ pub fn run(args: &CompressArgs, verbosity: Verbosity) -> Result<()> {
     let model = ModelFile::open(&args.source.model)?;
     let calibration = Calibration::open(&args.source.calibration)?;
     let selection = select(&args.source, &model, &calibration)?;
-    let allocator = allocator(args, &selection.layers)?;
+    let sensitivities = match (args.allocation(), args.sensitivity.as_deref()) {
+        (Allocation::Sensitivity, Some(path)) => Some(sensitivities(path, &selection.layers)?),
+        _ => None,
+    };
+    let allocator = allocator(args, sensitivities.clone());
 
     let mut progress = Progress::new(&selection.layers, verbosity);
     selection.notes.iter().for_each(|note| progress.note(note));
     let unfinished =
         UnfinishedRun::open(&args.out, &settings(args, &model, &selection.layers), args.resume, args.force)?;
-    let pass =
-        Pass { args, model: &model, calibration: &calibration, unfinished: &unfinished, layers: &selection.layers };
+    let pass = Pass {
+        args,
+        model: &model,
+        calibration: &calibration,
+        unfinished: &unfinished,
+        layers: &selection.layers,
+        sensitivities: sensitivities.as_ref(),
+    };
     let result = both_passes(&pass, &selection, &allocator, &mut progress, verbosity);
     progress.end();
     if matches!(result, Err(Error::Interrupted)) && !unfinished.is_empty()? {
@@ -53,9 +65,10 @@ fn both_passes(
     verbosity: Verbosity,
 ) -> Result<String> {
     let Pass { args, model, unfinished, layers, .. } = *pass;
-    let profiles: Vec<LayerProfile> =
-        pass.run(progress)?.into_iter().map(|profile| by_outputs(args, profile)).collect();
-    let plan = allocator.allocate(&profiles).map_err(|error| Error::Refused(error.to_string()))?;
+    let (profiles, shared) = pass.run(progress)?;
+    let profiles: Vec<LayerProfile> = profiles.into_iter().map(|profile| by_outputs(args, profile)).collect();
+    let inputs: Vec<SharedInput> = shared.iter().map(|group| group.input.clone()).collect();
+    let plan = allocator.allocate_shared(&profiles, &inputs).map_err(|error| Error::Refused(error.to_string()))?;
 
     let outcome = Outcome { args, model, selection, profiles: &profiles, plan: &plan };
     if let Some(path) = &args.json {
@@ -64,28 +77,50 @@ fn both_passes(
     if let Some(path) = &args.html {
         save(path, &outcome.page())?;
     }
-    let ranks = plan.ranks();
-    let output = Output { model, layers, ranks: &ranks, unfinished, method: &args.method.name() };
+    let replacements = replacements(&plan, layers, &shared);
+    let output = Output { model, layers, replacements: &replacements, unfinished, method: &args.method.name() };
     // Another program may have created the file since the start.
     require_free(&args.out, args.force)?;
     output.write(&args.out, progress)?;
     Ok(outcome.summary(verbosity == Verbosity::Verbose))
 }
 
+/// Returns the files and ranks of the layers that are compressed, by index.
+fn replacements(plan: &Plan, layers: &[Layer], shared: &[SharedGroup]) -> BTreeMap<usize, Replacement> {
+    let mut replacements = BTreeMap::new();
+    for (index, (plan, layer)) in plan.layers.iter().zip(layers).enumerate() {
+        match plan.choice {
+            Choice::Rank(rank) => {
+                let rows = 0..layer.out_features;
+                replacements.insert(index, Replacement { file: index, rank, rows, down_of: index });
+            }
+            Choice::Shared { group, rank } => {
+                let SharedGroup { layers: members, file, .. } = &shared[group];
+                let before = members.iter().take_while(|&&member| member != index);
+                let start = before.map(|&member| layers[member].out_features).sum::<usize>();
+                let rows = start..start + layer.out_features;
+                replacements.insert(index, Replacement { file: *file, rank, rows, down_of: members[0] });
+            }
+            _ => {}
+        }
+    }
+    replacements
+}
+
 /// Returns the allocator for the options.
-fn allocator(args: &CompressArgs, layers: &[Layer]) -> Result<Allocator> {
+fn allocator(args: &CompressArgs, sensitivities: Option<Sensitivities>) -> Allocator {
     let budget = match (args.budget.keep, args.budget.rank, args.budget.max_error) {
         (Some(fraction), ..) => Budget::ParameterFraction(fraction),
         (_, Some(rank), _) => Budget::Rank(rank),
         (.., Some(error)) if args.allocation() == Allocation::Uniform => Budget::LayerError(error),
         (.., error) => Budget::TotalError(error.unwrap_or(f64::NAN)),
     };
-    let strategy = match (args.allocation(), args.sensitivity.as_deref()) {
-        (Allocation::Sensitivity, Some(path)) => Strategy::Sensitivity(sensitivities(path, layers)?),
+    let strategy = match (args.allocation(), sensitivities) {
+        (Allocation::Sensitivity, Some(sensitivities)) => Strategy::Sensitivity(sensitivities),
         (Allocation::Energy, _) => Strategy::Energy,
         _ => Strategy::Uniform,
     };
-    Ok(Allocator::new(budget).with_strategy(strategy).with_rank_multiple(args.rank_multiple))
+    Allocator::new(budget).with_strategy(strategy).with_rank_multiple(args.rank_multiple)
 }
 
 fn sensitivities(path: &Path, layers: &[Layer]) -> Result<Sensitivities> {

@@ -7,11 +7,12 @@
 //! so that a file is at most as large as the weight.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
 use dalr::faer::MatRef;
 use dalr::interop::safetensors::{Dtype, ModelFile, ModelWriter, TensorInfo};
-use dalr::network::LayerProfile;
+use dalr::network::{LayerProfile, SharedInput};
 use dalr::{Decomposition, Scalar};
 
 use crate::error::{Error, Result};
@@ -28,6 +29,8 @@ pub struct Solved<'a, T> {
     pub means: Option<(Vec<f64>, Vec<f64>)>,
     /// Identifies the data from which the factors were computed.
     pub fingerprint: String,
+    /// The group, if the layer is that of several stacked ones.
+    pub shared: Option<&'a SharedInput>,
 }
 
 enum Content<'a, T> {
@@ -47,7 +50,10 @@ impl<T: Scalar> Solved<'_, T> {
         let compressed = self.decomposition.truncate(rank).map_err(Error::layer(name))?;
         let (down, up) = (compressed.layer().down(), compressed.layer().up());
         let fingerprint = self.fingerprint.clone();
-        let metadata = BTreeMap::from([("fingerprint".to_string(), fingerprint), ("profile".to_string(), text)]);
+        let mut metadata = BTreeMap::from([("fingerprint".to_string(), fingerprint), ("profile".to_string(), text)]);
+        if let Some(shared) = self.shared {
+            metadata.insert("shared".into(), serde_json::to_string(shared).map_err(Error::layer(name))?);
+        }
         let mut writer = ModelWriter::new().with_metadata(metadata);
         writer.add("down", (*dtype).into(), &[rank, *in_features], Content::Factor(down))?;
         writer.add("up", (*dtype).into(), &[*out_features, rank], Content::Factor(up))?;
@@ -117,6 +123,15 @@ impl Factors {
         Ok(Some(Self { file, profile }))
     }
 
+    /// Returns the group of a stacked layer.
+    pub fn shared(&self) -> Result<Option<SharedInput>> {
+        let Some(text) = self.file.metadata().get("shared") else { return Ok(None) };
+        let shared = serde_json::from_str(text);
+        shared
+            .map(Some)
+            .map_err(|error| Error::format(self.file.path(), "a group of layers in the metadata", error.to_string()))
+    }
+
     pub fn into_profile(self) -> LayerProfile {
         self.profile
     }
@@ -131,12 +146,13 @@ impl Factors {
         self.file.visit("down", ..(rank * row) as u64, PIECE, write)
     }
 
-    /// Returns the second factor of this rank, out × rank, as bytes of the weight's dtype.
-    pub fn up(&self, rank: usize, mut write: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+    /// Returns rows of the second factor of this rank, out × rank, as bytes of the weight's dtype.
+    pub fn up(&self, rank: usize, rows: Range<usize>, mut write: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let (columns, row) = self.rows("up")?;
         let kept = row / columns * rank;
         let mut bytes = Vec::new();
-        self.file.visit("up", .., (PIECE / row).max(1) * row, |rows| {
+        let range = (rows.start * row) as u64..(rows.end * row) as u64;
+        self.file.visit("up", range, (PIECE / row).max(1) * row, |rows| {
             bytes.clear();
             rows.chunks_exact(row).for_each(|row| bytes.extend(&row[..kept]));
             write(&bytes)
@@ -148,16 +164,17 @@ impl Factors {
         self.file.tensor("output_mean").is_some()
     }
 
-    /// Returns the corrected bias of this rank; `None` if the method keeps the bias.
-    pub fn bias(&self, layer: &Layer, rank: usize) -> Result<Option<Vec<f64>>> {
+    /// Returns the corrected bias of these outputs at this rank; `None` if the method keeps the
+    /// bias.
+    pub fn bias(&self, layer: &Layer, rank: usize, rows: Range<usize>) -> Result<Option<Vec<f64>>> {
         if !self.has_bias() {
             return Ok(None);
         }
         let (output_mean, latent_mean) = (self.file.vector::<f64>("output_mean")?, self.file.vector("latent_mean")?);
         let latent_mean: Vec<f64> = latent_mean.iter().copied().collect();
-        let mut output_mean = output_mean.iter();
+        let mut output_mean = output_mean.iter().skip(rows.start);
         let mut corrected = Vec::new();
-        self.up(rank, |bytes| {
+        self.up(rank, rows, |bytes| {
             let mut row = Vec::with_capacity(rank);
             layer.dtype.decode(bytes, |number| {
                 row.push(number);

@@ -14,6 +14,7 @@ mod output;
 mod progress;
 mod report;
 mod selection;
+mod shared;
 mod solve;
 mod unfinished_run;
 

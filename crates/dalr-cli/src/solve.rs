@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use dalr::faer::MatRef;
 use dalr::interop::safetensors::{FloatDtype, ModelFile};
-use dalr::network::LayerProfile;
+use dalr::network::{LayerProfile, Sensitivities};
 use dalr::{ActivationStats, Dalr, Linear, LowRankCompressor, Scalar, TruncatedSvd};
 use serde_json::json;
 
@@ -15,6 +15,7 @@ use crate::factors::{Factors, Solved};
 use crate::interrupt;
 use crate::layer::Layer;
 use crate::progress::Progress;
+use crate::shared::SharedGroup;
 use crate::unfinished_run::UnfinishedRun;
 
 /// The ridge of the authors' code.
@@ -28,15 +29,16 @@ pub struct Pass<'a> {
     pub calibration: &'a Calibration,
     pub unfinished: &'a UnfinishedRun,
     pub layers: &'a [Layer],
+    pub sensitivities: Option<&'a Sensitivities>,
 }
 
 impl Pass<'_> {
-    /// Returns the profile of every layer, solved now or by the run that is resumed. Layers with a
-    /// shared input follow each other, so that its statistics are computed once and only one
-    /// statistics object is in memory.
-    pub fn run(&self, progress: &mut Progress) -> Result<Vec<LayerProfile>> {
-        let mut profiles = BTreeMap::new();
-        for group in groups(self.layers) {
+    /// Returns the profile of every layer and the groups that can have one `down`, solved now or by
+    /// the run that is resumed. Layers with a shared input follow each other, so that its
+    /// statistics are computed once and only one statistics object is in memory.
+    pub fn run(&self, progress: &mut Progress) -> Result<(Vec<LayerProfile>, Vec<SharedGroup>)> {
+        let (mut profiles, mut shared) = (BTreeMap::new(), Vec::new());
+        for (number, group) in groups(self.layers).into_iter().enumerate() {
             let mut solved = Vec::new();
             for &index in &group {
                 solved.push((index, &self.layers[index], Factors::open(&self.unfinished.layer(index))?));
@@ -69,8 +71,17 @@ impl Pass<'_> {
                 };
                 profiles.insert(index, profile);
             }
+            if self.can_share(&group, progress) {
+                interrupt::check()?;
+                let first = &self.layers[group[0]];
+                let sum = match input_sum {
+                    Some(sum) => sum,
+                    None => self.calibration.sum(&first.input)?,
+                };
+                shared.push(self.share((&group, self.layers.len() + number), &profiles, sum, &mut gathered)?);
+            }
         }
-        Ok(profiles.into_values().collect())
+        Ok((profiles.into_values().collect(), shared))
     }
 
     fn solve<T: Scalar>(
@@ -83,22 +94,14 @@ impl Pass<'_> {
         let layer = &self.layers[index];
         progress.begin(layer);
         let original = read::<T>(self.model, layer)?;
-        let means = if corrects_bias(self.args.method, layer.has_bias) {
-            let mean: Vec<f64> = stats.mean().map_err(Error::layer(&layer.name))?.iter().copied().collect();
-            // The mean output is computed in `f64`, whatever `T` is.
-            let bias = layer.has_bias.then(|| self.model.vector::<f64>(&layer.bias())).transpose()?;
-            let bias: Vec<f64> = bias.iter().flat_map(|bias| bias.iter().copied()).collect();
-            Some((output_mean(original.weight(), &bias, &mean), mean))
-        } else {
-            None
-        };
+        let means = target_means(self, layer, &original, stats)?;
         let compressor = compressor::<T>(self.args);
         let useful = layer.useful_rank();
         let max_rank = self.args.budget.rank.map_or(useful, |rank| rank.clamp(1, useful));
         let decomposition = compressor.solve(&original, stats.into(), max_rank).map_err(Error::layer(&layer.name))?;
         drop(original);
         let fingerprint = self.fingerprint(layer, input_sum)?;
-        let solved = Solved { layer, decomposition: &decomposition, means, fingerprint };
+        let solved = Solved { layer, decomposition: &decomposition, means, fingerprint, shared: None };
         let profile = solved.save(&self.unfinished.layer(index))?;
         progress.solved(layer, stats.samples());
         Ok(profile)
@@ -115,7 +118,7 @@ impl Pass<'_> {
 
     /// Returns a text that identifies the data from which a layer's factors are computed. The
     /// folder of the unfinished run identifies the settings.
-    fn fingerprint(&self, layer: &Layer, input: u32) -> Result<String> {
+    pub fn fingerprint(&self, layer: &Layer, input: u32) -> Result<String> {
         let sum = |sum: u32| format!("{sum:08x}");
         let weight = self.model.checksum(&layer.weight())?;
         let bias = if layer.has_bias { self.model.checksum(&layer.bias())? } else { 0 };
@@ -130,8 +133,25 @@ pub fn read<T: Scalar>(model: &ModelFile, layer: &Layer) -> Result<Linear<T>> {
     Linear::new(weight, bias).map_err(Error::layer(&layer.name))
 }
 
+/// Returns the means of the outputs and of the inputs, if the method corrects the bias.
+pub fn target_means<T: Scalar>(
+    pass: &Pass<'_>,
+    layer: &Layer,
+    original: &Linear<T>,
+    stats: &ActivationStats<T>,
+) -> Result<Option<(Vec<f64>, Vec<f64>)>> {
+    if !corrects_bias(pass.args.method, layer.has_bias) {
+        return Ok(None);
+    }
+    let mean: Vec<f64> = stats.mean().map_err(Error::layer(&layer.name))?.iter().copied().collect();
+    // The mean output is computed in `f64`, whatever `T` is.
+    let bias = layer.has_bias.then(|| pass.model.vector::<f64>(&layer.bias())).transpose()?;
+    let bias: Vec<f64> = bias.iter().flat_map(|bias| bias.iter().copied()).collect();
+    Ok(Some((output_mean(original.weight(), &bias, &mean), mean)))
+}
+
 /// Returns the method for layers of this precision.
-fn compressor<T: Scalar>(args: &CompressArgs) -> Box<dyn LowRankCompressor<T>> {
+pub fn compressor<T: Scalar>(args: &CompressArgs) -> Box<dyn LowRankCompressor<T>> {
     match args.method {
         Method::Dalr => Box::new(Dalr::new()),
         Method::DalrPaper => Box::new(Dalr::paper(args.lambda.unwrap_or(PAPER_LAMBDA))),

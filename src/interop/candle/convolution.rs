@@ -39,8 +39,8 @@ impl<T: Scalar + WithDType> TryFrom<&candle_nn::Conv2d> for Conv2d<T> {
 /// # Errors
 ///
 /// [`Error::Layers`] for a stride, padding or dilation that is not the same in all directions:
-/// candle has one number for each. [`Error::NumberType`], [`Error::Overflow`], [`Error::Memory`] and
-/// [`Error::Library`], as [`to_tensor`](super::to_tensor).
+/// candle has one number for each. [`Error::NumberType`], [`Error::Overflow`], [`Error::Memory`]
+/// and [`Error::Library`], as [`to_tensor`](super::to_tensor).
 ///
 /// ```
 /// use candle_core::{DType, Device};

@@ -14,6 +14,9 @@ use crate::{Error, LowRankLinear, Result, Scalar, linalg};
 /// The key of the metadata with the ranks of the compressed layers, as JSON.
 const RANKS: &str = "dalr.ranks";
 
+/// The metadata with the layers whose `down` is stored with the name of another layer.
+const SHARED: &str = "dalr.shared";
+
 /// A compressed layer that [`save_layers`] writes, in either form.
 #[derive(Clone, Copy, Debug)]
 pub enum StoredLayer<'a, T> {
@@ -164,7 +167,8 @@ impl<T: Scalar> LowRankLinear<T> {
     /// Reads the layer of this name from a file or from the shards of an index, converted to `T`.
     ///
     /// Reads what [`save`](Self::save), [`save_layers`] and the program `dalr` write, in any dtype
-    /// of [`FloatDtype`](crate::interop::safetensors::FloatDtype).
+    /// of [`FloatDtype`](crate::interop::safetensors::FloatDtype); a `down` that the layer shares
+    /// with others is read under the name in the metadata `dalr.shared`.
     ///
     /// # Errors
     ///
@@ -179,7 +183,7 @@ impl<T: Scalar> LowRankLinear<T> {
                 let expected = format!("`{name}` as two factors");
                 return Err(format_error(file.path(), expected, "pivoted storage"));
             }
-            let (down, up) = (matrix(&file, name, 0)?, matrix(&file, name, 1)?);
+            let (down, up) = (matrix(&file, &down_of(&file, name)?, 0)?, matrix(&file, name, 1)?);
             Self::new(down, up, bias(&file, name)?)
         })
     }
@@ -218,6 +222,16 @@ impl<T: Scalar> PivotedLinear<T> {
             Self::new(matrix(&file, name, 0)?, coefficients, pivots, bias(&file, name)?)
         })
     }
+}
+
+/// The name of the layer with which the `down` of this layer is stored: its own, or that of the
+/// first layer that shares it.
+fn down_of(file: &ModelFile, name: &str) -> Result<String> {
+    let Some(text) = file.metadata().get(SHARED) else { return Ok(name.into()) };
+    let expected = "a JSON object of names in the metadata `dalr.shared`";
+    let mut shared: BTreeMap<String, String> =
+        serde_json::from_str(text).map_err(|_| format_error(file.path(), expected, text.clone()))?;
+    Ok(shared.remove(name).unwrap_or_else(|| name.into()))
 }
 
 /// The weight `NAME.index.weight`, which has two axes.

@@ -179,6 +179,23 @@ fn no_choice_within_the_budget_is_better() {
     assert!(chosen.iter().all(|&count| count > 10), "{chosen:?}");
 }
 
+/// The losses of factors and of hidden units are those of one problem: no weight of rank `k` loses
+/// less than the factors.
+#[test]
+fn units_lose_at_least_as_much_as_factors_of_the_same_rank() {
+    for seed in 0..6 {
+        let example = example(seed);
+        for (units, second) in example.units.iter().zip(&example.profiles[2..]) {
+            let losses: Vec<f64> = (1..=units.units()).map(|k| units.loss(k).unwrap()).collect();
+            assert!(losses.is_sorted_by(|a, b| a >= b) && losses[0] < 1.0 && losses[units.units() - 1] == 0.0);
+            for rank in 1..=second.max_rank() {
+                let factors = second.loss(rank).unwrap();
+                assert!(factors <= losses[rank - 1] + 1e-12, "{seed}, {rank}: {factors} {}", losses[rank - 1]);
+            }
+        }
+    }
+}
+
 #[test]
 fn a_plan_counts_what_its_layers_have() {
     let example = example(1);

@@ -92,6 +92,7 @@ fn layer_json((plan, layer): (&LayerPlan, &Layer)) -> Value {
         "out_features": layer.out_features,
         "in_features": layer.in_features,
         "rank": rank(plan),
+        "shares_down": matches!(plan.choice, Choice::Shared { .. }),
         "reason": plan.reason.map(reason),
         "parameters": {"before": plan.parameters_before, "after": plan.parameters_after},
         "multiply_adds": {"before": plan.multiply_adds_before, "after": plan.multiply_adds_after},
@@ -104,7 +105,7 @@ fn layer_json((plan, layer): (&LayerPlan, &Layer)) -> Value {
 /// Returns the rank of a layer; `None` for an original layer.
 fn rank(layer: &LayerPlan) -> Option<usize> {
     match layer.choice {
-        Choice::Rank(rank) => Some(rank),
+        Choice::Rank(rank) | Choice::Shared { rank, .. } => Some(rank),
         _ => None,
     }
 }
@@ -127,7 +128,10 @@ fn row(layer: &LayerPlan) -> Vec<String> {
 fn remarks(layer: &LayerPlan) -> String {
     match layer.reason {
         Some(why) => format!("original layer: {}", reason(why)),
-        None => texts(&layer.warnings).join("; "),
+        None => {
+            let shared = matches!(layer.choice, Choice::Shared { .. }).then(|| "one `down` with its group".into());
+            shared.into_iter().chain(texts(&layer.warnings)).collect::<Vec<String>>().join("; ")
+        }
     }
 }
 

@@ -30,7 +30,7 @@ pub fn page(outcome: &Outcome<'_>) -> String {
 
 fn summary(outcome: &Outcome<'_>) -> String {
     let plan = outcome.plan;
-    let compressed = plan.ranks().len();
+    let compressed = plan.layers.iter().filter(|layer| rank(layer).is_some()).count();
     let mut tiles = vec![
         ("parameters of the layers", kept(plan.parameters_after(), plan.parameters_before()), {
             format!("{} of {}", grouped(plan.parameters_after()), grouped(plan.parameters_before()))

@@ -1,7 +1,7 @@
 //! The rules for layers, their inputs and their ranks.
 
-use dalr::ActivationStats;
 use dalr::faer::MatRef;
+use dalr::{ActivationStats, LowRankLinear};
 use safetensors::tensor::Dtype;
 use serde_json::json;
 
@@ -258,4 +258,105 @@ fn truncated_svd_needs_no_samples() {
     assert_eq!((rank(&without, "layer.0"), rank(&without, "layer.1")), (None, Some(4)));
     let with = folder.compress(&["--rank", "4", "--method", "svd"]);
     assert_eq!(without.tensors["layer.1.0.weight"], with.tensors["layer.1.0.weight"]);
+}
+
+/// Three layers of the same five directions of their input.
+fn alike(folder: &Folder, bias: bool) -> Vec<f64> {
+    let (inputs, outputs) = (24, 20);
+    let common = random(1, 5, inputs, 1.0);
+    let mut model = Tensors::default();
+    for (seed, name) in [(2, "query"), (3, "key"), (4, "value")] {
+        let (own, noise) = (random(seed, outputs, 5, 1.0), random(seed + 5, outputs, inputs, 1.0));
+        let entry = |index: usize| {
+            let (row, column) = (index / inputs, index % inputs);
+            (0..5).map(|k| own[row * 5 + k] * common[k * inputs + column]).sum::<f64>() + 0.02 * noise[index]
+        };
+        let weight: Vec<f64> = (0..outputs * inputs).map(entry).collect();
+        model = model.with(&format!("{name}.weight"), Tensor::of(Dtype::F32, &[outputs, inputs], &weight));
+        if bias {
+            let bias = Tensor::of(Dtype::F32, &[outputs], &random(seed + 9, 1, outputs, 1.0));
+            model = model.with(&format!("{name}.bias"), bias);
+        }
+    }
+    model.write(&folder.path("model.safetensors"));
+    let samples = random(7, 200, inputs, 0.95);
+    let calibration = Tensors::default().with("hidden", Tensor::of(Dtype::F32, &[200, inputs], &samples));
+    calibration.write(&folder.path("calibration.safetensors"));
+    let map = json!({"query": "hidden", "key": "hidden", "value": "hidden"});
+    std::fs::write(folder.path("map.json"), map.to_string()).unwrap();
+    samples
+}
+
+/// The squared error of a layer's outputs on samples, relative to the original outputs about their
+/// mean.
+fn error(model: &Tensors, out: &Tensors, (name, first): (&str, &str), samples: &[f64]) -> f64 {
+    let numbers = |file: &Tensors, part: &str| file.tensors.get(part).map(Tensor::numbers);
+    let product = |weight: &[f64], x: &[f64]| -> Vec<f64> {
+        weight.chunks(x.len()).map(|row| row.iter().zip(x).map(|(a, b)| a * b).sum()).collect()
+    };
+    let weight = numbers(model, &format!("{name}.weight")).unwrap();
+    let down = numbers(out, &format!("{first}.0.weight")).unwrap();
+    let up = numbers(out, &format!("{name}.1.weight")).unwrap();
+    let biases = [numbers(model, &format!("{name}.bias")), numbers(out, &format!("{name}.1.bias"))];
+    let [before, after] = biases.map(|bias| bias.unwrap_or_else(|| vec![0.0; 20]));
+    let (mut outputs, mut lost) = (Vec::new(), 0.0);
+    for x in samples.chunks(24) {
+        let y: Vec<f64> = product(&weight, x).iter().zip(&before).map(|(y, b)| y + b).collect();
+        let new = product(&up, &product(&down, x));
+        lost += y.iter().zip(new.iter().zip(&after)).map(|(y, (new, b))| (y - new - b).powi(2)).sum::<f64>();
+        outputs.push(y);
+    }
+    let mean = |i: usize| outputs.iter().map(|y| y[i]).sum::<f64>() / outputs.len() as f64;
+    let means: Vec<f64> = (0..20).map(mean).collect();
+    let spread = |y: &Vec<f64>| y.iter().zip(&means).map(|(y, mean)| (y - mean).powi(2)).sum::<f64>();
+    lost / outputs.iter().map(spread).sum::<f64>()
+}
+
+#[test]
+fn layers_that_read_the_same_may_have_one_down() {
+    for bias in [true, false] {
+        let folder = Folder::new();
+        let samples = alike(&folder, bias);
+        let model = Tensors::read(&folder.path("model.safetensors"));
+        let options = ["--inputs", "map.json", "--keep", "0.35", "--allocation", "energy", "--json", "report.json"];
+        let apart = folder.compress(&options);
+        let shared = folder.compress(&[&options[..], &["--share-down", "--force"]].concat());
+        assert!(!apart.metadata.contains_key("dalr.shared"));
+        let map: serde_json::Value = serde_json::from_str(&shared.metadata["dalr.shared"]).unwrap();
+        assert_eq!(map, json!({"query": "key", "value": "key"}));
+        let downs = ["key", "query", "value"].map(|name| rank(&shared, name));
+        assert!(downs[0].is_some() && downs[1..] == [None, None], "{downs:?}");
+
+        let report: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(folder.path("report.json")).unwrap()).unwrap();
+        let count =
+            |out: &Tensors| out.tensors.values().map(|tensor| tensor.shape.iter().product::<usize>()).sum::<usize>();
+        assert_eq!(report["parameters"]["after"], count(&shared));
+        assert!(100 * count(&shared) <= 35 * count(&model));
+        let names = ["key", "query", "value"];
+        let lost: f64 = names.iter().map(|name| error(&model, &shared, (name, "key"), &samples)).sum();
+        let before: f64 = names.iter().map(|name| error(&model, &apart, (name, name), &samples)).sum();
+        assert!(lost < 0.1 * before, "{lost} {before}");
+        for name in names {
+            let layers = report["layers"].as_array().unwrap();
+            let layer = layers.iter().find(|layer| layer["name"] == name).unwrap();
+            assert_eq!(
+                (layer["shares_down"].as_bool(), layer["rank"].as_u64()),
+                (Some(true), downs[0].map(|k| k as u64))
+            );
+            let loaded = LowRankLinear::<f64>::load(folder.path("out.safetensors"), name).unwrap();
+            assert_eq!((Some(loaded.rank()), loaded.bias().is_some()), (downs[0], bias), "{name}");
+        }
+
+        // A second run with --resume has nothing left to continue, and gives the same bytes.
+        let again = folder.compress(&[&options[..], &["--share-down", "--force", "--resume"]].concat());
+        assert!(again == shared);
+        std::fs::remove_file(folder.path("out.safetensors")).unwrap();
+        folder
+            .refuses(&["--inputs", "map.json", "--rank", "3", "--share-down"], "--share-down goes with --method dalr");
+        folder.refuses(
+            &["--inputs", "map.json", "--keep", "0.5", "--share-down", "--method", "svd"],
+            "--share-down goes with --method dalr",
+        );
+    }
 }
