@@ -3,6 +3,7 @@
 //! `cargo run --release --example lenet_digits [-- --json FILE]` prints accuracies, errors and
 //! parameters, and draws `target/lenet_digits.svg`.
 
+mod adapters;
 mod comparison;
 mod figure;
 mod network;
@@ -10,6 +11,7 @@ mod network;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
+use adapters::{AdapterRow, adapters};
 use comparison::{Comparison, LAYERS, METHODS, NOTEBOOK_RANKS, RANKS, UNIT_METHODS, compare, saves};
 use network::Data;
 
@@ -24,11 +26,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let data = Data::load(&root.join("data/lenet_digits.safetensors"))?;
     let comparison = compare(&data)?;
     print(&data, &comparison);
+    let rows = adapters(&data)?;
+    print_adapters(&rows);
     let picture = root.join("target/lenet_digits.svg");
     figure::draw(&comparison, &picture)?;
     println!("\npicture: target/lenet_digits.svg");
     if let Some(path) = json {
-        std::fs::write(&path, serde_json::to_string_pretty(&comparison)? + "\n")?;
+        let mut numbers = serde_json::to_value(&comparison)?;
+        numbers["adapter_rows"] = serde_json::to_value(&rows)?;
+        std::fs::write(&path, serde_json::to_string_pretty(&numbers)? + "\n")?;
         println!("numbers: {}", path.display());
     }
     Ok(())
@@ -99,6 +105,23 @@ fn print(data: &Data, comparison: &Comparison) {
         }
         print!("  {method:<22}");
         rows.iter().for_each(|row| print!("  {:.3} / {:.3}", row.accuracy, row.relative_error));
+        println!();
+    }
+}
+
+fn print_adapters(rows: &[AdapterRow]) {
+    println!(
+        "\nAdapters (LoRA) from the network trained on MNIST to the fine-tuned one, which has all other parameters."
+    );
+    println!(
+        "Accuracy / error of the update's outputs, blind to the data and with the activations (`Adapter::extract`)"
+    );
+    for row in rows {
+        let layers = format!("{}, rank {}", row.layers.join(" and "), row.rank);
+        print!("  {layers:<20}");
+        for (accuracy, error) in row.accuracy.iter().zip(row.relative_error) {
+            print!("  {accuracy:.3}{}", error.map_or(String::new(), |error| format!(" / {error:.3}")));
+        }
         println!();
     }
 }
