@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 HIDDEN, INNER, HEADS = 4096, 14336, 1024
+LATENT = 128
 SHAPES = {
     "self_attn.q_proj": (HIDDEN, HIDDEN),
     "self_attn.k_proj": (HEADS, HIDDEN),
@@ -34,9 +35,9 @@ def write(folder, layers):
     for layer in range(layers):
         shards = {"base": {}, "tuned": {}}
         for name, (rows, columns) in SHAPES.items():
-            weight = torch.randn(rows, columns).mul_(0.02)
-            decay = torch.arange(1, 257, dtype=torch.float32) ** -1.0
-            update = (torch.randn(rows, 256) * decay) @ torch.randn(256, columns)
+            weight = torch.empty(rows, columns).uniform_(-0.03, 0.03)
+            decay = torch.arange(1, LATENT + 1, dtype=torch.float32) ** -1.0
+            update = (torch.randn(rows, LATENT) * decay) @ torch.randn(LATENT, columns)
             key = f"model.layers.{layer}.{name}.weight"
             shards["base"][key] = weight.bfloat16()
             shards["tuned"][key] = weight.add_(update.mul_(2e-3)).bfloat16()
