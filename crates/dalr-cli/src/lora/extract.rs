@@ -123,5 +123,5 @@ fn write_rest(path: &Path, tuned: &ModelFile, names: &[&str]) -> Result<()> {
         let Some(info) = tuned.tensor(name) else { continue };
         writer.add(name, info.dtype, &info.shape, name)?;
     }
-    writer.write(path, |name, target| Ok::<_, Error>(tuned.copy(name, target)?))
+    writer.write(path, |name, target| tuned.copy(name, target).map_err(Error::from))
 }

@@ -169,8 +169,8 @@ fn ends_with(other: &str, name: &str) -> bool {
     other.strip_suffix(name).is_some_and(|start| start.ends_with('.'))
 }
 
-/// Returns the pattern of a module. PEFT also matches the ends of names; releases before 0.14 do not
-/// know the anchor, which is used only if another module's name has the same end.
+/// Returns the pattern of a module. PEFT also matches the ends of names. Old releases do not know the
+/// anchor, which is used only if another module's name has the same end.
 fn pattern(name: &str, names: &[&str]) -> String {
     if names.iter().any(|other| ends_with(other, name)) { format!("^{name}") } else { name.into() }
 }
