@@ -50,7 +50,8 @@ pub struct Report {
     pub multiply_adds_after: usize,
     /// Predicted error of the outputs on the calibration data: the root of
     /// `Σ wᵢ ‖yᵢ − ŷᵢ‖² / Σ wᵢ ‖yᵢ − ȳ‖²`, as
-    /// [`relative_output_error`](crate::relative_output_error) measures it. `None` without samples.
+    /// [`relative_output_error`](crate::relative_output_error) measures it. `None` without samples;
+    /// for an [`Adapter`](crate::adapter::Adapter) that of the weight.
     pub relative_error: Option<f64>,
     /// Predicted error of the outputs in the output metric, relative to their variation in the
     /// metric; `None` without a metric or samples.

@@ -3,6 +3,7 @@
 //! `cargo run --release --example lenet_digits [-- --json FILE]` prints accuracies, errors and
 //! parameters, and draws `target/lenet_digits.svg`.
 
+mod adapters;
 mod comparison;
 mod figure;
 mod network;
@@ -11,6 +12,7 @@ mod whole_network;
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
+use adapters::{AdapterRow, adapters};
 use comparison::{Comparison, LAYERS, METHODS, NOTEBOOK_RANKS, RANKS, UNIT_METHODS, compare, saves};
 use network::Data;
 use whole_network::{BudgetRow, compare_budgets};
@@ -27,11 +29,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let comparison = compare(&data)?;
     print(&data, &comparison);
     print_budgets(&compare_budgets(&data)?);
+    let rows = adapters(&data)?;
+    print_adapters(&rows);
     let picture = root.join("target/lenet_digits.svg");
     figure::draw(&comparison, &picture)?;
     println!("\npicture: target/lenet_digits.svg");
     if let Some(path) = json {
-        std::fs::write(&path, serde_json::to_string_pretty(&comparison)? + "\n")?;
+        let mut numbers = serde_json::to_value(&comparison)?;
+        numbers["adapter_rows"] = serde_json::to_value(&rows)?;
+        std::fs::write(&path, serde_json::to_string_pretty(&numbers)? + "\n")?;
         println!("numbers: {}", path.display());
     }
     Ok(())
@@ -119,5 +125,22 @@ fn print_budgets(rows: &[BudgetRow]) {
     for row in rows.iter().filter(|row| row.method == "all kinds") {
         println!("  {}, all kinds:", row.budget);
         row.choices.iter().for_each(|choice| println!("    {choice}"));
+    }
+}
+
+fn print_adapters(rows: &[AdapterRow]) {
+    println!(
+        "\nAdapters (LoRA) from the network trained on MNIST to the fine-tuned one, which has all other parameters."
+    );
+    println!(
+        "Accuracy / error of the update's outputs, blind to the data and with the activations (`Adapter::extract`)"
+    );
+    for row in rows {
+        let layers = format!("{}, rank {}", row.layers.join(" and "), row.rank);
+        print!("  {layers:<20}");
+        for (accuracy, error) in row.accuracy.iter().zip(row.relative_error) {
+            print!("  {accuracy:.3}{}", error.map_or(String::new(), |error| format!(" / {error:.3}")));
+        }
+        println!();
     }
 }

@@ -353,7 +353,8 @@ impl<T: Scalar> Decomposition<T> {
     /// Returns the predicted relative error at this rank on the calibration data.
     ///
     /// The factors come from the regularized problem; the error does not include the
-    /// regularization. `None` without samples, and for ranks that were not solved for.
+    /// regularization. `None` without samples, and for ranks that were not solved for. For an
+    /// [`Adapter`](crate::adapter::Adapter) without samples, this is `‖ΔW − C‖ / ‖ΔW‖`.
     ///
     /// ```text
     /// √((tr W S Wᵀ − Σ_{i≤k} cᵢ) / tr W Σ Wᵀ),   cᵢ = uᵢᵀ W S Wᵀ uᵢ

@@ -1,6 +1,7 @@
 //! Properties of the public types that the compiler checks, so that a change cannot break them
 //! unnoticed.
 
+use dalr::adapter::Adapter;
 use dalr::compress::{ActivationFunction, HiddenUnitSelection, HiddenUnits, OutputMetric, SelectedUnits};
 use dalr::covariance::PairedStats;
 use dalr::factors::PrunedLinear;
@@ -30,12 +31,14 @@ const fn data<T: Scalar>() {
     shareable::<Linear<T>>();
     shareable::<LowRankLinear<T>>();
     shareable::<PrunedLinear<T>>();
+    shareable::<Adapter<T>>();
     shareable::<Decomposition<T>>();
     shareable::<Calibration<'static, T>>();
     shareable::<HiddenUnits<T>>();
     shareable::<SelectedUnits<T>>();
     shareable::<Compressed<T>>();
     plain::<ActivationStats<T>>();
+    plain::<Adapter<T>>();
     plain::<Linear<T>>();
     plain::<LowRankLinear<T>>();
     plain::<PrunedLinear<T>>();

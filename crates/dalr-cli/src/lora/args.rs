@@ -39,7 +39,8 @@ pub struct ExtractArgs {
     #[command(flatten)]
     pub ranks: RankArgs,
 
-    /// Extracts only modules whose name matches one of these globs.
+    /// Extracts only modules whose name matches one of these globs. A module whose name looks like
+    /// that of an embedding must be named without wildcards.
     #[arg(long, value_name = "GLOB")]
     pub include: Vec<String>,
 

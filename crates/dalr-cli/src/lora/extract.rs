@@ -46,6 +46,11 @@ fn extract<T: Scalar>(
     target: &Target<'_>,
     verbosity: Verbosity,
 ) -> Result<()> {
+    let written = |module: &Module| match target.format {
+        Format::Peft => module.name.clone(),
+        Format::Kohya => kohya::name(&args.prefix, &module.name),
+    };
+    names::require_distinct(modules.iter().map(written), &args.common.out)?;
     let dtype = if T::EPSILON == f64::EPSILON { FloatDtype::F64 } else { FloatDtype::F32 };
     let inputs = Inputs::open(&args.common, &modules, rule, dtype)?;
     let mut progress = Progress::new(&inputs.layers, verbosity);
@@ -92,10 +97,7 @@ fn extract<T: Scalar>(
     let weights = base.tensors().filter_map(|(name, _)| name.strip_suffix(".weight"));
     let untouched: Vec<String> = weights.filter(|name| !names.contains(*name)).map(Into::into).collect();
     let rest = rest(tuned, &others);
-    if target.format == Format::Kohya {
-        solved.iter_mut().for_each(|solved| solved.module.name = kohya::name(&args.prefix, &solved.module.name));
-        names::require_distinct(solved.iter().map(|solved| &*solved.module.name), &args.common.out)?;
-    }
+    solved.iter_mut().for_each(|solved| solved.module.name = written(&solved.module));
     let outcome = Outcome { command: "extract", args: &args.common, target, solved: &solved, left_out: &others, lost };
     outcome.save_json()?;
     if let Some(path) = &args.rest {
@@ -121,5 +123,5 @@ fn write_rest(path: &Path, tuned: &ModelFile, names: &[&str]) -> Result<()> {
         let Some(info) = tuned.tensor(name) else { continue };
         writer.add(name, info.dtype, &info.shape, name)?;
     }
-    writer.write(path, |name, target| Ok::<_, Error>(tuned.copy(name, target)?))
+    writer.write(path, |name, target| tuned.copy(name, target).map_err(Error::from))
 }

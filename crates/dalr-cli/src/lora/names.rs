@@ -56,7 +56,7 @@ pub fn convert(source: &mut Source, format: Format, args: &NamesArgs) -> Result<
                 part.module.name = kohya::name(&args.prefix, &part.module.name);
             }
         }
-        return require_distinct(source.parts.iter().map(|part| &*part.module.name), &source.path);
+        return require_distinct(source.parts.iter().map(|part| part.module.name.clone()), &source.path);
     }
     if from == Format::Peft {
         return Ok(());
@@ -90,9 +90,9 @@ pub fn convert(source: &mut Source, format: Format, args: &NamesArgs) -> Result<
 }
 
 /// Returns an error if two modules have the same name.
-pub fn require_distinct<'a>(mut names: impl Iterator<Item = &'a str>, path: &Path) -> Result<()> {
+pub fn require_distinct(mut names: impl Iterator<Item = String>, path: &Path) -> Result<()> {
     let mut seen = BTreeSet::new();
-    match names.find(|name| !seen.insert(*name)) {
+    match names.find(|name| !seen.insert(name.clone())) {
         Some(name) => {
             let expected = "modules with different names in a kohya-ss file";
             Err(Error::format(path, expected, format!("`{name}` twice")))

@@ -132,7 +132,7 @@ fn patterns(path: &Path, config: &Map<String, Value>, key: &str) -> Result<Vec<(
 /// Returns the configuration of an adapter with these modules and ranks, all of scale 1. `others`
 /// are modules of the model that the adapter must not change.
 ///
-/// The settings of `template`, the configuration of an adapter that was resized, are kept. Its
+/// The settings of `template`, such as the configuration of an adapter that was resized, are kept. Its
 /// target modules are kept if the adapter still has `all` of its modules.
 pub fn config(
     template: Option<&Map<String, Value>>,
@@ -140,13 +140,12 @@ pub fn config(
     others: &[String],
     all: bool,
 ) -> Value {
-    let mut config = template.cloned().unwrap_or_else(|| {
-        let new = json!({
-            "peft_type": "LORA", "task_type": null, "base_model_name_or_path": null, "bias": "none",
-            "fan_in_fan_out": false, "inference_mode": true, "init_lora_weights": true, "lora_dropout": 0.0,
-        });
-        new.as_object().cloned().unwrap_or_default()
+    let defaults = json!({
+        "peft_type": "LORA", "task_type": null, "base_model_name_or_path": null, "bias": "none",
+        "fan_in_fan_out": false, "inference_mode": true, "init_lora_weights": true, "lora_dropout": 0.0,
     });
+    let given = defaults.as_object().into_iter().chain(template).flatten();
+    let mut config: Map<String, Value> = given.map(|(key, value)| (key.clone(), value.clone())).collect();
     let names: Vec<&str> = modules.iter().map(|(module, _)| &*module.name).collect();
     let rank = modules.iter().map(|(_, rank)| *rank).max().unwrap_or(1);
     let uniform = modules.iter().all(|(_, other)| *other == rank);
@@ -170,8 +169,8 @@ fn ends_with(other: &str, name: &str) -> bool {
     other.strip_suffix(name).is_some_and(|start| start.ends_with('.'))
 }
 
-/// Returns the pattern of a module. PEFT also matches the ends of names; releases before 0.14 do not
-/// know the anchor, which is used only if another module's name has the same end.
+/// Returns the pattern of a module. PEFT also matches the ends of names. Old releases do not know the
+/// anchor, which is used only if another module's name has the same end.
 fn pattern(name: &str, names: &[&str]) -> String {
     if names.iter().any(|other| ends_with(other, name)) { format!("^{name}") } else { name.into() }
 }

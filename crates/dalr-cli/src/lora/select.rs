@@ -58,7 +58,8 @@ pub fn select(args: &ExtractArgs, base: &ModelFile, tuned: &ModelFile) -> Result
             }
         };
         let wanted = include.matches(module);
-        match reason(name, info, !wanted.is_empty(), Format::of(&args.common.out)) {
+        let exactly = args.include.iter().any(|pattern| pattern == module);
+        match reason(name, info, exactly, Format::of(&args.common.out)) {
             None if args.include.is_empty() || !wanted.is_empty() => {
                 wanted.into_iter().for_each(|index| included[index] = true);
                 let mut shape = info.shape.clone();
@@ -88,8 +89,9 @@ pub fn select(args: &ExtractArgs, base: &ModelFile, tuned: &ModelFile) -> Result
     Ok(Selection { modules, others })
 }
 
-/// Returns the reason why a tensor cannot be the weight of a module; `None` if it can.
-fn reason(name: &str, info: &TensorInfo, wanted: bool, format: Format) -> Option<&'static str> {
+/// Returns the reason why a tensor cannot be the weight of a module; `None` if it can. `exactly`
+/// means that an option names the module, not only matches it.
+fn reason(name: &str, info: &TensorInfo, exactly: bool, format: Format) -> Option<&'static str> {
     let Some(module) = name.strip_suffix(".weight") else {
         return Some(if name.ends_with(".bias") { "a bias" } else { "not a weight" });
     };
@@ -101,7 +103,7 @@ fn reason(name: &str, info: &TensorInfo, wanted: bool, format: Format) -> Option
         Some("of a dtype other than F32, F16, BF16 and F64")
     } else if info.shape.contains(&0) {
         Some("empty")
-    } else if axes == 2 && !wanted && (last.contains("embed") || ["wte", "wpe", "shared"].contains(&last)) {
+    } else if axes == 2 && !exactly && (last.contains("embed") || ["wte", "wpe", "shared"].contains(&last)) {
         Some("an embedding, by its name")
     } else if axes > 2 && info.shape[1] == 1 && info.shape[0] > 1 {
         Some("a depthwise convolution")

@@ -80,12 +80,13 @@ impl<'a> Target<'a> {
         }
         writer.write(self.weights(), |content, target| {
             interrupt::check()?;
-            Ok::<_, Error>(match *content {
+            match *content {
                 Content::Down(index) => target.matrix(solved[index].adapter.down())?,
                 Content::Up(index) => target.matrix(solved[index].adapter.up())?,
                 Content::Alpha(index) => target.numbers([solved[index].adapter.rank() as f64])?,
                 Content::Copy(file, name) => file.copy(name, target)?,
-            })
+            }
+            Ok::<_, Error>(())
         })?;
         if self.format == Format::Kohya {
             return Ok(());

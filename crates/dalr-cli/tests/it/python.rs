@@ -1,6 +1,7 @@
 //! Python programs: PyTorch loads compressed models, and the texts of MiniLM are the same.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::Command;
 
 use dalr::LowRankLinear;
@@ -13,35 +14,56 @@ use safetensors::tensor::Dtype;
 
 use crate::harness::{Folder, Tensor, Tensors, program};
 
-/// Returns a Python interpreter with PyTorch: `DALR_PYTHON`, the one that `benches/peers` uses, or
-/// the system's.
+/// Returns a Python interpreter with PyTorch. Prints a note if there is none.
 fn python() -> Option<String> {
+    python_with("torch, safetensors, numpy")
+}
+
+/// Returns a Python interpreter with these modules: `DALR_PYTHON`, the one that `benches/peers`
+/// uses, or the system's. Prints a note if there is none.
+fn python_with(modules: &str) -> Option<String> {
     let peers = concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/peers/bin/python");
     let candidates = [std::env::var("DALR_PYTHON").ok(), Some(peers.into()), Some("python3".into())];
-    candidates.into_iter().flatten().find(|python| {
-        let imports = Command::new(python).args(["-c", "import torch, safetensors, numpy"]).output();
+    let found = candidates.into_iter().flatten().find(|python| {
+        let imports = Command::new(python).args(["-c", &format!("import {modules}")]).output();
         imports.is_ok_and(|output| output.status.success())
-    })
+    });
+    if found.is_none() {
+        eprintln!("skipped: no Python with {modules} (set DALR_PYTHON to one)");
+    }
+    found
+}
+
+/// Runs a script of the folder `python`, which must print this text.
+fn run_script(python: &str, script: &str, arguments: &[&Path], expected: &str) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("python").join(script);
+    let output = Command::new(python).arg(script).args(arguments).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).contains(expected));
+}
+
+#[test]
+fn peft_loads_adapters() {
+    let Some(python) = python_with("torch, safetensors, peft, transformers") else { return };
+    run_script(&python, "test_lora_peft.py", &[program()], "all adapters loaded");
+}
+
+#[test]
+fn a_quantised_base_is_corrected_as_well_as_by_the_closed_form() {
+    let Some(python) = python_with("safetensors, numpy") else { return };
+    let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/minilm_value.safetensors");
+    run_script(&python, "quantised_base.py", &[program(), &weights], "as good as the closed form");
 }
 
 #[test]
 fn pytorch_loads_compressed_models() {
-    let Some(python) = python() else {
-        eprintln!("skipped: no Python with torch, numpy and safetensors (set DALR_PYTHON to one)");
-        return;
-    };
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/python/test_load_compressed.py");
-    let output = Command::new(python).arg(script).arg(program()).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(String::from_utf8_lossy(&output.stdout).contains("all modules loaded"));
+    let Some(python) = python() else { return };
+    run_script(&python, "test_load_compressed.py", &[program()], "all modules loaded");
 }
 
 #[test]
 fn pytorch_loads_pivoted_layers() {
-    let Some(python) = python() else {
-        eprintln!("skipped: no Python with torch, numpy and safetensors (set DALR_PYTHON to one)");
-        return;
-    };
+    let Some(python) = python() else { return };
     let folder = Folder::new();
     let random = &mut StdRng::seed_from_u64(3);
     let mut matrix = |rows, columns| Mat::from_fn(rows, columns, |_, _| random.random_range(-1.0..1.0));
@@ -69,10 +91,8 @@ fn pytorch_loads_pivoted_layers() {
     });
     samples.write(&expected);
 
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/python/test_load_compressed.py");
-    let output = Command::new(python).arg(script).arg("--library").args([compressed, expected]).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    assert!(String::from_utf8_lossy(&output.stdout).contains("all layers of the library loaded"));
+    let arguments = [Path::new("--library"), &compressed, &expected];
+    run_script(&python, "test_load_compressed.py", &arguments, "all layers of the library loaded");
 }
 
 #[test]

@@ -45,8 +45,20 @@ fn base_and_adapter_are_within_the_reported_error_of_the_tuned_model() {
 fn everything_that_is_not_in_the_adapter_is_listed_and_can_be_written_beside_it() {
     let folder = Folder::new();
     checkpoints(&folder, Dtype::BF16);
-    let options =
-        ["--rank", "3", "-o", "out", "--rest", "rest.safetensors", "--json", "report.json", "--include", "model.*"];
+    let options = [
+        "--rank",
+        "3",
+        "-o",
+        "out",
+        "--rest",
+        "rest.safetensors",
+        "--json",
+        "report.json",
+        "--include",
+        "model.*",
+        "--include",
+        "model.embed_tokens",
+    ];
     let text = succeeds(&folder, &extract(&options));
     let report = json_of(&folder.path("report.json"));
     let all = report["left_out"].as_array().unwrap();

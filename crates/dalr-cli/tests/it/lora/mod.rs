@@ -70,6 +70,7 @@ fn peft_update(folder: &Path, name: &str) -> Mat<f64> {
     let tensors = Tensors::read(&folder.join("adapter_model.safetensors")).tensors;
     let start = format!("base_model.model.{name}");
     let (down, up) = (&tensors[&format!("{start}.lora_A.weight")], &tensors[&format!("{start}.lora_B.weight")]);
+    assert_eq!(config["peft_type"], "LORA");
     let of = |pattern: &str, default: &str| {
         config[pattern].get(name).unwrap_or(&config[default]).as_f64().unwrap_or_else(|| panic!("{config}"))
     };
