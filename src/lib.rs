@@ -39,6 +39,7 @@
 //! | layers before this one that are compressed already | [`PairedStats`](covariance::PairedStats) |
 //! | gradients, or the weights of the next layers | [`OutputMetric`](compress::OutputMetric) |
 //! | two layers to make smaller, not to factorize | [`HiddenUnits`](compress::HiddenUnits) |
+//! | convolutions | [`convolution`] |
 //! | samples spread over many machines | [`ActivationStats::merge`], [`compress::OperatorProblem`] |
 //! | the paper to reproduce | [`Dalr::paper`], [`ActivationPruning`] |
 //! | a method of your own | [`LowRankCompressor`], [`Decomposition::new`] |
@@ -83,6 +84,7 @@
 
 mod bias;
 pub mod compress;
+pub mod convolution;
 #[allow(
     clippy::indexing_slicing,
     reason = "indices run over rows of a batch or over inputs, whose numbers `validate` compares"

@@ -154,6 +154,7 @@ pub fn compare(data: &Data) -> Result<Comparison> {
                 let as_one_matrix = match &replacement {
                     Layer::Original(layer) => layer.clone(),
                     Layer::LowRank(layer) => layer.to_linear()?,
+                    Layer::Pivoted(layer) => layer.to_linear()?,
                     Layer::Pruned(layer) => layer.to_linear()?,
                 };
                 let mut layers = original.clone();

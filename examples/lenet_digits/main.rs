@@ -6,12 +6,14 @@
 mod comparison;
 mod figure;
 mod network;
+mod whole_network;
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
 
 use comparison::{Comparison, LAYERS, METHODS, NOTEBOOK_RANKS, RANKS, UNIT_METHODS, compare, saves};
 use network::Data;
+use whole_network::{BudgetRow, compare_budgets};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args_os().skip(1);
@@ -24,6 +26,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let data = Data::load(&root.join("data/lenet_digits.safetensors"))?;
     let comparison = compare(&data)?;
     print(&data, &comparison);
+    print_budgets(&compare_budgets(&data)?);
     let picture = root.join("target/lenet_digits.svg");
     figure::draw(&comparison, &picture)?;
     println!("\npicture: target/lenet_digits.svg");
@@ -100,5 +103,21 @@ fn print(data: &Data, comparison: &Comparison) {
         print!("  {method:<22}");
         rows.iter().for_each(|row| print!("  {:.3} / {:.3}", row.accuracy, row.relative_error));
         println!();
+    }
+}
+
+fn print_budgets(rows: &[BudgetRow]) {
+    println!("\nAll five layers under one budget: uniform ranks, or the allocator's choice among original layers,");
+    println!("ranks (pivoted from fc1 on) and fewer channels or hidden units, by measured sensitivities");
+    for row in rows {
+        let (parameters, multiply_adds) = (100.0 * row.parameters, 100.0 * row.multiply_adds);
+        println!(
+            "  {:<25}  {:<22}  {parameters:>4.1} % of the parameters, {multiply_adds:>4.1} % of the MACs  accuracy {:.3}",
+            row.budget, row.method, row.accuracy
+        );
+    }
+    for row in rows.iter().filter(|row| row.method == "all kinds") {
+        println!("  {}, all kinds:", row.budget);
+        row.choices.iter().for_each(|choice| println!("    {choice}"));
     }
 }

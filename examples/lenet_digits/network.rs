@@ -2,19 +2,21 @@
 
 use std::path::Path;
 
-use dalr::factors::PrunedLinear;
+use dalr::convolution::{Conv2d, ConvOptions};
+use dalr::factors::{PivotedLinear, PrunedLinear};
 use dalr::{Linear, LowRankLinear, Result};
 use faer::{Col, Mat, MatRef};
 use safetensors::{Dtype, SafeTensors};
 
 /// Height and width of the network's input images.
-const SIDE: usize = 32;
+pub const SIDE: usize = 32;
 
 /// A fully connected layer, original or compressed.
 #[derive(Clone)]
 pub enum Layer {
     Original(Linear<f32>),
     LowRank(LowRankLinear<f32>),
+    Pivoted(PivotedLinear<f32>),
     Pruned(PrunedLinear<f32>),
 }
 
@@ -23,6 +25,7 @@ impl Layer {
         match self {
             Self::Original(layer) => layer.forward(inputs),
             Self::LowRank(layer) => layer.forward(inputs),
+            Self::Pivoted(layer) => layer.forward(inputs),
             Self::Pruned(layer) => layer.forward(inputs),
         }
     }
@@ -31,6 +34,7 @@ impl Layer {
         match self {
             Self::Original(layer) => layer.parameters(),
             Self::LowRank(layer) => layer.parameters(),
+            Self::Pivoted(layer) => layer.parameters(),
             Self::Pruned(layer) => layer.parameters(),
         }
     }
@@ -38,7 +42,7 @@ impl Layer {
 
 /// conv 6@5×5 – pool – conv 16@5×5 – pool – fc1 – fc2 – fc3, with ReLU between.
 pub struct Network {
-    convolutions: [Linear<f32>; 2],
+    pub convolutions: [Conv2d<f32>; 2],
     pub linear: [Linear<f32>; 3],
 }
 
@@ -88,8 +92,13 @@ impl Network {
             let weight = MatRef::from_row_major_slice(&weight, bias.nrows(), columns).to_owned();
             Ok(Linear::new(weight, Some(bias))?)
         };
+        let convolution = |name: &str| -> Result<Conv2d<f32>, Box<dyn std::error::Error>> {
+            let layer = layer(name)?;
+            let bias = layer.bias().map(|bias| bias.to_owned());
+            Ok(Conv2d::new(layer.weight().to_owned(), bias, (5, 5), ConvOptions::new())?)
+        };
         Ok(Self {
-            convolutions: [layer("conv1")?, layer("conv2")?],
+            convolutions: [convolution("conv1")?, convolution("conv2")?],
             linear: [layer("fc1")?, layer("fc2")?, layer("fc3")?],
         })
     }
@@ -99,7 +108,7 @@ impl Network {
         let mut maps = images.to_owned();
         let mut side = SIDE;
         for convolution in &self.convolutions {
-            maps = pooled_convolution(convolution, maps.as_ref(), side)?;
+            maps = pooled(convolution.forward(maps.as_ref(), (side, side))?, side - 4);
             side = (side - 4) / 2;
         }
         Ok(maps)
@@ -126,32 +135,21 @@ pub fn accuracy(outputs: MatRef<'_, f32>, labels: &[u8]) -> f64 {
     correct.count() as f64 / labels.len() as f64
 }
 
-fn relu(mut matrix: Mat<f32>) -> Mat<f32> {
+pub fn relu(mut matrix: Mat<f32>) -> Mat<f32> {
     matrix.as_mut().col_iter_mut().for_each(|column| column.iter_mut().for_each(|x| *x = x.max(0.0)));
     matrix
 }
 
-/// Applies a 5×5 convolution as a linear layer on unfolded patches, ReLU, and the maximum over 2×2
-/// squares. Rows have `channels × side × side` numbers.
-fn pooled_convolution(kernel: &Linear<f32>, images: MatRef<'_, f32>, side: usize) -> Result<Mat<f32>> {
-    let (inner, half) = (side - 4, (side - 4) / 2);
-    let channels = kernel.out_features();
-    let mut result = Mat::zeros(images.nrows(), channels * half * half);
-    for (index, image) in images.row_iter().enumerate() {
-        let patches = Mat::from_fn(inner * inner, kernel.in_features(), |place, entry| {
-            let (channel, row, column) = (entry / 25, entry / 5 % 5, entry % 5);
-            image[channel * side * side + (place / inner + row) * side + place % inner + column]
-        });
-        let maps = relu(kernel.forward(patches.as_ref())?);
-        for channel in 0..channels {
-            for (row, column) in (0..half).flat_map(|row| (0..half).map(move |column| (row, column))) {
-                let at = |down: usize, right: usize| maps[((2 * row + down) * inner + 2 * column + right, channel)];
-                let largest = at(0, 0).max(at(0, 1)).max(at(1, 0)).max(at(1, 1));
-                result[(index, (channel * half + row) * half + column)] = largest;
-            }
-        }
-    }
-    Ok(result)
+/// Applies ReLU, and takes the maximum over 2×2 squares of maps of this side. Rows have
+/// `channels × side × side` numbers.
+pub fn pooled(maps: Mat<f32>, side: usize) -> Mat<f32> {
+    let (maps, half) = (relu(maps), side / 2);
+    Mat::from_fn(maps.nrows(), maps.ncols() / (side * side) * half * half, |image, at| {
+        let (channel, row, column) = (at / (half * half), at / half % half, at % half);
+        let pixel =
+            |down: usize, right: usize| maps[(image, (channel * side + 2 * row + down) * side + 2 * column + right)];
+        pixel(0, 0).max(pixel(0, 1)).max(pixel(1, 0)).max(pixel(1, 1))
+    })
 }
 
 /// Enlarges 8×8 images of values 0 to 16 to SIDE × SIDE images of values 0 to 1, by bilinear

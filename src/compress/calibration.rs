@@ -48,6 +48,12 @@ impl<'a, T> Calibration<'a, T> {
         self
     }
 
+    /// Sets or removes the metric on the layer's outputs.
+    pub(crate) fn with_metric(mut self, metric: Option<&'a OutputMetric>) -> Self {
+        self.metric = metric;
+        self
+    }
+
     /// Sets other statistics of the original inputs than those of [`PairedStats`], for the
     /// predicted error: from a first pass over more data, say.
     #[must_use]

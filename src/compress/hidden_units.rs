@@ -5,7 +5,7 @@ use core::fmt;
 use faer::Col;
 
 use super::problem_builder::{Regularization, Target};
-use super::unit_problem::UnitProblem;
+use super::unit_problem::{UnitErrors, UnitProblem};
 use super::unit_refit::UnitRefit;
 use super::{Calibration, Ridge};
 use crate::error::during;
@@ -69,9 +69,7 @@ pub struct HiddenUnits<T> {
     refit: UnitRefit<T>,
     /// The largest number of units that [`select`](Self::select) takes.
     max_units: usize,
-    /// The relative errors with 0, 1, … of the selected units, in plain outputs and in the metric.
-    errors: Vec<f64>,
-    metric_errors: Option<Vec<f64>>,
+    errors: UnitErrors,
 }
 
 /// The layers with some of the hidden units, from [`HiddenUnits::select`].
@@ -85,7 +83,7 @@ pub struct SelectedUnits<T> {
     pub first: Linear<T>,
     /// The same rows of the gate; `None` unless the units are gated.
     pub gate: Option<Linear<T>>,
-    /// The refitted second layer, out × `k`.
+    /// The refitted second layer, out × `k`, or `k` times the inputs of each unit.
     pub second: Linear<T>,
     /// The predicted error of the second layer's outputs on the calibration data, as
     /// [`Report::relative_error`](crate::Report::relative_error).
@@ -118,6 +116,8 @@ pub struct HiddenUnitSelection {
     ridge: Option<Ridge>,
     correct_bias: Option<bool>,
     max_units: Option<usize>,
+    #[cfg_attr(feature = "serde", serde(default))]
+    inputs_per_unit: Option<usize>,
     threads: usize,
 }
 
@@ -167,12 +167,12 @@ impl<T: Scalar> HiddenUnits<T> {
     ///
     /// `None` for 0 and for more units than the selection was asked for.
     pub fn relative_error(&self, k: usize) -> Option<f64> {
-        self.error(Some(&self.errors), k)
+        self.error(Some(&self.errors.plain), k)
     }
 
     /// Returns the predicted error in the output metric; `None` also without a metric.
     pub fn metric_error(&self, k: usize) -> Option<f64> {
-        self.error(self.metric_errors.as_ref(), k)
+        self.error(self.errors.metric.as_ref(), k)
     }
 
     /// Returns the units in the order of the selection.
@@ -180,7 +180,35 @@ impl<T: Scalar> HiddenUnits<T> {
     /// Units that do not vary are not among them, nor, without regularization, units that the
     /// selected ones explain. They would not lower the error.
     pub fn order(&self) -> &[usize] {
-        self.refit.order()
+        self.refit.units()
+    }
+
+    /// The squared error of the regularized problem relative to that without units, as the energy
+    /// that factors do not explain; for paired units, the squared error on the data.
+    pub(crate) fn loss(&self, k: usize) -> Option<f64> {
+        match &self.errors.losses {
+            Some(losses) => self.error(Some(losses), k),
+            None => self.metric_error(k).or(self.relative_error(k)).map(|error| error * error),
+        }
+    }
+
+    pub(crate) fn max_units(&self) -> usize {
+        self.max_units
+    }
+
+    /// The number of units, and of the second layer's inputs for each.
+    pub(crate) fn counts(&self) -> (usize, usize) {
+        let units = self.first.out_features();
+        (units, self.refit.original().in_features() / units.max(1))
+    }
+
+    pub(crate) fn is_gated(&self) -> bool {
+        self.gate.is_some()
+    }
+
+    /// Whether the refitted second layer has a bias.
+    pub(crate) fn has_bias(&self) -> bool {
+        self.refit.has_bias()
     }
 
     fn error(&self, errors: Option<&Vec<f64>>, k: usize) -> Option<f64> {
@@ -276,6 +304,42 @@ impl HiddenUnitSelection {
         self
     }
 
+    /// Sets how many successive inputs of the second layer belong to one unit, an output of the
+    /// first layer; 1 by default. They are kept or dropped together.
+    ///
+    /// For channels of convolutions, each an output of the linear layer of the first one: if the
+    /// second layer is a convolution too, a unit has height · width of its kernel inputs; if it is
+    /// a fully connected layer behind a flattened image, height · width of that image.
+    ///
+    /// ```
+    /// use dalr::compress::HiddenUnitSelection;
+    /// use dalr::convolution::{Conv2d, ConvOptions, PatchStats};
+    /// # use faer::{Col, Mat};
+    /// # fn main() -> dalr::Result<()> {
+    /// # let weight = |m: usize, n: usize| Mat::from_fn(m, n, |i, j| ((i * 5 + j * j * 3) % 17) as f64 - 8.0);
+    /// # let (images, size) = (Mat::from_fn(9, 100, |i, j| ((i * i * 11 + j * 7 + i * j) % 13) as f64), (10, 10));
+    /// # let relu = |mut maps: Mat<f64>| { maps.as_mut().col_iter_mut().for_each(|c| c.iter_mut().for_each(|x| *x = x.max(0.0))); maps };
+    /// // Eight channels between a 5 × 5 and a 3 × 3 convolution.
+    /// let first = Conv2d::new(weight(8, 25), Some(Col::zeros(8)), (5, 5), ConvOptions::new())?;
+    /// let second = Conv2d::new(weight(4, 8 * 9), Some(Col::zeros(4)), (3, 3), ConvOptions::new())?;
+    /// let mut inputs = PatchStats::new(&second, 0.5)?;
+    /// let maps = relu(first.forward(images.as_ref(), size)?);
+    /// inputs.update(maps.as_ref(), first.output_size(size)?)?;
+    ///
+    /// let options = HiddenUnitSelection::new().with_inputs_per_unit(9);
+    /// let channels = options.solve(first.as_linear()?, second.as_linear()?, &inputs.groups()[0])?.select(6)?;
+    /// let first = first.with_layers(vec![channels.first])?;
+    /// let second = second.with_layers(vec![channels.second])?;
+    /// assert_eq!((first.out_channels(), second.in_channels()), (6, 6));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn with_inputs_per_unit(mut self, count: usize) -> Self {
+        self.inputs_per_unit = Some(count);
+        self
+    }
+
     /// Sets the number of threads, as [`Dalr::with_threads`](crate::Dalr::with_threads).
     #[must_use]
     pub fn with_threads(mut self, threads: usize) -> Self {
@@ -318,9 +382,17 @@ impl HiddenUnitSelection {
         second: &Linear<T>,
         hidden: Calibration<'_, T>,
     ) -> Result<HiddenUnits<T>> {
-        let size = second.in_features();
+        let inputs_per_unit = self.inputs_per_unit.unwrap_or(1);
+        if inputs_per_unit == 0 || !second.in_features().is_multiple_of(inputs_per_unit) {
+            let expected = format!("to divide the inputs of the second layer, {}", second.in_features());
+            return Err(Error::out_of_range("the number of inputs of each unit", expected, inputs_per_unit as f64));
+        }
+        let size = second.in_features() / inputs_per_unit;
         if first.out_features() != size {
-            let what = "outputs of the first layer (one per input of the second)";
+            let what = match inputs_per_unit {
+                1 => "outputs of the first layer (one per input of the second)",
+                _ => "outputs of the first layer (one per unit that the second reads)",
+            };
             return Err(Error::shape(what, size, first.out_features()));
         }
         if let Some(gate) = gate {
@@ -333,23 +405,17 @@ impl HiddenUnitSelection {
                 }
             }
         }
-        hidden.require_shape((second.out_features(), size))?;
+        hidden.require_shape((second.out_features(), second.in_features()))?;
         let max_units = self.max_units.unwrap_or(size);
         require_count(max_units, size)?;
         let problem = UnitProblem {
             correct_bias: self.correct_bias.unwrap_or(second.bias().is_some()),
             regularization: self.regularization(hidden.paired().is_some())?,
+            inputs_per_unit,
             par: linalg::threads(self.threads),
         };
         let (refit, errors) = problem.solve(second, hidden, max_units)?;
-        Ok(HiddenUnits {
-            first: first.clone(),
-            gate: gate.cloned(),
-            refit,
-            max_units,
-            errors: errors.plain,
-            metric_errors: errors.metric,
-        })
+        Ok(HiddenUnits { first: first.clone(), gate: gate.cloned(), refit, max_units, errors })
     }
 
     fn regularization(&self, paired: bool) -> Result<Regularization> {

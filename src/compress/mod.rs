@@ -18,6 +18,7 @@ mod select_ridge;
 mod solve;
 mod solver_choice;
 mod svd;
+mod unit_gains;
 mod unit_problem;
 mod unit_refit;
 mod unit_selection;

@@ -136,6 +136,76 @@ impl OutputMetric {
         during("OutputMetric::diagonal", || Self::from_parts(Metric::Diagonal(weights.to_vec())))
     }
 
+    /// The metric of several layers' outputs together, which are stacked on top of each other: an
+    /// error counts as the sum of those of its parts. Every part keeps its floor.
+    ///
+    /// [`SharedInput::decompose`](crate::network::SharedInput::decompose) takes such a metric.
+    ///
+    /// # Errors
+    ///
+    /// No metrics; [`Error::Memory`].
+    ///
+    /// ```
+    /// use dalr::compress::OutputMetric;
+    /// # fn main() -> dalr::Result<()> {
+    /// let (query, key) = (OutputMetric::diagonal(&[1.0, 2.0])?, OutputMetric::new(faer::mat![[3.0]].as_ref())?);
+    /// assert_eq!(OutputMetric::block_diagonal(&[&query, &key])?.outputs(), 3);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn block_diagonal(metrics: &[&Self]) -> Result<Self> {
+        during("OutputMetric::block_diagonal", || {
+            let Some(exponent) = metrics.iter().map(|metric| metric.root.exponent).max() else {
+                return Err(Error::empty("the list of output metrics"));
+            };
+            let matrix = stacked(metrics.iter().map(|metric| (&metric.matrix, 1.0)))?;
+            // `L` of each part, for the largest of the exponents. The exponents are even.
+            let scale = |metric: &Self| power_of_two((metric.root.exponent - exponent) / 2);
+            let factor = stacked(metrics.iter().map(|metric| (&metric.root.factor, scale(metric))))?;
+            Ok(Self { matrix, root: MetricRoot { factor, exponent } })
+        })
+    }
+
+    /// Returns the metric `D^½ G D^½` for the diagonal matrix `D` of these weights, floor included.
+    pub(crate) fn weighted(&self, weights: &[f64]) -> Result<Self> {
+        let roots: Vec<f64> = weights.iter().map(|weight| weight.sqrt()).collect();
+        let scaled = |metric: &Metric| -> Result<Metric> {
+            Ok(match metric {
+                Metric::Diagonal(entries) => {
+                    Metric::Diagonal(entries.iter().zip(weights).map(|(entry, weight)| entry * weight).collect())
+                }
+                Metric::Full(matrix) => {
+                    let rows = scaled_rows(matrix.as_ref(), &roots, |root| root)?;
+                    Metric::Full(scaled_rows(rows.transpose(), &roots, |root| root)?)
+                }
+            })
+        };
+        let factor = match &self.root.factor {
+            Metric::Diagonal(entries) => {
+                Metric::Diagonal(entries.iter().zip(&roots).map(|(entry, root)| entry * root).collect())
+            }
+            Metric::Full(root) => Metric::Full(scaled_rows(root.as_ref(), &roots, |root| root)?),
+        };
+        Ok(Self { matrix: scaled(&self.matrix)?, root: MetricRoot { factor, exponent: self.root.exponent } })
+    }
+
+    /// Returns whether errors of these outputs count apart from those of all others.
+    pub(crate) fn is_block(&self, outputs: core::ops::Range<usize>) -> bool {
+        match &self.matrix {
+            Metric::Diagonal(_) => true,
+            Metric::Full(matrix) => (0..matrix.nrows()).all(|row| {
+                let mut others =
+                    (0..matrix.ncols()).filter(|column| outputs.contains(column) != outputs.contains(&row));
+                others.all(|column| matrix[(row, column)] == 0.0)
+            }),
+        }
+    }
+
+    /// Returns `Lᵀ · matrix`, up to a power of two, for outputs × any columns.
+    pub(crate) fn transformed<T: Scalar>(&self, matrix: MatRef<'_, T>) -> Result<Mat<T>> {
+        self.root.transform(matrix, linalg::threads(0))
+    }
+
     /// Sets the floor, relative to the mean of the metric's diagonal; 10⁻³ by default.
     ///
     /// # Errors
@@ -236,6 +306,34 @@ impl Metric {
         };
         Ok(MetricRoot { factor, exponent })
     }
+}
+
+/// Returns matrices, each times a factor, as blocks on the diagonal.
+fn stacked<'a>(parts: impl Iterator<Item = (&'a Metric, f64)> + Clone) -> Result<Metric> {
+    let size = |part: &Metric| part.diagonal().len();
+    if parts.clone().all(|(part, _)| matches!(part, Metric::Diagonal(_))) {
+        let all = parts.flat_map(|(part, factor)| part.diagonal().into_iter().map(move |entry| entry * factor));
+        return Ok(Metric::Diagonal(all.collect()));
+    }
+    let total = parts.clone().map(|(part, _)| size(part)).sum();
+    let mut matrix = linalg::zeros(total, total)?;
+    let mut start = 0;
+    for (part, factor) in parts {
+        let count = size(part);
+        let mut block = matrix.as_mut().submatrix_mut(start, start, count, count);
+        match part {
+            Metric::Diagonal(entries) => {
+                let diagonal = block.diagonal_mut().column_vector_mut();
+                diagonal.iter_mut().zip(entries).for_each(|(to, entry)| *to = entry * factor);
+            }
+            Metric::Full(full) => {
+                block.copy_from(full);
+                block *= faer::Scale(factor);
+            }
+        }
+        start += count;
+    }
+    Ok(Metric::Full(matrix))
 }
 
 /// `L`, lower triangular, with `L Lᵀ = G / 2^exponent`, floor included.

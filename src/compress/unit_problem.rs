@@ -9,7 +9,7 @@ use super::output_error::{SquaredErrors, captured_by_rank};
 use super::problem_builder::Regularization;
 use super::ridge_regression::paired_needs_ridge;
 use super::unit_refit::UnitRefit;
-use super::unit_selection::{Selection, select_units, triangle};
+use super::unit_selection::{Selection, SelectionLimits, select_units, triangle};
 use crate::covariance::varies;
 use crate::linalg::{self, BlockStructure, Par, even_exponent, power_of_two};
 use crate::{Error, Linear, Result, Scalar, solver};
@@ -26,24 +26,30 @@ pub(super) struct UnitProblem {
     /// the mean output.
     pub(super) correct_bias: bool,
     pub(super) regularization: Regularization,
+    /// Number of successive inputs of the layer that belong to one unit.
+    pub(super) inputs_per_unit: usize,
     pub(super) par: Par,
 }
 
 /// The predicted relative errors with 0, 1, … of the selected units.
+#[derive(Clone)]
 pub(super) struct UnitErrors {
     pub(super) plain: Vec<f64>,
     pub(super) metric: Option<Vec<f64>>,
+    /// The squared errors of the regularized problem, relative to its total; `None` for paired
+    /// inputs.
+    pub(super) losses: Option<Vec<f64>>,
 }
 
 impl UnitProblem {
-    /// Selects up to `most` units that the layer reads.
+    /// Selects up to `units` units that the layer reads.
     pub(super) fn solve<T: Scalar>(
         &self,
         layer: &Linear<T>,
         hidden: Calibration<'_, T>,
-        most: usize,
+        units: usize,
     ) -> Result<(UnitRefit<T>, UnitErrors)> {
-        let &Self { correct_bias, regularization, par } = self;
+        let &Self { correct_bias, regularization, inputs_per_unit, par } = self;
         let moment = hidden.moment(correct_bias)?.ok_or_else(Error::no_samples)?;
         let (keep, ridge, _) = regularization.parameters(&*moment, hidden, correct_bias, par)?;
         let ridge = ridge / keep;
@@ -73,7 +79,19 @@ impl UnitProblem {
         faer::zip!(&mut outputs, seen).for_each(|faer::unzip!(output, weight)| *output += ridge * weight);
         dense.as_mut().diagonal_mut().column_vector_mut().iter_mut().for_each(|square| *square += ridge);
         let tolerance = EXPLAINED * solver::noise_level(moment.features() + MARGIN) + moment.rounding();
-        let selection = select_units(dense, outputs, &varies, (most, tolerance), par)?;
+        let total: f64 = outputs.col_iter().zip(seen.col_iter()).map(|(a, b)| a.transpose() * b).sum();
+        let limits = SelectionLimits { inputs_per_unit, units, tolerance };
+        let selection = select_units(dense, outputs, &varies, limits, par)?;
+        // The errors after each unit, from those after each step.
+        let ends = selection.order.ends.clone();
+        let by_unit = |errors: &[f64]| ends.iter().filter_map(|&end| errors.get(end).copied()).collect();
+        let losses = cross.is_none().then(|| {
+            let gains = linalg::squared_column_norms(selection.outputs.as_ref());
+            let mut losses = SquaredErrors::left_of(total, &gains, 0.0).by_rank;
+            losses.insert(0, total);
+            losses.iter_mut().for_each(|loss| *loss /= total.max(f64::MIN_POSITIVE));
+            by_unit(&losses)
+        });
 
         let down = Down::new(&selection, moment.diagonal(), par)?;
         let errors = |weight: MatRef<'_, f64>, products: MatRef<'_, f64>, up: MatRef<'_, f64>| {
@@ -93,7 +111,7 @@ impl UnitProblem {
             let mut squared = SquaredErrors::left_of(total, &captured, noise);
             squared.by_rank.insert(0, total);
             let variance = if correct_bias { total } else { energy(true)? };
-            Result::Ok(squared.relative_to(variance).0)
+            Result::Ok(by_unit(&squared.relative_to(variance).0))
         };
         let (mut metric, mut plain) = (None, None);
         if let (Some(root), Some(products)) = (root, &in_metric) {
@@ -101,17 +119,18 @@ impl UnitProblem {
             plain = Some(root.solve_transposed(linalg::widened(selection.outputs.as_ref(), 1.0)?, par)?);
         }
         let outputs = plain.as_ref().unwrap_or(&selection.outputs);
-        let errors = UnitErrors { plain: errors(weight.as_ref(), products.as_ref(), outputs.as_ref())?, metric };
+        let plain_errors = errors(weight.as_ref(), products.as_ref(), outputs.as_ref())?;
+        let errors = UnitErrors { plain: plain_errors, metric, losses };
         let outputs = cross.is_some().then(|| plain.unwrap_or(selection.outputs));
         let means = correct_bias.then_some(means);
         Ok((UnitRefit::new(layer.clone(), (selection.order, selection.factor, outputs), means, par), errors))
     }
 }
 
-/// The rows of `L_P⁻¹`. The weight refitted for the first `k` units is the sum of `k` products of a
-/// column of `Y` with such a row.
+/// The rows of `L_P⁻¹`. The weight refitted for the first `k` selected inputs is the sum of `k`
+/// products of a column of `Y` with such a row.
 struct Down {
-    order: Vec<usize>,
+    inputs: Vec<usize>,
     /// `L_P⁻ᵀ`, upper triangular.
     transposed: Mat<f64>,
     /// The second moment of the latent numbers `L_P⁻¹ x_P`, lower triangle.
@@ -121,16 +140,16 @@ struct Down {
 impl Down {
     /// `diagonal` is that of the second moment without regularization.
     fn new(selection: &Selection, diagonal: &[f64], par: Par) -> Result<Self> {
-        let order = selection.order.clone();
-        let steps = order.len();
-        let factor = triangle(selection.factor.as_ref(), &order)?;
+        let inputs = selection.order.inputs.clone();
+        let steps = inputs.len();
+        let factor = triangle(selection.factor.as_ref(), &inputs)?;
         let mut transposed = linalg::zeros(steps, steps)?;
         transposed.as_mut().diagonal_mut().column_vector_mut().fill(1.0);
         linalg::solve_upper_triangular(factor.transpose(), transposed.as_mut(), par);
         drop(factor);
         let mut moment = linalg::zeros(steps, steps)?;
-        for (column, &a) in order.iter().enumerate() {
-            for (row, &b) in order.iter().enumerate() {
+        for (column, &a) in inputs.iter().enumerate() {
+            for (row, &b) in inputs.iter().enumerate() {
                 moment[(row, column)] = selection.moment[(a.min(b), a.max(b))];
             }
             moment[(column, column)] = diagonal.get(a).copied().unwrap_or_default();
@@ -140,15 +159,15 @@ impl Down {
         drop(moment);
         let mut gram = linalg::zeros(steps, steps)?;
         linalg::add_symmetric_product(gram.as_mut(), 1.0, transposed.transpose(), applied.as_ref(), par);
-        Ok(Self { order, transposed, gram })
+        Ok(Self { inputs, transposed, gram })
     }
 
-    /// The decrease of the squared error by each unit, from `products`, `W K`, and the columns
+    /// The decrease of the squared error by each selected input, from `products`, `W K`, and the columns
     /// `up` of `Y`.
     fn captured(&self, products: MatRef<'_, f64>, up: MatRef<'_, f64>, par: Par) -> Result<Vec<f64>> {
-        let mut selected = linalg::zeros(products.nrows(), self.order.len())?;
-        for (column, &unit) in selected.as_mut().col_iter_mut().zip(&self.order) {
-            { column }.copy_from(products.col(unit));
+        let mut selected = linalg::zeros(products.nrows(), self.inputs.len())?;
+        for (column, &input) in selected.as_mut().col_iter_mut().zip(&self.inputs) {
+            { column }.copy_from(products.col(input));
         }
         let triangle = BlockStructure::TriangularUpper;
         let latent = linalg::triangular_product(selected.as_ref(), self.transposed.as_ref(), triangle, par)?;

@@ -2,7 +2,7 @@
 
 use faer::{Col, Mat};
 
-use super::unit_selection::triangle;
+use super::unit_selection::{UnitOrder, triangle};
 use crate::bias::times;
 use crate::linalg::{self, Par, even_exponent, power_of_two};
 use crate::{Error, Linear, Result, Scalar};
@@ -11,8 +11,7 @@ use crate::{Error, Linear, Result, Scalar};
 #[derive(Clone)]
 pub(super) struct UnitRefit<T> {
     layer: Linear<T>,
-    /// The selected units, in the order of the selection.
-    order: Vec<usize>,
+    order: UnitOrder,
     /// The factor `L` of [`Selection`](super::unit_selection::Selection).
     factor: Mat<f64>,
     /// `Y` in plain outputs, for the weight scaled to entries near 1; `None` unless the inputs are
@@ -27,7 +26,7 @@ pub(super) struct UnitRefit<T> {
 impl<T: Scalar> UnitRefit<T> {
     pub(super) fn new(
         layer: Linear<T>,
-        (order, factor, outputs): (Vec<usize>, Mat<f64>, Option<Mat<f64>>),
+        (order, factor, outputs): (UnitOrder, Mat<f64>, Option<Mat<f64>>),
         means: Option<(Vec<f64>, Vec<f64>)>,
         par: Par,
     ) -> Self {
@@ -38,28 +37,34 @@ impl<T: Scalar> UnitRefit<T> {
         &self.layer
     }
 
-    pub(super) fn order(&self) -> &[usize] {
-        &self.order
+    /// The selected units, in the order of the selection.
+    pub(super) fn units(&self) -> &[usize] {
+        &self.order.units
+    }
+
+    pub(super) fn has_bias(&self) -> bool {
+        self.means.is_some() || self.layer.bias().is_some()
+    }
+
+    /// The number of units that the original layer reads.
+    pub(super) fn all_units(&self) -> usize {
+        self.layer.in_features() / self.order.inputs_per_unit
     }
 
     /// Whether the layer with this number of units is the original one.
     pub(super) fn is_identity(&self, count: usize) -> bool {
-        count == self.layer.in_features() && self.outputs.is_none()
+        count == self.all_units() && self.outputs.is_none()
     }
 
     /// The first units of the order, filled up by others if these are too few, ascending.
     pub(super) fn kept(&self, count: usize) -> Vec<usize> {
-        let mut kept: Vec<usize> = self.order.iter().copied().take(count).collect();
-        let mut others = (0..self.layer.in_features()).filter(|unit| !self.order.contains(unit));
-        kept.extend(others.by_ref().take(count - kept.len()));
-        kept.sort_unstable();
-        kept
+        self.order.kept(count, self.all_units())
     }
 
     /// The layer that reads the units `kept`, which are the [`kept`](Self::kept) ones for `count`.
     ///
-    /// With the selected units `P`, the other kept units and the dropped units `Q`, the new columns
-    /// for `P` are
+    /// With the selected inputs `P`, the other kept inputs and the dropped inputs `Q`, the new
+    /// columns for `P` are
     ///
     /// ```text
     /// W_P + W_Q L_Q L_P⁻¹      (= W M_{:P} M_PP⁻¹)
@@ -67,22 +72,25 @@ impl<T: Scalar> UnitRefit<T> {
     ///
     /// so that nothing is added if no unit is dropped. For paired inputs they are `Y L_P⁻¹`.
     pub(super) fn layer(&self, kept: &[usize], count: usize) -> Result<Linear<T>> {
+        let inputs_per_unit = self.order.inputs_per_unit;
+        let inputs_of = |unit: &usize| unit * inputs_per_unit..(unit + 1) * inputs_per_unit;
+        let kept: Vec<usize> = kept.iter().flat_map(inputs_of).collect();
         let exponent = even_exponent(linalg::max_abs(self.layer.weight()));
         let original = linalg::widened(self.layer.weight(), power_of_two(-exponent))?;
         let (m, size) = original.shape();
-        let selected = self.order.get(..count.min(self.order.len())).unwrap_or_default();
+        let selected = self.order.inputs_of(count);
         let steps = selected.len();
         let triangle = triangle(self.factor.as_ref(), selected)?;
         let mut change = match &self.outputs {
             Some(outputs) => linalg::widened(outputs.subcols(0, steps), 1.0)?,
             None => {
                 let mut place = kept.iter().peekable();
-                let dropped: Vec<usize> = (0..size).filter(|unit| place.next_if_eq(&unit).is_none()).collect();
+                let dropped: Vec<usize> = (0..size).filter(|input| place.next_if_eq(&input).is_none()).collect();
                 let mut lost = linalg::zeros(m, dropped.len())?;
                 let mut explained = linalg::zeros(dropped.len(), steps)?;
-                for (index, &unit) in dropped.iter().enumerate() {
-                    lost.as_mut().col_mut(index).copy_from(original.col(unit));
-                    explained.as_mut().row_mut(index).copy_from(self.factor.row(unit).subcols(0, steps));
+                for (index, &input) in dropped.iter().enumerate() {
+                    lost.as_mut().col_mut(index).copy_from(original.col(input));
+                    explained.as_mut().row_mut(index).copy_from(self.factor.row(input).subcols(0, steps));
                 }
                 linalg::product(lost.as_ref(), explained.as_ref(), self.par)?
             }
@@ -90,11 +98,11 @@ impl<T: Scalar> UnitRefit<T> {
         linalg::solve_upper_triangular(triangle.transpose(), change.as_mut().transpose_mut(), self.par);
 
         let mut columns = linalg::zeros(m, kept.len())?;
-        for (mut column, &unit) in columns.as_mut().col_iter_mut().zip(kept) {
-            column.copy_from(original.col(unit));
+        for (mut column, &input) in columns.as_mut().col_iter_mut().zip(&kept) {
+            column.copy_from(original.col(input));
         }
-        for (step, &unit) in selected.iter().enumerate() {
-            let Ok(place) = kept.binary_search(&unit) else { continue };
+        for (step, input) in selected.iter().enumerate() {
+            let Ok(place) = kept.binary_search(input) else { continue };
             let mut column = columns.as_mut().col_mut(place);
             if self.outputs.is_some() {
                 column.copy_from(change.col(step));
@@ -106,7 +114,7 @@ impl<T: Scalar> UnitRefit<T> {
         let weight = linalg::rounded::<T>("the refitted weight", columns.as_ref())?;
         let bias = match &self.means {
             None => self.layer.bias().map(|bias| bias.to_owned()),
-            Some(means) => Some(self.bias(&weight, kept, means)?),
+            Some(means) => Some(self.bias(&weight, &kept, means)?),
         };
         Linear::new(weight, bias)
     }
@@ -114,8 +122,8 @@ impl<T: Scalar> UnitRefit<T> {
     /// `b + W μ − C μ̂`, as a sum of changes, so that nothing is added if nothing changes.
     fn bias(&self, weight: &Mat<T>, kept: &[usize], (original, inputs): &(Vec<f64>, Vec<f64>)) -> Result<Col<T>> {
         let mut change = linalg::widened(self.layer.weight(), 1.0)?;
-        for (column, &unit) in weight.col_iter().zip(kept) {
-            for (entry, new) in change.as_mut().col_mut(unit).iter_mut().zip(column.iter()) {
+        for (column, &input) in weight.col_iter().zip(kept) {
+            for (entry, new) in change.as_mut().col_mut(input).iter_mut().zip(column.iter()) {
                 *entry -= new.to_f64();
             }
         }

@@ -1,12 +1,17 @@
 //! Pseudorandom numbers that are the same in every run.
 
-/// Vigna's splitmix64. The seed is fixed, because results must be reproducible.
-#[derive(Debug)]
+/// Vigna's splitmix64.
+#[derive(Clone, Debug)]
 pub(crate) struct SplitMix64(u64);
 
 impl SplitMix64 {
+    /// The seed is fixed, because results must be reproducible.
     pub(crate) fn new() -> Self {
         Self(0x9e37_79b9_7f4a_7c15)
+    }
+
+    pub(crate) fn seeded(seed: u64) -> Self {
+        Self(seed)
     }
 
     /// Returns the next number, in [−1, 1).

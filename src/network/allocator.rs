@@ -3,10 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::budget::{Budget, Strategy};
+use super::cost::Cost;
+use super::joint_candidates::{self, Joint};
 use super::knapsack::{self, Block, Class, Item, neighbours};
 use super::layer_profile::{self, LayerProfile, Limits};
 use super::plan::{Choice, LayerPlan, OriginalReason, Plan};
 use super::shared_input::SharedInput;
+use super::unit_profile::UnitProfile;
 use crate::error::during;
 use crate::{Error, Result, Warning};
 
@@ -136,6 +139,31 @@ impl Allocator {
     /// As [`allocate`](Self::allocate); groups that name no layer, or overlap, or do not fit the
     /// profiles.
     pub fn allocate_shared(&self, layers: &[LayerProfile], groups: &[SharedInput]) -> Result<Plan> {
+        self.allocate_joint(layers, groups, &[])
+    }
+
+    /// Allocates the budget to these layers of all kinds. For each layer it chooses among the
+    /// original layer, a rank in the layer's form of storage, one `down` with the layers of its
+    /// group, and fewer hidden units between the layer and the next or the previous one.
+    ///
+    /// Fewer hidden units change the loss of the second layer only, by the error of its outputs; it
+    /// counts with that layer's weight. A layer between two others can lose inputs or outputs, not
+    /// both. Layers that are to have no other candidates can be
+    /// [original](LayerProfile::original) ones. The limits on ranks do not apply to numbers of
+    /// units, except that these are multiples of the
+    /// [rank multiple](Self::with_rank_multiple). With [`Budget::Rank`] all units are kept.
+    ///
+    /// # Errors
+    ///
+    /// As [`allocate_shared`](Self::allocate_shared); units between layers that do not exist or
+    /// whose profiles do not fit; a gate without a name; more than 4096 ways to combine the units
+    /// and groups of layers that they connect, such as the units of a chain of more than 17 layers.
+    pub fn allocate_joint(
+        &self,
+        layers: &[LayerProfile],
+        groups: &[SharedInput],
+        units: &[UnitProfile],
+    ) -> Result<Plan> {
         during("Allocator::allocate", || {
             self.budget.validate()?;
             self.limits.validate()?;
@@ -160,32 +188,56 @@ impl Allocator {
                 };
                 members.push(shared.names().map(find).collect::<Result<_>>()?);
             }
-            let candidates = |(at, layer)| self.candidates(at, layer, grouped.contains(&at));
-            let (mut plans, mut classes): (Vec<LayerPlan>, Vec<Class>) =
+            let mut pairs: Vec<Vec<usize>> = Vec::with_capacity(units.len());
+            for pair in units {
+                pair.require_names()?;
+                let find = |name: &str| {
+                    let position = index.get(name).copied();
+                    let position = position.ok_or_else(|| {
+                        let expected = "hidden units between layers of the network".into();
+                        Error::layers(expected, format!("some beside `{name}`"))
+                    })?;
+                    pair.check(&layers[position]).map(|()| position)
+                };
+                pairs.push(pair.names().map(find).collect::<Result<_>>()?);
+            }
+            let together: BTreeSet<usize> = members.iter().chain(&pairs).flatten().copied().collect();
+            let candidates = |(at, layer)| self.candidates(at, layer, together.contains(&at));
+            let (mut plans, classes): (Vec<LayerPlan>, Vec<Class>) =
                 layers.iter().enumerate().map(candidates).collect::<Result<_>>()?;
-            // Rounding depends on the order of sums. A fixed order of the blocks makes the result
-            // independent of the order of the groups.
-            let mut blocks = BTreeMap::<usize, Block>::new();
+            let mut joints = Vec::with_capacity(groups.len() + units.len());
             for (group, (shared, members)) in groups.iter().zip(&members).enumerate() {
                 let &first = members.first().ok_or_else(|| Error::empty("the list of layers with a shared input"))?;
                 let layers: Vec<_> = members.iter().map(|&at| (&layers[at], plans[at].weight)).collect();
-                let joint = self.joint((first, group), shared, &layers);
-                let separate = members.iter().map(|&at| core::mem::take(&mut classes[at])).collect();
-                blocks.insert(first, if joint.is_empty() { vec![separate] } else { vec![separate, vec![joint]] });
+                let candidates = self.joint((first, group), shared, &layers);
+                joints.push(Joint { layers: members.iter().copied().collect(), candidates });
             }
-            let single = classes.into_iter().enumerate().filter(|(at, _)| !grouped.contains(at));
-            blocks.extend(single.map(|(at, class)| (at, vec![vec![class]])));
+            for (pair, (profile, positions)) in units.iter().zip(&pairs).enumerate() {
+                let weight = positions.last().map_or(0.0, |&second| plans[second].weight);
+                let layers: Vec<_> = positions.iter().map(|&at| &layers[at]).collect();
+                let candidates = self.fewer_units((positions[0], pair), profile, &layers, weight);
+                joints.push(Joint { layers: positions.iter().copied().collect(), candidates });
+            }
 
-            let (chosen, bound) = self.choose(blocks.into_values().collect(), &plans)?;
+            let (chosen, bound) = self.choose(joint_candidates::blocks(&classes, &joints)?, &plans)?;
             for Item { layer, choice, .. } in chosen {
                 match choice {
                     Choice::Original => {}
                     Choice::Rank(rank) => plans[layer].compress(&layers[layer], rank)?,
                     Choice::Shared { group, rank } => {
                         for (member, &at) in members[group].iter().enumerate() {
-                            let ((parameters, factors), loss) = groups[group].at_rank(member, rank);
-                            let costs = (parameters, factors.saturating_mul(layers[at].calls));
-                            plans[at].share(choice, costs, loss, &groups[group].stacked.facts.warnings);
+                            let (cost, loss) = groups[group].at_rank(member, rank);
+                            let cost = cost.at_positions(layers[at].calls);
+                            plans[at].share(choice, cost, loss, &groups[group].stacked.facts.warnings);
+                        }
+                    }
+                    Choice::HiddenUnits { pair, kept } => {
+                        for &at in &pairs[pair] {
+                            plans[at].share(choice, units[pair].cost(&layers[at], kept), 0.0, &[]);
+                        }
+                        if let Some(&second) = pairs[pair].last() {
+                            plans[second].loss = units[pair].loss_beside(&layers[second], kept);
+                            plans[second].relative_error = units[pair].relative_error(kept);
                         }
                     }
                 }
@@ -206,8 +258,9 @@ impl Allocator {
 
     /// Returns the chosen items and a lower bound on the minimized quantity.
     fn choose(&self, blocks: Vec<Block>, originals: &[LayerPlan]) -> Result<(Vec<Item>, f64)> {
-        let costs = |layer: &LayerPlan| (layer.parameters_before, layer.multiply_adds_before);
-        let whole = originals.iter().map(|layer| self.budget.measure(costs(layer), 0.0).0).sum::<f64>();
+        let cost =
+            |layer: &LayerPlan| Cost { parameters: layer.parameters_before, multiply_adds: layer.multiply_adds_before };
+        let whole = originals.iter().map(|layer| self.budget.measure(cost(layer), 0.0).0).sum::<f64>();
         let limit = match self.budget {
             Budget::Parameters(count) | Budget::MultiplyAdds(count) => count as f64,
             // If some ranks have exactly this fraction, rounding must not exclude them.
@@ -233,7 +286,7 @@ impl Allocator {
 
     /// Leaves one candidate to each layer: that with the largest cost up to a common fraction of
     /// the original layer's, or else that with the smallest cost. The fraction is the largest
-    /// within the limit. Layers with a shared input may still get one `down`.
+    /// within the limit. Layers may still get one `down` or fewer hidden units together.
     fn uniform(&self, blocks: &[Block], limit: f64) -> Vec<Block> {
         let cost = |item: &Item| if self.budget.limits_error() { item.value } else { item.cost };
         let (good, bad) = if self.budget.limits_error() { (1.0, 0.0) } else { (0.0, 1.0) };
@@ -247,10 +300,9 @@ impl Allocator {
             classes.map(|class| at(class, fraction).cost).sum::<f64>() <= limit
         };
         let fraction = if is_within(bad) { bad } else { neighbours(good, bad, is_within).0 };
-        let restrict = |block: &Block| {
-            let separate = block[0].iter().map(|class| vec![at(class, fraction)]).collect();
-            core::iter::once(separate).chain(block[1..].iter().cloned()).collect()
-        };
+        let of_one_layer = |class: &Class| class.iter().all(|item| !item.choice.is_joint());
+        let restrict = |class: &Class| if of_one_layer(class) { vec![at(class, fraction)] } else { class.clone() };
+        let restrict = |block: &Block| block.iter().map(|classes| classes.iter().map(restrict).collect()).collect();
         blocks.iter().map(restrict).collect()
     }
 
@@ -265,12 +317,12 @@ impl Allocator {
 
     /// Returns a plan in which the layer stays original, and its candidates by ascending rank, the
     /// original layer last.
-    fn candidates(&self, position: usize, layer: &LayerProfile, grouped: bool) -> Result<(LayerPlan, Class)> {
+    fn candidates(&self, position: usize, layer: &LayerProfile, together: bool) -> Result<(LayerPlan, Class)> {
         let limits = self.limits_of(layer);
         limits.map_or(Ok(()), Limits::validate).map_err(|error| error.in_layer(layer.name()))?;
         let mut ranks = limits.map_or(Vec::new(), |limits| layer.saving_ranks(limits));
         let weight = match &self.strategy {
-            _ if ranks.is_empty() && !(grouped && limits.is_some()) => 0.0,
+            _ if ranks.is_empty() && (!together || self.leaves(layer.name())) => 0.0,
             Strategy::Sensitivity(sensitivities) => sensitivities.require(layer.name())?,
             Strategy::OutputMetric => layer.metric_energy()?,
             Strategy::Uniform | Strategy::Energy => 1.0,
@@ -282,7 +334,7 @@ impl Allocator {
             Some(_) => OriginalReason::Affordable,
         };
         if let Budget::Rank(rank) = self.budget {
-            let saves = limits.is_some() && layer.costs(rank).0 < layer.parameters();
+            let saves = limits.is_some() && layer.cost(rank).parameters < layer.parameters();
             if saves && rank > layer.max_rank() {
                 let (expected, found) = (format!("up to rank {rank}"), format!("up to rank {}", layer.max_rank()));
                 return Err(Error::rank(format!("a decomposition {expected}"), found).in_layer(layer.name()));
@@ -292,7 +344,7 @@ impl Allocator {
             ranks = Vec::from_iter(nearest.filter(|_| saves));
         }
         let item = |choice, rank, loss| {
-            let (cost, value) = self.budget.measure(layer.costs(rank), weight * loss);
+            let (cost, value) = self.budget.measure(layer.cost(rank), weight * loss);
             Item { cost, value, layer: position, choice }
         };
         let mut class = Class::with_capacity(ranks.len() + 1);
@@ -327,9 +379,32 @@ impl Allocator {
         let stacked = shared.stacked.clone().with_calls(calls);
         let item = |rank| {
             let losses = members.iter().enumerate().map(|(member, (_, weight))| weight * loss(member, rank));
-            let (cost, value) = self.budget.measure(stacked.costs(rank), losses.sum());
+            let (cost, value) = self.budget.measure(stacked.cost(rank), losses.sum());
             Item { cost, value, layer, choice: Choice::Shared { group, rank } }
         };
         ranks.map(item).collect()
+    }
+
+    /// Returns the candidates of fewer hidden units, given the layers around them, the second one
+    /// last, and its weight.
+    fn fewer_units(
+        &self,
+        (layer, pair): (usize, usize),
+        units: &UnitProfile,
+        layers: &[&LayerProfile],
+        weight: f64,
+    ) -> Class {
+        let untouched = layers.iter().any(|layer| self.leaves(layer.name()));
+        let Some(second) = layers.last().filter(|_| !untouched && !matches!(self.budget, Budget::Rank(_))) else {
+            return Class::new();
+        };
+        let item = |kept: usize| {
+            let cost = layers.iter().map(|layer| units.cost(layer, kept)).sum();
+            let (cost, value) = self.budget.measure(cost, weight * units.loss_beside(second, kept));
+            Item { cost, value, layer, choice: Choice::HiddenUnits { pair, kept } }
+        };
+        let counts = units.counts().filter(|&kept| kept < units.units() && kept.is_multiple_of(self.limits.multiple));
+        let allowed = counts.filter(|&kept| self.budget.allows(units.relative_error(kept).unwrap_or(f64::INFINITY)));
+        allowed.map(item).collect()
     }
 }

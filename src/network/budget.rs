@@ -3,13 +3,15 @@
 use core::fmt;
 
 use super::Sensitivities;
+use super::cost::Cost;
 use crate::error::require;
 use crate::{Error, Result};
 
 /// A limit on the cost of a network, or on its error.
 ///
-/// Parameters are counted as in a [`Report`](crate::Report), with biases. All layers that are
-/// passed to the allocator count, original layers included.
+/// Parameters are counted as in a [`Report`](crate::Report), with biases; [`Cost`](super::Cost) has
+/// the rules for every kind of layer. All layers that are passed to the allocator count, original
+/// layers included.
 ///
 /// ```
 /// use dalr::network::Budget;
@@ -24,7 +26,8 @@ pub enum Budget {
     Parameters(u64),
     /// At most this fraction of the parameters, in (0, 1].
     ParameterFraction(f64),
-    /// At most this many multiply–adds for one sample.
+    /// At most this many multiply–adds for one sample: one image of the size that the positions of
+    /// its convolutions were computed for.
     MultiplyAdds(u64),
     /// At most this fraction of the multiply–adds, in (0, 1].
     MultiplyAddFraction(f64),
@@ -47,9 +50,9 @@ impl Budget {
         matches!(self, Self::TotalError(_) | Self::LayerError(_))
     }
 
-    /// Returns the limited and the minimized quantity of a candidate, given its parameters and
-    /// multiply–adds, and its weighted loss.
-    pub(super) fn measure(self, (parameters, multiply_adds): (u64, u64), loss: f64) -> (f64, f64) {
+    /// Returns the limited and the minimized quantity of a candidate, given its cost and its
+    /// weighted loss.
+    pub(super) fn measure(self, Cost { parameters, multiply_adds }: Cost, loss: f64) -> (f64, f64) {
         match self {
             Self::Parameters(_) | Self::ParameterFraction(_) | Self::Rank(_) => (parameters as f64, loss),
             Self::MultiplyAdds(_) | Self::MultiplyAddFraction(_) => (multiply_adds as f64, loss),

@@ -11,7 +11,9 @@ use super::budget::Strategy;
 use super::layer_profile::{self, LayerProfile};
 use super::plan::{Choice, Plan};
 use super::progress::{Progress, Tracker};
+use super::sensitivities::Sensitivities;
 use super::shared_input::SharedInput;
+use crate::compress::OutputMetric;
 use crate::error::during;
 use crate::factors::Form;
 use crate::{
@@ -336,9 +338,14 @@ impl<'a, T: Scalar> Network<'a, T> {
                 }
             };
             let profiles = self.layers.iter().map(profile).collect::<Result<Vec<_>>>()?;
+            let energy = |profile: &LayerProfile| Ok((profile.name().to_owned(), profile.metric_energy()?));
+            let decomposed = || profiles.iter().filter(|profile| profile.max_rank() > 0);
             let sensitivities = match &allocator.strategy {
-                Strategy::Sensitivity(sensitivities) => Some(sensitivities),
-                _ => None,
+                Strategy::Sensitivity(sensitivities) => Some(sensitivities.clone()),
+                Strategy::OutputMetric => {
+                    Some(Sensitivities::new(decomposed().map(energy).collect::<Result<Vec<_>>>()?)?)
+                }
+                Strategy::Uniform | Strategy::Energy => None,
             };
             let (mut groups, mut stacked) = (Vec::new(), Vec::new());
             // A group with a layer that stays original cannot have one `down`.
@@ -351,8 +358,12 @@ impl<'a, T: Scalar> Network<'a, T> {
                 let members: Vec<_> = group.iter().map(|(_, profile)| *profile).zip(&weights).collect();
                 let outputs = group.iter().map(|(layer, _)| layer.shape.0).sum();
                 let rank = saving_rank((outputs, first.shape.1), Form::Factors);
+                let metrics = group.iter().map(|(layer, _)| layer.load(|_, data| Ok(data.output_metric().cloned())));
+                let metrics: Option<Vec<OutputMetric>> = metrics.collect::<Result<_>>()?;
+                let metrics = metrics.map(|all| OutputMetric::block_diagonal(&Vec::from_iter(&all))).transpose()?;
                 let (shared, joint) = first.load(|_, calibration| {
-                    SharedInput::decompose(&members, sensitivities, method, calibration, rank)
+                    let calibration = calibration.with_metric(metrics.as_ref());
+                    SharedInput::decompose(&members, sensitivities.as_ref(), method, calibration, rank)
                 })?;
                 groups.push(shared);
                 stacked.push(joint);

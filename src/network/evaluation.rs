@@ -53,7 +53,7 @@ impl<F> Evaluator<'_, F> {
         F: FnMut(&BTreeMap<String, usize>) -> Result<f64, E>,
     {
         let rank_of = |layer: &LayerProfile| ranks.get(layer.name()).copied();
-        let parameters = self.layers.iter().map(|layer| layer.costs(rank_of(layer).unwrap_or(0)).0).sum();
+        let parameters = self.layers.iter().map(|layer| layer.cost(rank_of(layer).unwrap_or(0)).parameters).sum();
         let compressed = self.layers.iter().filter_map(|layer| Some((layer, rank_of(layer)?)));
         let loss = |(layer, rank): (&LayerProfile, _)| Ok((layer.name().to_owned(), layer.require_loss(rank)?));
         let losses: BTreeMap<String, f64> = compressed.map(loss).collect::<Result<_>>()?;

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use super::cost::Cost;
 use crate::compress::{Facts, require_energies};
 use crate::error::{during, require};
+use crate::factors::Form;
 use crate::{Decomposition, Error, Report, Result, Scalar};
 
 /// A layer's name, shape and error at every rank.
@@ -35,6 +37,9 @@ pub struct LayerProfile {
     name: String,
     /// How often the network runs this layer for one sample.
     pub(super) calls: u64,
+    /// The number of groups of a convolution; the other numbers about size are those of a group.
+    #[cfg_attr(feature = "serde", serde(default = "one"))]
+    pub(super) groups: u64,
     pub(super) facts: Facts,
     /// Eigenvalues, divided by their total.
     explained: Vec<f64>,
@@ -59,6 +64,7 @@ impl LayerProfile {
         Self {
             name: name.into(),
             calls: 1,
+            groups: 1,
             losses: tails(&explained, facts.shape.0.min(facts.shape.1)),
             facts,
             explained,
@@ -67,6 +73,71 @@ impl LayerProfile {
             relative_errors: decomposition.relative_errors().map(<[f64]>::to_vec),
             by_data_errors: false,
         }
+    }
+
+    /// Creates the profile of a convolution from the decompositions of its groups' linear layers,
+    /// which all get the same rank: the channels between the two convolutions for each group.
+    ///
+    /// The multiply–adds are those of one position; set the number of positions with
+    /// [`with_calls`](Self::with_calls). The loss is the energy that no group explains, relative to
+    /// the energy of all. Several groups have no predicted errors.
+    ///
+    /// # Errors
+    ///
+    /// No groups; groups of different shapes, forms or biases.
+    ///
+    /// ```
+    /// # use faer::Mat;
+    /// use dalr::convolution::{Conv2d, ConvOptions, PatchStats};
+    /// use dalr::network::LayerProfile;
+    /// use dalr::{Dalr, LowRankCompressor};
+    ///
+    /// # fn main() -> dalr::Result<()> {
+    /// # let weight = Mat::from_fn(8, 4 * 9, |i, j| ((i * 5 + j * j * 3) % 17) as f64);
+    /// # let images = Mat::from_fn(20, 8 * 64, |i, j| ((i * i * 11 + j * 7 + i * j) % 13) as f64);
+    /// let conv = Conv2d::new(weight, None, (3, 3), ConvOptions::new().with_groups(2))?;
+    /// let mut inputs = PatchStats::new(&conv, 0.2)?;
+    /// inputs.update(images.as_ref(), (8, 8))?;
+    /// let groups = conv.layers().iter().zip(inputs.groups());
+    /// let groups = groups.map(|(layer, stats)| Dalr::new().decompose(layer, stats, 3));
+    /// let profile = LayerProfile::of_groups("conv2", &groups.collect::<dalr::Result<Vec<_>>>()?)?;
+    /// let profile = profile.with_calls(conv.positions((8, 8))? as u64);
+    /// assert_eq!(profile.parameters() as usize, conv.parameters());
+    /// assert_eq!(profile.multiply_adds() as usize, conv.multiply_adds((8, 8))?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn of_groups<T: Scalar>(name: impl Into<String>, groups: &[Decomposition<T>]) -> Result<Self> {
+        during("LayerProfile::of_groups", || {
+            let [first, others @ ..] = groups else { return Err(Error::empty("the list of groups")) };
+            let mut profile = Self::new(name, first);
+            if others.is_empty() {
+                return Ok(profile);
+            }
+            let kind = |facts: &Facts| (facts.shape, facts.form, facts.biases);
+            if let Some(other) = others.iter().find(|other| kind(other.facts()) != kind(&profile.facts)) {
+                let group =
+                    |facts: &Facts| format!("{} × {} weights in form {:?}", facts.shape.0, facts.shape.1, facts.form);
+                return Err(Error::layers(format!("groups of {}", group(&profile.facts)), group(other.facts())));
+            }
+            let total: f64 = groups.iter().map(Decomposition::total_energy).sum();
+            let full = profile.facts.shape.0.min(profile.facts.shape.1);
+            let solved = groups.iter().map(Decomposition::max_rank).min().unwrap_or(0);
+            let energy = |rank: usize| groups.iter().filter_map(|group| group.energies().get(rank)).sum::<f64>();
+            profile.explained = (0..solved).map(|rank| energy(rank) / total.max(f64::MIN_POSITIVE)).collect();
+            // Energies beyond the smallest solved rank count as lost, and those of other groups too.
+            profile.losses = tails(&profile.explained, full);
+            (profile.total_energy, profile.relative_errors) = (total, None);
+            profile.groups = groups.len() as u64;
+            for facts in others.iter().map(Decomposition::facts) {
+                profile.facts.determined = profile.facts.determined.min(facts.determined);
+                profile.facts.residual = profile.facts.residual.max(facts.residual);
+                let new = facts.warnings.iter().filter(|warning| !profile.facts.warnings.contains(warning)).cloned();
+                let new: Vec<_> = new.collect();
+                profile.facts.warnings.extend(new);
+            }
+            Ok(profile)
+        })
     }
 
     /// Creates the profile of a layer whose eigenvalues were computed elsewhere: descending, one
@@ -134,6 +205,7 @@ impl LayerProfile {
             Ok(Self {
                 name: name.into(),
                 calls: 1,
+                groups: 1,
                 facts: Facts { method, solver, shape, biases, ..Facts::default() },
                 explained: Vec::new(),
                 total_energy: 0.0,
@@ -150,6 +222,17 @@ impl LayerProfile {
     #[must_use]
     pub fn with_calls(mut self, calls: u64) -> Self {
         self.calls = calls;
+        self
+    }
+
+    /// Sets the form of storage whose parameters count for this layer; by default that of the
+    /// decomposition.
+    ///
+    /// Pivoted storage is smaller at every rank, so a budget never prefers two factors to it.
+    /// Choose it for the layers that the program which runs the network can store like that.
+    #[must_use]
+    pub fn with_form(mut self, form: Form) -> Self {
+        self.facts.form = form;
         self
     }
 
@@ -175,14 +258,14 @@ impl LayerProfile {
         &self.name
     }
 
-    /// Returns the number of outputs.
+    /// Returns the number of outputs, those of all groups.
     pub fn out_features(&self) -> usize {
-        self.facts.shape.0
+        self.facts.shape.0.saturating_mul(self.groups as usize)
     }
 
-    /// Returns the number of inputs.
+    /// Returns the number of inputs, those of all groups.
     pub fn in_features(&self) -> usize {
-        self.facts.shape.1
+        self.facts.shape.1.saturating_mul(self.groups as usize)
     }
 
     /// Returns the largest rank that was solved for; 0 for a layer that stays original.
@@ -192,12 +275,12 @@ impl LayerProfile {
 
     /// Returns the parameters of the original layer, bias included.
     pub fn parameters(&self) -> u64 {
-        self.costs(0).0
+        self.cost(0).parameters
     }
 
     /// Returns the multiply–adds of the original layer for one sample of the network.
     pub fn multiply_adds(&self) -> u64 {
-        self.costs(0).1
+        self.cost(0).multiply_adds
     }
 
     /// Returns the explained energy of each solved rank: the eigenvalues divided by their total,
@@ -222,7 +305,13 @@ impl LayerProfile {
     /// Returns the report on the compressed layer of this rank, as [`Decomposition::truncate`]
     /// gives it; `None` for a rank that was not solved for.
     pub fn report(&self, rank: usize) -> Option<Report> {
-        self.loss(rank).map(|_| self.facts.report(rank, self.relative_error(rank)))
+        self.loss(rank)?;
+        let mut report = self.facts.report(rank, self.relative_error(rank));
+        let all = |number: &mut usize| *number = number.saturating_mul(self.groups as usize);
+        [&mut report.out_features, &mut report.in_features].into_iter().for_each(all);
+        [&mut report.parameters_before, &mut report.parameters_after].into_iter().for_each(all);
+        [&mut report.multiply_adds_before, &mut report.multiply_adds_after].into_iter().for_each(all);
+        Some(report)
     }
 
     /// The energy of the original outputs in the layer's output metric.
@@ -234,22 +323,21 @@ impl LayerProfile {
         Err(Error::layers(expected, "one without".into()).in_layer(&self.name))
     }
 
-    /// Returns the parameters and multiply–adds at this rank; those of the original layer for rank
-    /// 0.
+    /// Returns the cost at this rank; that of the original layer for rank 0.
     ///
-    /// They must increase with the rank from rank 1 on.
-    pub(super) fn costs(&self, rank: usize) -> (u64, u64) {
-        let (m, n) = (self.facts.shape.0 as u64, self.facts.shape.1 as u64);
-        let (weights, bias) = match rank {
-            0 => (m.saturating_mul(n), self.facts.biases.0),
-            _ => (self.facts.form.parameters(rank, self.facts.shape) as u64, self.facts.biases.1),
+    /// It must increase with the rank from rank 1 on.
+    pub(super) fn cost(&self, rank: usize) -> Cost {
+        let (shape, biases) = (self.facts.shape, self.facts.biases);
+        let cost = match rank {
+            0 => Cost::of_linear(shape, biases.0),
+            _ => Cost::of_rank(self.facts.form, rank, shape, biases.1),
         };
-        (weights.saturating_add(if bias { m } else { 0 }), weights.saturating_mul(self.calls))
+        cost.in_groups(self.groups).at_positions(self.calls)
     }
 
     /// Returns the ranks within the limits that save parameters, ascending.
     pub(super) fn saving_ranks(&self, limits: Limits) -> Vec<usize> {
-        let saving = (1..=self.max_rank()).take_while(|&rank| self.costs(rank).0 < self.parameters());
+        let saving = (1..=self.max_rank()).take_while(|&rank| self.cost(rank).parameters < self.parameters());
         saving.filter(|&rank| limits.allow(rank)).collect()
     }
 
@@ -260,6 +348,12 @@ impl LayerProfile {
             Error::rank(expected, rank.to_string()).in_layer(&self.name)
         })
     }
+}
+
+/// The number of groups in profiles that were stored without it.
+#[cfg(feature = "serde")]
+fn one() -> u64 {
+    1
 }
 
 /// The ranks that may be chosen.

@@ -10,6 +10,8 @@
 //! | allocate by the effect of each layer on the network | [`Sensitivities::measure`], [`Strategy::Sensitivity`] |
 //! | compress step by step within a drop of accuracy, as the paper does in section 5.3 | [`JointSearch`] |
 //! | one `down` for several layers with a shared input | [`SharedInput`] |
+//! | fewer hidden units, or channels, between two layers | [`UnitProfile`], [`Allocator::allocate_joint`] |
+//! | convolutions under the same budget | [`LayerProfile::of_groups`], [`Cost`] |
 //! | compress each layer for the inputs that the layers compressed before it produce | [`Network::compress_sequentially`] |
 //! | decompose many layers in parallel within a memory limit | [`Network::decompose`] |
 //!
@@ -50,7 +52,9 @@ mod allocator;
 mod budget;
 #[allow(clippy::indexing_slicing, reason = "every index is a group's position in the list that the plan was made from")]
 mod compress_network;
+mod cost;
 mod evaluation;
+mod joint_candidates;
 mod joint_search;
 #[allow(clippy::indexing_slicing, reason = "every index is a position in the items of its own class")]
 mod knapsack;
@@ -60,10 +64,12 @@ mod progress;
 mod sensitivities;
 mod sequential;
 mod shared_input;
+mod unit_profile;
 
 pub use self::allocator::Allocator;
 pub use self::budget::{Budget, Strategy};
 pub use self::compress_network::Network;
+pub use self::cost::Cost;
 pub use self::evaluation::Evaluation;
 pub use self::joint_search::JointSearch;
 pub use self::layer_profile::LayerProfile;
@@ -71,3 +77,4 @@ pub use self::plan::{Choice, LayerPlan, OriginalReason, Plan};
 pub use self::progress::Progress;
 pub use self::sensitivities::Sensitivities;
 pub use self::shared_input::SharedInput;
+pub use self::unit_profile::UnitProfile;

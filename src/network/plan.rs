@@ -3,6 +3,7 @@
 use core::fmt;
 use std::collections::BTreeMap;
 
+use super::cost::Cost;
 use super::layer_profile::{self, LayerProfile};
 use crate::error::during;
 use crate::{Report, Result, Warning};
@@ -24,6 +25,21 @@ pub enum Choice {
         /// The rank of the shared `down`.
         rank: usize,
     },
+    /// Some of the hidden units after or before the layer are kept.
+    HiddenUnits {
+        /// The index of the pair of layers in the arguments of
+        /// [`Allocator::allocate_joint`](super::Allocator::allocate_joint).
+        pair: usize,
+        /// The number of kept units.
+        kept: usize,
+    },
+}
+
+impl Choice {
+    /// Whether the choice is one for several layers together.
+    pub(super) fn is_joint(self) -> bool {
+        matches!(self, Self::Shared { .. } | Self::HiddenUnits { .. })
+    }
 }
 
 /// The reason why a layer stays original.
@@ -126,11 +142,11 @@ pub struct LayerPlan {
     pub multiply_adds_after: u64,
     /// The loss, a squared relative error, not multiplied by the weight.
     pub loss: f64,
-    /// The predicted error, as [`Report::relative_error`]. It is 0 for an original layer, the root
-    /// of the loss for a layer in a group, and `None` without samples.
+    /// The predicted error, as [`Report::relative_error`]. It is 0 for an original layer and for one
+    /// before hidden units, the root of the loss for a layer in a group, and `None` without samples.
     pub relative_error: Option<f64>,
-    /// The report on the layer compressed on its own; `None` for an original layer and for a layer
-    /// of a group.
+    /// The report on the layer compressed on its own; `None` for an original layer, and for one
+    /// that is compressed together with others.
     pub report: Option<Report>,
     /// Warnings about the layer.
     pub warnings: Vec<Warning>,
@@ -246,7 +262,7 @@ impl Plan {
 
 impl LayerPlan {
     pub(super) fn original(layer: &LayerProfile, weight: f64, reason: OriginalReason) -> Self {
-        let (parameters, multiply_adds) = layer.costs(0);
+        let Cost { parameters, multiply_adds } = layer.cost(0);
         Self {
             name: layer.name().into(),
             out_features: layer.out_features(),
@@ -269,17 +285,22 @@ impl LayerPlan {
     pub(super) fn compress(&mut self, layer: &LayerProfile, rank: usize) -> Result<()> {
         (self.loss, self.relative_error) = (layer.require_loss(rank)?, layer.relative_error(rank));
         (self.choice, self.reason) = (Choice::Rank(rank), None);
-        (self.parameters_after, self.multiply_adds_after) = layer.costs(rank);
+        self.cost(layer.cost(rank));
         self.report = layer.report(rank);
         self.warnings = self.report.as_ref().map_or(Vec::new(), |report| report.warnings.clone());
         Ok(())
     }
 
-    /// Changes the choice to a shared `down`, given the parameters and multiply–adds, and the loss.
-    pub(super) fn share(&mut self, choice: Choice, costs: (u64, u64), loss: f64, warnings: &[Warning]) {
+    /// Changes the choice to one that concerns several layers, given the cost and the loss of this
+    /// layer.
+    pub(super) fn share(&mut self, choice: Choice, cost: Cost, loss: f64, warnings: &[Warning]) {
         (self.choice, self.reason, self.warnings) = (choice, None, warnings.to_vec());
-        (self.parameters_after, self.multiply_adds_after) = costs;
+        self.cost(cost);
         (self.loss, self.relative_error) = (loss, Some(loss.sqrt()));
+    }
+
+    fn cost(&mut self, cost: Cost) {
+        (self.parameters_after, self.multiply_adds_after) = (cost.parameters, cost.multiply_adds);
     }
 }
 
@@ -317,6 +338,7 @@ impl fmt::Display for LayerPlan {
             Choice::Original => write!(f, "{n} → {m}, original")?,
             Choice::Rank(rank) => write!(f, "{n} → {rank} → {m}")?,
             Choice::Shared { group, rank } => write!(f, "{n} → {rank} (shared, group {group}) → {m}")?,
+            Choice::HiddenUnits { pair, kept } => write!(f, "{n} → {m}, {kept} hidden units (pair {pair})")?,
         }
         if let Some(reason) = self.reason {
             write!(f, ": {reason}")?;

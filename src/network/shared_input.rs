@@ -1,9 +1,11 @@
 //! Layers with a shared input: one `down` for all of them, an `up` for each.
 
+use super::cost::Cost;
 use super::layer_profile::{LayerProfile, tails};
 use super::sensitivities::Sensitivities;
 use crate::compress::OutputMetric;
 use crate::error::during;
+use crate::factors::Form;
 use crate::{Calibration, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Result, Scalar, linalg};
 
 /// The weight of a layer whose sensitivity is zero, relative to the largest sensitivity.
@@ -23,7 +25,8 @@ const SAME: f64 = 1e-3;
 ///
 /// An output metric weighs the rows of each layer by `wᵢ / eᵢ`, with the energy `eᵢ` of its outputs
 /// and its sensitivity `wᵢ`. The solution therefore minimizes the weighted sum of the *relative*
-/// squared errors, as separate factors do.
+/// squared errors, as separate factors do. If the layers have output metrics of their own, their
+/// [`OutputMetric::block_diagonal`] is weighed instead.
 ///
 /// ```
 /// use dalr::network::{Allocator, Budget, Choice, LayerProfile, SharedInput, Strategy};
@@ -75,17 +78,19 @@ struct Member {
 impl SharedInput {
     /// Decomposes layers with a shared input together, for every rank up to `max_rank`.
     ///
-    /// The profiles must come from the same method and the same statistics. Pass the same
-    /// sensitivities as to the allocation. Truncate the returned decomposition of the stacked layer
-    /// to the planned rank, and [`split`](Self::split) it. The method must respect the output
-    /// metric of its calibration data.
+    /// The profiles must come from the same method and the same statistics. If they were made with
+    /// output metrics, pass the [`OutputMetric::block_diagonal`] of these with the calibration data.
+    /// Pass the same sensitivities as to the allocation. Truncate the returned decomposition of the
+    /// stacked layer to the planned rank, and [`split`](Self::split) it. The method must respect the
+    /// output metric of its calibration data.
     ///
     /// # Errors
     ///
     /// Fewer than two layers; profiles of other layers, or of layers that stay original; layers of
     /// which only some have a bias; different numbers of inputs; a layer without a sensitivity;
-    /// profiles from another method, other statistics or an output metric, whose errors cannot be
-    /// compared; errors of [`LowRankCompressor::decompose`].
+    /// profiles from another method, other statistics or other output metrics, whose errors cannot
+    /// be compared; a metric in which errors of different layers count together; errors of
+    /// [`LowRankCompressor::decompose`].
     pub fn decompose<'a, T: Scalar>(
         members: &[(&LayerProfile, &Linear<T>)],
         sensitivities: Option<&Sensitivities>,
@@ -99,7 +104,14 @@ impl SharedInput {
             let weights = weights(members, sensitivities)?;
             let rows =
                 members.iter().zip(&weights).flat_map(|((_, layer), &weight)| vec![weight; layer.out_features()]);
-            let metric = OutputMetric::diagonal(&rows.collect::<Vec<_>>())?.with_floor(0.0)?;
+            let rows: Vec<f64> = rows.collect();
+            let metric = match calibration.output_metric() {
+                None => OutputMetric::diagonal(&rows)?.with_floor(0.0)?,
+                Some(given) => {
+                    require_blocks(given, members)?;
+                    given.weighted(&rows)?
+                }
+            };
             let decomposition = method.solve(&stacked, calibration.with_output_metric(&metric), max_rank)?;
             let energies: Vec<f64> =
                 members.iter().zip(&weights).map(|((profile, _), weight)| weight * profile.total_energy).collect();
@@ -110,12 +122,12 @@ impl SharedInput {
             }
             let factors = decomposition.truncate(decomposition.max_rank())?.into_layer();
             let full = factors.in_features().min(factors.out_features());
-            // The columns of `up` are eigenvectors, up to a factor. The part of an eigenvalue in the
-            // rows of a layer is their part of the squared norm in the metric.
+            // In the metric, the columns of `up` are eigenvectors, up to a factor. The part of an
+            // eigenvalue in the rows of a layer is their part of the squared norm.
             let (mut norms, mut start) = (Vec::with_capacity(members.len()), 0);
-            for ((_, layer), weight) in members.iter().zip(&weights) {
-                let squares = linalg::squared_column_norms(factors.up().subrows(start, layer.out_features()));
-                norms.push(squares.into_iter().map(|square| weight * square).collect::<Vec<f64>>());
+            let in_metric = metric.transformed(factors.up())?;
+            for (_, layer) in members {
+                norms.push(linalg::squared_column_norms(in_metric.subrows(start, layer.out_features())));
                 start += layer.out_features();
             }
             let whole = |rank: usize| norms.iter().filter_map(|norms| norms.get(rank)).sum::<f64>();
@@ -160,6 +172,17 @@ impl SharedInput {
         })
     }
 
+    /// Sets the form of storage whose parameters count: two factors by default.
+    ///
+    /// In pivoted storage the stacked layer is one
+    /// [`PivotedLinear`](crate::factors::PivotedLinear), [`LowRankLinear::to_pivoted`] of the
+    /// truncated decomposition, whose outputs are those of the layers one after the other.
+    #[must_use]
+    pub fn with_form(mut self, form: Form) -> Self {
+        self.stacked = self.stacked.with_form(form);
+        self
+    }
+
     /// Returns the names of the layers, in the order of the stacked weights.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.members.iter().map(|member| member.name.as_str())
@@ -177,19 +200,29 @@ impl SharedInput {
         self.members.get(member)?.losses.get(rank.checked_sub(1)?).copied()
     }
 
-    /// Returns the parameters of all layers at this rank, biases included: `k (n + Σ mᵢ)`.
+    /// Returns the parameters of all layers at this rank, biases included: `k (n + Σ mᵢ)` for two
+    /// factors.
     pub fn parameters(&self, rank: usize) -> u64 {
-        self.stacked.costs(rank).0
+        self.stacked.cost(rank).parameters
     }
 
-    /// Returns the parameters and the entries of the factors of a layer at this rank, and its loss.
-    /// `down` counts with the first layer.
-    pub(super) fn at_rank(&self, index: usize, rank: usize) -> ((u64, u64), f64) {
-        let outputs = self.members.get(index).map_or(0, |member| member.out_features as u64);
-        let inputs = if index == 0 { self.stacked.in_features() as u64 } else { 0 };
-        let factors = (rank as u64).saturating_mul(outputs + inputs);
-        let bias = if self.stacked.facts.biases.1 { outputs } else { 0 };
-        ((factors + bias, factors), self.loss(index, rank).unwrap_or(f64::INFINITY))
+    /// Returns the cost of a layer at this rank, and its loss. All but the rows of `up` counts with
+    /// the first layer.
+    pub(super) fn at_rank(&self, index: usize, rank: usize) -> (Cost, f64) {
+        let bias = self.stacked.facts.biases.1;
+        let up = |member: &Member| Cost::of_linear((member.out_features, rank), bias);
+        let cost = match index {
+            0 => {
+                let others: Cost = self.members.iter().skip(1).map(up).sum();
+                let all = self.stacked.cost(rank);
+                Cost {
+                    parameters: all.parameters.saturating_sub(others.parameters),
+                    multiply_adds: all.multiply_adds.saturating_sub(others.multiply_adds),
+                }
+            }
+            _ => self.members.get(index).map_or(Cost::default(), up),
+        };
+        (cost, self.loss(index, rank).unwrap_or(f64::INFINITY))
     }
 
     /// Returns an error if a profile does not fit the group.
@@ -221,6 +254,23 @@ fn weights<T>(members: &[(&LayerProfile, &Linear<T>)], sensitivities: Option<&Se
     let weights: Vec<f64> = members.iter().zip(&sensitivities).map(weight).collect();
     let largest = largest(&weights);
     Ok(weights.into_iter().map(|weight| if weight > 0.0 { weight / largest } else { 1.0 }).collect())
+}
+
+/// Returns an error unless errors of different layers count apart in the metric.
+fn require_blocks<T: Scalar>(metric: &OutputMetric, members: &[(&LayerProfile, &Linear<T>)]) -> Result<()> {
+    let outputs: usize = members.iter().map(|(_, layer)| layer.out_features()).sum();
+    if metric.outputs() != outputs {
+        return Err(Error::shape("outputs in the metric (those of all layers)", outputs, metric.outputs()));
+    }
+    let mut start = 0;
+    for (profile, layer) in members {
+        if !metric.is_block(start..start + layer.out_features()) {
+            let found = format!("one that couples `{}` with others", profile.name());
+            return Err(Error::layers("a metric with a block for each layer".into(), found));
+        }
+        start += layer.out_features();
+    }
+    Ok(())
 }
 
 /// Returns the layers stacked on top of each other.

@@ -95,7 +95,7 @@ const RIDGES: [Ridge; 6] = [
 
 /// The minimiser of the mean `‖W x − C x̂_P‖² + λ‖W − C‖²`, outputs × kept, by a QR factorization
 /// of the samples with rows for the ridge below them. `x` and `x̂` are samples in rows.
-fn least_squares(
+pub fn least_squares(
     weight: MatRef<'_, f64>,
     (x, compressed): (&Mat<f64>, &Mat<f64>),
     kept: &[usize],
@@ -125,7 +125,7 @@ fn least_squares(
 }
 
 /// `λ` of a relative ridge, for samples in rows that are centred already.
-fn lambda(ratio: f64, units: &Mat<f64>) -> f64 {
+pub fn lambda(ratio: f64, units: &Mat<f64>) -> f64 {
     ratio * units.squared_norm_l2() / (units.nrows() * units.ncols()) as f64
 }
 

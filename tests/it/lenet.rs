@@ -2,6 +2,8 @@
 
 #[path = "../../examples/lenet_digits/comparison.rs"]
 mod comparison;
+#[path = "../../examples/lenet_digits/whole_network.rs"]
+mod whole_network;
 
 use std::path::Path;
 use std::sync::OnceLock;
@@ -9,6 +11,7 @@ use std::sync::OnceLock;
 use crate::lenet_network::{self as network, Data};
 use comparison::{Comparison, METHODS, RANKS, UNIT_METHODS, UNIT_RANKS, compare, saves};
 use dalr::{ActivationStats, Dalr, LowRankCompressor, Rank, Ridge, TruncatedSvd, Warning, relative_output_error};
+use whole_network::compare_budgets;
 
 pub fn data() -> &'static Data {
     static DATA: OnceLock<Data> = OnceLock::new();
@@ -67,6 +70,21 @@ fn refitted_hidden_units_are_better_than_pruned_ones() {
         let best = mean.relative_error.min(max.relative_error);
         assert!(refitted.relative_error < 0.25 * best, "{kept}: {} {best}", refitted.relative_error);
         assert!(refitted.accuracy > mean.accuracy.max(max.accuracy), "{kept}: {}", refitted.accuracy);
+    }
+}
+
+#[test]
+fn five_layers_of_two_kinds_share_a_budget() {
+    let rows = compare_budgets(data()).unwrap();
+    assert_eq!(rows.len(), 6);
+    for row in rows.iter().filter(|row| row.method == "all kinds") {
+        let by_parameters = row.budget.contains("parameters");
+        let (cost, most, least) =
+            if by_parameters { (row.parameters, 0.15, 0.95) } else { (row.multiply_adds, 0.5, 0.945) };
+        assert!(cost <= most && row.accuracy >= least, "{}: {cost}, {}", row.budget, row.accuracy);
+        for other in rows.iter().filter(|other| other.budget == row.budget && other.method != row.method) {
+            assert!(other.accuracy < row.accuracy - 0.1, "{}, {}: {}", row.budget, other.method, other.accuracy);
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! Tests that count allocations, kill a process or set up the thread pool are separate programs.
 
+mod channels;
 mod common;
 #[path = "../../examples/lenet_digits/network.rs"]
 #[allow(dead_code, reason = "each test of the LeNet uses a part of it")]
@@ -12,6 +13,7 @@ mod api;
 mod behaviour;
 mod complaints;
 mod compressors;
+mod convolution;
 mod deficient;
 mod errors;
 mod golden;

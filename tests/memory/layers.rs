@@ -1,5 +1,6 @@
 //! Statistics and solves of single layers stay within the documented memory.
 
+use dalr::convolution::{Conv2d, ConvOptions, PatchStats};
 use dalr::{
     ActivationPruning, ActivationStats, Dalr, Linear, LowRankCompressor, Rank, Ridge, Scalar, Solver, TruncatedSvd,
     relative_output_error, select_ridge,
@@ -134,5 +135,30 @@ fn memory_limits_hold() {
         let (outcome, peak) = peak(|| stats.update(wide.as_ref()));
         // Only the error message is allocated.
         assert!(matches!(outcome, Err(dalr::Error::Memory { .. })) && peak < 1000, "{peak}: {outcome:?}");
+    });
+}
+
+#[test]
+fn convolutions_unfold_their_images_in_blocks() {
+    alone(|| {
+        // The images take 2 MB, and their patches 49 MB.
+        let mut rng = StdRng::seed_from_u64(3);
+        let weight: Mat<f32> = cast(gaussian(&mut rng, 8, 8 * 25).as_ref());
+        let conv = Conv2d::new(weight, None, (5, 5), ConvOptions::new()).unwrap();
+        let images: Mat<f32> = cast(gaussian(&mut rng, 4, 8 * 128 * 128).as_ref());
+        let (image, block) = (4 * 8 * 128 * 128, 4 << 18);
+        for fraction in [0.3, 1.0] {
+            let mut inputs = PatchStats::new(&conv, fraction).unwrap();
+            inputs.update(images.as_ref(), (128, 128)).unwrap();
+            let ((), peak) = peak(|| inputs.update(images.as_ref(), (128, 128)).unwrap());
+            // A block and its products, one image, the positions, and a second copy of statistics
+            // of 200 inputs.
+            let most = 4 * block + image + 8 * 4 * 124 * 124 + 3 * 10 * 200 * 200;
+            assert!(peak < most, "{fraction}: {peak} bytes, expected {most}");
+        }
+        let (outputs, peak) = peak(|| conv.forward(images.as_ref(), (128, 128)).unwrap());
+        let result = 4 * outputs.nrows() * outputs.ncols();
+        // The matrix library packs the factors of a product.
+        assert!(peak < result + 8 * block + image, "{peak} bytes, {result} in the result");
     });
 }

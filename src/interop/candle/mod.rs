@@ -47,6 +47,9 @@
 //! | a [`candle_nn::Linear`](https://docs.rs/candle-nn/0.11/candle_nn/struct.Linear.html) | [`Linear`](crate::Linear) | `Linear::try_from(&layer)`, and [`to_candle_linear`] back |
 //! | a compressed layer | a [`Module`](https://docs.rs/candle-core/0.11/candle_core/trait.Module.html) | [`LowRankLinear`], and `dalr::LowRankLinear::try_from(&module)` back |
 //! | the same in pivoted storage | the same | [`PivotedLinear`], and `dalr::factors::PivotedLinear::try_from(&module)` back |
+//! | a [`candle_nn::Conv2d`](https://docs.rs/candle-nn/0.11/candle_nn/conv/struct.Conv2d.html) | [`Conv2d`](crate::convolution::Conv2d) | `Conv2d::try_from(&conv)`, and [`to_candle_conv2d`] back |
+//! | a batch of images | [`PatchStats`](crate::convolution::PatchStats) | [`update_patches`] |
+//! | a compressed convolution | a module | [`LowRankConv2d`], and `dalr::convolution::LowRankConv2d::try_from(&module)` back |
 //! | a factor | a tensor | [`to_tensor`], a copy |
 //!
 //! Tensors of `F32`, `F16` and `BF16` are read as `f32` or `f64` without rounding, and `F64` as
@@ -56,12 +59,14 @@
 //! `?` converts errors of this crate to errors of candle, so a model's `forward` can call this
 //! crate.
 
+mod convolution;
 mod gradients;
 mod layer;
 mod pivoted;
 mod recorder;
 mod tensor;
 
+pub use self::convolution::{LowRankConv2d, to_candle_conv2d, update_patches};
 pub use self::layer::{LowRankLinear, to_candle_linear};
 pub use self::pivoted::PivotedLinear;
 pub use self::recorder::{Recorded, Recorder};

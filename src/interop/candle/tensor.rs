@@ -158,7 +158,7 @@ pub(super) fn to_column<T: Scalar + WithDType>(tensor: &Tensor) -> Result<Col<T>
     read(tensor, length, 1, |column: MatRef<'_, T>| Ok(column.col(0).to_owned()))
 }
 
-fn matrix<T: Scalar + WithDType>(tensor: &Tensor, rows: usize, columns: usize) -> Result<Mat<T>> {
+pub(super) fn matrix<T: Scalar + WithDType>(tensor: &Tensor, rows: usize, columns: usize) -> Result<Mat<T>> {
     read(tensor, rows, columns, |view: MatRef<'_, T>| {
         let mut copy = linalg::zeros(rows, columns)?;
         copy.copy_from(view);
@@ -168,7 +168,7 @@ fn matrix<T: Scalar + WithDType>(tensor: &Tensor, rows: usize, columns: usize) -
 
 /// Calls `use_numbers` with a tensor's numbers as rows × columns in row-major order, without a copy
 /// if the tensor is contiguous and of type `T`.
-fn read<T: Scalar + WithDType, R>(
+pub(super) fn read<T: Scalar + WithDType, R>(
     tensor: &Tensor,
     rows: usize,
     columns: usize,

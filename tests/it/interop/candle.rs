@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 
 use candle_core::{DType, Device, IndexOp, Tensor, Var, WithDType};
-use candle_nn::{Activation, Module, Optimizer, SGD, VarBuilder, VarMap, seq};
+use candle_nn::{Activation, Conv2dConfig, Module, Optimizer, SGD, VarBuilder, VarMap, seq};
+use dalr::convolution::{Conv2d, ConvOptions, PatchStats};
 use dalr::interop::candle::{
-    LowRankLinear, PivotedLinear, Recorder, samples, to_candle_linear, to_tensor, update, update_weighted,
+    LowRankConv2d, LowRankLinear, PivotedLinear, Recorder, samples, to_candle_conv2d, to_candle_linear, to_tensor,
+    update, update_patches, update_weighted,
 };
 use dalr::{ActivationStats, Dalr, Error, Linear, LowRankCompressor, Rank, Scalar};
 use faer::{Col, Mat, MatRef};
@@ -404,4 +406,36 @@ fn pivoted_layers_are_loaded_from_files_and_pass_gradients() {
         let expected: f32 = weight.weight().col(j).iter().sum();
         assert!((entry - expected).abs() < 1e-3 * expected.abs().max(1.0));
     }
+}
+
+#[test]
+fn convolutions_give_the_outputs_of_candle() {
+    let image = |count: usize| tensor((2, count, 7, 6), DType::F32).affine(0.1, 0.05).unwrap();
+    for (padding, stride, dilation, groups) in [(0, 1, 1, 1), (1, 2, 1, 1), (2, 1, 2, 2), (1, 1, 1, 4)] {
+        let config = Conv2dConfig { padding, stride, dilation, groups, ..Default::default() };
+        let weight = tensor((8, 4 / groups, 3, 3), DType::F32).affine(0.1, 0.0).unwrap();
+        for bias in [None, Some(Tensor::arange(0_f32, 8.0, &CPU).unwrap())] {
+            let original = candle_nn::Conv2d::new(weight.clone(), bias, config);
+            let conv = Conv2d::<f32>::try_from(&original).unwrap();
+            let expected = original.forward(&image(4)).unwrap();
+            let flat = |images: &Tensor| samples::<f32>(&images.flatten_from(1).unwrap()).unwrap();
+            let outputs = conv.forward(flat(&image(4)).as_ref(), (7, 6)).unwrap();
+            assert!((outputs - flat(&expected)).norm_max() < 1e-5, "{config:?}");
+            let back = to_candle_conv2d(&conv, DType::F32, &CPU).unwrap();
+            assert_eq!(flat(&back.forward(&image(4)).unwrap()), flat(&expected));
+
+            let mut inputs = PatchStats::new(&conv, 1.0).unwrap();
+            update_patches(&mut inputs, &image(4)).unwrap();
+            let (smaller, _) = conv.compress(&Dalr::new(), &inputs, Rank::Fixed(2)).unwrap();
+            let module = LowRankConv2d::new(&smaller, DType::F32, &CPU).unwrap();
+            let expected = smaller.forward(flat(&image(4)).as_ref(), (7, 6)).unwrap();
+            assert!((flat(&module.forward(&image(4)).unwrap()) - expected).norm_max() < 1e-5);
+            assert_eq!(dalr::convolution::LowRankConv2d::try_from(&module), Ok(smaller));
+        }
+    }
+    let uneven = Conv2d::new(Mat::<f32>::ones(2, 4), None, (2, 2), ConvOptions::new().with_padding((1, 0))).unwrap();
+    assert!(matches!(to_candle_conv2d(&uneven, DType::F32, &CPU), Err(Error::Layers { .. })));
+    let mut inputs = PatchStats::new(&uneven, 1.0).unwrap();
+    let refused = update_patches(&mut inputs, &tensor((2, 7, 6), DType::F32)).unwrap_err();
+    assert!(matches!(refused, Error::Shape { expected: 4, found: 3, .. }));
 }

@@ -4,6 +4,7 @@ mod budgets;
 mod compress;
 mod decompose;
 mod edges;
+mod joint;
 mod lenet;
 mod quality;
 mod search;

@@ -1,9 +1,12 @@
 //! Layers with a shared input: the allocator chooses one `down` or separate factors, with the
 //! smaller loss within the same budget.
 
-use dalr::network::{Allocator, Budget, Choice, LayerProfile, Plan, Sensitivities, SharedInput, Strategy};
+use dalr::compress::OutputMetric;
+use dalr::factors::Form;
+use dalr::network::{Allocator, Budget, Choice, LayerProfile, Network, Plan, Sensitivities, SharedInput, Strategy};
 use dalr::{
-    ActivationStats, Dalr, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Ridge, Scalar, TruncatedSvd,
+    ActivationStats, Calibration, Dalr, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Ridge, Scalar,
+    TruncatedSvd,
 };
 use faer::{Col, Mat};
 use rand::SeedableRng;
@@ -359,4 +362,140 @@ fn refusals() {
         let expected = "`query` of the shape, and with the losses by energy, that its group has";
         assert_eq!(error.to_string(), format!("Allocator::allocate: expected {expected}, got {found}"));
     }
+}
+
+/// A metric for each layer of the group, without a floor, and the matrices.
+fn metrics(group: &Group) -> (Vec<OutputMetric>, Vec<Mat<f64>>) {
+    let mut rng = StdRng::seed_from_u64(31);
+    let matrices: Vec<Mat<f64>> = group
+        .layers
+        .iter()
+        .map(|layer| {
+            let root = gaussian(&mut rng, layer.out_features(), 2 * layer.out_features());
+            &root * root.transpose()
+        })
+        .collect();
+    let metric = |matrix: &Mat<f64>| OutputMetric::new(matrix.as_ref()).unwrap().with_floor(0.0).unwrap();
+    (matrices.iter().map(metric).collect(), matrices)
+}
+
+/// Returns the mean squared error of a layer in the metric `matrix`, or of the original outputs
+/// themselves without a replacement.
+fn in_metric(group: &Group, index: usize, low: Option<&LowRankLinear<f64>>, matrix: &Mat<f64>) -> f64 {
+    let outputs = &group.inputs * group.layers[index].weight().transpose();
+    let error = match low {
+        Some(low) => outputs - &group.inputs * low.to_linear().unwrap().weight().transpose(),
+        None => outputs,
+    };
+    let weighed = &error * matrix;
+    let sum: f64 = weighed.col_iter().zip(error.col_iter()).map(|(a, b)| a.transpose() * b).sum();
+    sum / group.inputs.nrows() as f64
+}
+
+#[test]
+fn layers_with_output_metrics_can_share_an_input() {
+    let group = group(true, false);
+    let method = Dalr::new().with_ridge(Ridge::None);
+    let (metrics, matrices) = metrics(&group);
+    let profile = |index: usize| {
+        let calibration = Calibration::from(&group.stats).with_output_metric(&metrics[index]);
+        let full = group.layers[index].out_features().min(32);
+        LayerProfile::new(NAMES[index], &method.decompose(&group.layers[index], calibration, full).unwrap())
+    };
+    let profiles: Vec<LayerProfile> = (0..3).map(profile).collect();
+    let members: Vec<_> = profiles.iter().zip(&group.layers).collect();
+    let all = OutputMetric::block_diagonal(&Vec::from_iter(&metrics)).unwrap();
+    let calibration = Calibration::from(&group.stats).with_output_metric(&all);
+    let weights = Sensitivities::new([("query", 0.3), ("key", 2.0), ("value", 1.0)]).unwrap();
+    let solve = |calibration, weights| SharedInput::decompose(&members, weights, &method, calibration, 32);
+    for weights in [None, Some(&weights)] {
+        let joint = solve(calibration, weights).unwrap();
+        for rank in [1, 5, 8, 20] {
+            for (index, layer) in group.split(&joint, rank).iter().enumerate() {
+                let matrix = &matrices[index];
+                let measured = in_metric(&group, index, Some(layer), matrix) / in_metric(&group, index, None, matrix);
+                let predicted = joint.0.loss(index, rank).unwrap();
+                assert!((predicted - measured).abs() < 1e-10, "{index}, rank {rank}: {predicted:e} {measured:e}");
+            }
+        }
+    }
+    // Without the metric, with that of other layers, or with one that couples layers.
+    let plain = Calibration::from(&group.stats);
+    assert!(matches!(solve(plain, None), Err(Error::Layers { .. })));
+    let few = OutputMetric::block_diagonal(&[&metrics[0], &metrics[1]]).unwrap();
+    assert!(matches!(solve(plain.with_output_metric(&few), None), Err(Error::Shape { expected: 96, found: 56, .. })));
+    let coupled = Mat::from_fn(96, 96, |i, j| if i == j { 2.0 } else { 1.0 / 96.0 });
+    let coupled = OutputMetric::new(coupled.as_ref()).unwrap();
+    let refused = solve(plain.with_output_metric(&coupled), None).unwrap_err().to_string();
+    assert!(refused.contains("a metric with a block for each layer, got one that couples `query`"), "{refused}");
+
+    // The same in one call: the objective is what the layers that come out lose.
+    for strategy in [Strategy::OutputMetric, Strategy::Sensitivity(weights)] {
+        let network = NAMES.into_iter().zip(&group.layers).zip(&metrics).fold(
+            Network::new().with_shared_input(NAMES),
+            |network, ((name, layer), metric)| {
+                network.with_layer(name, layer, Calibration::from(&group.stats).with_output_metric(metric))
+            },
+        );
+        let allocator = Allocator::new(Budget::ParameterFraction(0.4)).with_strategy(strategy.clone());
+        let (plan, layers) = network.compress(&method, allocator).unwrap();
+        // In absolute losses, the layer with the largest outputs gets nearly everything.
+        assert_eq!(shared(&plan).is_some(), strategy != Strategy::OutputMetric, "{plan}");
+        let lost = |(index, name): (usize, &str)| {
+            let matrix = &matrices[index];
+            let absolute = in_metric(&group, index, Some(&layers[name]), matrix);
+            match &strategy {
+                Strategy::Sensitivity(weights) => {
+                    weights.get(name).unwrap() * absolute / in_metric(&group, index, None, matrix)
+                }
+                _ => absolute,
+            }
+        };
+        let lost: f64 = NAMES.into_iter().enumerate().map(lost).sum();
+        assert!((lost - plan.objective).abs() < 1e-8 * lost, "{lost:e}, {:e}", plan.objective);
+    }
+}
+
+#[test]
+fn blocks_of_metrics_may_have_any_kind_and_scale() {
+    let full = OutputMetric::new(faer::mat![[3e8, 1e8], [1e8, 2e8]].as_ref()).unwrap();
+    let diagonal = OutputMetric::diagonal(&[1e-6, 3e-6, 2e-6]).unwrap();
+    let all = OutputMetric::block_diagonal(&[&full, &diagonal]).unwrap();
+    // A layer whose parts read different inputs: each part is compressed as on its own.
+    let mut rng = StdRng::seed_from_u64(5);
+    let weight = Mat::from_fn(5, 4, |i, j| {
+        let part = (i < 2) == (j < 2);
+        if part { gaussian(&mut rng, 1, 1)[(0, 0)] * if i < 2 { 1.0 } else { 1e7 } } else { 0.0 }
+    });
+    let inputs = gaussian(&mut rng, 60, 4);
+    let method = Dalr::new().with_ridge(Ridge::None);
+    let solve = |rows: std::ops::Range<usize>, columns: std::ops::Range<usize>, metric: &OutputMetric| {
+        let part = weight.as_ref().submatrix(rows.start, columns.start, rows.len(), columns.len());
+        let layer = Linear::new(part.to_owned(), None).unwrap();
+        let stats = crate::common::stats(inputs.subcols(columns.start, columns.len()));
+        let calibration = Calibration::from(&stats).with_output_metric(metric);
+        method.decompose(&layer, calibration, rows.len().min(columns.len())).unwrap().total_energy()
+    };
+    let (one, other) = (solve(0..2, 0..2, &full), solve(2..5, 2..4, &diagonal));
+    let sum = solve(0..5, 0..4, &all);
+    assert!((sum - one - other).abs() < 1e-12 * sum, "{sum} {one} {other}");
+    assert!(one > 1e-6 * sum && other > 1e-6 * sum);
+    assert!(matches!(OutputMetric::block_diagonal(&[]), Err(Error::Empty { .. })));
+}
+
+#[test]
+fn a_group_in_pivoted_storage_counts_one_stacked_layer() {
+    let group = group(true, true);
+    let method = Dalr::new();
+    let profiles = group.profiles(&method);
+    let (shared_input, decomposition) = group.joint(&method, &profiles);
+    let pivoted = shared_input.clone().with_form(Form::Pivoted);
+    for rank in [1, 8, 20] {
+        let stacked = decomposition.truncate(rank).unwrap().into_layer().to_pivoted().unwrap();
+        assert_eq!(pivoted.parameters(rank) as usize, stacked.parameters());
+        assert!(pivoted.parameters(rank) < shared_input.parameters(rank));
+    }
+    let plan = Allocator::new(Budget::ParameterFraction(0.35)).with_strategy(Strategy::Energy);
+    let plan = plan.allocate_shared(&profiles, std::slice::from_ref(&pivoted)).unwrap();
+    assert_eq!(plan.parameters_after(), pivoted.parameters(shared(&plan).unwrap()));
 }
