@@ -5,6 +5,31 @@ from typing import Any, Literal, Optional, Union, final
 import numpy as np
 import numpy.typing as npt
 
+__all__ = [
+    "ActivationStats",
+    "Compressed",
+    "Dalr",
+    "Decomposition",
+    "HiddenUnits",
+    "LayerPlan",
+    "LayerProfile",
+    "Linear",
+    "LowRankLinear",
+    "OutputMetric",
+    "PairedStats",
+    "PivotedLinear",
+    "Plan",
+    "Rank",
+    "Report",
+    "Ridge",
+    "SelectedUnits",
+    "TruncatedSvd",
+    "__version__",
+    "allocate",
+    "measure_sensitivities",
+    "select_ridge",
+]
+
 __version__: str
 
 _Path = Union[str, PathLike[str]]
