@@ -1,11 +1,11 @@
-"""Loads a model that `dalr compress` wrote into the PyTorch module that it was made from.
+"""Loads a model that `dalr compress` or the Python package `dalr` wrote into the PyTorch module that it was made from.
 
     from load_compressed import load_compressed
     model = load_compressed(build_model(), "compressed.safetensors")
 
-Replaces every `nn.Linear` that the file holds as `NAME.0.weight` and `NAME.1.weight` by two smaller ones, with the file's dtype and on the
-device of the original layer; where the file holds `NAME.pivots` too, by a `PivotedLinear`. Layers that share `NAME.0.weight` with another share
-the module. Loads the rest of the file as it is.
+Replaces every layer that the file holds as `NAME.0.weight` and `NAME.1.weight` by two smaller ones, with the file's dtype and on the device
+of the original layer; where the file holds `NAME.pivots` too, by a `PivotedLinear`. Layers that share `NAME.0.weight` with another share the
+module. Loads the rest of the file as it is.
 """
 
 import json
@@ -13,6 +13,22 @@ import json
 import torch
 from safetensors import safe_open
 from torch import nn
+from torch.nn.utils import skip_init
+
+
+class LowRank(nn.Sequential):
+    """Two layers in place of one. `weight` and `bias` are those of the layer with the same outputs, for code that reads them."""
+
+    @property
+    def weight(self):
+        down, up = self[0].weight, self[1].weight
+        groups = getattr(self[0], "groups", 1)
+        rank = len(down) // groups
+        return (up.reshape(groups, -1, rank) @ down.reshape(groups, rank, -1)).reshape(len(up), *down.shape[1:])
+
+    @property
+    def bias(self):
+        return self[1].bias
 
 
 class PivotedLinear(nn.Sequential):
@@ -35,6 +51,49 @@ class PivotedLinear(nn.Sequential):
         return outputs if self[1].bias is None else outputs + self[1].bias
 
 
+def is_transposed(layer):
+    """Whether a layer is the `Conv1D` of transformers, which is linear, with a weight of in x out."""
+    return type(layer).__name__ == "Conv1D" and hasattr(layer, "nf")
+
+
+def low_rank(original, rank, bias, dtype=None):
+    """Returns two layers of this rank in place of a linear layer or a convolution, with weights that are not set yet."""
+    options = {"device": original.weight.device, "dtype": dtype or original.weight.dtype}
+    if isinstance(original, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        kind, groups = type(original), original.groups
+        window = (original.kernel_size, original.stride, original.padding, original.dilation)
+        down = skip_init(kind, original.in_channels, groups * rank, *window, groups, False, original.padding_mode, **options)
+        up = skip_init(kind, groups * rank, original.out_channels, 1, groups=groups, bias=bias, **options)
+    elif isinstance(original, nn.Linear) or is_transposed(original):
+        outputs, inputs = reversed(original.weight.shape) if is_transposed(original) else original.weight.shape
+        down = skip_init(nn.Linear, inputs, rank, bias=False, **options)
+        up = skip_init(nn.Linear, rank, outputs, bias=bias, **options)
+    else:
+        raise TypeError(f"expected a linear layer or a convolution, got {type(original).__name__}")
+    layers = LowRank(down, up).train(original.training).requires_grad_(original.weight.requires_grad)
+    # Sizes, strides and so on, for code that reads them.
+    for name in getattr(original, "__constants__", ()):
+        setattr(layers, name, getattr(original, name))
+    return layers
+
+
+def replacements(module, tensors, ranks, prefix=""):
+    """Returns the layers of a file, by the name of the original, given dtype and shape of its tensors as tensors themselves."""
+    layers = {}
+    for name, rank in ranks.items():
+        name = prefix + name
+        original, bias, dtype = module.get_submodule(name), f"{name}.1.bias" in tensors, tensors[f"{name}.0.weight"].dtype
+        try:
+            if f"{name}.pivots" in tensors:
+                sizes = original.in_features, rank, original.out_features
+                layers[name] = PivotedLinear(*sizes, bias, device=original.weight.device, dtype=dtype).train(original.training)
+            else:
+                layers[name] = low_rank(original, rank, bias, dtype)
+        except (TypeError, AttributeError) as error:
+            raise TypeError(f"{name}: {error}") from None
+    return layers
+
+
 def load_compressed(module, path, prefix="", strict=True):
     """`prefix` is what the module's names have before those of the file (`encoder.`, say)."""
     with safe_open(path, "pt") as file:
@@ -43,21 +102,9 @@ def load_compressed(module, path, prefix="", strict=True):
         tensors = {prefix + name: file.get_tensor(name) for name in file.keys()}
     for name, first in shared.items():
         tensors[f"{prefix}{name}.0.weight"] = tensors[f"{prefix}{first}.0.weight"]
-    for name, rank in ranks.items():
-        parent, _, child = (prefix + name).rpartition(".")
-        parent = module.get_submodule(parent)
-        original = getattr(parent, child)
-        if not isinstance(original, nn.Linear):
-            raise TypeError(f"{name}: expected nn.Linear, got {type(original).__name__}")
-        weight = tensors[f"{prefix}{name}.0.weight"]
-        options = {"device": original.weight.device, "dtype": weight.dtype}
-        sizes, bias = (original.in_features, rank, original.out_features), f"{prefix}{name}.1.bias" in tensors
-        if f"{prefix}{name}.pivots" in tensors:
-            replacement = PivotedLinear(*sizes, bias, **options)
-        else:
-            thin = nn.Linear(*sizes[:2], bias=False, **options)
-            replacement = nn.Sequential(thin, nn.Linear(*sizes[1:], bias=bias, **options))
-        setattr(parent, child, replacement.train(original.training))
+    for name, layer in replacements(module, tensors, ranks, prefix).items():
+        parent, _, child = name.rpartition(".")
+        setattr(module.get_submodule(parent), child, layer)
     for name, first in shared.items():
         # The same module, so that its parameters are stored and trained once.
         module.get_submodule(prefix + name)[0] = module.get_submodule(prefix + first)[0]

@@ -1,0 +1,212 @@
+#!/usr/bin/env python3
+"""Trains a small Llama-style language model, and measures its perplexity after compression by several methods.
+
+    language_model.py train MODEL_FOLDER [--minutes 10]
+    language_model.py measure MODEL_FOLDER RESULTS.json [--keep 0.8 0.6 0.4] [--draws 1 2 3]
+    language_model.py table RESULTS.json
+
+The text is that of the Python installation, in bytes: the model is trained on the modules of the standard library, and never sees
+their documentation, `pydoc_data/topics.py`. "code" is modules that were held out, a domain that it was trained on; "prose" is the
+documentation, one that it was not trained on. Each draw takes other calibration texts of the domain; perplexities are per byte, on
+texts that calibration did not see.
+
+All methods compress the same layers to the same ranks, the uniform ones, except for those with gradients, whose ranks follow these. SVD-LLM (Wang et al. 2024) is the SVD of W S with the Cholesky factor S of the uncentred second moment of the inputs;
+ASVD (Yuan et al. 2023) is that of W S with S the diagonal of mean |x| to the power 0.5.
+"""
+
+import argparse
+import copy
+import json
+import math
+import pathlib
+import random
+import sysconfig
+import time
+
+import dalr
+import numpy as np
+import torch
+import transformers
+from dalr.load_compressed import low_rank
+
+CONTEXT, BATCH, CALIBRATION, HELD_OUT = 256, 16, 64, 96
+
+
+def texts():
+    """Modules to train on, modules that were held out, and prose, as bytes."""
+    library = pathlib.Path(sysconfig.get_path("stdlib"))
+    modules = sorted(path for path in library.rglob("*.py") if not {"test", "tests", "idlelib", "site-packages", "pydoc_data"} & set(path.parts))
+    random.Random(0).shuffle(modules)
+    code = [path.read_bytes() for path in modules]
+    held_out = len(code) // 10
+    return b"\n".join(code[held_out:]), b"\n".join(code[:held_out]), (library / "pydoc_data" / "topics.py").read_bytes().replace(b"\\n'\n", b"\n")
+
+
+def windows(text, count, generator):
+    tokens = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+    starts = torch.randint(0, len(tokens) - CONTEXT, (count,), generator=generator)
+    return torch.stack([tokens[start : start + CONTEXT] for start in starts]).long()
+
+
+def new_model():
+    config = transformers.LlamaConfig(
+        vocab_size=256, hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
+        max_position_embeddings=CONTEXT, bos_token_id=0, eos_token_id=0,
+    )
+    return transformers.LlamaForCausalLM(config)
+
+
+def train(folder, minutes):
+    torch.manual_seed(0)
+    model, (code, _, _) = new_model(), texts()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    generator, begin, step = torch.Generator().manual_seed(0), time.perf_counter(), 0
+    while (elapsed := (time.perf_counter() - begin) / 60 / minutes) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * min(1, (step + 1) / 100) * (0.55 + 0.45 * math.cos(math.pi * elapsed))
+        batch = windows(code, BATCH, generator)
+        loss = model(batch, labels=batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        if step % 50 == 0:
+            print(f"{elapsed:.0%} of the time, step {step}: loss {loss.item():.3f}", flush=True)
+    model.save_pretrained(folder)
+
+
+@torch.no_grad()
+def perplexity(model, batches):
+    losses = [model(batch, labels=batch).loss.item() for batch in batches]
+    return math.exp(sum(losses) / len(losses))
+
+
+def second_moment(stats):
+    return stats.covariance() + np.outer(stats.mean, stats.mean)
+
+
+def truncated(matrix, root, rank):
+    """The best factors of a weight in the norm of its product with a root of the second moment."""
+    left, values, right = np.linalg.svd(matrix @ root, full_matrices=False)
+    return left[:, :rank], values[:rank, None] * np.linalg.solve(root.T, right[:rank].T).T
+
+
+def svd_llm(weight, stats, rank):
+    moment, shift = second_moment(stats), 0.0
+    while True:
+        try:
+            return truncated(weight, np.linalg.cholesky(moment + shift * np.eye(len(moment))), rank)
+        except np.linalg.LinAlgError:
+            shift = max(10 * shift, 1e-8 * moment.trace() / len(moment))
+
+
+def asvd(weight, stats, rank):
+    return truncated(weight, np.diag(np.maximum(stats.mean_absolute, 1e-6) ** 0.5), rank)
+
+
+def by_factors(factors):
+    """A method: a function of a weight, statistics and a rank, at the uniform ranks."""
+
+    def compress(model, data, keep):
+        calibration = gather(model, data)
+        ranks = dalr.compress(copy.deepcopy(model), calibration, keep=keep).plan.ranks
+        for name, rank in ranks.items():
+            layer, new = model.get_submodule(name), low_rank(model.get_submodule(name), rank, False)
+            up, down = factors(layer.weight.detach().double().numpy(), calibration.stats(name)[0], rank)
+            with torch.no_grad():
+                new[0].weight.copy_(torch.from_numpy(down))
+                new[1].weight.copy_(torch.from_numpy(up))
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, new)
+
+    return compress
+
+
+def gather(model, data, gradients=False):
+    with dalr.calibrate(model, gradients=gradients) as calibration, torch.set_grad_enabled(gradients):
+        for batch in data:
+            logits = model(batch).logits
+            if gradients:
+                # Outcomes that the model itself predicts: the metric is the Fisher information of its predictions.
+                predicted = torch.distributions.Categorical(logits=logits).sample()
+                calibration.backward(torch.nn.functional.cross_entropy(logits.flatten(0, 1), predicted.flatten(), reduction="sum"))
+    return calibration
+
+
+METHODS = {
+    "SVD": lambda model, data, keep: dalr.compress(model, keep=keep, method=dalr.TruncatedSvd()),
+    "ASVD": by_factors(asvd),
+    "SVD-LLM": by_factors(svd_llm),
+    "dalr": lambda model, data, keep: dalr.compress(model, gather(model, data), keep=keep),
+    "dalr, sequential": lambda model, data, keep: dalr.compress(model, gather(model, data), keep=keep, sequential=data),
+    "dalr, gradients": lambda model, data, keep: dalr.compress(model, gather(model, data, gradients=True), keep=keep),
+    "dalr, both": lambda model, data, keep: dalr.compress(model, gather(model, data, gradients=True), keep=keep, sequential=data),
+}
+
+
+def measure(options):
+    model = transformers.LlamaForCausalLM.from_pretrained(options.model).eval()
+    rows = json.loads(options.results.read_text()) if options.results.exists() else []
+    _, code, prose = texts()
+    for domain, text in (("code", code), ("prose", prose)):
+        half = len(text) // 2
+        held_out = windows(text[half:], HELD_OUT, torch.Generator().manual_seed(0)).split(BATCH)
+        rows.append({"domain": domain, "method": "original", "keep": 1.0, "draw": 0, "perplexity": perplexity(model, held_out)})
+        for draw in options.draws:
+            data = windows(text[:half], CALIBRATION, torch.Generator().manual_seed(draw)).split(BATCH)
+            for keep in options.keep:
+                for method, compress in METHODS.items():
+                    torch.manual_seed(draw)
+                    smaller, begin = copy.deepcopy(model), time.perf_counter()
+                    compress(smaller, data, keep)
+                    row = {"domain": domain, "method": method, "keep": keep, "draw": draw, "seconds": time.perf_counter() - begin}
+                    row["parameters"] = sum(parameter.numel() for parameter in smaller.parameters())
+                    row["perplexity"] = perplexity(smaller, held_out)
+                    rows.append(row)
+                    print(row, flush=True)
+                    options.results.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def table(rows):
+    """Mean and range over the draws, in Markdown; the best of each row is bold."""
+    lines = ["| domain | kept | " + " | ".join(METHODS) + " |", "|---|---|" + "---|" * len(METHODS)]
+    for domain, keep in sorted({(row["domain"], row["keep"]) for row in rows if row["draw"]}, key=lambda key: (key[0], -key[1])):
+        cells = {}
+        for method in METHODS:
+            found = [row["perplexity"] for row in rows if (row["domain"], row["keep"], row["method"]) == (domain, keep, method)]
+            cells[method] = (sum(found) / len(found), f"{sum(found) / len(found):.2f} ({min(found):.2f}–{max(found):.2f})")
+        least = min(cells.values())[0]
+        lines.append(f"| {domain} | {keep:.0%} | ".replace("%", " %") + " | ".join(f"**{text}**" if mean == least else text for mean, text in cells.values()) + " |")
+    seconds = [[row["seconds"] for row in rows if row["method"] == method] for method in METHODS]
+    lines.append("| | time | " + " | ".join(f"{min(all):.1f}–{max(all):.1f} s" for all in seconds) + " |")
+    original = {row["domain"]: row["perplexity"] for row in rows if row["method"] == "original"}
+    lines += ["", "Original: " + ", ".join(f"{domain} {value:.2f}" for domain, value in original.items()) + "."]
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name in ("train", "measure", "table"):
+        command = commands.add_parser(name)
+        if name != "table":
+            command.add_argument("model", type=pathlib.Path)
+        if name == "train":
+            command.add_argument("--minutes", type=float, default=10)
+        else:
+            command.add_argument("results", type=pathlib.Path)
+        if name == "measure":
+            command.add_argument("--keep", type=float, nargs="+", default=[0.8, 0.6, 0.4])
+            command.add_argument("--draws", type=int, nargs="+", default=[1, 2, 3])
+    options = parser.parse_args()
+    if options.command == "train":
+        train(options.model, options.minutes)
+    elif options.command == "measure":
+        measure(options)
+    else:
+        print(table(json.loads(options.results.read_text())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+../../../dalr-cli/python/load_compressed.py

@@ -1,0 +1,350 @@
+//! One budget for many layers.
+
+use std::collections::BTreeMap;
+
+use dalr::network::{Allocator, Budget, Choice, Progress, Sensitivities, Strategy};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::array::{Typed, mismatch};
+use crate::compress::Decomposition;
+use crate::error::OrRaise;
+
+/// A layer's name, shape and error at every rank, without matrices.
+#[pyclass(module = "dalr", frozen, eq, from_py_object)]
+#[derive(Clone, PartialEq)]
+pub(crate) struct LayerProfile(dalr::network::LayerProfile);
+
+#[pymethods]
+impl LayerProfile {
+    /// Create the profile of a decomposed layer, or of a convolution from the decompositions of its
+    /// groups. `calls` says how often the network runs the layer for one sample.
+    #[new]
+    #[pyo3(signature = (name, *decompositions, calls=1))]
+    fn new(name: &str, decompositions: Vec<Bound<'_, Decomposition>>, calls: u64) -> PyResult<Self> {
+        let [first, others @ ..] = &decompositions[..] else {
+            return Err(PyValueError::new_err("LayerProfile: expected at least one decomposition, got none"));
+        };
+        // `of_groups` takes owned decompositions; the profile of one needs no copy.
+        let profile = match &first.get().inner {
+            Typed::F32(one) if others.is_empty() => Ok(dalr::network::LayerProfile::new(name, one)),
+            Typed::F64(one) if others.is_empty() => Ok(dalr::network::LayerProfile::new(name, one)),
+            Typed::F32(_) => groups(&decompositions, |inner| match inner {
+                Typed::F32(group) => Ok(group.clone()),
+                Typed::F64(_) => Err(mismatch("all groups", "float32", "float64")),
+            })
+            .and_then(|groups| dalr::network::LayerProfile::of_groups(name, &groups).or_raise()),
+            Typed::F64(_) => groups(&decompositions, |inner| match inner {
+                Typed::F64(group) => Ok(group.clone()),
+                Typed::F32(_) => Err(mismatch("all groups", "float64", "float32")),
+            })
+            .and_then(|groups| dalr::network::LayerProfile::of_groups(name, &groups).or_raise()),
+        };
+        Ok(Self(profile?.with_calls(calls)))
+    }
+
+    /// The profile of an out × in layer that stays original, but counts in the budget.
+    #[staticmethod]
+    #[pyo3(signature = (name, shape, bias, calls=1))]
+    fn original(name: &str, shape: (usize, usize), bias: bool, calls: u64) -> PyResult<Self> {
+        Ok(Self(dalr::network::LayerProfile::original(name, shape, bias).or_raise()?.with_calls(calls)))
+    }
+
+    /// The name of the layer.
+    #[getter]
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    /// The largest rank that was solved for; 0 for a layer that stays original.
+    #[getter]
+    fn max_rank(&self) -> usize {
+        self.0.max_rank()
+    }
+
+    /// The parameters of the original layer, bias included.
+    #[getter]
+    fn parameters(&self) -> u64 {
+        self.0.parameters()
+    }
+
+    /// The multiply–adds of the original layer for one sample of the network.
+    #[getter]
+    fn multiply_adds(&self) -> u64 {
+        self.0.multiply_adds()
+    }
+
+    /// The eigenvalues divided by their total, descending.
+    #[getter]
+    fn explained_energy(&self) -> Vec<f64> {
+        self.0.explained_energy().to_vec()
+    }
+
+    /// The loss at this rank, a squared relative error; None for a rank that was not solved for.
+    fn loss(&self, rank: usize) -> Option<f64> {
+        self.0.loss(rank)
+    }
+
+    /// The predicted error at this rank.
+    fn relative_error(&self, rank: usize) -> Option<f64> {
+        self.0.relative_error(rank)
+    }
+
+    #[staticmethod]
+    fn _from_json(text: &str) -> PyResult<Self> {
+        serde_json::from_str(text).map(Self).map_err(|error| PyValueError::new_err(error.to_string()))
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, (String,))> {
+        let text = serde_json::to_string(&slf.get().0).map_err(|error| PyValueError::new_err(error.to_string()))?;
+        Ok((slf.py().get_type::<Self>().getattr("_from_json")?, (text,)))
+    }
+
+    fn __repr__(&self) -> String {
+        format!("LayerProfile('{}', {} parameters, max_rank {})", self.0.name(), self.0.parameters(), self.0.max_rank())
+    }
+}
+
+fn groups<D>(
+    decompositions: &[Bound<'_, Decomposition>],
+    get: impl Fn(&crate::array::typed!(dalr::Decomposition)) -> PyResult<D>,
+) -> PyResult<Vec<D>> {
+    decompositions.iter().map(|decomposition| get(&decomposition.get().inner)).collect()
+}
+
+/// A budget allocated to the layers of a network.
+///
+/// Print it for a summary.
+#[pyclass(module = "dalr", frozen, eq)]
+#[derive(PartialEq)]
+pub(crate) struct Plan(dalr::network::Plan);
+
+/// The choice for one layer, with its cost and its error.
+#[pyclass(module = "dalr", frozen, get_all)]
+pub(crate) struct LayerPlan {
+    /// Name of the layer.
+    name: String,
+    /// The rank; None if the layer stays original.
+    rank: Option<usize>,
+    /// The reason why the layer stays original; None if it does not.
+    reason: Option<String>,
+    /// Number of outputs.
+    out_features: usize,
+    /// Number of inputs.
+    in_features: usize,
+    /// The weight of the loss in the objective.
+    weight: f64,
+    /// The loss, a squared relative error.
+    loss: f64,
+    /// The predicted error; None without samples, 0 for an original layer.
+    relative_error: Option<f64>,
+    /// Parameters of the original layer.
+    parameters_before: u64,
+    /// Parameters of the layer as planned.
+    parameters_after: u64,
+    /// Multiply–adds of the original layer for one sample.
+    multiply_adds_before: u64,
+    /// Multiply–adds of the layer as planned.
+    multiply_adds_after: u64,
+    /// Warnings about the layer.
+    warnings: Vec<String>,
+    #[pyo3(name = "_text")]
+    text: String,
+}
+
+#[pymethods]
+impl LayerPlan {
+    fn __repr__(&self) -> String {
+        format!("{}  {}", self.name, self.text)
+    }
+}
+
+#[pymethods]
+impl Plan {
+    /// The plan for ranks that the caller chose. The other layers stay original.
+    #[staticmethod]
+    fn of_ranks(profiles: Vec<LayerProfile>, ranks: BTreeMap<String, usize>) -> PyResult<Self> {
+        Ok(Self(dalr::network::Plan::of_ranks(&inner(profiles), &ranks).or_raise()?))
+    }
+
+    /// The ranks of the compressed layers, by name.
+    #[getter]
+    fn ranks(&self) -> BTreeMap<String, usize> {
+        self.0.ranks()
+    }
+
+    /// The choices for all layers.
+    #[getter]
+    fn layers(&self) -> Vec<LayerPlan> {
+        let plan = |layer: &dalr::network::LayerPlan| LayerPlan {
+            name: layer.name.clone(),
+            rank: if let Choice::Rank(rank) = layer.choice { Some(rank) } else { None },
+            reason: layer.reason.map(|reason| reason.to_string()),
+            out_features: layer.out_features,
+            in_features: layer.in_features,
+            weight: layer.weight,
+            loss: layer.loss,
+            relative_error: layer.relative_error,
+            parameters_before: layer.parameters_before,
+            parameters_after: layer.parameters_after,
+            multiply_adds_before: layer.multiply_adds_before,
+            multiply_adds_after: layer.multiply_adds_after,
+            warnings: layer.warnings.iter().map(ToString::to_string).collect(),
+            text: layer.to_string(),
+        };
+        self.0.layers.iter().map(plan).collect()
+    }
+
+    /// The parameters of the original layers, biases included.
+    #[getter]
+    fn parameters_before(&self) -> u64 {
+        self.0.parameters_before()
+    }
+
+    /// The parameters of the layers as planned, biases included.
+    #[getter]
+    fn parameters_after(&self) -> u64 {
+        self.0.parameters_after()
+    }
+
+    /// The multiply–adds of the original layers for one sample.
+    #[getter]
+    fn multiply_adds_before(&self) -> u64 {
+        self.0.multiply_adds_before()
+    }
+
+    /// The multiply–adds of the layers as planned for one sample.
+    #[getter]
+    fn multiply_adds_after(&self) -> u64 {
+        self.0.multiply_adds_after()
+    }
+
+    /// The sum of the weighted losses, or the parameters if the budget limits an error.
+    #[getter]
+    fn objective(&self) -> f64 {
+        self.0.objective
+    }
+
+    /// The most that another allocation could improve the objective.
+    #[getter]
+    fn gap(&self) -> f64 {
+        self.0.gap()
+    }
+
+    /// Warnings about the plan; those about single layers are with the layers.
+    #[getter]
+    fn warnings(&self) -> Vec<String> {
+        self.0.warnings.iter().map(ToString::to_string).collect()
+    }
+
+    #[staticmethod]
+    fn _from_json(text: &str) -> PyResult<Self> {
+        serde_json::from_str(text).map(Self).map_err(|error| PyValueError::new_err(error.to_string()))
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, (String,))> {
+        let text = serde_json::to_string(&slf.get().0).map_err(|error| PyValueError::new_err(error.to_string()))?;
+        Ok((slf.py().get_type::<Self>().getattr("_from_json")?, (text,)))
+    }
+
+    fn __repr__(&self) -> String {
+        self.0.to_string()
+    }
+}
+
+fn inner(profiles: Vec<LayerProfile>) -> Vec<dalr::network::LayerProfile> {
+    profiles.into_iter().map(|profile| profile.0).collect()
+}
+
+/// A strategy as an argument: a name, or the sensitivity of each layer.
+#[derive(FromPyObject)]
+pub(crate) enum AnyStrategy {
+    Name(String),
+    Sensitivities(BTreeMap<String, f64>),
+}
+
+/// Allocate a budget to layers: choose a rank for each, or the original layer.
+///
+/// The budget is one of: `keep`, a fraction of the parameters; `parameters`; `keep_multiply_adds`, a
+/// fraction; `multiply_adds`; `error`, of all layers together; `layer_error`, of each; `rank`. The
+/// strategy is "uniform", "energy", or a dict with the sensitivity of each layer.
+#[pyfunction]
+#[pyo3(signature = (
+    profiles, *, keep=None, parameters=None, keep_multiply_adds=None, multiply_adds=None, error=None,
+    layer_error=None, rank=None, strategy=None, rank_multiple=1, min_rank=1, limits=None, untouched=None,
+))]
+#[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
+pub(crate) fn allocate(
+    profiles: Vec<LayerProfile>,
+    keep: Option<f64>,
+    parameters: Option<u64>,
+    keep_multiply_adds: Option<f64>,
+    multiply_adds: Option<u64>,
+    error: Option<f64>,
+    layer_error: Option<f64>,
+    rank: Option<usize>,
+    strategy: Option<AnyStrategy>,
+    rank_multiple: usize,
+    min_rank: usize,
+    limits: Option<BTreeMap<String, (usize, usize)>>,
+    untouched: Option<Vec<String>>,
+) -> PyResult<Plan> {
+    let budgets = [
+        keep.map(Budget::ParameterFraction),
+        parameters.map(Budget::Parameters),
+        keep_multiply_adds.map(Budget::MultiplyAddFraction),
+        multiply_adds.map(Budget::MultiplyAdds),
+        error.map(Budget::TotalError),
+        layer_error.map(Budget::LayerError),
+        rank.map(Budget::Rank),
+    ];
+    let given: Vec<Budget> = budgets.into_iter().flatten().collect();
+    let [budget] = given[..] else {
+        let names = "keep, parameters, keep_multiply_adds, multiply_adds, error, layer_error, rank";
+        return Err(PyValueError::new_err(format!("expected one budget ({names}), got {}", given.len())));
+    };
+    let strategy = match strategy {
+        None => Strategy::Uniform,
+        Some(AnyStrategy::Name(name)) if name == "uniform" => Strategy::Uniform,
+        Some(AnyStrategy::Name(name)) if name == "energy" => Strategy::Energy,
+        Some(AnyStrategy::Name(name)) => {
+            let expected = "\"uniform\", \"energy\" or a dict of sensitivities";
+            return Err(PyValueError::new_err(format!("expected the strategy {expected}, got {name:?}")));
+        }
+        Some(AnyStrategy::Sensitivities(all)) => Strategy::Sensitivity(Sensitivities::new(all).or_raise()?),
+    };
+    let mut allocator = Allocator::new(budget).with_strategy(strategy);
+    allocator = allocator.with_rank_multiple(rank_multiple).with_min_rank(min_rank);
+    for (layer, (least, most)) in limits.unwrap_or_default() {
+        allocator = allocator.with_limits(layer, least, most);
+    }
+    for layer in untouched.unwrap_or_default() {
+        allocator = allocator.with_untouched(layer);
+    }
+    Ok(Plan(allocator.allocate(&inner(profiles)).or_raise()?))
+}
+
+/// Measure the sensitivity of each layer: how much the network's loss grows with the layer's squared
+/// relative error.
+///
+/// `evaluate` gets a dict of ranks, compresses these layers, leaves all others original, and returns
+/// the loss of the network. `floor` raises the smallest sensitivities to this fraction of the mean.
+#[pyfunction]
+#[pyo3(signature = (profiles, plan, evaluate, *, floor=0.05))]
+pub(crate) fn measure_sensitivities(
+    py: Python<'_>,
+    profiles: Vec<LayerProfile>,
+    plan: &Plan,
+    evaluate: &Bound<'_, PyAny>,
+    floor: f64,
+) -> PyResult<BTreeMap<String, f64>> {
+    let evaluate = |ranks: &BTreeMap<String, usize>| -> PyResult<f64> {
+        py.check_signals()?;
+        evaluate.call1((ranks.clone(),))?.extract()
+    };
+    let (mut evaluations, profiles) = (Vec::new(), inner(profiles));
+    let measured = Sensitivities::measure(&profiles, &plan.0, &mut evaluations, evaluate, &mut Progress::ignore);
+    let measured = measured.and_then(|all| all.map(|all| all.with_floor(floor)).transpose()).or_raise()?;
+    // Nothing cancels the measurement.
+    Ok(measured.map(BTreeMap::from).unwrap_or_default())
+}
