@@ -65,7 +65,7 @@ def main():
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "tuned.index.json").exists():
         write(folder, options.layers)
-    command = [options.program, "lora", "extract", "--base", folder / "base.index.json", "--tuned", folder / "tuned.index.json"]
+    command = [options.program.resolve(), "lora", "extract", "--base", folder / "base.index.json", "--tuned", folder / "tuned.index.json"]
     command += ["--rank", options.rank, "-o", folder / "adapter", "--dtype", "bf16", "--force", "--json", folder / "report.json"]
     since = time.perf_counter()
     process = subprocess.Popen([str(part) for part in command], stdout=subprocess.DEVNULL)

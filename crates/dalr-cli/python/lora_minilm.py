@@ -115,7 +115,7 @@ def main():
         collect([text for text, _ in test[::4]], folder / "held_out.safetensors")
         held_out = load_file(folder / "held_out.safetensors")
         aware = ["--calibration", folder / "activations.safetensors", "--inputs", folder / "inputs.json"]
-        command = [options.program, "lora", "extract", "--base", folder / "base.safetensors", "--tuned", folder / "tuned.safetensors"]
+        command = [options.program.resolve(), "lora", "extract", "--base", folder / "base.safetensors", "--tuned", folder / "tuned.safetensors"]
         command += ["--include", "encoder.layer.*", "--rest", folder / "rest.safetensors", "--force", "-q"]
         print("\n| adapter | accuracy | same answer as fine-tuned | error of the outputs, mean of 36 layers |\n|---|---|---|---|")
         show("fine-tuned", tuned.tensors)
