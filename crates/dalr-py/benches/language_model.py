@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains a small Llama-style language model, and measures its perplexity after compression by several methods.
 
-    language_model.py train MODEL_FOLDER [--minutes 10]
+    language_model.py train MODEL_FOLDER [--steps 1500]
     language_model.py measure MODEL_FOLDER RESULTS.json [--keep 0.8 0.6 0.4] [--draws 1 2 3]
     language_model.py table RESULTS.json
 
@@ -29,7 +29,7 @@ import torch
 import transformers
 from dalr.load_compressed import low_rank
 
-CONTEXT, BATCH, CALIBRATION, HELD_OUT = 256, 16, 64, 96
+CONTEXT, BATCH, CALIBRATION, HELD_OUT = 128, 16, 64, 96
 
 
 def texts():
@@ -50,29 +50,27 @@ def windows(text, count, generator):
 
 def new_model():
     config = transformers.LlamaConfig(
-        vocab_size=256, hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
+        vocab_size=256, hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
         max_position_embeddings=CONTEXT, bos_token_id=0, eos_token_id=0,
     )
     return transformers.LlamaForCausalLM(config)
 
 
-def train(folder, minutes):
+def train(folder, steps):
     torch.manual_seed(0)
-    model, (code, _, _) = new_model(), texts()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
-    generator, begin, step = torch.Generator().manual_seed(0), time.perf_counter(), 0
-    while (elapsed := (time.perf_counter() - begin) / 60 / minutes) < 1:
+    model, (code, _, _), generator = new_model(), texts(), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * min(1, (step + 1) / 100) * (0.55 + 0.45 * math.cos(math.pi * elapsed))
+            group["lr"] = 2e-3 * min(1, (step + 1) / 100) * (0.55 + 0.45 * math.cos(math.pi * step / steps))
         batch = windows(code, BATCH, generator)
         loss = model(batch, labels=batch).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        step += 1
         if step % 50 == 0:
-            print(f"{elapsed:.0%} of the time, step {step}: loss {loss.item():.3f}", flush=True)
+            print(f"step {step} of {steps}: loss {loss.item():.3f}", flush=True)
     model.save_pretrained(folder)
 
 
@@ -193,7 +191,7 @@ def main():
         if name != "table":
             command.add_argument("model", type=pathlib.Path)
         if name == "train":
-            command.add_argument("--minutes", type=float, default=10)
+            command.add_argument("--steps", type=int, default=1500)
         else:
             command.add_argument("results", type=pathlib.Path)
         if name == "measure":
@@ -201,7 +199,7 @@ def main():
             command.add_argument("--draws", type=int, nargs="+", default=[1, 2, 3])
     options = parser.parse_args()
     if options.command == "train":
-        train(options.model, options.minutes)
+        train(options.model, options.steps)
     elif options.command == "measure":
         measure(options)
     else:
