@@ -4,6 +4,7 @@
     language_model.py train MODEL_FOLDER [--steps 1500]
     language_model.py measure MODEL_FOLDER RESULTS.json [--keep 0.8 0.6 0.4] [--draws 1 2 3]
     language_model.py table RESULTS.json
+    language_model.py draw MODEL_FOLDER RESULTS.json PICTURE.svg    needs matplotlib
 
 The text is that of the Python installation, in bytes: the model is trained on the modules of the standard library, and never sees
 their documentation, `pydoc_data/topics.py`. "code" is modules that were held out, a domain that it was trained on; "prose" is the
@@ -183,10 +184,45 @@ def table(rows):
     return "\n".join(lines)
 
 
+def draw(options):
+    """Spectra, errors by layer, and perplexity against size."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "dalr"
+    from matplotlib import pyplot
+
+    model, (_, code, _) = transformers.LlamaForCausalLM.from_pretrained(options.model).eval(), texts()
+    calibration = gather(model, windows(code[: len(code) // 2], CALIBRATION, torch.Generator().manual_seed(1)).split(BATCH))
+    figure, (spectra, errors, quality) = pyplot.subplots(1, 3, figsize=(13, 4))
+    for place in ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"):
+        name = f"model.layers.2.{place}"
+        layer = dalr.Linear(model.get_submodule(name).weight.detach())
+        energies = np.array(dalr.Dalr().decompose(layer, calibration.stats(name)[0]).energies)
+        spectra.semilogy(np.arange(1, len(energies) + 1), energies / energies.sum(), label=place)
+    spectra.set(title="Explained energy, block 2", xlabel="rank", ylabel="fraction of the energy")
+    spectra.legend(fontsize="small")
+    for method, method_options in (("SVD", {"method": dalr.TruncatedSvd()}), ("dalr", {})):
+        layers = dalr.compress(copy.deepcopy(model), calibration, keep=0.6, **method_options).plan.layers
+        errors.plot([layer.relative_error for layer in layers], "o-", markersize=3, label=method)
+    errors.set(title="Errors by layer at 60 %", xlabel="layer, in the order of the model", ylabel="relative error", ylim=(0, None))
+    errors.legend(fontsize="small")
+    rows = [row for row in json.loads(options.results.read_text()) if row["domain"] == "code"]
+    for method in METHODS:
+        points = sorted({row["keep"] for row in rows if row["method"] == method})
+        means = [np.mean([row["perplexity"] for row in rows if (row["method"], row["keep"]) == (method, keep)]) for keep in points]
+        quality.semilogy(points, means, "o-", markersize=3, label=method)
+    quality.axhline(next(row["perplexity"] for row in rows if row["method"] == "original"), color="grey", linestyle=":", label="original")
+    quality.set(title="Perplexity of held-out code", xlabel="fraction of the parameters kept", ylabel="perplexity per byte")
+    quality.legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(options.picture, metadata={"Date": None})
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("train", "measure", "table"):
+    for name in ("train", "measure", "table", "draw"):
         command = commands.add_parser(name)
         if name != "table":
             command.add_argument("model", type=pathlib.Path)
@@ -194,6 +230,8 @@ def main():
             command.add_argument("--steps", type=int, default=1500)
         else:
             command.add_argument("results", type=pathlib.Path)
+        if name == "draw":
+            command.add_argument("picture", type=pathlib.Path)
         if name == "measure":
             command.add_argument("--keep", type=float, nargs="+", default=[0.8, 0.6, 0.4])
             command.add_argument("--draws", type=int, nargs="+", default=[1, 2, 3])
@@ -202,6 +240,8 @@ def main():
         train(options.model, options.steps)
     elif options.command == "measure":
         measure(options)
+    elif options.command == "draw":
+        draw(options)
     else:
         print(table(json.loads(options.results.read_text())))
 

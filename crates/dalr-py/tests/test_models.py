@@ -126,6 +126,25 @@ def test_files_that_do_not_fit(tmp_path):
         dalr.load(mlp(), tmp_path / "plain.safetensors")
 
 
+def test_pivoted_files(tmp_path):
+    import safetensors.torch
+
+    model, data = mlp(), batches()
+    dalr.compress(model, calibrated(model, data), keep=0.6)
+    tensors, ranks = model.state_dict(), {}
+    for name, layer in model.named_children():
+        if not isinstance(layer, nn.GELU):
+            factors = dalr.LowRankLinear(layer[0].weight.detach(), layer[1].weight.detach(), layer[1].bias.detach())
+            pivoted, ranks[name] = factors.to_pivoted(), factors.rank
+            tensors[f"{name}.0.weight"] = torch.from_numpy(pivoted.pivot_rows)
+            tensors[f"{name}.1.weight"] = torch.from_numpy(pivoted.coefficients)
+            tensors[f"{name}.pivots"] = torch.tensor(pivoted.pivots)
+    safetensors.torch.save_file(tensors, tmp_path / "pivoted.safetensors", {"dalr.ranks": str(ranks).replace("'", '"')})
+    loaded = dalr.load(mlp(), tmp_path / "pivoted.safetensors")
+    torch.testing.assert_close(loaded(data[0]), model(data[0]), rtol=1e-4, atol=1e-4)
+    assert sum(p.numel() for p in loaded.parameters()) == sum(p.numel() for p in model.parameters()) - sum(rank**2 for rank in ranks.values())
+
+
 class Convolutions(nn.Module):
     def __init__(self, mode="zeros"):
         super().__init__()
