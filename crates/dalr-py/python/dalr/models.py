@@ -511,17 +511,16 @@ def compress(
     method = _dalr.Dalr() if method is None else method
     names = _considered(layers, untouched, skipped)
     _check(layers, names, calibration)
-    metrics = {name: _metrics(calibration, name, layers[name]) for name in names}
 
     decompositions: dict[str, list[_dalr.Decomposition]] = {}
     profiles, weights = [], {}
     for name in _progress(names, "decompose", progress):
         stats = calibration.stats(name) if calibration is not None else [None] * _groups(layers[name])
-        linears = _linears(layers[name])
+        linears, metrics = _linears(layers[name]), _metrics(calibration, name, layers[name])
         rank = max(1, math.ceil(_dalr.Rank.break_even(linears[0].out_features, linears[0].in_features)) - 1)
         try:
             decompositions[name] = [
-                method.decompose(linear, group, rank, output_metric=metric) for linear, group, metric in zip(linears, stats, metrics[name])
+                method.decompose(linear, group, rank, output_metric=metric) for linear, group, metric in zip(linears, stats, metrics)
             ]
         except (ValueError, TypeError, MemoryError, OverflowError, RuntimeError) as error:
             raise type(error)(f"layer `{name}`: {error}") from None
@@ -549,7 +548,7 @@ def compress(
     else:
         if calibration is None:
             raise ValueError("sequential recalibration needs a calibration, which knows the order of the layers")
-        built, reports = _sequential(model, layers, calibration, method, metrics, plan.ranks, sequential, progress)
+        built, reports = _sequential(model, layers, calibration, method, plan.ranks, sequential, progress)
     _replace(model, built)
     _forget_compiled()
     return Result(model, plan, reports, skipped)
@@ -643,7 +642,6 @@ def _sequential(
     layers: Mapping[str, nn.Module],
     calibration: Calibration,
     method: Method,
-    metrics: Mapping[str, Sequence[Optional[_dalr.OutputMetric]]],
     ranks: Mapping[str, int],
     batches: Iterable[Any],
     progress: Optional[bool],
@@ -677,7 +675,7 @@ def _sequential(
                 try:
                     compressed = [
                         method.compress(linear, group, ranks[name], output_metric=metric)
-                        for linear, group, metric in zip(_linears(layers[name]), stats, metrics[name])
+                        for linear, group, metric in zip(_linears(layers[name]), stats, _metrics(calibration, name, layers[name]))
                     ]
                 except (ValueError, TypeError, MemoryError, OverflowError, RuntimeError) as error:
                     raise type(error)(f"layer `{name}`: {error}") from None
