@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 """Trains a small Llama-style language model, and measures its perplexity after compression by several methods.
 
-    language_model.py train MODEL_FOLDER [--minutes 10]
+    language_model.py train MODEL_FOLDER [--steps 1500]
     language_model.py measure MODEL_FOLDER RESULTS.json [--keep 0.8 0.6 0.4] [--draws 1 2 3]
     language_model.py table RESULTS.json
+    language_model.py draw MODEL_FOLDER RESULTS.json PICTURE.svg    needs matplotlib
 
 The text is that of the Python installation, in bytes: the model is trained on the modules of the standard library, and never sees
 their documentation, `pydoc_data/topics.py`. "code" is modules that were held out, a domain that it was trained on; "prose" is the
@@ -29,7 +30,7 @@ import torch
 import transformers
 from dalr.load_compressed import low_rank
 
-CONTEXT, BATCH, CALIBRATION, HELD_OUT = 256, 16, 64, 96
+CONTEXT, BATCH, CALIBRATION, HELD_OUT = 128, 16, 64, 96
 
 
 def texts():
@@ -50,29 +51,27 @@ def windows(text, count, generator):
 
 def new_model():
     config = transformers.LlamaConfig(
-        vocab_size=256, hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
+        vocab_size=256, hidden_size=128, intermediate_size=352, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
         max_position_embeddings=CONTEXT, bos_token_id=0, eos_token_id=0,
     )
     return transformers.LlamaForCausalLM(config)
 
 
-def train(folder, minutes):
+def train(folder, steps):
     torch.manual_seed(0)
-    model, (code, _, _) = new_model(), texts()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1)
-    generator, begin, step = torch.Generator().manual_seed(0), time.perf_counter(), 0
-    while (elapsed := (time.perf_counter() - begin) / 60 / minutes) < 1:
+    model, (code, _, _), generator = new_model(), texts(), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.1)
+    for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * min(1, (step + 1) / 100) * (0.55 + 0.45 * math.cos(math.pi * elapsed))
+            group["lr"] = 2e-3 * min(1, (step + 1) / 100) * (0.55 + 0.45 * math.cos(math.pi * step / steps))
         batch = windows(code, BATCH, generator)
         loss = model(batch, labels=batch).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        step += 1
         if step % 50 == 0:
-            print(f"{elapsed:.0%} of the time, step {step}: loss {loss.item():.3f}", flush=True)
+            print(f"step {step} of {steps}: loss {loss.item():.3f}", flush=True)
     model.save_pretrained(folder)
 
 
@@ -185,25 +184,64 @@ def table(rows):
     return "\n".join(lines)
 
 
+def draw(options):
+    """Spectra, errors by layer, and perplexity against size."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "dalr"
+    from matplotlib import pyplot
+
+    model, (_, code, _) = transformers.LlamaForCausalLM.from_pretrained(options.model).eval(), texts()
+    calibration = gather(model, windows(code[: len(code) // 2], CALIBRATION, torch.Generator().manual_seed(1)).split(BATCH))
+    figure, (spectra, errors, quality) = pyplot.subplots(1, 3, figsize=(13, 4))
+    for place in ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"):
+        name = f"model.layers.2.{place}"
+        layer = dalr.Linear(model.get_submodule(name).weight.detach())
+        energies = np.array(dalr.Dalr().decompose(layer, calibration.stats(name)[0]).energies)
+        spectra.semilogy(np.arange(1, len(energies) + 1), energies / energies.sum(), label=place)
+    spectra.set(title="Explained energy, block 2", xlabel="rank", ylabel="fraction of the energy")
+    spectra.legend(fontsize="small")
+    for method, method_options in (("SVD", {"method": dalr.TruncatedSvd()}), ("dalr", {})):
+        layers = dalr.compress(copy.deepcopy(model), calibration, keep=0.6, **method_options).plan.layers
+        errors.plot([layer.relative_error for layer in layers], "o-", markersize=3, label=method)
+    errors.set(title="Errors by layer at 60 %", xlabel="layer, in the order of the model", ylabel="relative error", ylim=(0, None))
+    errors.legend(fontsize="small")
+    rows = [row for row in json.loads(options.results.read_text()) if row["domain"] == "code"]
+    for method in METHODS:
+        points = sorted({row["keep"] for row in rows if row["method"] == method})
+        means = [np.mean([row["perplexity"] for row in rows if (row["method"], row["keep"]) == (method, keep)]) for keep in points]
+        quality.semilogy(points, means, "o-", markersize=3, label=method)
+    quality.axhline(next(row["perplexity"] for row in rows if row["method"] == "original"), color="grey", linestyle=":", label="original")
+    quality.set(title="Perplexity of held-out code", xlabel="fraction of the parameters kept", ylabel="perplexity per byte")
+    quality.legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(options.picture, metadata={"Date": None})
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for name in ("train", "measure", "table"):
+    for name in ("train", "measure", "table", "draw"):
         command = commands.add_parser(name)
         if name != "table":
             command.add_argument("model", type=pathlib.Path)
         if name == "train":
-            command.add_argument("--minutes", type=float, default=10)
+            command.add_argument("--steps", type=int, default=1500)
         else:
             command.add_argument("results", type=pathlib.Path)
+        if name == "draw":
+            command.add_argument("picture", type=pathlib.Path)
         if name == "measure":
             command.add_argument("--keep", type=float, nargs="+", default=[0.8, 0.6, 0.4])
             command.add_argument("--draws", type=int, nargs="+", default=[1, 2, 3])
     options = parser.parse_args()
     if options.command == "train":
-        train(options.model, options.minutes)
+        train(options.model, options.steps)
     elif options.command == "measure":
         measure(options)
+    elif options.command == "draw":
+        draw(options)
     else:
         print(table(json.loads(options.results.read_text())))
 

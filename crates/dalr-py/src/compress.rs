@@ -161,6 +161,26 @@ impl OutputMetric {
         Ok(Self(metric.or_raise()?))
     }
 
+    /// The metric of the outputs that the next layer reads after an activation function, without
+    /// gradients.
+    ///
+    /// `slopes` are statistics of the derivative of that function at the outputs, and `behind` is the
+    /// metric of the next layer's outputs.
+    #[staticmethod]
+    #[pyo3(signature = (next_layer, slopes, behind=None))]
+    fn from_next_layer(
+        py: Python<'_>,
+        next_layer: &Linear,
+        slopes: PyRef<'_, ActivationStats>,
+        behind: Option<&Self>,
+    ) -> PyResult<Self> {
+        let behind = behind.map(|behind| &behind.0);
+        each!(&next_layer.inner, next => {
+            let slopes = activations(&slopes)?;
+            py.detach(|| dalr::compress::OutputMetric::from_next_layer(next, slopes, behind)).or_raise().map(Self)
+        })
+    }
+
     /// A metric that weighs each output on its own.
     #[staticmethod]
     fn diagonal(weights: Vec<f64>) -> PyResult<Self> {
@@ -191,6 +211,7 @@ pub(crate) trait Choose: Real {
     fn activations(stats: &typed!(dalr::ActivationStats)) -> Option<&dalr::ActivationStats<Self>>;
     fn paired(stats: &typed!(dalr::covariance::PairedStats)) -> Option<&dalr::covariance::PairedStats<Self>>;
     fn linear(layer: &Linear) -> Option<&dalr::Linear<Self>>;
+    fn decomposition(one: &typed!(dalr::Decomposition)) -> Option<&dalr::Decomposition<Self>>;
 }
 
 macro_rules! choose {
@@ -204,6 +225,9 @@ macro_rules! choose {
             }
             fn linear(layer: &Linear) -> Option<&dalr::Linear<Self>> {
                 if let Typed::$variant(layer) = &layer.inner { Some(layer) } else { None }
+            }
+            fn decomposition(one: &typed!(dalr::Decomposition)) -> Option<&dalr::Decomposition<Self>> {
+                if let Typed::$variant(one) = one { Some(one) } else { None }
             }
         }
     };

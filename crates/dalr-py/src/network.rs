@@ -6,8 +6,8 @@ use dalr::network::{Allocator, Budget, Choice, Progress, Sensitivities, Strategy
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
-use crate::array::{Typed, mismatch};
-use crate::compress::Decomposition;
+use crate::array::{each, mismatch};
+use crate::compress::{Choose, Decomposition};
 use crate::error::OrRaise;
 
 /// A layer's name, shape and error at every rank, without matrices.
@@ -25,22 +25,11 @@ impl LayerProfile {
         let [first, others @ ..] = &decompositions[..] else {
             return Err(PyValueError::new_err("LayerProfile: expected at least one decomposition, got none"));
         };
-        // `of_groups` takes owned decompositions; the profile of one needs no copy.
-        let profile = match &first.get().inner {
-            Typed::F32(one) if others.is_empty() => Ok(dalr::network::LayerProfile::new(name, one)),
-            Typed::F64(one) if others.is_empty() => Ok(dalr::network::LayerProfile::new(name, one)),
-            Typed::F32(_) => groups(&decompositions, |inner| match inner {
-                Typed::F32(group) => Ok(group.clone()),
-                Typed::F64(_) => Err(mismatch("all groups", "float32", "float64")),
-            })
-            .and_then(|groups| dalr::network::LayerProfile::of_groups(name, &groups).or_raise()),
-            Typed::F64(_) => groups(&decompositions, |inner| match inner {
-                Typed::F64(group) => Ok(group.clone()),
-                Typed::F32(_) => Err(mismatch("all groups", "float64", "float32")),
-            })
-            .and_then(|groups| dalr::network::LayerProfile::of_groups(name, &groups).or_raise()),
-        };
-        Ok(Self(profile?.with_calls(calls)))
+        let profile = each!(&first.get().inner, first => match others {
+            [] => dalr::network::LayerProfile::new(name, first),
+            _ => of_groups(name, first, others)?,
+        });
+        Ok(Self(profile.with_calls(calls)))
     }
 
     /// The profile of an out × in layer that stays original, but counts in the budget.
@@ -105,11 +94,17 @@ impl LayerProfile {
     }
 }
 
-fn groups<D>(
-    decompositions: &[Bound<'_, Decomposition>],
-    get: impl Fn(&crate::array::typed!(dalr::Decomposition)) -> PyResult<D>,
-) -> PyResult<Vec<D>> {
-    decompositions.iter().map(|decomposition| get(&decomposition.get().inner)).collect()
+fn of_groups<T: Choose>(
+    name: &str,
+    first: &dalr::Decomposition<T>,
+    others: &[Bound<'_, Decomposition>],
+) -> PyResult<dalr::network::LayerProfile> {
+    let mut groups = vec![first.clone()];
+    for other in others.iter().map(|other| &other.get().inner) {
+        let group = T::decomposition(other).ok_or_else(|| mismatch("all groups", T::NAME, other.dtype()))?;
+        groups.push(group.clone());
+    }
+    dalr::network::LayerProfile::of_groups(name, &groups).or_raise()
 }
 
 /// A budget allocated to the layers of a network.

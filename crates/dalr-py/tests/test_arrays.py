@@ -107,6 +107,22 @@ def test_output_metric_moves_the_error(rng):
     assert error[False] < 0.05 * error[True]
 
 
+def test_output_metric_of_the_next_layer(rng):
+    layer, inputs = layer_and_inputs(rng)
+    outputs = layer.forward(inputs)
+    following = dalr.Linear(rng.standard_normal((4, 9)) * 3.0 ** -np.arange(9))
+    slopes = dalr.ActivationStats(9)
+    slopes.update((outputs > 0).astype(float))
+    metric = dalr.OutputMetric.from_next_layer(following, slopes)
+    found = dalr.Dalr(ridge="none").compress(layer, stats_of(inputs), 4, output_metric=metric).layer.forward(inputs)
+    # By its definition: (W^T W) * E[d d^T], with the default floor.
+    active = (outputs > 0).astype(float)
+    matrix = (following.weight.T @ following.weight) * (active.T @ active / len(active))
+    given = dalr.OutputMetric(matrix)
+    expected = dalr.Dalr(ridge="none").compress(layer, stats_of(inputs), 4, output_metric=given).layer.forward(inputs)
+    np.testing.assert_allclose(found, expected, atol=1e-8)
+
+
 def test_paired_statistics(rng):
     layer, original = layer_and_inputs(rng, samples=2000)
     noisy = original + 0.5 * rng.standard_normal(original.shape)

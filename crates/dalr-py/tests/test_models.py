@@ -126,6 +126,25 @@ def test_files_that_do_not_fit(tmp_path):
         dalr.load(mlp(), tmp_path / "plain.safetensors")
 
 
+def test_pivoted_files(tmp_path):
+    import safetensors.torch
+
+    model, data = mlp(), batches()
+    dalr.compress(model, calibrated(model, data), keep=0.6)
+    tensors, ranks = model.state_dict(), {}
+    for name, layer in model.named_children():
+        if not isinstance(layer, nn.GELU):
+            factors = dalr.LowRankLinear(layer[0].weight.detach(), layer[1].weight.detach(), layer[1].bias.detach())
+            pivoted, ranks[name] = factors.to_pivoted(), factors.rank
+            tensors[f"{name}.0.weight"] = torch.from_numpy(pivoted.pivot_rows)
+            tensors[f"{name}.1.weight"] = torch.from_numpy(pivoted.coefficients)
+            tensors[f"{name}.pivots"] = torch.tensor(pivoted.pivots)
+    safetensors.torch.save_file(tensors, tmp_path / "pivoted.safetensors", {"dalr.ranks": str(ranks).replace("'", '"')})
+    loaded = dalr.load(mlp(), tmp_path / "pivoted.safetensors")
+    torch.testing.assert_close(loaded(data[0]), model(data[0]), rtol=1e-4, atol=1e-4)
+    assert sum(p.numel() for p in loaded.parameters()) == sum(p.numel() for p in model.parameters()) - sum(rank**2 for rank in ranks.values())
+
+
 class Convolutions(nn.Module):
     def __init__(self, mode="zeros"):
         super().__init__()
@@ -245,7 +264,7 @@ class Switching(nn.Module):
         self.apart = False
 
     def forward(self, x):
-        return self.one(x) + self.other(x + 1 if self.apart else x)
+        return self.one(input=x) + self.other(x + 1 if self.apart else x)
 
 
 def test_inputs_that_are_shared_no_longer():
@@ -260,6 +279,27 @@ def test_inputs_that_are_shared_no_longer():
     with torch.no_grad(), dalr.calibrate(model, share_inputs=False) as calibration:
         model(torch.randn(20, 8))
     assert calibration.stats("other")[0].mean.mean() > calibration.stats("one")[0].mean.mean() + 0.9
+
+
+def test_inputs_that_are_shared_with_others_later():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.three = (nn.Linear(8, 8) for _ in range(3))
+            self.runs = 0
+
+        def forward(self, x):
+            self.runs += 1
+            other = x + 1
+            # The second layer shares its input with the first one, then with the third one.
+            return self.one(x) + self.three(other) + self.two(x if self.runs == 1 else other)
+
+    data = [torch.randn(20, 8) for _ in range(3)]
+    with pytest.raises(RuntimeError, match="layer `two` .* share_inputs=False"):
+        calibrated(Model(), data)
+    calibration = calibrated(Model(), data, share_inputs=False)
+    expected = torch.cat([data[0], data[1] + 1, data[2] + 1]).numpy().T.astype(float)
+    np.testing.assert_allclose(calibration.stats("two")[0].covariance(), np.cov(expected, bias=True), atol=1e-6)
 
 
 def test_masks():

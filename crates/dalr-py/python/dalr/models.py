@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import fnmatch
 import json
 import math
 import os
 import sys
-import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Optional, TypeVar, Union
@@ -163,8 +161,8 @@ def _window(layer: nn.Module) -> tuple[Any, ...]:
     return (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode)
 
 
-def _patches(layer: nn.Module, images: torch.Tensor, fraction: float, generator: torch.Generator) -> list[torch.Tensor]:
-    """The patches at random positions, for each group: positions x inputs."""
+def _patches(layer: nn.Module, images: torch.Tensor, fraction: float, generator: torch.Generator) -> tuple[list[torch.Tensor], int]:
+    """The patches at random positions, for each group: positions x inputs. And the number of all positions."""
     axes = len(layer.kernel_size)
     images = images.detach()
     if images.dim() == axes + 1:
@@ -179,12 +177,13 @@ def _patches(layer: nn.Module, images: torch.Tensor, fraction: float, generator:
         windows = windows[..., ::dilation]
     # images x channels x positions x kernel: only the chosen positions are copied.
     windows = windows.movedim(1, 1 + axes)
-    chosen = _positions(windows.shape[0], math.prod(windows.shape[1 : 1 + axes]), fraction, generator)
-    index = [chosen // math.prod(windows.shape[1 : 1 + axes])]
+    count = math.prod(windows.shape[1 : 1 + axes])
+    chosen = _positions(len(windows), count, fraction, generator)
+    index = [chosen // count]
     for axis in range(1, 1 + axes):
         index.append(chosen // math.prod(windows.shape[axis + 1 : 1 + axes]) % windows.shape[axis])
     patches = windows[tuple(position.to(windows.device) for position in index)]
-    return [group.flatten(1) for group in patches.chunk(layer.groups, 1)]
+    return [group.flatten(1) for group in patches.chunk(layer.groups, 1)], len(windows) * count
 
 
 def _positions(images: int, positions: int, fraction: float, generator: torch.Generator) -> torch.Tensor:
@@ -192,6 +191,12 @@ def _positions(images: int, positions: int, fraction: float, generator: torch.Ge
     count = min(positions, max(1, round(fraction * positions)))
     chosen = torch.rand(images, positions, generator=generator).argsort(1)[:, :count].sort(1).values
     return (chosen + torch.arange(images)[:, None] * positions).reshape(-1)
+
+
+def _first(arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> torch.Tensor:
+    """The inputs that a layer is called with, its only argument."""
+    inputs: torch.Tensor = arguments[0] if arguments else next(iter(keywords.values()))
+    return inputs
 
 
 def _masked(samples: torch.Tensor, mask: Optional[torch.Tensor]) -> torch.Tensor:
@@ -289,7 +294,7 @@ class Calibration:
             stack.callback(root.remove)
             for name in self._records:
                 layer = self._model.get_submodule(name)
-                stack.callback(layer.register_forward_pre_hook(self._observe(name)).remove)
+                stack.callback(layer.register_forward_pre_hook(self._observe(name), with_kwargs=True).remove)
                 if self._gradients:
                     stack.callback(layer.register_forward_hook(self._watch(name)).remove)
             self._exit = stack.pop_all()
@@ -306,14 +311,14 @@ class Calibration:
         self._seen = WeakTensorKeyDictionary()
         self._padding = _padding_mask(keywords) if self.mask is None else self.mask
 
-    def _observe(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], Optional[tuple[Any, ...]]]:
-        def observe(layer: nn.Module, arguments: tuple[Any, ...]) -> Optional[tuple[Any, ...]]:
-            inputs, *rest = arguments
+    def _observe(self, name: str) -> Callable[..., Any]:
+        def observe(layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+            inputs = _first(arguments, keywords)
             with torch.no_grad():
                 self._record(name, layer, inputs)
             if self._gradients and torch.is_grad_enabled() and not inputs.requires_grad:
                 # The outputs would not depend on anything that has a gradient.
-                return (inputs.detach().requires_grad_(), *rest)
+                return (inputs.detach().requires_grad_(),), {}
             return None
 
         return observe
@@ -333,11 +338,6 @@ class Calibration:
                 return
             if record.input is source and update <= record.updates:
                 return
-        if record.input is not None and known is not None and record.updates == record.input.updates:
-            # From now on this layer has other inputs than those it shared them with.
-            own = _Input(copy.deepcopy(record.input.stats))
-            own.updates, own.rows = record.input.updates, record.input.rows
-            record.input = own
         if record.input is None:
             features = layer.weight.shape[0] if is_transposed(layer) else math.prod(layer.weight.shape[1:])
             record.input = _Input([_dalr.ActivationStats(features) for _ in range(_groups(layer))])
@@ -346,37 +346,25 @@ class Calibration:
             raise RuntimeError(
                 f"layer `{name}` shared its input with another layer, and no longer does: start again with calibrate(…, share_inputs=False)"
             )
-        rows = self._samples(layer, inputs)
-        if all(len(group) == 0 for group in rows):
+        if _is_convolution(layer):
+            rows, count = _patches(layer, inputs, self._positions, self._generator)
+        else:
+            rows = [_masked(inputs, self._padding)]
+            count = len(rows[0])
+        if count == 0:
             return
         _update(name, record.input.stats, rows)
         record.input.updates += 1
-        record.input.rows += self._count(layer, inputs, len(rows[0]))
+        record.input.rows += count
         record.updates = record.input.updates
-        if self._share:
+        if self._share and known is None:
             self._seen.setdefault(inputs, {})[key] = (record.input, record.updates)
-
-    def _samples(self, layer: nn.Module, inputs: torch.Tensor) -> list[torch.Tensor]:
-        if _is_convolution(layer):
-            return _patches(layer, inputs, self._positions, self._generator)
-        return [_masked(inputs, self._padding)]
-
-    def _count(self, layer: nn.Module, inputs: torch.Tensor, rows: int) -> int:
-        if not _is_convolution(layer):
-            return rows
-        sizes = zip(inputs.shape[-len(layer.kernel_size) :], layer.kernel_size, layer.stride, layer.dilation)
-        padding = layer._reversed_padding_repeated_twice[::-1]
-        padded = [sum(padding[2 * axis : 2 * axis + 2]) for axis in range(len(layer.kernel_size))]
-        outputs = [(size + more - (kernel - 1) * dilation - 1) // stride + 1 for (size, kernel, stride, dilation), more in zip(sizes, padded)]
-        images = inputs.shape[0] if inputs.dim() == len(layer.kernel_size) + 2 else 1
-        return images * math.prod(outputs)
 
     def _watch(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], torch.Tensor], None]:
         def watch(layer: nn.Module, arguments: tuple[Any, ...], outputs: torch.Tensor) -> None:
             padding = self._padding
 
             def gather(gradient: torch.Tensor) -> None:
-                # Outputs that nothing depends on have no gradient, and padded tokens do not count.
                 if _is_convolution(layer):
                     axes = len(layer.kernel_size)
                     gradient = gradient if gradient.dim() == axes + 2 else gradient[None]
@@ -474,8 +462,7 @@ class Result:
         The file appears when it is complete. Tensors that the model has several times are written once.
         """
         path = os.fspath(path)
-        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path) or ".", prefix=os.path.basename(path), suffix=".part")
-        os.close(handle)
+        temporary = f"{path}.{os.getpid()}.part"
         try:
             metadata = {"format": "pt", "dalr.ranks": json.dumps(self.plan.ranks)}
             safetensors.torch.save_model(self.model, temporary, metadata=metadata)
@@ -524,17 +511,16 @@ def compress(
     method = _dalr.Dalr() if method is None else method
     names = _considered(layers, untouched, skipped)
     _check(layers, names, calibration)
-    metrics = {name: _metrics(calibration, name, layers[name]) for name in names}
 
     decompositions: dict[str, list[_dalr.Decomposition]] = {}
     profiles, weights = [], {}
     for name in _progress(names, "decompose", progress):
         stats = calibration.stats(name) if calibration is not None else [None] * _groups(layers[name])
-        linears = _linears(layers[name])
+        linears, metrics = _linears(layers[name]), _metrics(calibration, name, layers[name])
         rank = max(1, math.ceil(_dalr.Rank.break_even(linears[0].out_features, linears[0].in_features)) - 1)
         try:
             decompositions[name] = [
-                method.decompose(linear, group, rank, output_metric=metric) for linear, group, metric in zip(linears, stats, metrics[name])
+                method.decompose(linear, group, rank, output_metric=metric) for linear, group, metric in zip(linears, stats, metrics)
             ]
         except (ValueError, TypeError, MemoryError, OverflowError, RuntimeError) as error:
             raise type(error)(f"layer `{name}`: {error}") from None
@@ -562,7 +548,7 @@ def compress(
     else:
         if calibration is None:
             raise ValueError("sequential recalibration needs a calibration, which knows the order of the layers")
-        built, reports = _sequential(model, layers, calibration, method, metrics, plan.ranks, sequential, progress)
+        built, reports = _sequential(model, layers, calibration, method, plan.ranks, sequential, progress)
     _replace(model, built)
     _forget_compiled()
     return Result(model, plan, reports, skipped)
@@ -656,7 +642,6 @@ def _sequential(
     layers: Mapping[str, nn.Module],
     calibration: Calibration,
     method: Method,
-    metrics: Mapping[str, Sequence[Optional[_dalr.OutputMetric]]],
     ranks: Mapping[str, int],
     batches: Iterable[Any],
     progress: Optional[bool],
@@ -690,7 +675,7 @@ def _sequential(
                 try:
                     compressed = [
                         method.compress(linear, group, ranks[name], output_metric=metric)
-                        for linear, group, metric in zip(_linears(layers[name]), stats, metrics[name])
+                        for linear, group, metric in zip(_linears(layers[name]), stats, _metrics(calibration, name, layers[name]))
                     ]
                 except (ValueError, TypeError, MemoryError, OverflowError, RuntimeError) as error:
                     raise type(error)(f"layer `{name}`: {error}") from None
@@ -721,16 +706,17 @@ def _inputs(
     generator = torch.Generator().manual_seed(seed)
     padding = _padding_mask(keywords)
 
-    def gather(layer: nn.Module, arguments: tuple[Any, ...]) -> None:
+    def gather(layer: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        inputs = _first(arguments, keywords)
         if _is_convolution(layer):
-            calls.append(_patches(layer, arguments[0], calibration._positions, generator))
+            calls.append(_patches(layer, inputs, calibration._positions, generator)[0])
         else:
-            calls.append([_masked(arguments[0], padding)])
+            calls.append([_masked(inputs, padding)])
         # Layers that run once in every run, as most do, are the last that matter.
         if record.calls == calibration._runs:
             raise _Reached
 
-    hook = layer.register_forward_pre_hook(gather)
+    hook = layer.register_forward_pre_hook(gather, with_kwargs=True)
     try:
         with _replaced(model, changed), torch.no_grad(), _eagerly(), contextlib.suppress(_Reached):
             model(*arguments, **keywords)
