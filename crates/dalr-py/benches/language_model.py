@@ -189,7 +189,7 @@ def draw(options):
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams["svg.hashsalt"] = "dalr"
+    matplotlib.rcParams.update({"svg.hashsalt": "dalr", "svg.fonttype": "none", "font.family": "sans-serif"})
     from matplotlib import pyplot
 
     model, (_, code, _) = transformers.LlamaForCausalLM.from_pretrained(options.model).eval(), texts()
@@ -211,7 +211,7 @@ def draw(options):
     for method in METHODS:
         points = sorted({row["keep"] for row in rows if row["method"] == method})
         means = [np.mean([row["perplexity"] for row in rows if (row["method"], row["keep"]) == (method, keep)]) for keep in points]
-        quality.semilogy(points, means, "o-", markersize=3, label=method)
+        quality.plot(points, means, "o-", markersize=3, label=method)
     quality.axhline(next(row["perplexity"] for row in rows if row["method"] == "original"), color="grey", linestyle=":", label="original")
     quality.set(title="Perplexity of held-out code", xlabel="fraction of the parameters kept", ylabel="perplexity per byte")
     quality.legend(fontsize="small")
