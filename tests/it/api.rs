@@ -3,11 +3,12 @@
 
 use dalr::adapter::Adapter;
 use dalr::compress::{ActivationFunction, HiddenUnitSelection, HiddenUnits, OutputMetric, SelectedUnits};
+use dalr::convolution::{Conv2d, ConvOptions, LowRankConv2d, PatchStats};
 use dalr::covariance::PairedStats;
 use dalr::factors::PrunedLinear;
 use dalr::network::{
-    Allocator, Budget, Choice, Evaluation, JointSearch, LayerPlan, LayerProfile, Network, OriginalReason, Plan,
-    Progress, Sensitivities, SharedInput, Strategy,
+    Allocator, Budget, Choice, Cost, Evaluation, JointSearch, LayerPlan, LayerProfile, Network, OriginalReason, Plan,
+    Progress, Sensitivities, SharedInput, Strategy, UnitProfile,
 };
 use dalr::solver::{Eigenpairs, PsdOperator};
 use dalr::{
@@ -32,6 +33,9 @@ const fn data<T: Scalar>() {
     shareable::<LowRankLinear<T>>();
     shareable::<PrunedLinear<T>>();
     shareable::<Adapter<T>>();
+    shareable::<Conv2d<T>>();
+    shareable::<LowRankConv2d<T>>();
+    shareable::<PatchStats<T>>();
     shareable::<Decomposition<T>>();
     shareable::<Calibration<'static, T>>();
     shareable::<HiddenUnits<T>>();
@@ -39,6 +43,9 @@ const fn data<T: Scalar>() {
     shareable::<Compressed<T>>();
     plain::<ActivationStats<T>>();
     plain::<Adapter<T>>();
+    plain::<Conv2d<T>>();
+    plain::<LowRankConv2d<T>>();
+    plain::<PatchStats<T>>();
     plain::<Linear<T>>();
     plain::<LowRankLinear<T>>();
     plain::<PrunedLinear<T>>();
@@ -58,6 +65,7 @@ const _: () = {
     shareable::<OutputMetric>();
     shareable::<TruncatedSvd>();
     shareable::<ActivationPruning>();
+    shareable::<ConvOptions>();
     shareable::<Rank>();
     shareable::<Ridge>();
     shareable::<Solver>();
@@ -67,6 +75,7 @@ const _: () = {
     plain::<Dalr>();
     plain::<TruncatedSvd>();
     plain::<ActivationPruning>();
+    plain::<ConvOptions>();
     plain::<Rank>();
     plain::<Ridge>();
     plain::<Solver>();
@@ -86,7 +95,7 @@ macro_rules! checked {
 }
 
 checked!(Allocator, Budget, Choice, Evaluation, JointSearch, LayerPlan, LayerProfile, OriginalReason, Plan);
-checked!(Progress, Sensitivities, SharedInput, Strategy);
+checked!(Cost, Progress, Sensitivities, SharedInput, Strategy, UnitProfile);
 
 /// Methods can be chosen at run time, and shared between threads that each compress a layer.
 const _: fn(Dalr) -> Box<dyn LowRankCompressor<f32> + Send + Sync> = |method| Box::new(method);
