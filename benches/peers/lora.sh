@@ -1,9 +1,3 @@
 #!/usr/bin/env bash
-# Builds dalr's side, makes a Python environment of its own under target/, and compares.
-set -euo pipefail
-cd "$(dirname "$0")/../.."
-cargo build --release --example lora_matrices
-environment=target/peers
-[ -x "$environment/bin/python" ] || python3 -m venv "$environment"
-"$environment/bin/python" -c 'import numpy, torch' 2>/dev/null || "$environment/bin/pip" install --quiet numpy torch
-exec "$environment/bin/python" benches/peers/lora.py "$@"
+# Compares extraction and resizing of LoRA adapters.
+EXAMPLE=lora_matrices SCRIPT=lora.py exec "$(dirname "$0")/run.sh" "$@"

@@ -136,7 +136,7 @@ fn errors_in_native<T: Scalar>(
     let captured = captured_by_rank(&cross, &gram, &overlap);
     let noise = (ROUNDING * T::EPSILON + original.rounding()) * terms.max(total);
     let errors = SquaredErrors::left_of(total, &captured, noise);
-    // Entries of a second moment have canceled less than those of outputs.
+    // Terms can cancel in products with a second moment; rounding is then in proportion to them.
     let least = LEAST_LEFT_OUT * if samples { total } else { terms.max(total) };
     let visible = errors.by_rank.last().is_some_and(|&last| last >= least);
     Ok(visible.then_some(errors))
@@ -227,11 +227,7 @@ fn errors_in_double<T: Scalar>(
 /// `Σ_j a_ij b_ji` for every `i`.
 fn rows_times_columns<T: Scalar>(a: MatRef<'_, T>, b: MatRef<'_, T>) -> Vec<f64> {
     let mut sums = vec![0.0; a.nrows()];
-    // The columns of `a`, and often the rows of `b`, are contiguous in memory.
-    for (a, b) in a.col_iter().zip(b.row_iter()) {
-        let terms = a.iter().zip(b.iter());
-        sums.iter_mut().zip(terms).for_each(|(sum, (a, b))| *sum += a.to_f64() * b.to_f64());
-    }
+    linalg::add_row_products(&mut sums, a, b.transpose());
     sums
 }
 

@@ -22,6 +22,9 @@ pub(super) enum Penalty {
 ///
 /// With fewer samples than inputs it is `W X (XᵀX + λI)⁻¹ Xᵀ`, and no inputs × inputs matrix is
 /// formed. If `λ` is zero or below rounding, the inverse becomes the pseudo-inverse, its limit.
+///
+/// With paired inputs, [`Penalty::Change`] needs fewer samples than inputs; [`PairedRegression`]
+/// solves the other cases.
 pub(super) fn ridge_regression<T: Scalar>(
     weight: MatRef<'_, f64>,
     moment: &dyn SecondMoment<T>,

@@ -20,8 +20,8 @@ pub(crate) use self::factorizations::{
 pub(crate) use self::kernels::Kernels;
 pub(crate) use self::norms::{first_non_finite, max_abs, require_finite, squared_column_norms, squared_norm};
 pub(crate) use self::products::{
-    BlockStructure, add_product, add_symmetric_product, gram, mirror_lower, product, project_out, set_product,
-    set_triangular_product, triangular_product,
+    BlockStructure, add_product, add_row_products, add_symmetric_product, gram, mirror_lower, product, project_out,
+    set_product, set_triangular_product, triangular_product,
 };
 pub(crate) use self::random::SplitMix64;
 pub(crate) use self::scaling::{even_exponent, power_of_two};

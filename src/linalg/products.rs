@@ -72,6 +72,14 @@ pub(crate) fn set_triangular_product<T: Scalar>(
     T::triangular_matmul(target, Accum::Replace, lhs, (rhs, triangle), T::from_f64(1.0), par);
 }
 
+/// Adds the scalar product of every pair of rows to `sums`, in `f64`.
+pub(crate) fn add_row_products<T: Scalar>(sums: &mut [f64], a: MatRef<'_, T>, b: MatRef<'_, T>) {
+    for (a, b) in a.col_iter().zip(b.col_iter()) {
+        let terms = a.iter().zip(b.iter());
+        sums.iter_mut().zip(terms).for_each(|(sum, (a, b))| *sum += a.to_f64() * b.to_f64());
+    }
+}
+
 /// Subtracts `Q Qᵀ block` from `block` for a basis `Q`.
 pub(crate) fn project_out<T: Scalar>(block: MatMut<'_, T>, basis: MatRef<'_, T>, par: Par) -> Result<()> {
     if basis.ncols() == 0 {

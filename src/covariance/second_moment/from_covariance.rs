@@ -2,7 +2,7 @@
 
 use faer::{Mat, MatRef};
 
-use super::{Scale, SecondMoment, add_row_products};
+use super::{Scale, SecondMoment};
 use crate::covariance::batch::Centre;
 use crate::covariance::covariance_form::CovarianceForm;
 use crate::covariance::scatter::Scatter;
@@ -80,7 +80,7 @@ impl<T: Scalar> SecondMoment<T> for CovarianceMoment<'_> {
         let rest = self.rest.as_ref();
         let applied = self.scatter.multiply(rest, self.factor, par)?;
         let mut cross = vec![0.0; rest.ncols()];
-        add_row_products(&mut cross, rest.transpose(), applied.transpose());
+        linalg::add_row_products(&mut cross, rest.transpose(), applied.transpose());
         let gram = linalg::product(rest.transpose(), rest, par)?;
         let cross = 2.0 * cross.iter().sum::<f64>();
         Ok(self.scatter.squared_norm(self.factor) + cross + linalg::squared_norm(gram.as_ref()))

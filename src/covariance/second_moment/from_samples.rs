@@ -2,7 +2,7 @@
 
 use faer::{Mat, MatRef};
 
-use super::{Scale, SecondMoment, add_row_products};
+use super::{Scale, SecondMoment};
 use crate::covariance::batch::Centre;
 use crate::covariance::sample_form::SampleInputs;
 use crate::linalg::{self, Par};
@@ -66,7 +66,7 @@ impl<T: Scalar> SecondMoment<T> for SampleMoment<'_, T> {
         self.for_each_block(par, |columns| {
             let left = linalg::product(a, columns, par)?;
             let right = if same { None } else { Some(linalg::product(b, columns, par)?) };
-            add_row_products(&mut forms, left.as_ref(), right.as_ref().unwrap_or(&left).as_ref());
+            linalg::add_row_products(&mut forms, left.as_ref(), right.as_ref().unwrap_or(&left).as_ref());
             Ok(())
         })?;
         Ok(forms)

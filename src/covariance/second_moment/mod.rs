@@ -75,7 +75,7 @@ pub(crate) trait SecondMoment<T: Scalar> {
     /// the same.
     fn row_forms(&self, a: MatRef<'_, f64>, b: MatRef<'_, f64>, par: Par) -> Result<Vec<f64>> {
         let mut forms = vec![0.0; a.nrows()];
-        add_row_products(&mut forms, a, self.multiply(b.transpose(), par)?.transpose());
+        linalg::add_row_products(&mut forms, a, self.multiply(b.transpose(), par)?.transpose());
         Ok(forms)
     }
 
@@ -199,13 +199,5 @@ impl Scale {
     /// Returns the root of [`factor`](Self::factor).
     pub(super) fn root_factor(&self, weight: f64) -> f64 {
         if self.trace == 0.0 { 0.0 } else { power_of_two(-self.exponent / 2) / weight.sqrt() }
-    }
-}
-
-/// Adds the scalar product of every pair of rows to `sums`.
-pub(super) fn add_row_products(sums: &mut [f64], a: MatRef<'_, f64>, b: MatRef<'_, f64>) {
-    for (a, b) in a.col_iter().zip(b.col_iter()) {
-        let terms = a.iter().zip(b.iter());
-        sums.iter_mut().zip(terms).for_each(|(sum, (a, b))| *sum += a * b);
     }
 }
