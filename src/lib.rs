@@ -94,6 +94,8 @@ pub mod convolution;
 pub mod covariance;
 mod error;
 pub mod factors;
+#[cfg(all(debug_assertions, not(test)))]
+mod instances;
 pub mod interop;
 mod layer;
 mod linalg;
