@@ -25,6 +25,7 @@ struct Alternating<'a> {
 
 impl Alternating<'_> {
     fn search(&self, rng: &mut StdRng, rank: usize) -> Mat<f64> {
+        let inverse = self.root.svd().unwrap().pseudoinverse();
         let mut down = gaussian(rng, rank, self.root.ncols());
         let mut up = Mat::zeros(self.outputs.ncols(), rank);
         for _ in 0..ROUNDS {
@@ -33,7 +34,7 @@ impl Alternating<'_> {
             up = least_squares(latent.as_ref(), self.outputs).transpose().to_owned();
             // B: outputs A (AᵀA)⁺ ≈ X Bᵀ
             let coordinates = least_squares(up.as_ref(), self.outputs.transpose());
-            down = least_squares(self.root, coordinates.transpose()).transpose().to_owned();
+            down = (&inverse * coordinates.transpose()).transpose().to_owned();
         }
         up * down
     }
@@ -156,6 +157,7 @@ fn nothing_beats_a_joint_solve_for_weight_and_bias() {
         let (samples, inputs) = (problem.inputs.nrows(), problem.inputs.as_ref());
         let dense = problem.layer.forward(inputs).unwrap();
         let ones = Mat::<f64>::ones(samples, 1);
+        let inverse = inputs.svd().unwrap().pseudoinverse();
         let compressed = problem.compress(Dalr::new().with_ridge(Ridge::None));
         let ours = (&dense - compressed.layer().forward(inputs).unwrap()).squared_norm_l2();
         let mut theirs = f64::INFINITY;
@@ -171,7 +173,7 @@ fn nothing_beats_a_joint_solve_for_weight_and_bias() {
                 theirs = theirs.min((&dense - &with_one * &solution).squared_norm_l2());
                 let wanted = &dense - &ones * bias;
                 let coordinates = least_squares(up.transpose(), wanted.transpose());
-                down = least_squares(inputs, coordinates.transpose()).transpose().to_owned();
+                down = (&inverse * coordinates.transpose()).transpose().to_owned();
             }
         }
         // Outputs, inputs and bias have the size 1.
