@@ -1,0 +1,254 @@
+//! A model file: what is read from it, and how it is written.
+
+use core::ops::Range;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::graph::{self, Graph, GraphReader, ValueInfo};
+use crate::index::Index;
+use crate::layers::{self, Layer, LeftAlone};
+use crate::wire::{Once, fields};
+use crate::{Error, Result};
+
+/// Protocol buffers have at most this many bytes.
+pub(crate) const LARGEST: u64 = (1 << 31) - 1;
+
+/// Functions that call functions. Models have a few.
+const CALL_DEPTH: usize = 50;
+
+/// The oldest opset whose operators broadcast as today's do.
+const OLDEST_OPSET: i64 = 7;
+
+/// An ONNX model, read and checked. See the [crate's documentation](crate) for what is read.
+///
+/// The model keeps the bytes of its file, and edits change only the nodes and tensors of replaced
+/// layers. Clones share the bytes.
+#[derive(Clone, Debug)]
+pub struct Model {
+    pub(crate) file: Arc<Vec<u8>>,
+    pub(crate) graph: Arc<Graph>,
+    pub(crate) index: Arc<Index>,
+    /// The field of the model that has the graph, with its tag.
+    pub(crate) graph_field: Range<usize>,
+    pub(crate) opset: i64,
+    pub(crate) ir_version: i64,
+    inputs: Vec<ValueInfo>,
+    layers: Vec<Layer>,
+    left_alone: Vec<LeftAlone>,
+    pub(crate) edits: Edits,
+}
+
+/// What differs from the file.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Edits {
+    /// Nodes by their number, and the fields in their place.
+    pub nodes: BTreeMap<usize, Vec<u8>>,
+    /// Other fields of the graph that are left out.
+    pub left_out: Vec<Range<usize>>,
+    pub added: Vec<Added>,
+    pub names: HashSet<String>,
+    pub replaced: HashSet<String>,
+}
+
+/// A tensor that the file does not have.
+#[derive(Clone, Debug)]
+pub(crate) struct Added {
+    pub name: String,
+    /// The fields of the tensor without its data.
+    pub header: Vec<u8>,
+    /// Element type and dimensions, as in `header`.
+    pub code: i32,
+    pub dims: Vec<usize>,
+    pub data: Arc<Vec<u8>>,
+    /// Whether its data is outside of the file, as that of the tensor it replaces.
+    pub external: bool,
+}
+
+/// Refuses functions that call each other in a circle or become too large when they are inlined,
+/// and lists their layers.
+fn check_functions(
+    bytes: &[u8],
+    functions: Vec<Range<usize>>,
+    folder: Option<&Path>,
+    left_alone: &mut Vec<LeftAlone>,
+) -> Result<()> {
+    type Operator = (String, String);
+    let mut bodies: HashMap<Operator, HashMap<Operator, u64>> = HashMap::new();
+    for message in functions {
+        let start = message.start;
+        let (operator, calls) = GraphReader::new(bytes, folder).function(message)?;
+        if matches!(operator.0.as_str(), "" | "ai.onnx") {
+            let message = format!("a function replaces ONNX's operator `{}`", operator.1);
+            return Err(Error::Unsupported(message));
+        }
+        for (_, name) in calls.keys().filter(|(domain, name)| domain.is_empty() && layers::has_weight(name)) {
+            let reason = format!("inside of the function `{}`", operator.1);
+            left_alone.push(LeftAlone { name: operator.1.clone(), operator: name.clone(), reason });
+        }
+        if bodies.insert(operator.clone(), calls).is_some() {
+            return Err(Error::invalid(start, format!("two functions have the name `{}`", operator.1)));
+        }
+    }
+    // Nodes of each function when all calls are inlined, from the innermost functions outwards.
+    let mut sizes: HashMap<&Operator, u64> = HashMap::new();
+    for _ in 0..CALL_DEPTH {
+        if sizes.len() == bodies.len() {
+            break;
+        }
+        for (operator, calls) in &bodies {
+            let size = |(callee, count): (&Operator, &u64)| match bodies.contains_key(callee) {
+                true => sizes.get(callee).map(|size| count.saturating_mul(*size)),
+                false => Some(*count),
+            };
+            if let Some(size) = calls.iter().map(size).try_fold(0_u64, |sum, size| Some(sum.saturating_add(size?))) {
+                sizes.insert(operator, size);
+            }
+        }
+    }
+    if sizes.len() < bodies.len() {
+        let message = format!("functions call each other in a circle, or {CALL_DEPTH} deep");
+        return Err(Error::invalid(0, message));
+    }
+    match sizes.values().max() {
+        Some(&size) if size > graph::PARTS as u64 => {
+            Err(Error::invalid(0, format!("functions have {size} nodes when they are inlined")))
+        }
+        _ => Ok(()),
+    }
+}
+
+impl Model {
+    /// Reads a model. External data must be in the folder of the file, and is read when it is
+    /// needed.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`]; [`Error::Invalid`] for a file that is damaged or breaks a rule of ONNX:
+    /// nodes that read what nothing before them computes, data that does not have the size that the
+    /// dimensions say, external data outside of the folder or the file; [`Error::Unsupported`] for
+    /// an opset below 7 and for models with training information.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let io = || Error::io(path);
+        let metadata = fs::metadata(path).map_err(io())?;
+        if !metadata.is_file() {
+            return Err(Error::Unsupported(format!("{} is no file", path.display())));
+        }
+        if metadata.len() > LARGEST {
+            let message = format!("{} has more than 2 GiB: larger models have external data", path.display());
+            return Err(Error::Unsupported(message));
+        }
+        let mut bytes = Vec::new();
+        let file = File::open(path).map_err(io())?;
+        file.take(LARGEST).read_to_end(&mut bytes).map_err(io())?;
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Self::from_bytes(bytes, Some(folder))
+    }
+
+    /// Reads a model from memory. `folder` has its external data.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open); external data without a folder.
+    pub fn from_bytes(bytes: Vec<u8>, folder: Option<&Path>) -> Result<Self> {
+        let (mut once, mut graph, mut ir_version, mut opset) = (Once::default(), None, 0, None);
+        let mut functions = Vec::new();
+        for field in fields(&bytes, 0..bytes.len()) {
+            let field = field?;
+            match field.number {
+                1 | 7 => once.check(&field)?,
+                _ => {}
+            }
+            match field.number {
+                1 => ir_version = field.varint()? as i64,
+                7 => graph = Some((field.whole.clone(), field.bytes()?)),
+                8 => {
+                    let (mut domain, mut version) = (String::new(), 0);
+                    for part in fields(&bytes, field.bytes()?) {
+                        let part = part?;
+                        match part.number {
+                            1 => domain = part.text(&bytes)?.into(),
+                            2 => version = part.varint()? as i64,
+                            _ => {}
+                        }
+                    }
+                    if matches!(domain.as_str(), "" | "ai.onnx") {
+                        if opset.is_some_and(|found| found != version) {
+                            return Err(Error::invalid(field.whole.start, "two versions of ONNX's operators"));
+                        }
+                        opset = Some(version);
+                    }
+                }
+                20 => return Err(Error::Unsupported("the model has training information".into())),
+                25 => functions.push(field.bytes()?),
+                _ => {}
+            }
+        }
+        let (graph_field, message) = graph.ok_or_else(|| Error::invalid(0, "there is no graph"))?;
+        let opset = opset.ok_or_else(|| Error::invalid(0, "the model does not state its opset"))?;
+        if opset < OLDEST_OPSET {
+            let message = format!("the model has opset {opset}: convert it to opset {OLDEST_OPSET} or newer");
+            return Err(Error::Unsupported(message));
+        }
+        let graph = GraphReader::new(&bytes, folder).main(message)?;
+        let mut left_alone = Vec::new();
+        check_functions(&bytes, functions, folder, &mut left_alone)?;
+        let index = Index::new(&graph);
+        let (layers, others) = layers::find(&graph, &index, opset);
+        left_alone.splice(0..0, others);
+        let inputs = graph.inputs.iter().map(|(_, info)| info);
+        let inputs = inputs.filter(|info| !graph.initializers.contains_key(&info.name)).cloned().collect();
+        let edits = Edits { names: graph.names.clone(), ..Edits::default() };
+        Ok(Self {
+            file: Arc::new(bytes),
+            graph: Arc::new(graph),
+            index: Arc::new(index),
+            graph_field,
+            opset,
+            ir_version,
+            inputs,
+            layers,
+            left_alone,
+            edits,
+        })
+    }
+
+    /// Returns the version of ONNX's operators that the model uses.
+    pub fn opset(&self) -> i64 {
+        self.opset
+    }
+
+    /// Returns the inputs that a caller must give: initializers are not among them.
+    pub fn inputs(&self) -> &[ValueInfo] {
+        &self.inputs
+    }
+
+    /// Returns the outputs.
+    pub fn outputs(&self) -> &[ValueInfo] {
+        &self.graph.outputs
+    }
+
+    /// Returns the layers that can be compressed, in the order in which they run. Replaced layers
+    /// stay in this list.
+    pub fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    /// Returns the nodes with weights that stay as they are, and why.
+    pub fn left_alone(&self) -> &[LeftAlone] {
+        &self.left_alone
+    }
+
+    /// Returns the layer of this name.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Layer`] if there is none.
+    pub fn layer(&self, name: &str) -> Result<&Layer> {
+        let found = self.layers.iter().find(|layer| layer.name == name);
+        found.ok_or_else(|| Error::layer(name, "there is no layer of this name"))
+    }
+}
