@@ -39,6 +39,28 @@ pub enum Error {
         message: String,
     },
 
+    /// A file of inputs does not fit the model.
+    #[error("{}: expected {expected}, got {found}", path.display())]
+    Data {
+        /// The file.
+        path: PathBuf,
+        /// What was expected in it.
+        expected: String,
+        /// What is in it.
+        found: String,
+    },
+
+    /// An engine cannot load or run the model.
+    #[error("{engine} cannot {task}: {message}")]
+    Engine {
+        /// The name of the engine.
+        engine: String,
+        /// What it was asked to do.
+        task: String,
+        /// Its message, which names the operator if there is one.
+        message: String,
+    },
+
     /// The library failed.
     #[error(transparent)]
     Dalr(#[from] dalr::Error),
@@ -58,5 +80,13 @@ impl Error {
 
     pub(crate) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { path: path.into(), source: Arc::new(source) }
+    }
+
+    pub(crate) fn data(path: &Path, expected: impl Into<String>, found: impl ToString) -> Self {
+        Self::Data { path: path.into(), expected: expected.into(), found: found.to_string() }
+    }
+
+    pub(crate) fn engine(engine: &str, task: &str, message: String) -> Self {
+        Self::Engine { engine: engine.into(), task: task.into(), message }
     }
 }

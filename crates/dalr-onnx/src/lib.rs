@@ -17,20 +17,28 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod element;
+mod engine;
 mod error;
 mod graph;
 mod index;
+mod inputs;
 mod layers;
 mod model;
+#[allow(clippy::indexing_slicing, reason = "indices run over the axes of one shape, or over fewer bytes than there are")]
+mod npy;
 mod read;
 mod rewrite;
 mod stored;
+mod tensor;
 mod wire;
 mod write;
 
 pub use element::ElementType;
+pub use engine::{Engine, Session};
 pub use error::{Error, Result};
 pub use graph::{Dimension, ValueInfo};
+pub use inputs::{Batch, Inputs};
 pub use layers::{Axis, Convolution, Layer, LayerKind, LeftAlone, Padding};
 pub use model::Model;
 pub use rewrite::Replacement;
+pub use tensor::{Data, Tensor};

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use dalr_onnx::{Engine, Inputs, Model, Session, Tensor};
+use dalr_onnx::{Inputs, Session, Tensor};
 
 use crate::error::{Error, Result};
 use crate::interrupt;
@@ -167,7 +167,3 @@ fn median(mut times: Vec<f64>) -> f64 {
     times[times.len() / 2]
 }
 
-/// Loads a model to compare its outputs.
-pub fn load(engine: Engine, model: &Model, threads: usize) -> Result<Session> {
-    Ok(engine.load(model, threads)?)
-}
