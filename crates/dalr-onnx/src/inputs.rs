@@ -107,12 +107,11 @@ impl Inputs {
         (self, rest)
     }
 
-    /// Returns about `count` samples, spread evenly over all.
+    /// Returns about `count` samples: the first ones of each file, as many as its part of all.
     #[must_use]
     pub fn thinned(&self, count: usize) -> Self {
         let (total, mut files, mut seen) = (self.samples().max(1), Vec::new(), 0);
         for file in &self.files {
-            // The samples of this file's beginning whose number among all falls on a multiple.
             let before = seen * count / total;
             seen += file.samples.len();
             let taken = (seen * count / total - before).next_multiple_of(file.step).min(file.samples.len());
@@ -370,4 +369,116 @@ fn numbers(dtype: Dtype, bytes: &[u8]) -> Option<Data> {
         Dtype::U8 | Dtype::BOOL => integers(1, |bytes| u8::from_le_bytes(of(bytes)).into()),
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+    use safetensors::tensor::{TensorView, serialize_to_file};
+
+    use super::*;
+    use crate::element::ElementType;
+
+    fn input(name: &str, element: ElementType, shape: &[Option<usize>]) -> ValueInfo {
+        let dimension = |size: &Option<usize>| size.map_or(Dimension::Unknown, Dimension::Fixed);
+        ValueInfo {
+            name: name.into(),
+            element: Some(element),
+            shape: Some(shape.iter().map(dimension).collect()),
+        }
+    }
+
+    /// A folder that is removed at the end.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("dalr-onnx-{}-{name}", std::process::id()));
+            std::fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+
+        /// Writes `ids`, samples × length, which count up from `first`, and `x`, samples × 2.
+        fn write(&self, name: &str, first: i64, samples: usize, length: usize, x: f32) {
+            let ids: Vec<u8> = (first..).take(samples * length).flat_map(i64::to_le_bytes).collect();
+            let x: Vec<u8> = vec![x; 2 * samples].into_iter().flat_map(f32::to_le_bytes).collect();
+            let ids = TensorView::new(Dtype::I64, vec![samples, length], &ids).unwrap();
+            let x = TensorView::new(Dtype::F32, vec![samples, 2], &x).unwrap();
+            serialize_to_file([("ids", ids), ("x", x)], None, &self.0.join(name)).unwrap();
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn expected(batch: Option<usize>) -> [ValueInfo; 2] {
+        [input("ids", ElementType::I64, &[batch, None]), input("x", ElementType::F32, &[batch, Some(2)])]
+    }
+
+    /// Returns the first number of each sample.
+    fn firsts(inputs: &Inputs) -> Vec<i64> {
+        let mut firsts = Vec::new();
+        inputs
+            .for_each(|batch| {
+                let Data::Integer(ids) = &batch.inputs[0].1.data else { return Ok(()) };
+                let length = batch.inputs[0].1.shape[1];
+                assert_eq!(batch.inputs[1].1.shape, [batch.samples, 2]);
+                firsts.extend(ids.chunks_exact(length).map(|row| row[0]));
+                Ok::<_, Error>(())
+            })
+            .unwrap();
+        firsts
+    }
+
+    #[test]
+    fn every_sample_is_in_one_part() {
+        let folder = Folder::new("parts");
+        folder.write("a.safetensors", 0, 40, 1, 0.0);
+        folder.write("b.safetensors", 1000, 10, 3, 0.0);
+        let all = Inputs::open(&[folder.0.clone()], &expected(None)).unwrap();
+        let whole = firsts(&all);
+        let mut numbers: Vec<i64> = (0..40).collect();
+        numbers.extend((0..10).map(|sample| 1000 + 3 * sample));
+        assert_eq!((all.samples(), &whole), (50, &numbers));
+        for last in [0, 1, 10, 17, 50] {
+            let (first, rest) = all.clone().split(last);
+            assert_eq!(rest.samples(), last);
+            assert_eq!([firsts(&first), firsts(&rest)].concat(), numbers);
+        }
+        let few = all.thinned(10);
+        assert_eq!((few.samples(), firsts(&few)), (10, vec![0, 1, 2, 3, 4, 5, 6, 7, 1000, 1003]));
+        // Batches of a fixed size stay whole.
+        let (first, rest) = Inputs::open(&[folder.0.clone()], &expected(Some(5))).unwrap().split(7);
+        assert_eq!((first.samples(), rest.samples()), (40, 10));
+    }
+
+    #[test]
+    fn wrong_data_is_refused() {
+        let folder = Folder::new("wrong");
+        folder.write("a.safetensors", 0, 4, 3, f32::NAN);
+        let open = |expected: &[ValueInfo]| Inputs::open(&[folder.0.clone()], expected);
+        let nan = open(&expected(None)).unwrap().for_each(|_| Ok::<_, Error>(())).unwrap_err().to_string();
+        assert!(nan.contains("finite numbers in `x`") && nan.contains("position 0"), "{nan}");
+        for (expected, message) in [
+            (expected(Some(3)), "`ids` of shape [3, any], got [4, 3]"),
+            ([input("ids", ElementType::F32, &[None, None]), expected(None)[1].clone()], "`ids` of type"),
+            ([input("mask", ElementType::I64, &[None, None]), expected(None)[1].clone()], "only `ids`, `x`"),
+            ([input("ids", ElementType::I64, &[None]), expected(None)[1].clone()], "`ids` of shape [any], got [4, 3]"),
+        ] {
+            let error = open(&expected).unwrap_err().to_string();
+            assert!(error.contains(message), "{error}");
+        }
+        std::fs::write(folder.0.join("a.safetensors"), [0xff; 100]).unwrap();
+        assert!(open(&expected(None)).is_err());
+        let path = folder.0.join("array.npy");
+        std::fs::write(&path, b"no array").unwrap();
+        assert!(Inputs::open(&[path.clone()], &expected(None)).unwrap_err().to_string().contains("entries for 2 inputs"));
+        assert!(Inputs::open(&[path.clone(), path], &expected(None)[1..]).is_err());
+        let text = folder.0.join("data.csv");
+        assert!(Inputs::open(&[text], &expected(None)).unwrap_err().to_string().contains(".npz"));
+    }
 }
