@@ -25,6 +25,7 @@ mod model;
 mod read;
 mod rewrite;
 mod stored;
+mod units;
 mod wire;
 mod write;
 
@@ -34,3 +35,4 @@ pub use graph::{Dimension, ValueInfo};
 pub use layers::{Axis, Convolution, Layer, LayerKind, LeftAlone, Padding};
 pub use model::Model;
 pub use rewrite::Replacement;
+pub use units::UnitPair;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::graph::{self, Graph, GraphReader, ValueInfo};
 use crate::index::Index;
 use crate::layers::{self, Layer, LeftAlone};
+use crate::units::{self, UnitPair};
 use crate::wire::{Once, fields};
 use crate::{Error, Result};
 
@@ -38,6 +39,7 @@ pub struct Model {
     inputs: Vec<ValueInfo>,
     layers: Vec<Layer>,
     left_alone: Vec<LeftAlone>,
+    unit_pairs: Vec<UnitPair>,
     pub(crate) edits: Edits,
 }
 
@@ -46,8 +48,8 @@ pub struct Model {
 pub(crate) struct Edits {
     /// Nodes by their number, and the fields in their place.
     pub nodes: BTreeMap<usize, Vec<u8>>,
-    /// Other fields of the graph that are left out.
-    pub left_out: Vec<Range<usize>>,
+    /// Other fields of the graph that are left out, by their start.
+    pub left_out: BTreeMap<usize, Range<usize>>,
     pub added: Vec<Added>,
     pub names: HashSet<String>,
     pub replaced: HashSet<String>,
@@ -199,6 +201,7 @@ impl Model {
         let index = Index::new(&graph);
         let (layers, others) = layers::find(&graph, &index, opset);
         left_alone.splice(0..0, others);
+        let unit_pairs = units::find(&graph, &index, &layers);
         let inputs = graph.inputs.iter().map(|(_, info)| info);
         let inputs = inputs.filter(|info| !graph.initializers.contains_key(&info.name)).cloned().collect();
         let edits = Edits { names: graph.names.clone(), ..Edits::default() };
@@ -212,6 +215,7 @@ impl Model {
             inputs,
             layers,
             left_alone,
+            unit_pairs,
             edits,
         })
     }
@@ -240,6 +244,12 @@ impl Model {
     /// Returns the nodes with weights that stay as they are, and why.
     pub fn left_alone(&self) -> &[LeftAlone] {
         &self.left_alone
+    }
+
+    /// Returns the pairs of layers whose hidden units can be made fewer. A layer can be in two
+    /// pairs; it can be replaced once.
+    pub fn unit_pairs(&self) -> &[UnitPair] {
+        &self.unit_pairs
     }
 
     /// Returns the layer of this name.
