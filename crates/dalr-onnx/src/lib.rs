@@ -18,6 +18,7 @@
 
 mod element;
 mod error;
+mod functions;
 mod graph;
 mod index;
 mod layers;

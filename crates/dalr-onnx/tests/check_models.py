@@ -15,8 +15,8 @@ import onnxruntime
 ANY = 3
 # Relative to the largest output; numbers of 16 bits are rounded in between.
 TOLERANCES = {"float": 1e-5, "double": 1e-5, "float16": 2e-2}
-# What ONNX Runtime cannot run on a processor, and onnx's own reference runs.
-REFERENCE = ("storage_Bf16", "storage_F64", "storage_Doubles")
+# What ONNX Runtime does not run: products of `bfloat16`, and two nodes of one name.
+NOT_RUN = ("storage_Bf16", "names_same")
 
 
 def inputs_of(model):
@@ -48,7 +48,7 @@ def main(folder):
         onnx.checker.check_model(model, full_check=True)
         checked += 1
         name, _, form = path.stem.rpartition(".")
-        if form not in ("factors", "pivoted", "units", "saved") or name.startswith(REFERENCE):
+        if form not in ("factors", "pivoted", "units", "saved") or name.startswith(NOT_RUN):
             continue
         original = folder / f"{name}.onnx"
         inputs = inputs_of(onnx.load(original))
