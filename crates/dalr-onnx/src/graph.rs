@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::element::ElementType;
+use crate::functions::{Function, Operator};
 use crate::stored::{Content, MOST_DIMENSIONS, Stored, fits_in_memory};
 use crate::wire::{Field, Once, Reader, fields};
 use crate::{Error, Result};
@@ -16,7 +17,7 @@ const DEPTH: usize = 16;
 
 /// Nodes, attributes, names and numbers of attributes together. The largest models have fewer than
 /// a million; without a limit, a file of 2 GB could take 100 GB of memory.
-pub const PARTS: usize = 1 << 22;
+const PARTS: usize = 1 << 21;
 
 /// The name, element type and shape of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +88,8 @@ pub struct Graph {
     pub names: HashSet<String>,
     /// Tensors with external data in any graph.
     pub external: Vec<Arc<Stored>>,
+    /// Operators of all graphs, with the number of nodes.
+    pub calls: HashMap<Operator, u64>,
 }
 
 impl Node {
@@ -137,7 +140,7 @@ pub struct GraphReader<'a> {
     names: HashSet<String>,
     external: Vec<Arc<Stored>>,
     /// Domain and name of every operator, with the number of nodes.
-    calls: HashMap<(String, String), u64>,
+    calls: HashMap<Operator, u64>,
 }
 
 impl<'a> GraphReader<'a> {
@@ -158,12 +161,12 @@ impl<'a> GraphReader<'a> {
     /// Reads the main graph.
     pub fn main(mut self, message: Range<usize>) -> Result<Graph> {
         let graph = self.graph(message)?;
-        Ok(Graph { names: self.names, external: self.external, ..graph })
+        require_apart(&self.external)?;
+        Ok(Graph { names: self.names, external: self.external, calls: self.calls, ..graph })
     }
 
-    /// Reads the nodes of a function. Returns its name and calls.
-    #[allow(clippy::type_complexity, reason = "used once")]
-    pub fn function(mut self, message: Range<usize>) -> Result<((String, String), HashMap<(String, String), u64>)> {
+    /// Reads the nodes of a function.
+    pub fn function(mut self, message: Range<usize>) -> Result<Function> {
         let (mut once, mut name, mut domain) = (Once::default(), String::new(), String::new());
         let (mut scope, mut nodes, mut outputs) = (HashSet::new(), Vec::new(), Vec::new());
         for field in self.fields(message.clone()) {
@@ -192,7 +195,7 @@ impl<'a> GraphReader<'a> {
         if !self.external.is_empty() {
             return Err(Error::Unsupported(format!("the function `{name}` has external data")));
         }
-        Ok(((domain, name), self.calls))
+        Ok(Function { start: message.start, operator: (domain, name), calls: self.calls })
     }
 
     fn fields(&self, message: Range<usize>) -> Reader<'a> {
@@ -536,4 +539,23 @@ impl<'a> GraphReader<'a> {
         }
         Ok(shape)
     }
+}
+
+/// Refuses external tensors of which one has a part of another's data. Two may have the same.
+fn require_apart(external: &[Arc<Stored>]) -> Result<()> {
+    let place = |tensor: &Arc<Stored>| match &tensor.content {
+        Content::External(external) => Some((external.path.clone(), external.offset, external.length, tensor.clone())),
+        _ => None,
+    };
+    let mut places: Vec<_> = external.iter().filter_map(place).filter(|(_, _, length, _)| *length > 0).collect();
+    places.sort_by(|a, b| (&a.0, a.1, a.2).cmp(&(&b.0, b.1, b.2)));
+    for (first, second) in places.iter().zip(places.iter().skip(1)) {
+        let same = (first.1, first.2) == (second.1, second.2);
+        if first.0 == second.0 && !same && first.1 + first.2 > second.1 {
+            let names = (&first.3.name, &second.3.name);
+            let message = format!("the external data of `{}` overlaps that of `{}`", names.0, names.1);
+            return Err(Error::invalid(second.3.message.start, message));
+        }
+    }
+    Ok(())
 }

@@ -3,8 +3,9 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::graph::{Attribute, Graph};
+use crate::graph::{Attribute, Graph, Node};
 use crate::stored::Stored;
+use crate::units::is_elementwise;
 
 /// Lookups by the name of a value.
 #[derive(Clone, Debug, Default)]
@@ -64,6 +65,11 @@ impl Index {
                 index.producers.insert(value.clone(), id);
             }
             let Some(output) = node.output() else { continue };
+            if !index.ranks.contains_key(output) {
+                if let Some(rank) = index.rank_after(node) {
+                    index.ranks.insert(output.into(), rank);
+                }
+            }
             let input = node.input(0).and_then(|input| index.constants.get(input)).cloned();
             let constant = match (node.attribute("value"), input) {
                 (Some(Attribute::Tensor(tensor)), _) if node.is("Constant") => {
@@ -83,6 +89,36 @@ impl Index {
             }
         }
         index
+    }
+
+    fn rank(&self, value: &str) -> Option<usize> {
+        let constant = self.constants.get(value).map(|constant| constant.tensor.dims.len());
+        constant.or_else(|| self.ranks.get(value).copied())
+    }
+
+    /// Returns the number of dimensions of the node's output, for the operators between layers.
+    fn rank_after(&self, node: &Node) -> Option<usize> {
+        match node.operator.as_str() {
+            _ if !node.is_standard() => None,
+            "Gemm" => Some(2),
+            "BatchNormalization" | "LayerNormalization" | "Softmax" | "Transpose" | "Concat" => {
+                self.rank(node.input(0)?)
+            }
+            "Conv" => self.rank(node.input(1)?),
+            "MatMul" => {
+                let ranks = (self.rank(node.input(0)?)?, self.rank(node.input(1)?)?);
+                // A vector loses its dimension.
+                match ranks {
+                    (1, other) | (other, 1) => other.checked_sub(1),
+                    (left, right) => Some(left.max(right)),
+                }
+            }
+            operator if is_elementwise(operator) => {
+                let ranks: Option<Vec<usize>> = node.inputs.iter().map(|input| self.rank(input)).collect();
+                ranks?.into_iter().max()
+            }
+            _ => None,
+        }
     }
 
     /// Returns the only reader of a value that nothing else needs.

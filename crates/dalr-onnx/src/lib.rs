@@ -19,6 +19,7 @@
 mod element;
 mod engine;
 mod error;
+mod functions;
 mod graph;
 mod index;
 mod inputs;
@@ -30,6 +31,7 @@ mod read;
 mod rewrite;
 mod stored;
 mod tensor;
+mod units;
 mod wire;
 mod write;
 
@@ -42,3 +44,4 @@ pub use layers::{Axis, Convolution, Layer, LayerKind, LeftAlone, Padding};
 pub use model::Model;
 pub use rewrite::Replacement;
 pub use tensor::{Data, Tensor};
+pub use units::UnitPair;

@@ -1,23 +1,22 @@
 //! A model file: what is read from it, and how it is written.
 
 use core::ops::Range;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::graph::{self, Graph, GraphReader, ValueInfo};
+use crate::functions;
+use crate::graph::{Graph, GraphReader, ValueInfo};
 use crate::index::Index;
 use crate::layers::{self, Layer, LeftAlone};
+use crate::units::{self, UnitPair};
 use crate::wire::{Once, fields};
 use crate::{Error, Result};
 
 /// Protocol buffers have at most this many bytes.
 pub(crate) const LARGEST: u64 = (1 << 31) - 1;
-
-/// Functions that call functions. Models have a few.
-const CALL_DEPTH: usize = 50;
 
 /// The oldest opset whose operators broadcast as today's do.
 const OLDEST_OPSET: i64 = 7;
@@ -38,6 +37,7 @@ pub struct Model {
     inputs: Vec<ValueInfo>,
     layers: Vec<Layer>,
     left_alone: Vec<LeftAlone>,
+    unit_pairs: Vec<UnitPair>,
     pub(crate) edits: Edits,
 }
 
@@ -46,8 +46,8 @@ pub struct Model {
 pub(crate) struct Edits {
     /// Nodes by their number, and the fields in their place.
     pub nodes: BTreeMap<usize, Vec<u8>>,
-    /// Other fields of the graph that are left out.
-    pub left_out: Vec<Range<usize>>,
+    /// Other fields of the graph that are left out, by their start.
+    pub left_out: BTreeMap<usize, Range<usize>>,
     pub added: Vec<Added>,
     pub names: HashSet<String>,
     pub replaced: HashSet<String>,
@@ -65,59 +65,6 @@ pub(crate) struct Added {
     pub data: Arc<Vec<u8>>,
     /// Whether its data is outside of the file, as that of the tensor it replaces.
     pub external: bool,
-}
-
-/// Refuses functions that call each other in a circle or become too large when they are inlined,
-/// and lists their layers.
-fn check_functions(
-    bytes: &[u8],
-    functions: Vec<Range<usize>>,
-    folder: Option<&Path>,
-    left_alone: &mut Vec<LeftAlone>,
-) -> Result<()> {
-    type Operator = (String, String);
-    let mut bodies: HashMap<Operator, HashMap<Operator, u64>> = HashMap::new();
-    for message in functions {
-        let start = message.start;
-        let (operator, calls) = GraphReader::new(bytes, folder).function(message)?;
-        if matches!(operator.0.as_str(), "" | "ai.onnx") {
-            let message = format!("a function replaces ONNX's operator `{}`", operator.1);
-            return Err(Error::Unsupported(message));
-        }
-        for (_, name) in calls.keys().filter(|(domain, name)| domain.is_empty() && layers::has_weight(name)) {
-            let reason = format!("inside of the function `{}`", operator.1);
-            left_alone.push(LeftAlone { name: operator.1.clone(), operator: name.clone(), reason });
-        }
-        if bodies.insert(operator.clone(), calls).is_some() {
-            return Err(Error::invalid(start, format!("two functions have the name `{}`", operator.1)));
-        }
-    }
-    // Nodes of each function when all calls are inlined, from the innermost functions outwards.
-    let mut sizes: HashMap<&Operator, u64> = HashMap::new();
-    for _ in 0..CALL_DEPTH {
-        if sizes.len() == bodies.len() {
-            break;
-        }
-        for (operator, calls) in &bodies {
-            let size = |(callee, count): (&Operator, &u64)| match bodies.contains_key(callee) {
-                true => sizes.get(callee).map(|size| count.saturating_mul(*size)),
-                false => Some(*count),
-            };
-            if let Some(size) = calls.iter().map(size).try_fold(0_u64, |sum, size| Some(sum.saturating_add(size?))) {
-                sizes.insert(operator, size);
-            }
-        }
-    }
-    if sizes.len() < bodies.len() {
-        let message = format!("functions call each other in a circle, or {CALL_DEPTH} deep");
-        return Err(Error::invalid(0, message));
-    }
-    match sizes.values().max() {
-        Some(&size) if size > graph::PARTS as u64 => {
-            Err(Error::invalid(0, format!("functions have {size} nodes when they are inlined")))
-        }
-        _ => Ok(()),
-    }
 }
 
 impl Model {
@@ -195,10 +142,12 @@ impl Model {
         }
         let graph = GraphReader::new(&bytes, folder).main(message)?;
         let mut left_alone = Vec::new();
-        check_functions(&bytes, functions, folder, &mut left_alone)?;
+        let functions = functions.into_iter().map(|message| GraphReader::new(&bytes, folder).function(message));
+        functions::check(functions.collect::<Result<_>>()?, &graph.calls, &mut left_alone)?;
         let index = Index::new(&graph);
         let (layers, others) = layers::find(&graph, &index, opset);
         left_alone.splice(0..0, others);
+        let unit_pairs = units::find(&graph, &index, &layers);
         let inputs = graph.inputs.iter().map(|(_, info)| info);
         let inputs = inputs.filter(|info| !graph.initializers.contains_key(&info.name)).cloned().collect();
         let edits = Edits { names: graph.names.clone(), ..Edits::default() };
@@ -212,6 +161,7 @@ impl Model {
             inputs,
             layers,
             left_alone,
+            unit_pairs,
             edits,
         })
     }
@@ -240,6 +190,12 @@ impl Model {
     /// Returns the nodes with weights that stay as they are, and why.
     pub fn left_alone(&self) -> &[LeftAlone] {
         &self.left_alone
+    }
+
+    /// Returns the pairs of layers whose hidden units can be made fewer. A layer can be in two
+    /// pairs; it can be replaced once.
+    pub fn unit_pairs(&self) -> &[UnitPair] {
+        &self.unit_pairs
     }
 
     /// Returns the layer of this name.

@@ -51,6 +51,16 @@ impl Model {
     }
 }
 
+impl Model {
+    /// Replaces a layer by one of the same kind with another number of inputs or outputs.
+    pub(crate) fn rewrite_smaller<T: Scalar>(&self, edits: &mut Edits, layer: &Layer, by: &Linear<T>) -> Result<()> {
+        let mut writer = Writer::new(self, edits, layer)?;
+        writer.product(&stacked(core::slice::from_ref(by)), "smaller", true, &layer.input, &layer.output)?;
+        writer.finish();
+        Ok(())
+    }
+}
+
 /// Writes the nodes that replace one layer.
 struct Writer<'a> {
     model: &'a Model,
@@ -346,7 +356,7 @@ impl<'a> Writer<'a> {
                 continue;
             }
             if let Some((field, _)) = graph.initializers.get(&value) {
-                edits.left_out.push(field.clone());
+                edits.left_out.insert(field.start, field.clone());
             }
             if let Some(&id) = index.producers.get(&value) {
                 edits.nodes.insert(id, Vec::new());
@@ -356,7 +366,7 @@ impl<'a> Writer<'a> {
         }
         let infos = graph.inputs.iter().chain(&graph.values);
         let gone = infos.filter(|(_, info)| vanished.contains(&info.name));
-        edits.left_out.extend(gone.map(|(field, _)| field.clone()));
+        edits.left_out.extend(gone.map(|(field, _)| (field.start, field.clone())));
     }
 }
 

@@ -145,7 +145,7 @@ impl Model {
     /// Whether the tensor is in a part of the graph that is not written.
     fn is_left_out(&self, tensor: &Stored) -> bool {
         let nodes = self.edits.nodes.keys().filter_map(|&id| self.graph.nodes.get(id)).map(|node| &node.whole);
-        nodes.chain(&self.edits.left_out).any(|range| range.contains(&tensor.message.start))
+        nodes.chain(self.edits.left_out.values()).any(|range| range.contains(&tensor.message.start))
     }
 
     /// Returns the edits of the graph. External tensors go to the data file, if there is one, and
@@ -157,7 +157,7 @@ impl Model {
                 edits.push(Edit { range: node.whole.clone(), by: vec![Piece::bytes(fields.clone())] });
             }
         }
-        edits.extend(self.edits.left_out.iter().map(|range| Edit { range: range.clone(), by: Vec::new() }));
+        edits.extend(self.edits.left_out.values().map(|range| Edit { range: range.clone(), by: Vec::new() }));
         for tensor in self.graph.external.iter().filter(|tensor| !self.is_left_out(tensor)) {
             let Content::External(external) = &tensor.content else { continue };
             let piece = Piece::External(external.clone());
