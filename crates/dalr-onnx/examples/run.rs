@@ -36,7 +36,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     })?;
     let views: Result<Vec<_>, _> = tensors
         .iter()
-        .map(|(name, dtype, shape, bytes)| Ok::<_, Box<dyn Error>>((name, TensorView::new(*dtype, shape.clone(), bytes)?)))
+        .map(|(name, dtype, shape, bytes)| {
+            Ok::<_, Box<dyn Error>>((name, TensorView::new(*dtype, shape.clone(), bytes)?))
+        })
         .collect();
     serialize_to_file(views?, None, Path::new(outputs))?;
     Ok(())

@@ -333,7 +333,8 @@ fn entry<'a>(
 ) -> Result<zip::read::ZipFile<'a, BufReader<File>>> {
     let file = format!("{name}.npy");
     if archive.index_for_name(&file).is_none() {
-        let names: Vec<String> = archive.file_names().flatten().map(|name| name.trim_end_matches(".npy").into()).collect();
+        let names: Vec<String> =
+            archive.file_names().flatten().map(|name| name.trim_end_matches(".npy").into()).collect();
         return Err(missing(path, name, names));
     }
     archive.by_name(&file).map_err(|error| Error::data(path, format!("the entry `{name}`"), error.to_string()))
@@ -382,11 +383,7 @@ mod tests {
 
     fn input(name: &str, element: ElementType, shape: &[Option<usize>]) -> ValueInfo {
         let dimension = |size: &Option<usize>| size.map_or(Dimension::Unknown, Dimension::Fixed);
-        ValueInfo {
-            name: name.into(),
-            element: Some(element),
-            shape: Some(shape.iter().map(dimension).collect()),
-        }
+        ValueInfo { name: name.into(), element: Some(element), shape: Some(shape.iter().map(dimension).collect()) }
     }
 
     /// A folder that is removed at the end.
@@ -476,7 +473,9 @@ mod tests {
         assert!(open(&expected(None)).is_err());
         let path = folder.0.join("array.npy");
         std::fs::write(&path, b"no array").unwrap();
-        assert!(Inputs::open(&[path.clone()], &expected(None)).unwrap_err().to_string().contains("entries for 2 inputs"));
+        assert!(
+            Inputs::open(&[path.clone()], &expected(None)).unwrap_err().to_string().contains("entries for 2 inputs")
+        );
         assert!(Inputs::open(&[path.clone(), path], &expected(None)[1..]).is_err());
         let text = folder.0.join("data.csv");
         assert!(Inputs::open(&[text], &expected(None)).unwrap_err().to_string().contains(".npz"));

@@ -25,7 +25,10 @@ mod index;
 mod inputs;
 mod layers;
 mod model;
-#[allow(clippy::indexing_slicing, reason = "indices run over the axes of one shape, or over fewer bytes than there are")]
+#[allow(
+    clippy::indexing_slicing,
+    reason = "indices run over the axes of one shape, or over fewer bytes than there are"
+)]
 mod npy;
 mod read;
 mod rewrite;

@@ -31,7 +31,8 @@ impl Header {
     /// Reads a header and leaves the reader at the first number.
     pub(crate) fn read(reader: &mut impl Read) -> Result<Self, String> {
         let mut start = [0; 8];
-        let mut fill = |bytes: &mut [u8]| reader.read_exact(bytes).map_err(|error| format!("a header cut off ({error})"));
+        let mut fill =
+            |bytes: &mut [u8]| reader.read_exact(bytes).map_err(|error| format!("a header cut off ({error})"));
         fill(&mut start)?;
         if start[..6] != *b"\x93NUMPY" {
             return Err("another kind of file".into());

@@ -5,13 +5,14 @@ mod evaluate;
 mod sequential;
 mod solve;
 mod statistics;
+mod units;
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use dalr::ActivationStats;
-use dalr::network::{Allocator, Choice, LayerProfile, Plan, Sensitivities, Strategy};
+use dalr::network::{Allocator, Choice, LayerProfile, Plan, Sensitivities, Strategy, UnitProfile};
 use dalr_onnx::{Engine, Inputs, Model};
 
 use crate::args::{Allocation, CompressArgs, EngineName, InspectArgs, SourceArgs};
@@ -34,6 +35,10 @@ use statistics::{Run, Source};
 
 /// The number of calibration samples on which each layer's sensitivity is measured.
 const SENSITIVITY_SAMPLES: usize = 48;
+
+/// The smallest sensitivity, as a fraction of the mean. A measured value near zero would allow any
+/// error of the layer, although other inputs may show it.
+const SENSITIVITY_FLOOR: f64 = 0.05;
 
 /// The part of the multiply–adds below which the program says so if the model is not faster.
 const MUCH_FEWER: f64 = 2.0 / 3.0;
@@ -71,7 +76,7 @@ fn passes(
     verbosity: Verbosity,
 ) -> Result<String> {
     let args = work.args;
-    let profiles = work.profiles(progress)?;
+    let (profiles, units) = work.profiles(progress)?;
     let profiles: Vec<LayerProfile> = profiles.into_iter().map(|profile| by_outputs(args, profile)).collect();
     let refused = |error: dalr::Error| Error::Refused(error.to_string());
     let sensitivities = match (args.allocation(), args.sensitivity.as_deref()) {
@@ -79,14 +84,15 @@ fn passes(
         (Allocation::Sensitivity, None) => Some(measure(work, &profiles, progress)?),
         _ => None,
     };
-    let plan = allocator(args, sensitivities).allocate(&profiles).map_err(refused)?;
-    let ranks = plan.ranks();
-    if ranks.is_empty() {
+    let unit_profiles: Vec<UnitProfile> = units.iter().map(|units| units.profile.clone()).collect();
+    let plan = allocator(args, sensitivities).allocate_joint(&profiles, &[], &unit_profiles).map_err(refused)?;
+    if plan.layers.iter().all(|layer| layer.choice == Choice::Original) {
         return Err(Error::Refused(nothing(&plan)));
     }
+    let smaller = work.with_units(&plan, &units)?;
     let compressed = match args.sequential {
-        true => work.sequentially(&ranks, progress)?,
-        false => work.with_ranks(&ranks)?,
+        true => work.sequentially(smaller, &plan.ranks(), progress)?,
+        false => work.with_ranks(smaller, &plan.ranks())?,
     };
     progress.stage("comparing the models");
     let comparison = compare(work, &compressed, held_out, &plan, notes)?;
@@ -198,7 +204,7 @@ fn measure(work: &Work<'_>, profiles: &[LayerProfile], progress: &mut Progress) 
         if ranks.is_empty() {
             return Ok(0.0);
         }
-        reference.loss(&engine.load(&work.with_ranks(ranks)?, threads)?)
+        reference.loss(&engine.load(&work.with_ranks(model.clone(), ranks)?, threads)?)
     };
     let mut tell = |event: &dalr::network::Progress| {
         let total = event.total.unwrap_or(0);
@@ -207,7 +213,11 @@ fn measure(work: &Work<'_>, profiles: &[LayerProfile], progress: &mut Progress) 
     };
     let measured = Sensitivities::measure(profiles, &plan, &mut Vec::new(), evaluate, &mut tell);
     interrupt::check()?;
-    measured.map_err(refused)?.ok_or(Error::Interrupted)
+    let measured = measured.map_err(refused)?.ok_or(Error::Interrupted)?;
+    // A layer that no rank makes smaller was not measured, but may lose hidden units.
+    let mean = measured.iter().map(|(_, value)| value).sum::<f64>() / measured.iter().count().max(1) as f64;
+    let all = profiles.iter().map(|profile| (profile.name(), measured.get(profile.name()).unwrap_or(mean)));
+    Sensitivities::new(all).and_then(|all| all.with_floor(SENSITIVITY_FLOOR)).map_err(refused)
 }
 
 /// Runs both models on the held-out inputs.
@@ -321,9 +331,11 @@ pub fn inspect(args: &InspectArgs, verbosity: Verbosity) -> Result<Inspection> {
         (0..entries.len()).try_for_each(|index| add(index, None, &mut progress))?;
     } else {
         let calibration = Inputs::open(&args.source.calibration, model.inputs())?;
-        run(&args.source, &model, &calibration).for_each_source(Source::of(&entries), &mut progress, |source, progress| {
-            source.entries.iter().try_for_each(|&index| add(index, Some(source), progress))
-        })?;
+        run(&args.source, &model, &calibration).for_each_source(
+            Source::of(&entries),
+            &mut progress,
+            |source, progress| source.entries.iter().try_for_each(|&index| add(index, Some(source), progress)),
+        )?;
     }
     progress.end();
     let (points, calls): (Vec<_>, Vec<_>) = found.into_iter().flatten().unzip();

@@ -21,9 +21,15 @@ use crate::solve::compressor;
 const SECOND: usize = 50_000;
 
 impl Work<'_> {
-    /// Returns the model with these layers compressed one after the other. Finished layers are kept
-    /// on disk, so that a resumed run continues behind them.
-    pub fn sequentially(&self, ranks: &BTreeMap<String, usize>, progress: &mut Progress) -> Result<Model> {
+    /// Returns a model, in which hidden units may be left out, with these layers compressed one
+    /// after the other. Finished layers are kept on disk, so that a resumed run continues behind
+    /// them.
+    pub fn sequentially(
+        &self,
+        start: Model,
+        ranks: &BTreeMap<String, usize>,
+        progress: &mut Progress,
+    ) -> Result<Model> {
         // Every group of a convolution is a layer of its own.
         let mut layers: Vec<(String, usize, usize, Linear<f32>)> = Vec::new();
         let mut all_ranks = BTreeMap::new();
@@ -61,9 +67,11 @@ impl Work<'_> {
         };
         let feed = |first: &str, compressed: &BTreeMap<String, LowRankLinear<f32>>, stats: &mut PairedStats<f32>| {
             saved(compressed)?;
-            let (_, index, group, _) =
-                layers.iter().find(|layer| layer.0 == first).ok_or_else(|| Error::Refused(format!("no layer {first}")))?;
-            let after = self.with_compressed(&layers, compressed)?;
+            let (_, index, group, _) = layers
+                .iter()
+                .find(|layer| layer.0 == first)
+                .ok_or_else(|| Error::Refused(format!("no layer {first}")))?;
+            let after = self.with_compressed(start.clone(), &layers, compressed)?;
             self.feed((*index, *group), &before, &after, stats)
         };
         let total = layers.len();
@@ -77,7 +85,7 @@ impl Work<'_> {
         saved(&compressed)?;
         interrupt::check()?;
         result.map_err(|error| Error::Refused(error.to_string()))?;
-        self.with_compressed(&layers, &compressed)
+        self.with_compressed(start.clone(), &layers, &compressed)
     }
 
     /// Adds the inputs of a layer in the original and in a partly compressed model.
@@ -106,13 +114,13 @@ impl Work<'_> {
         })
     }
 
-    /// Returns the model with the layers all of whose groups are compressed.
+    /// Returns a model with the layers all of whose groups are compressed.
     fn with_compressed(
         &self,
+        mut model: Model,
         layers: &[(String, usize, usize, Linear<f32>)],
         compressed: &BTreeMap<String, LowRankLinear<f32>>,
     ) -> Result<Model> {
-        let mut model = self.run.model.clone();
         for (index, entry) in self.entries.iter().enumerate() {
             let groups = layers.iter().filter(|layer| layer.1 == index);
             let factors: Option<Vec<_>> = groups.map(|layer| compressed.get(&layer.0).cloned()).collect();

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 
 use dalr::factors::Form;
 use dalr::faer::{Col, Mat, MatRef};
-use dalr::network::LayerProfile;
+use dalr::network::{Choice, LayerProfile, Plan};
 use dalr::{ActivationStats, Decomposition, Linear, LowRankLinear};
 use dalr_onnx::{Model, Replacement};
 
 use super::entry::Entry;
 use super::statistics::{Run, Source};
-use crate::args::{CompressArgs, Storage};
+use super::units::{Units, pairs};
+use crate::args::{CompressArgs, Method, Storage};
 use crate::error::{Error, Result};
 use crate::factors::{Factors, Solved};
 use crate::interrupt;
@@ -30,9 +31,12 @@ pub struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    /// Returns the profile of every layer, solved now or by the run that is resumed.
-    pub fn profiles(&self, progress: &mut Progress) -> Result<Vec<LayerProfile>> {
-        let mut profiles = BTreeMap::new();
+    /// Returns the profile of every layer, solved now or by the run that is resumed, and the hidden
+    /// units that can be left out.
+    pub fn profiles(&self, progress: &mut Progress) -> Result<(Vec<LayerProfile>, Vec<Units>)> {
+        let (mut profiles, mut units) = (BTreeMap::new(), Vec::new());
+        // The other methods are compared with `dalr` as they are.
+        let pairs = if self.args.method == Method::Dalr { pairs(self.run.model, self.entries) } else { Vec::new() };
         for (index, entry) in self.entries.iter().enumerate() {
             // A layer is finished when the file of its last group is there.
             if let Some(factors) = Factors::open(&self.file(entry, entry.groups() - 1))? {
@@ -41,17 +45,23 @@ impl<'a> Work<'a> {
             }
         }
         let mut sources = Source::of(self.entries);
-        sources.retain(|source| source.entries.iter().any(|index| !profiles.contains_key(index)));
+        let is_second = |index: &usize| pairs.iter().any(|(second, _)| second == index);
+        sources.retain(|source| source.entries.iter().any(|index| !profiles.contains_key(index) || is_second(index)));
         self.run.for_each_source(sources, progress, |source, progress| {
             for &index in &source.entries {
                 if !profiles.contains_key(&index) {
                     interrupt::check()?;
                     profiles.insert(index, self.solve(&self.entries[index], source, progress)?);
                 }
+                for (_, pair) in pairs.iter().filter(|(second, _)| *second == index) {
+                    interrupt::check()?;
+                    progress.stage(&format!("hidden units between {} and {}", pair.first, pair.second));
+                    units.push(Units::solve(self.run.model, pair, &source.groups()[0])?);
+                }
             }
             Ok(())
         })?;
-        Ok(profiles.into_values().collect())
+        Ok((profiles.into_values().collect(), units))
     }
 
     fn file(&self, entry: &Entry<'_>, group: usize) -> std::path::PathBuf {
@@ -116,9 +126,21 @@ impl<'a> Work<'a> {
         LowRankLinear::new(down, up, bias).map_err(Error::layer(&piece.name))
     }
 
-    /// Returns the model with the layers that have a rank replaced by the factors of the first pass.
-    pub fn with_ranks(&self, ranks: &BTreeMap<String, usize>) -> Result<Model> {
+    /// Returns the model with the hidden units of a plan.
+    pub fn with_units(&self, plan: &Plan, units: &[Units]) -> Result<Model> {
         let mut model = self.run.model.clone();
+        for layer in &plan.layers {
+            if let Choice::HiddenUnits { pair, kept } = layer.choice
+                && units[pair].pair.second == layer.name
+            {
+                units[pair].apply(&mut model, kept)?;
+            }
+        }
+        Ok(model)
+    }
+
+    /// Returns a model with the layers that have a rank replaced by the factors of the first pass.
+    pub fn with_ranks(&self, mut model: Model, ranks: &BTreeMap<String, usize>) -> Result<Model> {
         for entry in self.entries {
             if let Some(&rank) = ranks.get(&entry.layer.name) {
                 self.replace(&mut model, entry, self.factors(entry, rank)?)?;

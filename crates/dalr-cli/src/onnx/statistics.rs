@@ -63,7 +63,8 @@ impl<'a> Reader<'a> {
     }
 
     fn wrong(&self, tensor: &Tensor) -> Error {
-        let message = format!("expected an input of {} features, got a value of shape {:?}", self.features, tensor.shape);
+        let message =
+            format!("expected an input of {} features, got a value of shape {:?}", self.features, tensor.shape);
         Error::Layer { layer: self.name.into(), message }
     }
 
@@ -115,7 +116,9 @@ impl<'a> Reader<'a> {
             let unfold = |numbers: &[f32]| {
                 let images = MatRef::from_row_major_slice(numbers, images, numbers.len() / images);
                 let all = window.unfold(images, size, group).map_err(self.failed())?;
-                Ok::<_, Error>(Mat::from_fn(all.nrows().div_ceil(step), all.ncols(), |row, column| all[(row * step, column)]))
+                Ok::<_, Error>(Mat::from_fn(all.nrows().div_ceil(step), all.ncols(), |row, column| {
+                    all[(row * step, column)]
+                }))
             };
             return visit(unfold(x)?.as_ref(), unfold(y)?.as_ref()).map_err(self.failed());
         }
@@ -287,7 +290,8 @@ impl Run<'_> {
             let count = sources.iter().take_while(fits).count();
             if count == 0 {
                 let (name, needed) = (first.reader.name, first.memory());
-                let message = format!("--memory {}: the statistics of layer {name} alone take {needed} bytes", self.memory);
+                let message =
+                    format!("--memory {}: the statistics of layer {name} alone take {needed} bytes", self.memory);
                 return Err(Error::Refused(message));
             }
             progress.stage(&format!("running the model on {} samples for {count} values", self.calibration.samples()));

@@ -92,7 +92,8 @@ impl Outcome<'_> {
         let fraction = kept(plan.parameters_after(), plan.parameters_before());
         // Multiply–adds differ from parameters if some layers run more often than others.
         let macs = kept(plan.multiply_adds_after(), plan.multiply_adds_before());
-        let macs = if self.comparison.is_some() { format!(" and {macs} of the multiply–adds") } else { String::new() };
+        let macs =
+            if self.comparison.is_some() { format!(" and {macs} of the multiply–adds") } else { String::new() };
         text + &format!("kept {fraction} of the parameters{macs}; predicted output error {error}\n")
     }
 }
@@ -104,6 +105,10 @@ fn layer_json((plan, layer): (&LayerPlan, &Layer)) -> Value {
         "out_features": layer.out_features,
         "in_features": layer.in_features,
         "rank": rank(plan),
+        "hidden_units": match plan.choice {
+            Choice::HiddenUnits { kept, .. } => Some(kept),
+            _ => None,
+        },
         "shares_down": matches!(plan.choice, Choice::Shared { .. }),
         "reason": plan.reason.map(reason),
         "parameters": {"before": plan.parameters_before, "after": plan.parameters_after},
@@ -141,8 +146,12 @@ fn remarks(layer: &LayerPlan) -> String {
     match layer.reason {
         Some(why) => format!("original layer: {}", reason(why)),
         None => {
-            let shared = matches!(layer.choice, Choice::Shared { .. }).then(|| "one `down` with its group".into());
-            shared.into_iter().chain(texts(&layer.warnings)).collect::<Vec<String>>().join("; ")
+            let how = match layer.choice {
+                Choice::Shared { .. } => Some("one `down` with its group".into()),
+                Choice::HiddenUnits { kept, .. } => Some(format!("{kept} hidden units, shared with its pair")),
+                _ => None,
+            };
+            how.into_iter().chain(texts(&layer.warnings)).collect::<Vec<String>>().join("; ")
         }
     }
 }

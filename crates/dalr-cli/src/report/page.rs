@@ -1,6 +1,8 @@
 //! A self-contained HTML page about a compression. It has no scripts, loads no files, and is light
 //! or dark like the reader's system.
 
+use dalr::network::Choice;
+
 use super::spectrum;
 use super::{Comparison, Outcome, kept, percent, rank};
 
@@ -49,7 +51,7 @@ fn comparison(comparison: &Comparison) -> String {
 
 fn summary(outcome: &Outcome<'_>) -> String {
     let plan = outcome.plan;
-    let compressed = plan.layers.iter().filter(|layer| rank(layer).is_some()).count();
+    let compressed = plan.layers.iter().filter(|layer| layer.choice != Choice::Original).count();
     let mut tiles = vec![
         ("parameters of the layers", kept(plan.parameters_after(), plan.parameters_before()), {
             format!("{} of {}", grouped(plan.parameters_after()), grouped(plan.parameters_before()))

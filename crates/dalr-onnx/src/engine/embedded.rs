@@ -20,7 +20,8 @@ struct Rten {
 pub(super) fn load(model: &Model, threads: usize, keep_values: bool) -> Result<Box<dyn Loaded>, String> {
     let mut options = ModelOptions::with_all_ops();
     options.enable_optimization(!keep_values).prepack_weights(!keep_values);
-    let model = options.load(model.to_bytes().map_err(|error| error.to_string())?).map_err(|error| error.to_string())?;
+    let model =
+        options.load(model.to_bytes().map_err(|error| error.to_string())?).map_err(|error| error.to_string())?;
     Ok(Box::new(Rten { model, pool: Arc::new(ThreadPool::with_num_threads(threads)) }))
 }
 

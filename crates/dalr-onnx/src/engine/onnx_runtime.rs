@@ -74,7 +74,9 @@ fn value(name: &str, tensor: &Tensor, kind: TensorElementType) -> Result<DynValu
     let shape = tensor.shape.clone();
     macro_rules! integers {
         ($numbers:expr, $integer:ty) => {{
-            let each = |&number: &i64| <$integer>::try_from(number).map_err(|_| format!("`{name}`: {number} has too many bits"));
+            let each = |&number: &i64| {
+                <$integer>::try_from(number).map_err(|_| format!("`{name}`: {number} has too many bits"))
+            };
             let numbers = $numbers.iter().map(each).collect::<Result<Vec<$integer>, _>>()?;
             OrtTensor::from_array((shape, numbers)).map(|tensor| tensor.into_dyn())
         }};
