@@ -525,7 +525,12 @@ impl<'a> GraphReader<'a> {
                         let size = usize::try_from(part.varint()? as i64);
                         found = size.map_or(Dimension::Unknown, Dimension::Fixed);
                     }
-                    2 => found = Dimension::Named(self.text(&part)?),
+                    2 => {
+                        // Some exporters write `?` for all dimensions that are not known.
+                        let name = self.text(&part)?;
+                        let is_name = name.chars().any(char::is_alphanumeric);
+                        found = if is_name { Dimension::Named(name) } else { Dimension::Unknown };
+                    }
                     _ => {}
                 }
             }
