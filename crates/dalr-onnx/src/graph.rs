@@ -420,7 +420,9 @@ impl<'a> GraphReader<'a> {
                     part.integers(self.file, &mut ints, PARTS)?;
                     self.count(ints.len() - before, &part)?;
                 }
-                9 => drop(part.bytes()?),
+                9 => {
+                    part.bytes()?;
+                }
                 10 => drop(self.tensor(&part)?),
                 14 | 15 => drop(self.type_of(part.bytes()?, 0)?),
                 22 | 23 => drop(self.sparse_tensor(&part)?),

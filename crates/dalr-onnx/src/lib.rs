@@ -84,7 +84,12 @@
     clippy::unwrap_used
 )]
 #![deny(clippy::print_stdout, clippy::print_stderr)]
+#![cfg_attr(test, allow(clippy::indexing_slicing, clippy::unwrap_used))]
 
+#[cfg(test)]
+#[allow(dead_code, reason = "the other tests use more of it")]
+#[path = "../tests/it/build.rs"]
+mod build;
 mod element;
 mod error;
 mod functions;
