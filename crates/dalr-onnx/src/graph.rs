@@ -420,7 +420,9 @@ impl<'a> GraphReader<'a> {
                     part.integers(self.file, &mut ints, PARTS)?;
                     self.count(ints.len() - before, &part)?;
                 }
-                9 => drop(part.bytes()?),
+                9 => {
+                    part.bytes()?;
+                }
                 10 => drop(self.tensor(&part)?),
                 14 | 15 => drop(self.type_of(part.bytes()?, 0)?),
                 22 | 23 => drop(self.sparse_tensor(&part)?),
@@ -525,7 +527,12 @@ impl<'a> GraphReader<'a> {
                         let size = usize::try_from(part.varint()? as i64);
                         found = size.map_or(Dimension::Unknown, Dimension::Fixed);
                     }
-                    2 => found = Dimension::Named(self.text(&part)?),
+                    2 => {
+                        // Some exporters write `?` for all dimensions that are not known.
+                        let name = self.text(&part)?;
+                        let is_name = name.chars().any(char::is_alphanumeric);
+                        found = if is_name { Dimension::Named(name) } else { Dimension::Unknown };
+                    }
                     _ => {}
                 }
             }

@@ -65,10 +65,8 @@ impl Index {
                 index.producers.insert(value.clone(), id);
             }
             let Some(output) = node.output() else { continue };
-            if !index.ranks.contains_key(output) {
-                if let Some(rank) = index.rank_after(node) {
-                    index.ranks.insert(output.into(), rank);
-                }
+            if let Some(rank) = index.rank_after(node) {
+                index.ranks.entry(output.into()).or_insert(rank);
             }
             let input = node.input(0).and_then(|input| index.constants.get(input)).cloned();
             let constant = match (node.attribute("value"), input) {

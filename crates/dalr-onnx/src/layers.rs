@@ -418,6 +418,9 @@ impl<'a> Search<'a> {
 
     fn convolution(&self) -> Result<Layer, String> {
         let weight = self.constant(1).ok_or("the weight is computed when the model runs")?;
+        if self.constant(0).is_some() {
+            return Err("both factors are constants".into());
+        }
         let input = self.node.input(0).ok_or("an input is missing")?;
         let output = self.node.output().ok_or("it has several outputs")?;
         if !weight.tensor.element.is_float() {

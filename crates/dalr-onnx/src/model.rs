@@ -49,6 +49,7 @@ pub(crate) struct Edits {
     /// Other fields of the graph that are left out, by their start.
     pub left_out: BTreeMap<usize, Range<usize>>,
     pub added: Vec<Added>,
+    /// Names that the file does not have.
     pub names: HashSet<String>,
     pub replaced: HashSet<String>,
 }
@@ -150,7 +151,6 @@ impl Model {
         let unit_pairs = units::find(&graph, &index, &layers);
         let inputs = graph.inputs.iter().map(|(_, info)| info);
         let inputs = inputs.filter(|info| !graph.initializers.contains_key(&info.name)).cloned().collect();
-        let edits = Edits { names: graph.names.clone(), ..Edits::default() };
         Ok(Self {
             file: Arc::new(bytes),
             graph: Arc::new(graph),
@@ -162,7 +162,7 @@ impl Model {
             layers,
             left_alone,
             unit_pairs,
-            edits,
+            edits: Edits::default(),
         })
     }
 

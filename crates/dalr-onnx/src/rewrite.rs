@@ -296,7 +296,7 @@ impl<'a> Writer<'a> {
     fn fresh(&mut self, wanted: &str) -> String {
         let mut name = wanted.to_owned();
         let mut number = 1;
-        while !self.edits.names.insert(name.clone()) {
+        while self.model.graph.names.contains(&name) || !self.edits.names.insert(name.clone()) {
             name = format!("{wanted}_{number}");
             number += 1;
         }

@@ -92,9 +92,13 @@ impl Model {
     ///
     /// [`Error::Io`].
     pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
-        let path = path.as_ref();
+        self.save_within(path.as_ref(), LARGEST)
+    }
+
+    /// Writes the model to a file of at most `largest` bytes.
+    fn save_within(&self, path: &Path, largest: u64) -> Result<()> {
         let inside = self.graph_edits(None, false, &[])?;
-        let is_large = self.length(&inside)? > LARGEST;
+        let is_large = self.length(&inside)? > largest;
         let has_external = self.graph.external.iter().any(|tensor| !self.is_left_out(tensor));
         if !is_large && !has_external && self.edits.added.iter().all(|tensor| !tensor.external) {
             return self.write_file(path, &inside);
@@ -261,5 +265,42 @@ fn data_file_name(path: &Path) -> Result<(String, Vec<PathBuf>)> {
             Err(error) => return Err(Error::io(&data_path)(error)),
             Ok(_) => older.push(data_path),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use dalr::LowRankLinear;
+    use dalr::faer::Mat;
+
+    use crate::build::Builder;
+    use crate::{Model, Replacement};
+
+    /// A model that replacements make larger than a file can be: the new tensors are outside.
+    #[test]
+    fn a_file_that_would_be_too_large() {
+        let builder = Builder::new().input("x", &["4", "5"]).weight("w", &[5, 6]);
+        let builder = builder.node("MatMul", "x w", "y", &[]).output("y", &["4", "6"]).output("w", &["5", "6"]);
+        let original = builder.build();
+        let mut model = Model::from_bytes(original.clone(), None).unwrap();
+        let factors = LowRankLinear::<f32>::new(Mat::full(3, 5, 1.5), Mat::full(6, 3, 2.5), None).unwrap();
+        model.replace("MatMul of y", &Replacement::Factors(vec![factors])).unwrap();
+        let whole = model.to_bytes().unwrap();
+        let folder = std::env::temp_dir().join(format!("dalr-onnx-{}-large", std::process::id()));
+        fs::create_dir_all(&folder).unwrap();
+        let path = folder.join("model.onnx");
+        model.save_within(&path, whole.len() as u64).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), whole);
+        model.save_within(&path, whole.len() as u64 - 1).unwrap();
+        let data = fs::metadata(folder.join("model.onnx.data")).unwrap().len();
+        assert!(data >= (3 * 5 + 6 * 3) * 4, "{data}");
+        let saved = Model::open(&path).unwrap();
+        let layers = |model: &Model| -> Vec<_> {
+            model.layers().iter().map(|layer| model.linear_layers::<f32>(&layer.name).unwrap()).collect()
+        };
+        assert_eq!(layers(&saved), layers(&Model::from_bytes(whole, None).unwrap()));
+        fs::remove_dir_all(folder).unwrap();
     }
 }

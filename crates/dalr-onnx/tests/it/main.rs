@@ -19,6 +19,20 @@ use dalr_onnx::{Dimension, Model, Replacement};
 
 use self::run::{Array, run};
 
+/// Accepts types that can be sent to and shared by threads, cloned and printed.
+const fn plain<V: Send + Sync + Clone + core::fmt::Debug + 'static>() {}
+
+const _: () = {
+    plain::<Model>();
+    plain::<dalr_onnx::Layer>();
+    plain::<dalr_onnx::LeftAlone>();
+    plain::<dalr_onnx::UnitPair>();
+    plain::<dalr_onnx::ValueInfo>();
+    plain::<dalr_onnx::Error>();
+    plain::<Replacement<f32>>();
+    plain::<Replacement<f64>>();
+};
+
 /// The two forms of compressed layers.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Form {

@@ -243,16 +243,16 @@ fn pivoted_storage_of_full_rank() {
 fn inputs_and_outputs() {
     let builder = Builder::new().input("x", &["batch", "5"]).input("z", &["3", "5"]).weight("w", &[5, 6]);
     let mut builder = builder.node("MatMul", "x w", "y", &[]).node("MatMul", "z w", "v", &[]);
-    // An input whose type is not stated, and one with -1 for a dimension that is not known.
+    // An input whose type is not stated, and one with -1 and ? for dimensions that are not known.
     builder.graph.extend(bytes(11, bytes(1, "untyped")));
-    builder.graph.extend(bytes(11, build::value("negative", 7, &["-1"])));
+    builder.graph.extend(bytes(11, build::value("negative", 7, &["-1", "?"])));
     let bytes = builder.output("y", &["batch", "6"]).output("v", &["3", "6"]).build();
     let model = Model::from_bytes(bytes, None).unwrap();
     let names: Vec<&str> = model.inputs().iter().map(|input| input.name.as_str()).collect();
     assert_eq!(names, ["x", "z", "untyped", "negative"]);
     let shape = |at: usize| model.inputs()[at].shape.clone();
     assert_eq!(shape(0), Some(vec![Dimension::Named("batch".into()), Dimension::Fixed(5)]));
-    assert_eq!((shape(2), shape(3)), (None, Some(vec![Dimension::Unknown])));
+    assert_eq!((shape(2), shape(3)), (None, Some(vec![Dimension::Unknown; 2])));
     assert_eq!(model.inputs()[3].element, Some(ElementType::I64));
     assert_eq!(model.outputs()[1].name, "v");
 }
