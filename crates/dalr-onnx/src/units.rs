@@ -93,7 +93,9 @@ fn pair(graph: &Graph, index: &Index, by_output: &HashMap<&str, &Layer>, second:
         }
         (LayerKind::Convolution(first), LayerKind::Convolution(second_kind)) => {
             let one_group = first.groups == 1 && second_kind.groups == 1;
-            one_group && first.dimensions == second_kind.dimensions && second.inputs == units * inputs_per_unit
+            let (height, width) = second_kind.kernel;
+            let channels_match = inputs_per_unit == height * width && second.inputs == units * inputs_per_unit;
+            one_group && first.dimensions == second_kind.dimensions && channels_match
         }
         _ => false,
     };
