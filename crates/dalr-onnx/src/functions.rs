@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use crate::layers::{LeftAlone, has_weight};
+use crate::layer::LeftAlone;
+use crate::layers::has_weight;
 use crate::{Error, Result};
 
 /// Functions that call functions. Models have a few.

@@ -95,8 +95,10 @@ mod engine;
 mod error;
 mod functions;
 mod graph;
+mod graph_reader;
 mod index;
 mod inputs;
+mod layer;
 mod layers;
 mod model;
 #[allow(
@@ -118,6 +120,7 @@ pub use error::{Error, Result};
 pub use graph::{Dimension, ValueInfo};
 pub use inputs::{Batch, Inputs};
 pub use layers::{Axis, Convolution, Layer, LayerKind, LeftAlone, Padding};
+pub use layer::{Axis, Convolution, Layer, LayerKind, LeftAlone, Padding};
 pub use model::Model;
 pub use rewrite::Replacement;
 pub use tensor::{Data, Tensor};

@@ -8,9 +8,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::functions;
-use crate::graph::{Graph, GraphReader, ValueInfo};
+use crate::graph::{Graph, ValueInfo};
+use crate::graph_reader::GraphReader;
 use crate::index::Index;
-use crate::layers::{self, Layer, LeftAlone};
+use crate::layer::{Layer, LeftAlone};
+use crate::layers;
 use crate::units::{self, UnitPair};
 use crate::wire::{Once, fields};
 use crate::{Error, Result};

@@ -4,7 +4,7 @@ use dalr::convolution::Conv2d;
 use dalr::faer::{Col, Mat, MatRef};
 use dalr::{Linear, Scalar};
 
-use crate::layers::{Form, Layer, LayerKind, Step};
+use crate::layer::{Form, Layer, LayerKind, Step};
 use crate::model::Model;
 use crate::{Error, Result};
 

@@ -8,7 +8,7 @@ use dalr::{Linear, LowRankLinear, Scalar};
 
 use crate::element::ElementType;
 use crate::graph::Node;
-use crate::layers::{Form, Layer, LayerKind};
+use crate::layer::{Form, Layer, LayerKind};
 use crate::model::{Added, Edits, Model};
 use crate::stored::{Content, encode};
 use crate::wire::{fields, put_bytes, put_integer};

@@ -7,7 +7,7 @@ use dalr::{Linear, Scalar};
 
 use crate::graph::Graph;
 use crate::index::Index;
-use crate::layers::{Layer, LayerKind};
+use crate::layer::{Layer, LayerKind};
 use crate::model::Model;
 use crate::{Error, Result};
 
@@ -93,7 +93,9 @@ fn pair(graph: &Graph, index: &Index, by_output: &HashMap<&str, &Layer>, second:
         }
         (LayerKind::Convolution(first), LayerKind::Convolution(second_kind)) => {
             let one_group = first.groups == 1 && second_kind.groups == 1;
-            one_group && first.dimensions == second_kind.dimensions && second.inputs == units * inputs_per_unit
+            let (height, width) = second_kind.kernel;
+            let channels_match = inputs_per_unit == height * width && second.inputs == units * inputs_per_unit;
+            one_group && first.dimensions == second_kind.dimensions && channels_match
         }
         _ => false,
     };
@@ -113,47 +115,10 @@ fn pair(graph: &Graph, index: &Index, by_output: &HashMap<&str, &Layer>, second:
 
 /// Whether every entry of the output depends on the entries at the same place only.
 pub(crate) fn is_elementwise(operator: &str) -> bool {
-    const OPERATORS: [&str; 38] = [
-        "Abs",
-        "Add",
-        "Celu",
-        "Clip",
-        "Cos",
-        "Div",
-        "Dropout",
-        "Elu",
-        "Erf",
-        "Exp",
-        "Gelu",
-        "HardSigmoid",
-        "HardSwish",
-        "Identity",
-        "LeakyRelu",
-        "Log",
-        "Max",
-        "Min",
-        "Mish",
-        "Mul",
-        "Neg",
-        "PRelu",
-        "Pow",
-        "Reciprocal",
-        "Relu",
-        "Selu",
-        "Sigmoid",
-        "Sign",
-        "Sin",
-        "Softplus",
-        "Softsign",
-        "Sqrt",
-        "Sub",
-        "Sum",
-        "Swish",
-        "Tan",
-        "Tanh",
-        "ThresholdedRelu",
-    ];
-    OPERATORS.contains(&operator)
+    const OPERATORS: &str = "Abs Add Celu Clip Cos Div Dropout Elu Erf Exp Gelu HardSigmoid HardSwish Identity LeakyRelu Log Max \
+                             Min Mish Mul Neg PRelu Pow Reciprocal Relu Selu Sigmoid Sign Sin Softplus Softsign Sqrt Sub Sum \
+                             Swish Tan Tanh ThresholdedRelu";
+    OPERATORS.split(' ').any(|known| known == operator)
 }
 
 /// Whether the channels of images stay apart.

@@ -253,6 +253,22 @@ fn batch_normalisation_after_a_convolution() {
     assert_eq!(layer(training.build()).output, "c");
 }
 
+/// New operators are valid at the model's own opset.
+#[test]
+fn every_opset() {
+    for opset in [7, 8, 10, 11, 13, 15, 18, 21, 24] {
+        let builder = Builder::new().opset(opset).input("x", &["2", "4", "6", "6"]).weight("w", &[5, 4, 3, 3]);
+        let builder = builder.bias("s", &[5]).tensor("variance", &[5], &[0.5, 1.0, 2.0, 0.25, 4.0]);
+        let builder = builder.node("Conv", "x w", "c", &[]).node("BatchNormalization", "c s s s variance", "n", &[]);
+        let builder = builder.weight("v", &[4, 6]).bias("b", &[6]).node("MatMul", "n v", "p", &[]);
+        let builder = builder.node("Add", "p b", "y", &[]).weight("u", &[3, 4]).bias("d", &[3]);
+        let transposed = [("transB", Value::Int(1))];
+        let builder = builder.input("z", &["batch", "4"]).node("Gemm", "z u d", "g", &transposed);
+        let bytes = builder.output("y", &["2", "5", "4", "6"]).output("g", &["batch", "3"]).build();
+        check(&format!("opset_{opset}"), &bytes);
+    }
+}
+
 #[test]
 fn nodes_that_stay_are_listed_with_a_reason() {
     let image = || Builder::new().input("x", &["1", "4", "6", "6"]);

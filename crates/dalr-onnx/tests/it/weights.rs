@@ -133,6 +133,31 @@ fn subgraphs_stay_and_count_as_readers() {
     }
 }
 
+#[test]
+fn loops_stay() {
+    let body = [
+        [11, 11, 11].iter().zip(["i", "go", "state"]).flat_map(|(&field, name)| bytes(field, bytes(1, name))).collect(),
+        bytes(1, build::node("Identity", "go", "go_on", &[])),
+        bytes(1, build::node("MatMul", "state w", "next", &[])),
+        bytes(12, bytes(1, "go_on")),
+        bytes(12, bytes(1, "next")),
+    ];
+    let builder = Builder::new().input("x", &["4", "5"]).weight("w", &[5, 5]).node("MatMul", "x w", "y", &[]);
+    let mut builder = builder.output("z", &[]);
+    for (name, code, raw) in [("count", 7, 3_i64.to_le_bytes().to_vec()), ("go_in", 9, vec![1])] {
+        builder.graph.extend(bytes(5, [int(2, code), bytes(9, raw), bytes(8, name)].concat()));
+    }
+    let body = body.concat();
+    let model = builder.node("Loop", "count go_in y", "z", &[("body", Value::Graph(body.clone()))]).build();
+    let mut model = Model::from_bytes(model, None).unwrap();
+    let listed: Vec<_> = model.left_alone().iter().map(|node| (node.operator.as_str(), node.reason.as_str())).collect();
+    assert_eq!(listed, [("MatMul", "inside of the subgraph of `Loop of z` (Loop)")]);
+    assert!(model.layers()[0].weight_stays);
+    model.replace("MatMul of y", &replacement(&model, "MatMul of y", Form::Factors, 2)).unwrap();
+    let result = model.to_bytes().unwrap();
+    assert!(contains(&result, &body) && initializers(&result).contains(&"w".into()));
+}
+
 /// Before version 4 of the format, initializers are inputs of the graph, too.
 #[test]
 fn initializers_that_are_inputs() {
