@@ -119,7 +119,6 @@ pub use engine::{Engine, Session};
 pub use error::{Error, Result};
 pub use graph::{Dimension, ValueInfo};
 pub use inputs::{Batch, Inputs};
-pub use layers::{Axis, Convolution, Layer, LayerKind, LeftAlone, Padding};
 pub use layer::{Axis, Convolution, Layer, LayerKind, LeftAlone, Padding};
 pub use model::Model;
 pub use rewrite::Replacement;
