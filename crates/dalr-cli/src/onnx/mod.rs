@@ -195,6 +195,7 @@ fn select<'a>(args: &SourceArgs, model: &'a Model) -> Result<(Vec<Entry<'a>>, Se
 /// Measures how much each layer's error changes the model's outputs.
 fn measure(work: &Work<'_>, profiles: &[LayerProfile], progress: &mut Progress) -> Result<Sensitivities> {
     let refused = |error: dalr::Error| Error::Refused(error.to_string());
+    let all = |value: f64| profiles.iter().map(move |profile| (profile.name(), value));
     let uniform: Allocator = allocator(work.args, None).with_strategy(Strategy::Uniform);
     let plan = uniform.allocate(profiles).map_err(refused)?;
     let Run { model, calibration, engine, threads, .. } = *work.run;
@@ -213,11 +214,15 @@ fn measure(work: &Work<'_>, profiles: &[LayerProfile], progress: &mut Progress) 
     };
     let measured = Sensitivities::measure(profiles, &plan, &mut Vec::new(), evaluate, &mut tell);
     interrupt::check()?;
-    let measured = measured.map_err(refused)?.ok_or(Error::Interrupted)?;
+    let measured = match measured {
+        // Every layer reproduces its outputs at every rank: all are alike.
+        Err(dalr::Error::Empty { .. }) => return Sensitivities::new(all(1.0)).map_err(refused),
+        other => other.map_err(refused)?.ok_or(Error::Interrupted)?,
+    };
     // A layer that no rank makes smaller was not measured, but may lose hidden units.
     let mean = measured.iter().map(|(_, value)| value).sum::<f64>() / measured.iter().count().max(1) as f64;
-    let all = profiles.iter().map(|profile| (profile.name(), measured.get(profile.name()).unwrap_or(mean)));
-    Sensitivities::new(all).and_then(|all| all.with_floor(SENSITIVITY_FLOOR)).map_err(refused)
+    let measured = all(mean).map(|(name, mean)| (name, measured.get(name).unwrap_or(mean)));
+    Sensitivities::new(measured).and_then(|all| all.with_floor(SENSITIVITY_FLOOR)).map_err(refused)
 }
 
 /// Runs both models on the held-out inputs.

@@ -279,8 +279,13 @@ impl Run<'_> {
         if sources.is_empty() {
             return Ok(());
         }
+        if let Some(source) = sources.iter().find(|source| source.memory() > self.memory) {
+            let (name, needed) = (source.reader.name, source.memory());
+            let message = format!("--memory {}: the statistics of layer {name} alone take {needed} bytes", self.memory);
+            return Err(Error::Refused(message));
+        }
         let session = self.session(self.model, &Source::values_of(&sources))?;
-        while let Some(first) = sources.first() {
+        while !sources.is_empty() {
             let mut free = self.memory;
             let fits = |source: &&Source<'_>| {
                 let rest = free.checked_sub(source.memory());
@@ -288,12 +293,6 @@ impl Run<'_> {
                 rest.is_some()
             };
             let count = sources.iter().take_while(fits).count();
-            if count == 0 {
-                let (name, needed) = (first.reader.name, first.memory());
-                let message =
-                    format!("--memory {}: the statistics of layer {name} alone take {needed} bytes", self.memory);
-                return Err(Error::Refused(message));
-            }
             progress.stage(&format!("running the model on {} samples for {count} values", self.calibration.samples()));
             let rest = sources.split_off(count);
             gather(&session, self.calibration, &mut sources)?;

@@ -5,6 +5,7 @@ use std::sync::{Mutex, OnceLock};
 
 use half::f16;
 use ort::environment::Environment;
+use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{OutputSelector, RunOptions, Session, SessionInputValue};
 use ort::value::{DynValue, Tensor as OrtTensor, TensorElementType, ValueType};
 
@@ -43,6 +44,11 @@ pub(super) fn load(model: &Model, threads: usize, values: &[String]) -> Result<B
     let bytes = model.bytes_with_outputs(&values).map_err(|error| text(&error))?;
     let builder = Session::builder(environment()?).map_err(|error| text(&error))?;
     let mut builder = builder.with_intra_threads(threads).map_err(|error| text(&error))?;
+    if !values.is_empty() {
+        // Optimizations change the layout of values, and crash on some that are further outputs.
+        let level = GraphOptimizationLevel::Disable;
+        builder = builder.with_optimization_level(level).map_err(|error| text(&error))?;
+    }
     let session = builder.commit_from_memory(&bytes).map_err(|error| text(&error))?;
     let types = session.inputs().iter().filter_map(|input| match input.dtype() {
         ValueType::Tensor { ty, .. } => Some((input.name().to_string(), *ty)),
