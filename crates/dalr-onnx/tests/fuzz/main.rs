@@ -46,14 +46,11 @@ fn models() {
 fn fuzz(case: impl Fn(&mut StdRng)) {
     let setting = |name| std::env::var(name).ok();
     let run = |seed: u64| {
-        let begin = Instant::now();
         let outcome = catch_unwind(AssertUnwindSafe(|| case(&mut StdRng::seed_from_u64(seed))));
-        let slow = begin.elapsed() > Duration::from_secs(15);
-        if outcome.is_err() || slow {
+        if let Err(panic) = outcome {
             eprintln!("repeat with: DALR_FUZZ_SEED={seed} cargo test -p dalr-onnx --test fuzz");
+            resume_unwind(panic);
         }
-        outcome.unwrap_or_else(|panic| resume_unwind(panic));
-        assert!(!slow, "took {:?}", begin.elapsed());
     };
     if let Some(seed) = setting("DALR_FUZZ_SEED") {
         return run(seed.parse().expect("DALR_FUZZ_SEED is a number"));

@@ -63,6 +63,11 @@ fn products_whose_sum_is_no_bias() {
             check(&format!("matmul_{name}"), &bytes);
         }
     }
+    // As many samples as outputs: one number for each sample is no bias.
+    let square = Builder::new().input("x", &["6", "5"]).weight("w", &[5, 6]).bias("b", &[6, 1]);
+    let square = square.node("MatMul", "x w", "p", &[]).node("Add", "p b", "y", &[]).output("y", &["6", "6"]).build();
+    check("matmul_square", &square);
+    assert!(!layer(square).has_bias);
     for (name, dims) in [("one", &[1][..]), ("scalar", &[]), ("three_dimensions", &[1, 1, 6])] {
         let bytes = sum(start().bias("b", dims)).build();
         check(&format!("matmul_bias_{name}"), &bytes);
@@ -249,7 +254,7 @@ fn batch_normalisation_after_a_convolution() {
     let training = Builder::new().opset(14).input("x", &["2", "4", "6", "6"]).weight("w", &[5, 4, 3, 3]);
     let training = training.bias("s", &[5]).node("Conv", "x w", "c", &[]);
     let mode = [("training_mode", Value::Int(1))];
-    let training = training.node("BatchNormalization", "c s s s s", "y m v", &mode).output("y", &["2", "5", "4", "4"]);
+    let training = training.node("BatchNormalization", "c s s s s", "y", &mode).output("y", &["2", "5", "4", "4"]);
     assert_eq!(layer(training.build()).output, "c");
 }
 

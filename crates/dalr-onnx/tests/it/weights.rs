@@ -72,6 +72,14 @@ fn weights_in_nodes() {
 }
 
 #[test]
+fn a_transposed_weight_on_the_left() {
+    let order = [("perm", Value::Ints(&[1, 0]))];
+    let builder = Builder::new().input("x", &["5", "4"]).weight("k", &[5, 6]).node("Transpose", "k", "w", &order);
+    let bytes = builder.node("MatMul", "w x", "y", &[]).output("y", &["6", "4"]).build();
+    check("transposed_left", &bytes);
+}
+
+#[test]
 fn weights_of_several_layers() {
     let start = || Builder::new().input("x", &["4", "5"]).input("z", &["4", "5"]).weight("w", &[5, 6]).bias("b", &[6]);
     let builder = start().node("MatMul", "x w", "p", &[]).node("Add", "p b", "y", &[]).node("MatMul", "z w", "q", &[]);
@@ -131,6 +139,23 @@ fn subgraphs_stay_and_count_as_readers() {
         assert_eq!(initializers(&result).contains(&"w".into()), stays, "{reads}");
         Model::from_bytes(result, None).unwrap();
     }
+}
+
+/// Annotations of quantised models mention values by name, and so do sparse tensors.
+#[test]
+fn annotations_and_sparse_tensors() {
+    let builder = Builder::new().input("x", &["4", "5"]).weight("w", &[5, 6]).bias("b", &[6]);
+    let mut builder = builder.node("MatMul", "x w", "p", &[]);
+    let scale = [bytes(1, "SCALE_TENSOR"), bytes(2, "w")].concat();
+    builder.graph.extend(bytes(14, [bytes(1, "p"), bytes(2, scale)].concat()));
+    let sparse = [bytes(1, build::tensor("b2", &[0], &[], Storage::F32)), int(3, 6)].concat();
+    builder.graph.extend(bytes(15, sparse));
+    let builder = builder.node("Add", "p b", "y", &[]).node("Add", "y b2", "z", &[]).output("z", &[]);
+    let mut model = Model::from_bytes(builder.build(), None).unwrap();
+    let layer = model.layers()[0].clone();
+    assert_eq!((layer.has_bias, layer.weight_stays), (false, true));
+    model.replace(&layer.name, &replacement(&model, &layer.name, Form::Factors, 2)).unwrap();
+    assert!(initializers(&model.to_bytes().unwrap()).contains(&"w".into()));
 }
 
 #[test]
