@@ -39,11 +39,14 @@ pub enum Command {
     },
 }
 
-/// Compresses the linear layers of a model to one budget.
+/// Compresses the layers of a model to one budget.
 ///
-/// A layer is a tensor NAME.weight with two axes for which the calibration data contain NAME.input
-/// (any leading axes; the last axis is the layer's inputs). NAME.weight becomes NAME.0.weight and
-/// NAME.1.weight, its bias NAME.1.bias. All other tensors are copied.
+/// MODEL.onnx: the program runs the model on its calibration inputs. Linear layers and convolutions
+/// become two smaller ones; everything else stays as it is.
+///
+/// MODEL.safetensors: a layer is a tensor NAME.weight with two axes for which the calibration data
+/// contain NAME.input (any leading axes; the last axis is the layer's inputs). NAME.weight becomes
+/// NAME.0.weight and NAME.1.weight, its bias NAME.1.bias. All other tensors are copied.
 #[derive(Args, Debug)]
 pub struct CompressArgs {
     #[command(flatten)]
@@ -64,13 +67,13 @@ pub struct CompressArgs {
     #[arg(long)]
     pub lambda: Option<f64>,
 
-    /// The rule that allocates the budget to the layers. [default: sensitivity with --sensitivity,
-    /// else uniform]
+    /// The rule that allocates the budget to the layers. [default: sensitivity for MODEL.onnx and
+    /// with --sensitivity, else uniform]
     #[arg(long, value_enum)]
     pub allocation: Option<Allocation>,
 
     /// The sensitivity of every layer: {"layer": number, …}. It is the increase of the network's
-    /// loss by an error of the layer.
+    /// loss by an error of the layer. For MODEL.onnx, the program measures it by default.
     #[arg(long, value_name = "FILE.json")]
     pub sensitivity: Option<PathBuf>,
 
@@ -78,10 +81,24 @@ pub struct CompressArgs {
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub rank_multiple: usize,
 
+    /// MODEL.onnx: the form of compressed layers.
+    #[arg(long, value_enum, default_value = "factors")]
+    pub storage: Storage,
+
     /// Lets layers that read the same input have one `down`, where they lose less with it within
     /// the budget. The file then holds NAME.0.weight once, with the name of the first layer.
     #[arg(long)]
     pub share_down: bool,
+
+    /// MODEL.onnx: compresses layer by layer, each for the inputs that the layers before it now
+    /// produce. It takes longer, and pays when little of the model is kept.
+    #[arg(long)]
+    pub sequential: bool,
+
+    /// MODEL.onnx: inputs on which both models are compared, in the same formats as --calibration.
+    /// [default: the last fifth of the calibration inputs, which then do not calibrate]
+    #[arg(long, value_name = "FILE")]
+    pub held_out: Vec<PathBuf>,
 
     /// Writes ranks, errors, parameters and warnings for programs.
     #[arg(long, value_name = "FILE")]
@@ -121,14 +138,25 @@ pub struct InspectArgs {
 /// The model, its calibration data and the choice of layers.
 #[derive(Args, Debug)]
 pub struct SourceArgs {
-    /// The model: a safetensors file, or the index (.json) of several.
+    /// The model: an ONNX file, a safetensors file, or the index (.json) of several.
     pub model: PathBuf,
 
-    /// The layers' inputs on the target domain: a safetensors file of tensors NAME.input, saved
-    /// statistics in a file NAME.input.safetensors, or a folder of both. May be given several
-    /// times; the samples are merged.
+    /// Data of the target domain. For MODEL.onnx, inputs of the model: .npz, .npy or .safetensors
+    /// files with one entry for each input, or a folder of them. For MODEL.safetensors, inputs of
+    /// the layers: a safetensors file of tensors NAME.input, saved statistics in a file
+    /// NAME.input.safetensors, or a folder of both. May be given several times; the samples are
+    /// merged.
     #[arg(long, value_name = "FILE")]
     pub calibration: Vec<PathBuf>,
+
+    /// The program that runs MODEL.onnx.
+    #[arg(long, value_enum, default_value = "embedded")]
+    pub engine: EngineName,
+
+    /// MODEL.onnx: the largest memory of the statistics that are gathered in one run of the model
+    /// over the calibration inputs, such as 500M or 2G. With less memory there are more runs.
+    #[arg(long, value_name = "BYTES", default_value = "2G", value_parser = bytes)]
+    pub memory: u64,
 
     /// Names the input tensor of layers whose input is not NAME.input: {"layer": "tensor", …}.
     #[arg(long, value_name = "FILE.json")]
@@ -154,6 +182,10 @@ pub struct BudgetArgs {
     #[arg(long, value_name = "FRACTION")]
     pub keep: Option<f64>,
 
+    /// The fraction of the layers' multiply–adds to keep.
+    #[arg(long, value_name = "FRACTION")]
+    pub macs: Option<f64>,
+
     /// The same rank for every layer that it makes smaller.
     #[arg(long, value_name = "N")]
     pub rank: Option<usize>,
@@ -162,6 +194,24 @@ pub struct BudgetArgs {
     /// layers together.
     #[arg(long, value_name = "E")]
     pub max_error: Option<f64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+pub enum EngineName {
+    /// The engine inside the program.
+    Embedded,
+    /// ONNX Runtime, from the shared library that ORT_DYLIB_PATH names.
+    #[cfg(feature = "onnxruntime")]
+    Onnxruntime,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+pub enum Storage {
+    /// Two products, or two convolutions.
+    Factors,
+    /// Some outputs, and coefficients that give the others: smaller at every rank, but the outputs
+    /// must be put in order afterwards.
+    Pivoted,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
@@ -202,6 +252,21 @@ impl SourceArgs {
             .map_or(Ok(BTreeMap::new()), |path| json_map(path, "a JSON object {\"layer\": \"tensor\", …}"))
     }
 
+    /// Returns whether the model is an ONNX file.
+    pub fn is_onnx(&self) -> bool {
+        self.model.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("onnx"))
+    }
+
+    fn validate(&self) -> Result<()> {
+        if self.is_onnx() && self.inputs.is_some() {
+            return Err(Error::Usage("--inputs goes with MODEL.safetensors".into()));
+        }
+        if !self.is_onnx() && self.engine != EngineName::Embedded {
+            return Err(Error::Usage("--engine goes with MODEL.onnx".into()));
+        }
+        Ok(())
+    }
+
     /// Returns whether a file is an input of the program.
     fn reads(&self, path: &Path) -> bool {
         let same =
@@ -212,7 +277,8 @@ impl SourceArgs {
 
 impl CompressArgs {
     pub fn allocation(&self) -> Allocation {
-        let default = if self.sensitivity.is_some() { Allocation::Sensitivity } else { Allocation::Uniform };
+        let measured = self.sensitivity.is_some() || self.source.is_onnx();
+        let default = if measured { Allocation::Sensitivity } else { Allocation::Uniform };
         self.allocation.unwrap_or(default)
     }
 
@@ -222,14 +288,16 @@ impl CompressArgs {
         if self.sensitivity.is_some() && self.allocation() != Allocation::Sensitivity {
             return refuse("--sensitivity goes with --allocation sensitivity".into());
         }
-        if self.sensitivity.is_none() && self.allocation() == Allocation::Sensitivity {
+        if self.sensitivity.is_none() && self.allocation() == Allocation::Sensitivity && !self.source.is_onnx() {
             return refuse("--allocation sensitivity needs --sensitivity FILE.json".into());
         }
         if self.lambda.is_some() && self.method != Method::DalrPaper {
             return refuse("--lambda goes with --method dalr-paper".into());
         }
-        if let Some(fraction) = self.budget.keep.filter(|fraction| !(*fraction > 0.0 && *fraction <= 1.0)) {
-            return refuse(format!("--keep: expected a fraction in (0, 1], got {fraction}"));
+        for (option, fraction) in [("--keep", self.budget.keep), ("--macs", self.budget.macs)] {
+            if let Some(fraction) = fraction.filter(|fraction| !(*fraction > 0.0 && *fraction <= 1.0)) {
+                return refuse(format!("{option}: expected a fraction in (0, 1], got {fraction}"));
+            }
         }
         if let Some(error) = self.budget.max_error.filter(|error| !(*error > 0.0 && *error < 1.0)) {
             return refuse(format!("--max-error: expected a relative error in (0, 1), got {error}"));
@@ -242,6 +310,16 @@ impl CompressArgs {
         }
         if self.share_down && (self.method != Method::Dalr || self.budget.rank.is_some()) {
             return refuse("--share-down goes with --method dalr, and not with --rank".into());
+        }
+        match self.source.is_onnx() {
+            true if self.source.calibration.is_empty() => {
+                return refuse("an ONNX model needs --calibration with inputs of the model".into());
+            }
+            true if self.share_down => return refuse("--share-down goes with MODEL.safetensors".into()),
+            false if self.sequential || self.storage != Storage::Factors || !self.held_out.is_empty() => {
+                return refuse("--sequential, --storage and --held-out go with MODEL.onnx".into());
+            }
+            _ => self.source.validate()?,
         }
         if self.source.calibration.is_empty() {
             if self.method != Method::Svd {
@@ -269,11 +347,31 @@ impl CompressArgs {
 
 impl InspectArgs {
     pub fn validate(&self) -> Result<()> {
+        self.source.validate()?;
         let Some(path) = &self.json else { return Ok(()) };
         require_free(path, self.force)?;
         if self.source.reads(path) {
             return Err(Error::Usage(format!("{}: an output cannot replace an input", path.display())));
         }
         Ok(())
+    }
+}
+
+/// Reads a number of bytes, such as 4096, 500M or 2G.
+fn bytes(text: &str) -> std::result::Result<u64, String> {
+    let (number, unit) = match text.find(|character: char| !character.is_ascii_digit() && character != '.') {
+        Some(at) => text.split_at(at),
+        None => (text, ""),
+    };
+    let unit = match unit.trim_end_matches(['B', 'b']) {
+        "" => 1.0,
+        "K" | "k" => 1e3,
+        "M" => 1e6,
+        "G" => 1e9,
+        _ => f64::NAN,
+    };
+    match number.parse::<f64>().map(|number| number * unit) {
+        Ok(bytes) if bytes >= 1.0 && bytes < 1e18 => Ok(bytes as u64),
+        _ => Err("expected a number of bytes such as 500M or 2G".into()),
     }
 }

@@ -208,6 +208,13 @@ impl Calibration {
     }
 }
 
+/// Returns the checksum of a file.
+pub fn checksum(path: &Path) -> Result<u32> {
+    let mut sum = Hasher::new();
+    sum_file(path, &mut sum)?;
+    Ok(sum.finalize())
+}
+
 fn sum_file(path: &Path, sum: &mut Hasher) -> Result<()> {
     let mut file = std::fs::File::open(path).map_err(Error::io(path))?;
     let mut buffer = vec![0; PIECE];

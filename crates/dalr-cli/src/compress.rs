@@ -6,7 +6,7 @@ use std::path::Path;
 use dalr::interop::safetensors::ModelFile;
 use dalr::network::{Allocator, Budget, Choice, LayerProfile, Plan, Sensitivities, SharedInput, Strategy};
 
-use crate::args::{Allocation, CompressArgs, Method};
+use crate::args::{Allocation, BudgetArgs, CompressArgs, Method};
 use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::files::{json_map, require_free, save};
@@ -22,6 +22,9 @@ use crate::unfinished_run::{Settings, UnfinishedRun};
 pub fn run(args: &CompressArgs, verbosity: Verbosity) -> Result<()> {
     args.validate()?;
     crate::prepare(args.source.threads)?;
+    if args.source.is_onnx() {
+        return crate::onnx::compress(args, verbosity);
+    }
     let model = ModelFile::open(&args.source.model)?;
     let calibration = Calibration::open(&args.source.calibration)?;
     let selection = select(&args.source, &model, &calibration)?;
@@ -70,7 +73,8 @@ fn both_passes(
     let inputs: Vec<SharedInput> = shared.iter().map(|group| group.input.clone()).collect();
     let plan = allocator.allocate_shared(&profiles, &inputs).map_err(|error| Error::Refused(error.to_string()))?;
 
-    let outcome = Outcome { args, model, selection, profiles: &profiles, plan: &plan };
+    let files = model.files().map(Path::to_path_buf).collect();
+    let outcome = Outcome { args, files, selection, profiles: &profiles, plan: &plan, comparison: None };
     if let Some(path) = &args.json {
         save(path, &outcome.json()?)?;
     }
@@ -108,12 +112,15 @@ fn replacements(plan: &Plan, layers: &[Layer], shared: &[SharedGroup]) -> BTreeM
 }
 
 /// Returns the allocator for the options.
-fn allocator(args: &CompressArgs, sensitivities: Option<Sensitivities>) -> Allocator {
-    let budget = match (args.budget.keep, args.budget.rank, args.budget.max_error) {
-        (Some(fraction), ..) => Budget::ParameterFraction(fraction),
-        (_, Some(rank), _) => Budget::Rank(rank),
-        (.., Some(error)) if args.allocation() == Allocation::Uniform => Budget::LayerError(error),
-        (.., error) => Budget::TotalError(error.unwrap_or(f64::NAN)),
+pub fn allocator(args: &CompressArgs, sensitivities: Option<Sensitivities>) -> Allocator {
+    let budget = match args.budget {
+        BudgetArgs { keep: Some(fraction), .. } => Budget::ParameterFraction(fraction),
+        BudgetArgs { macs: Some(fraction), .. } => Budget::MultiplyAddFraction(fraction),
+        BudgetArgs { rank: Some(rank), .. } => Budget::Rank(rank),
+        BudgetArgs { max_error: Some(error), .. } if args.allocation() == Allocation::Uniform => {
+            Budget::LayerError(error)
+        }
+        BudgetArgs { max_error, .. } => Budget::TotalError(max_error.unwrap_or(f64::NAN)),
     };
     let strategy = match (args.allocation(), sensitivities) {
         (Allocation::Sensitivity, Some(sensitivities)) => Strategy::Sensitivity(sensitivities),
@@ -123,7 +130,7 @@ fn allocator(args: &CompressArgs, sensitivities: Option<Sensitivities>) -> Alloc
     Allocator::new(budget).with_strategy(strategy).with_rank_multiple(args.rank_multiple)
 }
 
-fn sensitivities(path: &Path, layers: &[Layer]) -> Result<Sensitivities> {
+pub fn sensitivities(path: &Path, layers: &[Layer]) -> Result<Sensitivities> {
     let mut weights = json_map::<f64>(path, "a JSON object {\"layer\": weight, …}")?;
     let mut named = Vec::new();
     for Layer { name, .. } in layers {
@@ -141,7 +148,7 @@ fn sensitivities(path: &Path, layers: &[Layer]) -> Result<Sensitivities> {
 
 /// Sets the loss of a layer to its output error if the method minimises another error. Does not
 /// change profiles for the allocation by energy.
-fn by_outputs(args: &CompressArgs, profile: LayerProfile) -> LayerProfile {
+pub fn by_outputs(args: &CompressArgs, profile: LayerProfile) -> LayerProfile {
     let known =
         (1..=profile.max_rank()).all(|rank| profile.relative_error(rank).is_some_and(|error| error.is_finite()));
     if args.method == Method::Dalr || args.allocation() == Allocation::Energy || !known {

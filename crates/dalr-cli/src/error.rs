@@ -74,3 +74,13 @@ impl From<dalr::Error> for Error {
         }
     }
 }
+
+impl From<dalr_onnx::Error> for Error {
+    fn from(error: dalr_onnx::Error) -> Self {
+        match error {
+            dalr_onnx::Error::Io { path, source } => Self::Io { path: path.display().to_string(), source },
+            dalr_onnx::Error::Dalr(error) => error.into(),
+            other => Self::Refused(other.to_string()),
+        }
+    }
+}

@@ -25,6 +25,8 @@ const PIECE: usize = 1 << 20;
 pub struct Solved<'a, T> {
     pub layer: &'a Layer,
     pub decomposition: &'a Decomposition<T>,
+    /// The profile of the layer that this is, or is a part of.
+    pub profile: &'a LayerProfile,
     /// `b + W μ` and `μ`, if the bias is corrected.
     pub means: Option<(Vec<f64>, Vec<f64>)>,
     /// Identifies the data from which the factors were computed.
@@ -39,11 +41,10 @@ enum Content<'a, T> {
 }
 
 impl<T: Scalar> Solved<'_, T> {
-    /// Writes the file atomically and returns the profile in it.
-    pub fn save(&self, path: &Path) -> Result<LayerProfile> {
+    /// Writes the file atomically.
+    pub fn save(&self, path: &Path) -> Result<()> {
         let Layer { name, out_features, in_features, dtype, .. } = self.layer;
-        let profile = LayerProfile::new(name.clone(), self.decomposition);
-        let text = serde_json::to_string(&profile).map_err(Error::layer(name))?;
+        let text = serde_json::to_string(self.profile).map_err(Error::layer(name))?;
         // A profile that a resumed run could not read must be an error now.
         serde_json::from_str::<LayerProfile>(&text).map_err(Error::layer(name))?;
         let rank = self.decomposition.max_rank();
@@ -71,8 +72,7 @@ impl<T: Scalar> Solved<'_, T> {
         writer.write(path, |content, target| match content {
             Content::Numbers(numbers) => Ok(target.numbers(numbers.iter().copied())?),
             Content::Factor(factor) => self.rounded_rows(*factor, |_, bytes| Ok(target.bytes(bytes)?)),
-        })?;
-        Ok(profile)
+        })
     }
 
     /// Visits a factor row by row, rounded to the weight's dtype, as numbers and as bytes.

@@ -2,7 +2,7 @@
 //! parameters.
 
 use dalr::interop::safetensors::ModelFile;
-use dalr::{ActivationStats, Dalr, LowRankCompressor, Rank, Scalar, TruncatedSvd};
+use dalr::{ActivationStats, Dalr, Decomposition, Linear, LowRankCompressor, Rank, Scalar, TruncatedSvd};
 use serde_json::json;
 
 use crate::args::InspectArgs;
@@ -20,19 +20,34 @@ use crate::solve::{groups, read};
 const FRACTIONS: [f64; 4] = [0.75, 0.5, 0.25, 0.1];
 
 /// A rank and its relative error; `None` for a fraction that allows no rank.
-type Point = Option<(usize, f64)>;
+pub type Point = Option<(usize, f64)>;
 
 /// The content of the report.
-struct Inspection<'a> {
-    selection: &'a Selection,
-    points: Vec<[Point; FRACTIONS.len()]>,
-    /// The meaning of the errors.
-    error: &'static str,
+pub struct Inspection {
+    pub selection: Selection,
+    pub points: Vec<[Point; FRACTIONS.len()]>,
+    /// How often each layer runs for one sample of the model, if that was seen.
+    pub calls: Option<Vec<u64>>,
 }
 
 pub fn run(args: &InspectArgs, verbosity: Verbosity) -> Result<()> {
     args.validate()?;
     crate::prepare(args.source.threads)?;
+    let inspection = match args.source.is_onnx() {
+        true => crate::onnx::inspect(args, verbosity)?,
+        false => safetensors(args, verbosity)?,
+    };
+    let error = if args.source.calibration.is_empty() { "weight error" } else { "predicted output error" };
+    if let Some(path) = &args.json {
+        save(path, &inspection.json(error)?)?;
+    }
+    if verbosity == Verbosity::Quiet {
+        return Ok(());
+    }
+    crate::print(inspection.text(error, verbosity == Verbosity::Verbose).as_bytes())
+}
+
+fn safetensors(args: &InspectArgs, verbosity: Verbosity) -> Result<Inspection> {
     let model = ModelFile::open(&args.source.model)?;
     let calibration = Calibration::open(&args.source.calibration)?;
     let selection = select(&args.source, &model, &calibration)?;
@@ -40,55 +55,57 @@ pub fn run(args: &InspectArgs, verbosity: Verbosity) -> Result<()> {
     selection.notes.iter().for_each(|note| progress.note(note));
     let points = measure(&model, &calibration, &selection.layers, &mut progress);
     progress.end();
-    let error = if args.source.calibration.is_empty() { "weight error" } else { "predicted output error" };
-    let inspection = Inspection { selection: &selection, points: points?, error };
-    if let Some(path) = &args.json {
-        save(path, &inspection.json()?)?;
-    }
-    if verbosity == Verbosity::Quiet {
-        return Ok(());
-    }
-    crate::print(inspection.text(verbosity == Verbosity::Verbose).as_bytes())
+    Ok(Inspection { selection, points: points?, calls: None })
 }
 
-impl Inspection<'_> {
-    fn json(&self) -> Result<String> {
+impl Inspection {
+    fn json(&self, error: &str) -> Result<String> {
         let point = |(fraction, point): (&f64, &Point)| {
             let (rank, error) = (point.map(|(rank, _)| rank), point.map(|(_, error)| error));
             json!({"fraction": fraction, "rank": rank, "relative_error": error})
         };
-        let layer = |(layer, points): (&Layer, &[Point; FRACTIONS.len()])| {
+        let layer = |(index, (layer, points)): (usize, (&Layer, &[Point; FRACTIONS.len()]))| {
             json!({
                 "name": layer.name,
                 "out_features": layer.out_features,
                 "in_features": layer.in_features,
                 "dtype": format!("{:?}", layer.dtype),
                 "parameters": layer.parameters(),
+                "multiply_adds": self.multiply_adds(index),
                 "break_even_rank": layer.break_even(),
                 "points": FRACTIONS.iter().zip(points).map(point).collect::<Vec<_>>(),
             })
         };
         pretty(&json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "error": self.error,
-            "layers": self.selection.layers.iter().zip(&self.points).map(layer).collect::<Vec<_>>(),
+            "error": error,
+            "layers": self.selection.layers.iter().zip(&self.points).enumerate().map(layer).collect::<Vec<_>>(),
             "passed_through": passed(&self.selection.passed),
             "notes": self.selection.notes,
         }))
     }
 
-    fn text(&self, verbose: bool) -> String {
-        let Self { selection: Selection { layers, passed, .. }, points, error } = self;
+    /// Returns the multiply–adds of a layer for one sample of the model.
+    fn multiply_adds(&self, index: usize) -> Option<u64> {
+        let layer = self.selection.layers.get(index)?;
+        let weights = (layer.out_features as u64).saturating_mul(layer.in_features as u64);
+        Some(weights.saturating_mul(*self.calls.as_ref()?.get(index)?))
+    }
+
+    fn text(&self, error: &str, verbose: bool) -> String {
+        let Self { selection, points, .. } = self;
+        let layers = &selection.layers;
         let mut headings: Vec<String> =
-            ["layer", "out × in", "dtype", "parameters", "break-even rank"].map(Into::into).into();
+            ["layer", "out × in", "dtype", "parameters", "multiply–adds", "break-even rank"].map(Into::into).into();
         headings.extend(FRACTIONS.map(|fraction| format!("at {:.0} %", 100.0 * fraction)));
         let mut rows = vec![headings];
-        for (layer, points) in layers.iter().zip(points) {
+        for (index, (layer, points)) in layers.iter().zip(points).enumerate() {
             let mut row = vec![
                 layer.name.clone(),
                 format!("{} × {}", layer.out_features, layer.in_features),
                 format!("{:?}", layer.dtype),
                 layer.parameters().to_string(),
+                self.multiply_adds(index).map_or("–".into(), |count| count.to_string()),
                 format!("{:.1}", layer.break_even()),
             ];
             row.extend(points.map(|point| point.map_or("–".into(), |(_, error)| percent(error))));
@@ -99,7 +116,7 @@ impl Inspection<'_> {
             + &format!(
                 "\nat P %: {error} when a layer keeps P % of its weight's parameters (–: no rank is that small)\n"
             )
-            + &copied(passed, verbose)
+            + &copied(selection, verbose)
             + &format!("layers: {}, with {parameters} parameters\n", layers.len())
     }
 }
@@ -122,8 +139,8 @@ fn measure(
             progress.begin(layer);
             let samples;
             (measured[index], samples) = match &statistics {
-                Statistics::Single(stats) => (points(model, layer, stats)?, stats.samples()),
-                Statistics::Double(stats) => (points(model, layer, stats)?, stats.samples()),
+                Statistics::Single(stats) => (points_of(model, layer, stats)?, stats.samples()),
+                Statistics::Double(stats) => (points_of(model, layer, stats)?, stats.samples()),
             };
             progress.solved(layer, samples);
         }
@@ -131,21 +148,43 @@ fn measure(
     Ok(measured)
 }
 
-fn points<T: Scalar>(model: &ModelFile, layer: &Layer, stats: &ActivationStats<T>) -> Result<[Point; FRACTIONS.len()]> {
-    let original = read::<T>(model, layer)?;
-    let compressor: Box<dyn LowRankCompressor<T>> =
-        if stats.samples() == 0 { Box::new(TruncatedSvd::new()) } else { Box::new(Dalr::new()) };
-    let solved = compressor.solve(&original, stats.into(), layer.useful_rank()).map_err(Error::layer(&layer.name))?;
-    let total = solved.total_energy();
-    // The error of the weight, which needs no samples.
-    let of_weight = |rank: usize| {
-        let kept: f64 = solved.energies().iter().take(rank).sum();
+fn points_of<T: Scalar>(
+    model: &ModelFile,
+    layer: &Layer,
+    stats: &ActivationStats<T>,
+) -> Result<[Point; FRACTIONS.len()]> {
+    let stats = Some(stats).filter(|stats| stats.samples() > 0);
+    Ok(points(layer, &[decompose(layer, &read::<T>(model, layer)?, stats)?]))
+}
+
+/// Decomposes a layer, or its weight if there are no statistics.
+pub fn decompose<T: Scalar>(
+    layer: &Layer,
+    original: &Linear<T>,
+    stats: Option<&ActivationStats<T>>,
+) -> Result<Decomposition<T>> {
+    let solved = match stats {
+        Some(stats) => Dalr::new().solve(original, stats.into(), layer.useful_rank()),
+        None => TruncatedSvd::new().solve(original, dalr::Calibration::none(), layer.useful_rank()),
+    };
+    solved.map_err(Error::layer(&layer.name))
+}
+
+/// Returns the errors of a layer of this shape, given the decompositions of its groups.
+pub fn points<T: Scalar>(layer: &Layer, groups: &[Decomposition<T>]) -> [Point; FRACTIONS.len()] {
+    let total: f64 = groups.iter().map(Decomposition::total_energy).sum();
+    // The error of the weight, which needs no samples; with several groups, that of their energies.
+    let by_energy = |rank: usize| {
+        let kept: f64 = groups.iter().flat_map(|group| group.energies().iter().take(rank)).sum();
         if total > 0.0 { (1.0 - kept / total).max(0.0).sqrt() } else { 0.0 }
     };
-    Ok(FRACTIONS.map(|fraction| {
+    let error = |rank: usize| match groups {
+        [only] => only.relative_error(rank).unwrap_or_else(|| by_energy(rank)),
+        _ => by_energy(rank),
+    };
+    let solved = groups.iter().map(Decomposition::max_rank).min().unwrap_or(0);
+    FRACTIONS.map(|fraction| {
         let rank = Rank::within(fraction, (layer.out_features, layer.in_features));
-        (1..=solved.max_rank())
-            .contains(&rank)
-            .then(|| (rank, solved.relative_error(rank).unwrap_or_else(|| of_weight(rank))))
-    }))
+        (1..=solved).contains(&rank).then(|| (rank, error(rank)))
+    })
 }

@@ -10,6 +10,7 @@ mod inspect;
 mod interrupt;
 mod layer;
 mod lora;
+mod onnx;
 mod output;
 mod progress;
 mod report;

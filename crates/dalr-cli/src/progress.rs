@@ -78,6 +78,15 @@ impl Progress {
         }
     }
 
+    /// Shows work that is not on one layer.
+    pub fn stage(&mut self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.set_message(text.to_string()),
+            None if self.verbosity == Verbosity::Verbose => eprintln!("{text}"),
+            None => {}
+        }
+    }
+
     /// Prints a line above the bar.
     fn line(&self, text: &str) {
         match &self.bar {

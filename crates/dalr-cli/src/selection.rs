@@ -27,6 +27,8 @@ pub struct Passed {
 pub struct Selection {
     pub layers: Vec<Layer>,
     pub passed: Vec<Passed>,
+    /// A heading for `passed`.
+    pub others: &'static str,
     pub notes: Vec<String>,
 }
 
@@ -34,7 +36,8 @@ pub struct Selection {
 pub fn select(args: &SourceArgs, model: &ModelFile, calibration: &Calibration) -> Result<Selection> {
     let inputs = args.inputs()?;
     let (include, exclude) = (globs("--include", &args.include)?, globs("--exclude", &args.exclude)?);
-    let mut selection = Selection { layers: Vec::new(), passed: Vec::new(), notes: Vec::new() };
+    let mut selection =
+        Selection { layers: Vec::new(), passed: Vec::new(), others: "other tensors, copied", notes: Vec::new() };
     let mut included = vec![false; args.include.len()];
     for (name, tensor) in model.tensors() {
         let reason = match candidate(name, tensor) {

@@ -83,12 +83,19 @@ impl Pass<'_> {
         let (input, decomposition) = solved.map_err(Error::layer(&stacked.name))?;
         let mut means: Option<(Vec<f64>, Vec<f64>)> = None;
         for (layer, weight) in layers.iter().zip(&weights) {
-            if let Some((output, mean)) = target_means(self, layer, weight, stats)? {
+            if let Some((output, mean)) = target_means(self.args.method, layer, weight, stats, || self.bias(layer))? {
                 means.get_or_insert_with(|| (Vec::new(), mean)).0.extend(output);
             }
         }
-        let solved =
-            Solved { layer: &stacked, decomposition: &decomposition, means, fingerprint, shared: Some(&input) };
+        let profile = LayerProfile::new(stacked.name.clone(), &decomposition);
+        let solved = Solved {
+            layer: &stacked,
+            decomposition: &decomposition,
+            profile: &profile,
+            means,
+            fingerprint,
+            shared: Some(&input),
+        };
         solved.save(&self.unfinished.layer(file))?;
         Ok(input)
     }

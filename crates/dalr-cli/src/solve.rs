@@ -94,17 +94,25 @@ impl Pass<'_> {
         let layer = &self.layers[index];
         progress.begin(layer);
         let original = read::<T>(self.model, layer)?;
-        let means = target_means(self, layer, &original, stats)?;
+        let means = target_means(self.args.method, layer, &original, stats, || self.bias(layer))?;
         let compressor = compressor::<T>(self.args);
         let useful = layer.useful_rank();
         let max_rank = self.args.budget.rank.map_or(useful, |rank| rank.clamp(1, useful));
         let decomposition = compressor.solve(&original, stats.into(), max_rank).map_err(Error::layer(&layer.name))?;
         drop(original);
         let fingerprint = self.fingerprint(layer, input_sum)?;
-        let solved = Solved { layer, decomposition: &decomposition, means, fingerprint, shared: None };
-        let profile = solved.save(&self.unfinished.layer(index))?;
+        let profile = LayerProfile::new(layer.name.clone(), &decomposition);
+        let solved =
+            Solved { layer, decomposition: &decomposition, profile: &profile, means, fingerprint, shared: None };
+        solved.save(&self.unfinished.layer(index))?;
         progress.solved(layer, stats.samples());
         Ok(profile)
+    }
+
+    /// Returns the bias of a layer in `f64`, empty if there is none.
+    pub fn bias(&self, layer: &Layer) -> Result<Vec<f64>> {
+        let bias = layer.has_bias.then(|| self.model.vector::<f64>(&layer.bias())).transpose()?;
+        Ok(bias.iter().flat_map(|bias| bias.iter().copied()).collect())
     }
 
     /// Returns an error if the weight, bias or input of a solved layer has changed since.
@@ -133,21 +141,20 @@ pub fn read<T: Scalar>(model: &ModelFile, layer: &Layer) -> Result<Linear<T>> {
     Linear::new(weight, bias).map_err(Error::layer(&layer.name))
 }
 
-/// Returns the means of the outputs and of the inputs, if the method corrects the bias.
+/// Returns the means of the outputs and of the inputs, if the method corrects the bias. `bias`
+/// reads the layer's bias in `f64`; an empty one counts as zero.
 pub fn target_means<T: Scalar>(
-    pass: &Pass<'_>,
+    method: Method,
     layer: &Layer,
     original: &Linear<T>,
     stats: &ActivationStats<T>,
+    bias: impl FnOnce() -> Result<Vec<f64>>,
 ) -> Result<Option<(Vec<f64>, Vec<f64>)>> {
-    if !corrects_bias(pass.args.method, layer.has_bias) {
+    if !corrects_bias(method, layer.has_bias) {
         return Ok(None);
     }
     let mean: Vec<f64> = stats.mean().map_err(Error::layer(&layer.name))?.iter().copied().collect();
-    // The mean output is computed in `f64`, whatever `T` is.
-    let bias = layer.has_bias.then(|| pass.model.vector::<f64>(&layer.bias())).transpose()?;
-    let bias: Vec<f64> = bias.iter().flat_map(|bias| bias.iter().copied()).collect();
-    Ok(Some((output_mean(original.weight(), &bias, &mean), mean)))
+    Ok(Some((output_mean(original.weight(), &bias()?, &mean), mean)))
 }
 
 /// Returns the method for layers of this precision.
@@ -169,7 +176,7 @@ fn corrects_bias(method: Method, has_bias: bool) -> bool {
     }
 }
 
-/// Returns `b + W μ`, accumulated in `f64`. An empty bias counts as zero.
+/// Returns `b + W μ`, accumulated in `f64` whatever `T` is.
 fn output_mean<T: Scalar>(weight: MatRef<'_, T>, bias: &[f64], mean: &[f64]) -> Vec<f64> {
     let mut sums = vec![0.0; weight.nrows()];
     for (column, mean) in weight.col_iter().zip(mean) {

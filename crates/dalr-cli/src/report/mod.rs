@@ -1,11 +1,15 @@
 //! The result of `dalr compress`: a summary on the terminal, JSON for programs, a page for people.
 
+mod comparison;
 mod page;
 mod spectrum;
 
-use dalr::interop::safetensors::ModelFile;
+use std::path::PathBuf;
+
 use dalr::network::{Choice, LayerPlan, LayerProfile, OriginalReason, Plan};
 use serde_json::{Value, json};
+
+pub use comparison::{Comparison, Latency, OutputChange};
 
 use crate::args::CompressArgs;
 use crate::error::{Error, Result};
@@ -15,10 +19,13 @@ use crate::selection::{Passed, Selection};
 /// The content of the reports.
 pub struct Outcome<'a> {
     pub args: &'a CompressArgs,
-    pub model: &'a ModelFile,
+    /// The files of the model.
+    pub files: Vec<PathBuf>,
     pub selection: &'a Selection,
     pub profiles: &'a [LayerProfile],
     pub plan: &'a Plan,
+    /// Both models on held-out inputs, if the program can run them.
+    pub comparison: Option<&'a Comparison>,
 }
 
 impl Outcome<'_> {
@@ -33,7 +40,7 @@ impl Outcome<'_> {
         let layers = layers.iter().zip(&self.selection.layers);
         pretty(&json!({
             "version": env!("CARGO_PKG_VERSION"),
-            "model": self.model.files().map(|path| path.display().to_string()).collect::<Vec<_>>(),
+            "model": self.files.iter().map(|path| path.display().to_string()).collect::<Vec<_>>(),
             "output": self.args.out.display().to_string(),
             "method": self.args.method.name(),
             "parameters": {"before": self.plan.parameters_before(), "after": self.plan.parameters_after()},
@@ -48,6 +55,7 @@ impl Outcome<'_> {
             "layers": layers.map(layer_json).collect::<Vec<_>>(),
             "passed_through": passed(&self.selection.passed),
             "notes": self.selection.notes,
+            "comparison": self.comparison,
         }))
     }
 
@@ -72,16 +80,21 @@ impl Outcome<'_> {
             text += format!("{line}  {remarks}").trim_end();
             text.push('\n');
         }
-        text += &copied(&self.selection.passed, verbose);
+        text += &copied(self.selection, verbose);
         for warning in &plan.warnings {
             text += &format!("warning: {warning}\n");
         }
         if verbose {
             text += &format!("objective {:.4e}, lower bound {:.4e}\n", plan.objective, plan.lower_bound);
         }
+        text += &self.comparison.map(Comparison::text).unwrap_or_default();
         let error = self.output_error().map_or("unknown without samples".into(), percent);
         let fraction = kept(plan.parameters_after(), plan.parameters_before());
-        text + &format!("kept {fraction} of the parameters; predicted output error {error}\n")
+        // Multiply–adds differ from parameters if some layers run more often than others.
+        let macs = kept(plan.multiply_adds_after(), plan.multiply_adds_before());
+        let macs =
+            if self.comparison.is_some() { format!(" and {macs} of the multiply–adds") } else { String::new() };
+        text + &format!("kept {fraction} of the parameters{macs}; predicted output error {error}\n")
     }
 }
 
@@ -92,6 +105,10 @@ fn layer_json((plan, layer): (&LayerPlan, &Layer)) -> Value {
         "out_features": layer.out_features,
         "in_features": layer.in_features,
         "rank": rank(plan),
+        "hidden_units": match plan.choice {
+            Choice::HiddenUnits { kept, .. } => Some(kept),
+            _ => None,
+        },
         "shares_down": matches!(plan.choice, Choice::Shared { .. }),
         "reason": plan.reason.map(reason),
         "parameters": {"before": plan.parameters_before, "after": plan.parameters_after},
@@ -129,8 +146,12 @@ fn remarks(layer: &LayerPlan) -> String {
     match layer.reason {
         Some(why) => format!("original layer: {}", reason(why)),
         None => {
-            let shared = matches!(layer.choice, Choice::Shared { .. }).then(|| "one `down` with its group".into());
-            shared.into_iter().chain(texts(&layer.warnings)).collect::<Vec<String>>().join("; ")
+            let how = match layer.choice {
+                Choice::Shared { .. } => Some("one `down` with its group".into()),
+                Choice::HiddenUnits { kept, .. } => Some(format!("{kept} hidden units, shared with its pair")),
+                _ => None,
+            };
+            how.into_iter().chain(texts(&layer.warnings)).collect::<Vec<String>>().join("; ")
         }
     }
 }
@@ -145,13 +166,15 @@ fn reason(reason: OriginalReason) -> String {
     }
 }
 
-/// Returns the number of copied tensors by reason, or with `verbose` each of them.
-pub fn copied(tensors: &[Passed], verbose: bool) -> String {
-    let mut text = format!("other tensors, copied: {}", tensors.len());
+/// Returns the number of parts that are not layers by reason, or with `verbose` each of them.
+pub fn copied(selection: &Selection, verbose: bool) -> String {
+    let Selection { passed: tensors, others, .. } = selection;
+    let mut text = format!("{others}: {}", tensors.len());
     if verbose {
         text += if tensors.is_empty() { "\n" } else { ":\n" };
         for Passed { name, dtype, shape, reason } in tensors {
-            text += &format!("  {name} {dtype} {shape:?}: {reason}\n");
+            let shape = if shape.is_empty() { String::new() } else { format!(" {shape:?}") };
+            text += &format!("  {name} {dtype}{shape}: {reason}\n");
         }
         return text;
     }

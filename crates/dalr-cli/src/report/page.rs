@@ -1,8 +1,10 @@
 //! A self-contained HTML page about a compression. It has no scripts, loads no files, and is light
 //! or dark like the reader's system.
 
+use dalr::network::Choice;
+
 use super::spectrum;
-use super::{Outcome, kept, percent, rank};
+use super::{Comparison, Outcome, kept, percent, rank};
 
 /// Returns the whole page.
 pub fn page(outcome: &Outcome<'_>) -> String {
@@ -22,15 +24,34 @@ pub fn page(outcome: &Outcome<'_>) -> String {
         env!("CARGO_PKG_VERSION")
     );
     page += &summary(outcome);
+    page += &outcome.comparison.map(comparison).unwrap_or_default();
     page += &layers(outcome);
     page += &spectra(outcome);
     page += &passed(outcome);
     page + "</body></html>\n"
 }
 
+/// Returns the table of both models on held-out inputs.
+fn comparison(comparison: &Comparison) -> String {
+    let mut text = format!(
+        "<h2>Original and compressed model</h2>\n<p>On {} held-out samples, run by {}.</p>\n<div class=\"wide\"><table>\
+         <thead><tr><th>quantity</th><th>change</th></tr></thead><tbody>\n",
+        comparison.samples,
+        escape(&comparison.engine)
+    );
+    for (name, change) in comparison.rows() {
+        text += &format!("<tr><td>{}</td><td>{}</td></tr>\n", breakable(&name), escape(&change));
+    }
+    text += "</tbody></table></div>\n";
+    for note in &comparison.notes {
+        text += &format!("<p class=\"warning\">{}</p>\n", escape(note));
+    }
+    text
+}
+
 fn summary(outcome: &Outcome<'_>) -> String {
     let plan = outcome.plan;
-    let compressed = plan.layers.iter().filter(|layer| rank(layer).is_some()).count();
+    let compressed = plan.layers.iter().filter(|layer| layer.choice != Choice::Original).count();
     let mut tiles = vec![
         ("parameters of the layers", kept(plan.parameters_after(), plan.parameters_before()), {
             format!("{} of {}", grouped(plan.parameters_after()), grouped(plan.parameters_before()))
@@ -109,11 +130,11 @@ fn spectra(outcome: &Outcome<'_>) -> String {
 
 /// Returns the tensors that are not layers, each with the reason.
 fn passed(outcome: &Outcome<'_>) -> String {
-    let mut text = String::from("<h2>Tensors copied as they are</h2>\n");
+    let mut text = format!("<h2>{}</h2>\n", escape(&capitalized(outcome.selection.others)));
     if outcome.selection.passed.is_empty() {
         return text + "<p>None.</p>\n";
     }
-    text += "<div class=\"wide\"><table><thead><tr><th>tensor</th><th>dtype</th><th>shape</th><th>reason</th></tr></thead><tbody>\n";
+    text += "<div class=\"wide\"><table><thead><tr><th>name</th><th>kind</th><th>shape</th><th>reason</th></tr></thead><tbody>\n";
     for passed in &outcome.selection.passed {
         let shape: Vec<String> = passed.shape.iter().map(usize::to_string).collect();
         text += &format!(
@@ -125,6 +146,11 @@ fn passed(outcome: &Outcome<'_>) -> String {
         );
     }
     text + "</tbody></table></div>\n"
+}
+
+fn capitalized(text: &str) -> String {
+    let mut characters = text.chars();
+    characters.next().map_or(String::new(), |first| first.to_uppercase().chain(characters).collect())
 }
 
 /// Escapes a text from a file, which may contain markup.

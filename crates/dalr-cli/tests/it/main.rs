@@ -8,6 +8,7 @@ mod layers;
 mod lora;
 #[cfg(target_os = "linux")]
 mod memory;
+mod onnx;
 mod python;
 mod report;
 mod resume;

@@ -1,0 +1,146 @@
+//! Sequential recalibration: each layer is compressed for the inputs that the layers compressed
+//! before it produce.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+
+use dalr::covariance::PairedStats;
+use dalr::network::Network;
+use dalr::{Calibration, Linear, LowRankLinear};
+use dalr_onnx::{Model, Session};
+
+use super::solve::Work;
+use super::statistics::{Reader, Source};
+use crate::error::{Error, Result};
+use crate::interrupt;
+use crate::progress::Progress;
+use crate::solve::compressor;
+
+/// The file of a layer of a sequential run, in the folder of the unfinished run, has the number of
+/// its file in the first pass plus this one.
+const SECOND: usize = 50_000;
+
+impl Work<'_> {
+    /// Returns a model, in which hidden units may be left out, with these layers compressed one
+    /// after the other. Finished layers are kept on disk, so that a resumed run continues behind
+    /// them.
+    pub fn sequentially(
+        &self,
+        start: Model,
+        ranks: &BTreeMap<String, usize>,
+        progress: &mut Progress,
+    ) -> Result<Model> {
+        // Every group of a convolution is a layer of its own.
+        let mut layers: Vec<(String, usize, usize, Linear<f32>)> = Vec::new();
+        let mut all_ranks = BTreeMap::new();
+        for (index, entry) in self.entries.iter().enumerate() {
+            let Some(&rank) = ranks.get(&entry.layer.name) else { continue };
+            for (group, linear) in entry.linears()?.into_iter().enumerate() {
+                let name = entry.piece(group).name;
+                all_ranks.insert(name.clone(), rank);
+                layers.push((name, index, group, linear));
+            }
+        }
+        let mut network = Network::new();
+        for (name, _, _, linear) in &layers {
+            network = network.with_layer(name.clone(), linear, Calibration::none());
+        }
+        for input in self.shared_inputs(&layers) {
+            network = network.with_shared_input(input);
+        }
+        let mut compressed = BTreeMap::new();
+        for (name, index, group, _) in &layers {
+            let path = self.unfinished.layer(SECOND + self.entries[*index].file + group);
+            if path.exists() {
+                compressed.insert(name.clone(), LowRankLinear::<f32>::load(&path, "layer")?);
+            }
+        }
+        let before = self.run.session(self.run.model, &Source::values_of(&Source::of(self.entries)))?;
+        let saved = |compressed: &BTreeMap<String, LowRankLinear<f32>>| -> Result<()> {
+            for (name, index, group, _) in &layers {
+                let path = self.unfinished.layer(SECOND + self.entries[*index].file + group);
+                if let Some(factors) = compressed.get(name).filter(|_| !path.exists()) {
+                    factors.save(&path, "layer")?;
+                }
+            }
+            Ok(())
+        };
+        let feed = |first: &str, compressed: &BTreeMap<String, LowRankLinear<f32>>, stats: &mut PairedStats<f32>| {
+            saved(compressed)?;
+            let (_, index, group, _) = layers
+                .iter()
+                .find(|layer| layer.0 == first)
+                .ok_or_else(|| Error::Refused(format!("no layer {first}")))?;
+            let after = self.with_compressed(start.clone(), &layers, compressed)?;
+            self.feed((*index, *group), &before, &after, stats)
+        };
+        let total = layers.len();
+        let mut tell = |event: &dalr::network::Progress| {
+            let name = event.layer.as_deref().unwrap_or("");
+            progress.stage(&format!("sequential: {} of {total} layers: {name}", event.done));
+            if interrupt::check().is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let result =
+            network.compress_sequentially(&*compressor::<f32>(self.args), &all_ranks, &mut compressed, feed, &mut tell);
+        saved(&compressed)?;
+        interrupt::check()?;
+        result.map_err(|error| Error::Refused(error.to_string()))?;
+        self.with_compressed(start.clone(), &layers, &compressed)
+    }
+
+    /// Adds the inputs of a layer in the original and in a partly compressed model.
+    fn feed(
+        &self,
+        (index, group): (usize, usize),
+        before: &Session,
+        compressed: &Model,
+        stats: &mut PairedStats<f32>,
+    ) -> Result<()> {
+        let entry = &self.entries[index];
+        let reader = Reader::new(entry);
+        let mut values: Vec<String> = entry.users.iter().map(|user| user.input.clone()).collect();
+        values.sort();
+        values.dedup();
+        let after = self.run.session(compressed, &values)?;
+        let all = self.run.calibration.samples();
+        self.run.calibration.for_each(|batch| {
+            interrupt::check()?;
+            let (x, y) = (before.values(&batch.inputs, &values)?, after.values(&batch.inputs, &values)?);
+            for (x, y) in x.iter().zip(&y) {
+                let step = reader.step(reader.count(x)? * all / batch.samples.max(1));
+                reader.for_each_pair(group, step, (x, y), |x, y| stats.update(x, y))?;
+            }
+            Ok::<_, Error>(())
+        })
+    }
+
+    /// Returns a model with the layers all of whose groups are compressed.
+    fn with_compressed(
+        &self,
+        mut model: Model,
+        layers: &[(String, usize, usize, Linear<f32>)],
+        compressed: &BTreeMap<String, LowRankLinear<f32>>,
+    ) -> Result<Model> {
+        for (index, entry) in self.entries.iter().enumerate() {
+            let groups = layers.iter().filter(|layer| layer.1 == index);
+            let factors: Option<Vec<_>> = groups.map(|layer| compressed.get(&layer.0).cloned()).collect();
+            if let Some(factors) = factors.filter(|factors| !factors.is_empty()) {
+                self.replace(&mut model, entry, factors)?;
+            }
+        }
+        Ok(model)
+    }
+
+    /// Returns the names of linear layers that read the same values.
+    fn shared_inputs(&self, layers: &[(String, usize, usize, Linear<f32>)]) -> Vec<Vec<String>> {
+        let mut inputs: BTreeMap<(Vec<&str>, bool), Vec<String>> = BTreeMap::new();
+        for (name, index, _, _) in layers {
+            let entry = &self.entries[*index];
+            if entry.convolution().is_none() {
+                let values = entry.users.iter().map(|user| user.input.as_str()).collect();
+                inputs.entry((values, entry.reads_rows())).or_default().push(name.clone());
+            }
+        }
+        inputs.into_values().filter(|names| names.len() > 1).collect()
+    }
+}
