@@ -13,7 +13,7 @@ use super::plan::{Choice, Plan};
 use super::progress::{Progress, Tracker};
 use super::sensitivities::Sensitivities;
 use super::shared_input::SharedInput;
-use crate::compress::OutputMetric;
+use crate::compress::{HiddenUnitSelection, OutputMetric};
 use crate::error::during;
 use crate::factors::Form;
 use crate::{
@@ -60,7 +60,17 @@ pub struct Network<'a, T> {
     pub(super) layers: Vec<Layer<'a, T>>,
     max_ranks: BTreeMap<String, usize>,
     pub(super) shared: Vec<Vec<String>>,
+    pub(super) units: Vec<KeptUnits>,
     memory_limit: Option<usize>,
+}
+
+/// The number of hidden units that are kept between some layers.
+#[derive(Debug)]
+pub(super) struct KeptUnits {
+    /// The names of the layers before the units, and of the layer behind them.
+    pub(super) layers: Vec<String>,
+    pub(super) kept: usize,
+    pub(super) options: HiddenUnitSelection,
 }
 
 pub(super) struct Layer<'a, T> {
@@ -164,6 +174,26 @@ impl<'a, T: Scalar> Network<'a, T> {
     #[must_use]
     pub fn with_shared_input<N: Into<String>>(mut self, layers: impl IntoIterator<Item = N>) -> Self {
         self.shared.push(layers.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Keeps this many of the hidden units between two layers in
+    /// [`compress_sequentially`](Self::compress_sequentially). The units are chosen when the second
+    /// layer is compressed; the first one stays original until then.
+    ///
+    /// `layers` are the names of the first and of the second layer. If the units are gated, they are
+    /// those of `up`, of the gate and of the second layer, as
+    /// [`UnitProfile::names`](super::UnitProfile::names) returns them. The options decide all but the
+    /// largest number of units.
+    #[must_use]
+    pub fn with_hidden_units<N: Into<String>>(
+        mut self,
+        layers: impl IntoIterator<Item = N>,
+        kept: usize,
+        options: HiddenUnitSelection,
+    ) -> Self {
+        let layers = layers.into_iter().map(Into::into).collect();
+        self.units.push(KeptUnits { layers, kept, options: options.with_max_units(kept) });
         self
     }
 

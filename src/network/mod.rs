@@ -52,6 +52,7 @@ mod allocator;
 mod budget;
 #[allow(clippy::indexing_slicing, reason = "every index is a group's position in the list that the plan was made from")]
 mod compress_network;
+mod compressed_layer;
 mod cost;
 mod evaluation;
 mod joint_candidates;
@@ -69,6 +70,7 @@ mod unit_profile;
 pub use self::allocator::Allocator;
 pub use self::budget::{Budget, Strategy};
 pub use self::compress_network::Network;
+pub use self::compressed_layer::CompressedLayer;
 pub use self::cost::Cost;
 pub use self::evaluation::Evaluation;
 pub use self::joint_search::JointSearch;

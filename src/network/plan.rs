@@ -228,6 +228,17 @@ impl Plan {
         self.layers.iter().filter_map(rank).collect()
     }
 
+    /// Returns the number of kept hidden units of every pair of layers that gets fewer, by the index
+    /// of the pair in the arguments of
+    /// [`Allocator::allocate_joint`](super::Allocator::allocate_joint).
+    pub fn hidden_units(&self) -> BTreeMap<usize, usize> {
+        let units = |layer: &LayerPlan| match layer.choice {
+            Choice::HiddenUnits { pair, kept } => Some((pair, kept)),
+            _ => None,
+        };
+        self.layers.iter().filter_map(units).collect()
+    }
+
     /// Returns an upper bound on the improvement of the objective by another allocation: the
     /// objective minus the lower bound.
     pub fn gap(&self) -> f64 {

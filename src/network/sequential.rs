@@ -2,20 +2,21 @@
 //! before it produce.
 
 use core::ops::ControlFlow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::compress_network::{Layer, Network};
+use super::compress_network::{KeptUnits, Layer, Network};
+use super::compressed_layer::CompressedLayer;
 use super::evaluation::AnyError;
 use super::layer_profile;
 use super::progress::{Progress, Tracker};
 use crate::covariance::PairedStats;
 use crate::error::during;
-use crate::{Calibration, Error, LowRankCompressor, LowRankLinear, Rank, Report, Result, Scalar};
+use crate::{Calibration, Error, Linear, LowRankCompressor, Rank, Report, Result, Scalar};
 
 impl<'a, T: Scalar> Network<'a, T> {
-    /// Compresses the layers that have a rank for the inputs that they get in the compressed
-    /// network, one after the other. The others stay original. Returns the reports of the layers
-    /// that this call compressed.
+    /// Compresses the layers that have a rank or fewer [hidden units](Self::with_hidden_units) for
+    /// the inputs that they get in the compressed network, one after the other. The others stay
+    /// original. Returns the reports of the layers that this call compressed to a rank.
     ///
     /// [`compress`](Self::compress) fits every layer to the inputs that the *original* network
     /// gives it. In the compressed network these inputs differ, since the layers before have errors
@@ -39,12 +40,15 @@ impl<'a, T: Scalar> Network<'a, T> {
     ///
     /// Methods whose regularization is not set choose it for paired inputs themselves, as
     /// [`Dalr::new`](crate::Dalr::new) does. The ranks may come from a
-    /// [`Plan`](super::Plan::ranks) whose layers do not share a `down`.
+    /// [`Plan`](super::Plan::ranks) whose layers do not share a `down`, and the numbers of hidden
+    /// units from [`Plan::hidden_units`](super::Plan::hidden_units).
     ///
     /// # Errors
     ///
-    /// Two layers of the same name; ranks or shared inputs of a name that no layer has; a shared
-    /// input of layers with different numbers of inputs. An error of `feed`, as the source of an
+    /// Two layers of the same name; ranks, hidden units or shared inputs of a name that no layer
+    /// has; a shared input of layers with different numbers of inputs; hidden units that do not lie
+    /// before their second layer, or that several layers read; a layer with a rank and hidden units,
+    /// or with hidden units on both sides. An error of `feed`, as the source of an
     /// [`Error::Callback`]. [`Error::InLayer`] for a layer that cannot be compressed, for example
     /// because `feed` has added no samples.
     ///
@@ -57,8 +61,8 @@ impl<'a, T: Scalar> Network<'a, T> {
     /// ```
     /// use std::collections::BTreeMap;
     /// use dalr::covariance::PairedStats;
-    /// use dalr::network::{Network, Progress};
-    /// use dalr::{Calibration, Dalr, Linear, LowRankLinear};
+    /// use dalr::network::{CompressedLayer, Network, Progress};
+    /// use dalr::{Calibration, Dalr, Linear};
     /// use faer::Mat;
     ///
     /// # fn main() -> dalr::Result<()> {
@@ -67,7 +71,7 @@ impl<'a, T: Scalar> Network<'a, T> {
     /// let fc1 = Linear::new(weight(24, 20), None)?;
     /// let fc2 = Linear::new(weight(30, 24), None)?;
     /// // Runs the original and the compressed network up to the layer `group`, and adds its inputs.
-    /// let feed = |group: &str, layers: &BTreeMap<String, LowRankLinear<f64>>, stats: &mut PairedStats<f64>| {
+    /// let feed = |group: &str, layers: &BTreeMap<String, CompressedLayer<f64>>, stats: &mut PairedStats<f64>| {
     ///     match (group, layers.get("fc1")) {
     ///         ("fc2", Some(compressed)) => {
     ///             let (original, compressed) = (fc1.forward(inputs.as_ref())?, compressed.forward(inputs.as_ref())?);
@@ -82,7 +86,7 @@ impl<'a, T: Scalar> Network<'a, T> {
     ///     .with_layer("fc1", &fc1, Calibration::none())
     ///     .with_layer("fc2", &fc2, Calibration::none())
     ///     .compress_sequentially(&Dalr::new(), &ranks, &mut layers, feed, &mut Progress::ignore)?;
-    /// assert_eq!((layers["fc1"].rank(), layers["fc2"].rank(), reports.len()), (6, 8, 2));
+    /// assert_eq!((layers["fc1"].rank(), layers["fc2"].rank(), reports.len()), (Some(6), Some(8), 2));
     /// # Ok(())
     /// # }
     /// ```
@@ -90,23 +94,23 @@ impl<'a, T: Scalar> Network<'a, T> {
         &self,
         method: &(impl LowRankCompressor<T> + ?Sized),
         ranks: &BTreeMap<String, usize>,
-        compressed: &mut BTreeMap<String, LowRankLinear<T>>,
-        mut feed: impl FnMut(&str, &BTreeMap<String, LowRankLinear<T>>, &mut PairedStats<T>) -> Result<(), E>,
+        compressed: &mut BTreeMap<String, CompressedLayer<T>>,
+        mut feed: impl FnMut(&str, &BTreeMap<String, CompressedLayer<T>>, &mut PairedStats<T>) -> Result<(), E>,
         progress: &mut dyn FnMut(&Progress) -> ControlFlow<()>,
     ) -> Result<BTreeMap<String, Report>> {
         during("Network::compress_sequentially", || {
-            layer_profile::require_known(&self.index()?, ranks.keys(), "ranks")?;
+            let steps = self.steps(ranks)?;
             let groups = self.groups()?;
-            self.keep_prefix(ranks, compressed);
             let mut reports = BTreeMap::new();
-            let mut tracker = Tracker::new(progress, Some(ranks.len()));
-            tracker.done = compressed.len();
+            let mut tracker = Tracker::new(progress, Some(steps.len()));
+            tracker.done = self.keep_prefix(&steps, compressed);
             for group in groups {
                 let Some(first) = group.first().map(|layer| layer.name.as_str()) else { continue };
                 let mut fed: Option<PairedStats<T>> = None;
                 for layer in group {
                     let name = &layer.name;
-                    let Some(&rank) = ranks.get(name).filter(|_| !compressed.contains_key(name)) else { continue };
+                    let step = steps.get(name.as_str()).filter(|_| !compressed.contains_key(name));
+                    let Some(step) = step else { continue };
                     if !tracker.begin(Some(name)) {
                         return Ok(reports);
                     }
@@ -124,19 +128,66 @@ impl<'a, T: Scalar> Network<'a, T> {
                         if stats.samples() == 0 {
                             return Err(Error::no_samples());
                         }
-                        let metric = calibration.output_metric();
-                        let paired = Calibration::from(&*stats);
-                        let paired = metric.map_or(paired, |metric| paired.with_output_metric(metric));
-                        method.compress_with(linear, paired, Rank::Fixed(rank))
+                        let paired = Calibration::from(&*stats).with_metric(calibration.output_metric());
+                        match step {
+                            Step::Rank(rank) => {
+                                let result = method.compress_with(linear, paired, Rank::Fixed(*rank))?;
+                                reports.insert(name.clone(), result.report().clone());
+                                Ok(vec![(name.clone(), CompressedLayer::LowRank(result.into_layer()))])
+                            }
+                            Step::Units { before, units } => keep_units(before, units, linear, paired),
+                        }
                     };
-                    let result = layer.load(compress).map_err(|error| error.in_layer(name))?;
-                    reports.insert(name.clone(), result.report().clone());
-                    compressed.insert(name.clone(), result.into_layer());
+                    compressed.extend(layer.load(compress).map_err(|error| error.in_layer(name))?);
                     tracker.finish(Some(name), None);
                 }
             }
             Ok(reports)
         })
+    }
+
+    /// Returns the steps by the name of the layer whose inputs they need.
+    fn steps(&self, ranks: &BTreeMap<String, usize>) -> Result<BTreeMap<&str, Step<'_, 'a, T>>> {
+        let index = self.index()?;
+        layer_profile::require_known(&index, ranks.keys(), "ranks")?;
+        let mut steps = BTreeMap::new();
+        let mut taken: BTreeSet<&str> = BTreeSet::new();
+        for (name, &rank) in ranks {
+            if let Some((&name, _)) = index.get_key_value(name.as_str()) {
+                taken.insert(name);
+                steps.insert(name, Step::Rank(rank));
+            }
+        }
+        for units in &self.units {
+            layer_profile::require_known(&index, units.layers.iter(), "hidden units")?;
+            let positions: Vec<usize> =
+                units.layers.iter().filter_map(|name| index.get(name.as_str()).copied()).collect();
+            let between = || format!("some between {}", names(&units.layers));
+            let (Some((&last, firsts)), 2..=3) = (positions.split_last(), positions.len()) else {
+                let expected = "hidden units between a first layer, a gate or none, and a second layer".into();
+                return Err(Error::layers(expected, between()));
+            };
+            if firsts.iter().any(|&first| first >= last) {
+                let expected = "hidden units behind their first layers in the order of execution".into();
+                return Err(Error::layers(expected, between()));
+            }
+            let name = self.layers.get(last).map_or("", |layer| layer.name.as_str());
+            let alone = |shared: &Vec<String>| {
+                shared.iter().all(|other| other == name) || !shared.iter().any(|other| other == name)
+            };
+            let before: Vec<&Layer<'a, T>> = firsts.iter().filter_map(|&first| self.layers.get(first)).collect();
+            if !self.shared.iter().all(alone) {
+                let expected = "hidden units that one layer reads".into();
+                return Err(Error::layers(expected, format!("a shared input of `{name}`")));
+            }
+            let new = units.layers.iter().all(|name| taken.insert(name));
+            if !new {
+                let expected = "for each layer a rank or hidden units on one side".into();
+                return Err(Error::layers(expected, between()));
+            }
+            steps.insert(name, Step::Units { before, units });
+        }
+        Ok(steps)
     }
 
     /// Returns the layers in order, in groups of those that follow one another and have a shared
@@ -157,16 +208,71 @@ impl<'a, T: Scalar> Network<'a, T> {
         Ok(self.layers.chunk_by(together).collect())
     }
 
-    /// Keeps the layers of an earlier run up to the first that is missing or has another rank or
-    /// shape: those behind it were compressed for other inputs.
-    fn keep_prefix(&self, ranks: &BTreeMap<String, usize>, compressed: &mut BTreeMap<String, LowRankLinear<T>>) {
+    /// Keeps the layers of an earlier run up to the first step whose layers are missing or have
+    /// another rank or shape: those behind it were compressed for other inputs. Returns the number
+    /// of steps kept.
+    fn keep_prefix(
+        &self,
+        steps: &BTreeMap<&str, Step<'_, 'a, T>>,
+        compressed: &mut BTreeMap<String, CompressedLayer<T>>,
+    ) -> usize {
         let mut earlier = core::mem::take(compressed);
-        for Layer { name, shape, .. } in self.layers.iter().filter(|layer| ranks.contains_key(&layer.name)) {
-            let same = |layer: &LowRankLinear<T>| {
-                (layer.out_features(), layer.in_features()) == *shape && ranks.get(name) == Some(&layer.rank())
+        let in_order = self.layers.iter().filter_map(|layer| Some((layer, steps.get(layer.name.as_str())?)));
+        let mut done = 0;
+        for (layer, step) in in_order {
+            let shape =
+                |name: &str| earlier.get(name).map(|layer| (layer.out_features(), layer.in_features(), layer.rank()));
+            let (m, n) = layer.shape;
+            let names: Vec<&String> = match step {
+                Step::Rank(rank) if shape(&layer.name) == Some((m, n, Some(*rank))) => vec![&layer.name],
+                Step::Units { before, units } => {
+                    // The second layer may have several inputs for each unit.
+                    let each = before.first().map_or(1, |first| n / first.shape.0.max(1));
+                    let same = |first: &&Layer<'a, T>| shape(&first.name) == Some((units.kept, first.shape.1, None));
+                    let behind = shape(&layer.name) == Some((m, units.kept.saturating_mul(each), None));
+                    if !behind || !before.iter().all(same) {
+                        return done;
+                    }
+                    units.layers.iter().collect()
+                }
+                Step::Rank(_) => return done,
             };
-            let Some(layer) = earlier.remove(name).filter(same) else { return };
-            compressed.insert(name.clone(), layer);
+            compressed.extend(names.into_iter().filter_map(|name| earlier.remove_entry(name)));
+            done += 1;
         }
+        done
     }
+}
+
+/// One or several layers that are compressed together.
+enum Step<'n, 'a, T> {
+    /// One layer, to this rank.
+    Rank(usize),
+    /// The layers before hidden units, and the one behind them.
+    Units { before: Vec<&'n Layer<'a, T>>, units: &'n KeptUnits },
+}
+
+/// Returns the layers around hidden units, the first ones with the kept rows only, and the second
+/// one refitted.
+fn keep_units<T: Scalar>(
+    before: &[&Layer<'_, T>],
+    units: &KeptUnits,
+    second: &Linear<T>,
+    paired: Calibration<'_, T>,
+) -> Result<Vec<(String, CompressedLayer<T>)>> {
+    let load = |layer: &&Layer<'_, T>| layer.load(|linear, _| Ok(linear.clone()));
+    let firsts = before.iter().map(load).collect::<Result<Vec<Linear<T>>>>()?;
+    let solved = match &firsts[..] {
+        [first] => units.options.solve(first, second, paired)?,
+        [up, gate] => units.options.solve_gated(gate, up, second, paired)?,
+        _ => return Err(Error::empty("the list of layers before hidden units")),
+    };
+    let selected = solved.select(units.kept)?;
+    let layers = [selected.first].into_iter().chain(selected.gate).chain([selected.second]);
+    Ok(units.layers.iter().cloned().zip(layers.map(CompressedLayer::Smaller)).collect())
+}
+
+fn names(layers: &[String]) -> String {
+    let quoted: Vec<String> = layers.iter().map(|name| format!("`{name}`")).collect();
+    quoted.join(", ")
 }

@@ -7,8 +7,8 @@ use dalr::convolution::{Conv2d, ConvOptions, LowRankConv2d, PatchStats};
 use dalr::covariance::PairedStats;
 use dalr::factors::PrunedLinear;
 use dalr::network::{
-    Allocator, Budget, Choice, Cost, Evaluation, JointSearch, LayerPlan, LayerProfile, Network, OriginalReason, Plan,
-    Progress, Sensitivities, SharedInput, Strategy, UnitProfile,
+    Allocator, Budget, Choice, CompressedLayer, Cost, Evaluation, JointSearch, LayerPlan, LayerProfile, Network,
+    OriginalReason, Plan, Progress, Sensitivities, SharedInput, Strategy, UnitProfile,
 };
 use dalr::solver::{Eigenpairs, PsdOperator};
 use dalr::{
@@ -40,6 +40,7 @@ const fn data<T: Scalar>() {
     shareable::<Calibration<'static, T>>();
     shareable::<HiddenUnits<T>>();
     shareable::<SelectedUnits<T>>();
+    shareable::<CompressedLayer<T>>();
     shareable::<Compressed<T>>();
     plain::<ActivationStats<T>>();
     plain::<Adapter<T>>();
@@ -53,6 +54,7 @@ const fn data<T: Scalar>() {
     plain::<Compressed<T>>();
     plain::<HiddenUnits<T>>();
     plain::<SelectedUnits<T>>();
+    plain::<CompressedLayer<T>>();
     shareable::<Network<'static, T>>();
 }
 

@@ -51,6 +51,12 @@ impl Config {
             LAYERS.map(|(layer, recorded)| (format!("{block}.{layer}"), format!("{block}.{recorded}")))
         })
     }
+
+    /// Returns the names of the layers before and behind the hidden units of every block.
+    pub fn units(&self) -> impl Iterator<Item = [String; 2]> {
+        let blocks = (0..self.num_hidden_layers).map(|block| format!("encoder.layer.{block}"));
+        blocks.map(|block| ["intermediate.dense", "output.dense"].map(|layer| format!("{block}.{layer}")))
+    }
 }
 
 struct Block {

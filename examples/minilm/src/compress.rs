@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device};
-use dalr::compress::OutputMetric;
-use dalr::interop::candle::{LowRankLinear, Recorder};
-use dalr::network::{Allocator, Budget, LayerProfile, Network, Plan, Sensitivities, Strategy};
+use dalr::compress::{HiddenUnits, OutputMetric};
+use dalr::interop::candle::{LowRankLinear, Recorder, to_candle_linear};
+use dalr::network::{
+    Allocator, Budget, CompressedLayer, LayerProfile, Network, Plan, Sensitivities, Strategy, UnitProfile,
+};
 use dalr::{ActivationStats, Calibration, Dalr, Decomposition, Linear, LowRankCompressor, TruncatedSvd};
 
-use crate::bert::{Bert, Config, Tensors, linear};
+use crate::bert::{Bert, Config, Layer, Tensors, linear};
 use crate::encoder::Batch;
 use crate::evaluation::{cosine, embeddings};
-use crate::options::{Allocation, Method, Options, Storage};
+use crate::options::{Allocation, Kinds, Method, Options, Storage};
 use crate::progress;
 
 /// Sensitivities are raised to this fraction of their mean: a single measurement is noisy.
@@ -51,41 +53,50 @@ pub fn originals(tensors: &Tensors, config: &Config) -> Result<Vec<(String, Line
     config.layers().map(original).collect()
 }
 
-/// The ranks for a budget, and their cost.
+/// The ranks and numbers of hidden units for a budget, and their cost.
 pub struct Allocated {
-    /// The ranks, by name. The other layers stay original.
+    /// The ranks, by name.
     pub ranks: BTreeMap<String, usize>,
+    /// The number of kept hidden units of a block, by the block's number.
+    pub units: BTreeMap<usize, usize>,
     /// Parameters of all linear layers before and after.
     pub parameters: (u64, u64),
     /// The choice for each layer, as text.
     pub listing: String,
 }
 
-/// The decompositions of all linear layers, for every rank that saves parameters.
+/// The layers that replace original ones, by name.
+pub type Compressed = BTreeMap<String, CompressedLayer<f32>>;
+
+/// The decompositions of all linear layers, for every rank that saves parameters, and the order of
+/// the hidden units of every block.
 pub struct Layers {
     decompositions: BTreeMap<String, Decomposition<f32>>,
     profiles: Vec<LayerProfile>,
+    units: Vec<HiddenUnits<f32>>,
+    pairs: Vec<UnitProfile>,
 }
 
 impl Layers {
-    /// Decomposes the linear layers of all blocks, in the metrics of their outputs if there are
-    /// any.
+    /// Decomposes the linear layers of all blocks and orders the hidden units, in the metrics of the
+    /// layers' outputs if there are any.
     pub fn decompose(
         tensors: &Tensors,
         config: &Config,
         (stats, metrics): (&BTreeMap<String, ActivationStats<f32>>, &BTreeMap<String, OutputMetric>),
-        method: Method,
-        storage: Storage,
+        options: &Options,
     ) -> Result<Self> {
         let layers = originals(tensors, config)?;
+        let recorded: BTreeMap<String, String> = config.layers().collect();
+        let calibration = |name: &str| -> Result<_> {
+            let stats = recorded.get(name).and_then(|recorded| stats.get(recorded));
+            let calibration = Calibration::from(stats.with_context(|| format!("no statistics of `{name}`"))?);
+            let metric = metrics.get(name);
+            Ok(metric.map_or(calibration, |metric| calibration.with_output_metric(metric)))
+        };
         let mut network = Network::new();
-        for ((name, layer), (_, recorded)) in layers.iter().zip(config.layers()) {
-            let stats = stats.get(&recorded).with_context(|| format!("no statistics of `{recorded}`"))?;
-            let mut calibration = Calibration::from(stats);
-            if let Some(metric) = metrics.get(name) {
-                calibration = calibration.with_output_metric(metric);
-            }
-            network = network.with_layer(name, layer, calibration);
+        for (name, layer) in &layers {
+            network = network.with_layer(name, layer, calibration(name)?);
         }
         let mut decompositions = BTreeMap::new();
         let keep = |name: &str, decomposition| {
@@ -93,13 +104,27 @@ impl Layers {
             Ok(())
         };
         let bar = progress::bar("decomposing", layers.len());
-        network.decompose(compressor(method, storage).as_ref(), keep, &mut progress::follow(&bar))?;
+        let compressor = compressor(options.method, options.storage);
+        network.decompose(compressor.as_ref(), keep, &mut progress::follow(&bar))?;
         bar.finish_and_clear();
         let profile = |(name, _): &(String, _)| -> Result<LayerProfile> {
             let decomposition = decompositions.get(name).with_context(|| format!("no decomposition of `{name}`"))?;
             Ok(LayerProfile::new(name, decomposition))
         };
-        Ok(Self { profiles: layers.iter().map(profile).collect::<Result<_>>()?, decompositions })
+        let profiles = layers.iter().map(profile).collect::<Result<_>>()?;
+        let layer = |name: &str| {
+            let found = layers.iter().find(|(other, _)| other == name);
+            found.map(|(_, layer)| layer).with_context(|| format!("no layer `{name}`"))
+        };
+        let (mut units, mut pairs) = (Vec::new(), Vec::new());
+        if options.kinds != Kinds::LowRank {
+            for [first, second] in config.units() {
+                let order = HiddenUnits::new(layer(&first)?, layer(&second)?, calibration(&second)?)?;
+                pairs.push(UnitProfile::new(first, second, &order));
+                units.push(order);
+            }
+        }
+        Ok(Self { decompositions, profiles, units, pairs })
     }
 
     /// Allocates a fraction of the parameters to the layers. Sensitivities are measured on
@@ -113,16 +138,24 @@ impl Layers {
         options: &Options,
     ) -> Result<Allocated> {
         let allocator = Allocator::new(Budget::ParameterFraction(keep)).with_rank_multiple(options.rank_multiple);
-        let uniform = allocator.allocate(&self.profiles)?;
-        let plan = match options.allocation {
-            Allocation::Uniform => uniform,
+        let original = |layer: &LayerProfile| {
+            LayerProfile::original(layer.name(), (layer.out_features(), layer.in_features()), true)
+        };
+        let candidates = match options.kinds {
+            Kinds::HiddenUnits => self.profiles.iter().map(original).collect::<dalr::Result<_>>()?,
+            Kinds::LowRank | Kinds::All => self.profiles.clone(),
+        };
+        let allocator = match options.allocation {
+            Allocation::Uniform => allocator,
             Allocation::Sensitivity => {
+                let uniform = allocator.allocate(&self.profiles)?;
                 let sensitivities = self.sensitivities(tensors, config, batches, &uniform)?;
-                allocator.with_strategy(Strategy::Sensitivity(sensitivities)).allocate(&self.profiles)?
+                allocator.with_strategy(Strategy::Sensitivity(sensitivities))
             }
         };
+        let plan = allocator.allocate_joint(&candidates, &[], &self.pairs)?;
         let parameters = (plan.parameters_before(), plan.parameters_after());
-        Ok(Allocated { ranks: plan.ranks(), parameters, listing: plan.to_string() })
+        Ok(Allocated { ranks: plan.ranks(), units: plan.hidden_units(), parameters, listing: plan.to_string() })
     }
 
     fn sensitivities(
@@ -134,7 +167,7 @@ impl Layers {
     ) -> Result<Sensitivities> {
         let original = embeddings(&Bert::new(tensors, config)?, batches)?;
         let evaluate = |ranks: &BTreeMap<String, usize>| -> Result<f64> {
-            let model = with_compressed(tensors, config, &self.compressed(ranks)?)?;
+            let model = with_compressed(tensors, config, &self.low_rank(ranks)?)?;
             Ok(1.0 - cosine(&original, &embeddings(&model, batches)?)?)
         };
         let bar = progress::bar("sensitivity", self.profiles.len());
@@ -144,14 +177,25 @@ impl Layers {
         Ok(measured.context("the measurement was cancelled")?.with_floor(SENSITIVITY_FLOOR)?)
     }
 
-    /// Returns the layers of these names, compressed to these ranks, as modules.
-    pub fn compressed(&self, ranks: &BTreeMap<String, usize>) -> Result<BTreeMap<String, LowRankLinear>> {
+    /// Returns the layers of these names, compressed to these ranks.
+    fn low_rank(&self, ranks: &BTreeMap<String, usize>) -> Result<Compressed> {
         let compress = |(name, &rank): (&String, &usize)| {
             let decomposition = self.decompositions.get(name).with_context(|| format!("no layer `{name}`"))?;
-            let layer = decomposition.truncate(rank)?.into_layer();
-            Ok((name.clone(), LowRankLinear::new(&layer, DType::F32, &Device::Cpu)?))
+            Ok((name.clone(), CompressedLayer::LowRank(decomposition.truncate(rank)?.into_layer())))
         };
         ranks.iter().map(compress).collect()
+    }
+
+    /// Returns the compressed layers as allocated.
+    pub fn compressed(&self, allocated: &Allocated) -> Result<Compressed> {
+        let mut compressed = self.low_rank(&allocated.ranks)?;
+        for (block, (units, pair)) in self.units.iter().zip(&self.pairs).enumerate() {
+            let Some(&kept) = allocated.units.get(&block) else { continue };
+            let selected = units.select(kept)?;
+            let layers = [selected.first, selected.second].map(CompressedLayer::Smaller);
+            compressed.extend(pair.names().map(str::to_owned).zip(layers));
+        }
+        Ok(compressed)
     }
 }
 
@@ -166,20 +210,38 @@ pub fn compressor(method: Method, storage: Storage) -> Box<dyn LowRankCompressor
 }
 
 /// Returns the network with compressed layers in place of the original ones.
-pub fn with_compressed(tensors: &Tensors, config: &Config, layers: &BTreeMap<String, LowRankLinear>) -> Result<Bert> {
+pub fn with_compressed(tensors: &Tensors, config: &Config, layers: &Compressed) -> Result<Bert> {
     Bert::with_layers(tensors, config, |name, original| match layers.get(name) {
-        Some(compressed) => Ok(Box::new(compressed.clone())),
+        Some(compressed) => module(compressed),
         None => Ok(Box::new(original)),
     })
 }
 
+/// Returns a compressed layer as a module.
+pub fn module(layer: &CompressedLayer<f32>) -> Result<Layer> {
+    Ok(match layer {
+        CompressedLayer::LowRank(layer) => Box::new(LowRankLinear::new(layer, DType::F32, &Device::Cpu)?),
+        CompressedLayer::Smaller(layer) => Box::new(to_candle_linear(layer, DType::F32, &Device::Cpu)?),
+    })
+}
+
 /// Returns the tensors of the compressed model, with the names that PyTorch and [`Bert`] expect.
-pub fn compressed_tensors(tensors: &Tensors, layers: &BTreeMap<String, LowRankLinear>) -> Tensors {
+pub fn compressed_tensors(tensors: &Tensors, layers: &Compressed) -> Result<Tensors> {
     let mut all = tensors.clone();
     for (name, layer) in layers {
-        all.remove(&format!("{name}.weight"));
-        all.remove(&format!("{name}.bias"));
-        all.extend(layer.tensors(name));
+        let (weight, bias) = (format!("{name}.weight"), format!("{name}.bias"));
+        all.remove(&weight);
+        all.remove(&bias);
+        match layer {
+            CompressedLayer::LowRank(layer) => {
+                all.extend(LowRankLinear::new(layer, DType::F32, &Device::Cpu)?.tensors(name));
+            }
+            CompressedLayer::Smaller(layer) => {
+                let layer = to_candle_linear(layer, DType::F32, &Device::Cpu)?;
+                all.insert(weight, layer.weight().clone());
+                all.extend(layer.bias().map(|tensor| (bias, tensor.clone())));
+            }
+        }
     }
-    all
+    Ok(all)
 }

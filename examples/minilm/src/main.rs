@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::Parser;
 use dalr_minilm::bert::Bert;
-use dalr_minilm::compress::{Allocated, Layers, calibrate, compressed_tensors, with_compressed};
+use dalr_minilm::compress::{Compressed, Layers, calibrate, compressed_tensors, with_compressed};
 use dalr_minilm::encoder::{Encoder, load};
 use dalr_minilm::evaluation::{Time, cosine, embeddings, time};
 use dalr_minilm::metrics::metrics;
@@ -45,7 +45,7 @@ fn main() -> Result<()> {
     if options.metric {
         clock.print(&format!("gathered gradients on {} texts", first(options.metric_texts).len()));
     }
-    let layers = Layers::decompose(&tensors, &config, (&stats, &metrics), options.method, options.storage)?;
+    let layers = Layers::decompose(&tensors, &config, (&stats, &metrics), &options)?;
     clock.print(&format!("decomposed {} layers for every rank", config.layers().count()));
 
     let before = Bert::new(&tensors, &config)?;
@@ -58,25 +58,25 @@ fn main() -> Result<()> {
     let sized: Vec<_> = sized.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
     for &keep in &options.keep {
         clock.restart();
-        let Allocated { ranks, parameters: (old, new), listing } =
-            layers.allocate(&tensors, &config, &sensitivity_batches, keep, &options)?;
+        let allocated = layers.allocate(&tensors, &config, &sensitivity_batches, keep, &options)?;
         clock.print("allocated the budget");
         if options.layers {
-            println!("\n{listing}\n");
+            println!("\n{}\n", allocated.listing);
         }
+        let (old, new) = allocated.parameters;
         println!("\nparameters of the layers {old} -> {new} ({:.1} %)", 100.0 * new as f64 / old as f64);
-        let compare = |compressed: &BTreeMap<_, _>, how: &str| -> Result<_> {
+        let compare = |compressed: &Compressed, how: &str| -> Result<_> {
             let after = with_compressed(&tensors, &config, compressed)?;
             let similarity = cosine(&original, &embeddings(&after, &held_out_batches)?)?;
             println!("mean cosine of {} embeddings to the original ones{how} {similarity:.4}", options.held_out);
             Ok(after)
         };
-        let mut compressed = layers.compressed(&ranks)?;
+        let mut compressed = layers.compressed(&allocated)?;
         let mut after = compare(&compressed, "")?;
         if options.sequential {
             clock.restart();
-            compressed = recalibrate(&tensors, &config, &calibration_batches, (&ranks, &metrics), options.method)?;
-            clock.print(&format!("compressed {} layers one after the other", ranks.len()));
+            compressed = recalibrate(&tensors, &config, &calibration_batches, (&allocated, &metrics), options.method)?;
+            clock.print(&format!("compressed {} layers one after the other", compressed.len()));
             after = compare(&compressed, ", sequential")?;
         }
         if options.passes > 0 {
@@ -84,7 +84,7 @@ fn main() -> Result<()> {
         }
 
         if let Some(path) = &options.out {
-            candle_core::safetensors::save(&compressed_tensors(&tensors, &compressed), path)
+            candle_core::safetensors::save(&compressed_tensors(&tensors, &compressed)?, path)
                 .with_context(|| format!("cannot write {}", path.display()))?;
             println!("wrote {}", path.display());
         }

@@ -20,6 +20,9 @@ pub struct Options {
     /// Method of compression.
     #[arg(long, value_enum, default_value = "dalr")]
     pub method: Method,
+    /// Kinds of compressed layers that the allocation may choose.
+    #[arg(long, value_enum, default_value = "low-rank")]
+    pub kinds: Kinds,
     /// Allocation of the budget to the layers.
     #[arg(long, value_enum, default_value = "sensitivity")]
     pub allocation: Allocation,
@@ -73,6 +76,18 @@ pub enum Method {
     Svd,
     /// Truncated SVD of the weight, and a corrected bias.
     SvdBc,
+}
+
+/// Kinds of compressed layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Kinds {
+    /// Low-rank layers.
+    LowRank,
+    /// Fewer hidden units between the two layers after attention. The layers of attention stay as
+    /// they are, and all layers are ordinary ones.
+    HiddenUnits,
+    /// Both: for each pair of layers after attention, what serves the budget better.
+    All,
 }
 
 /// Allocations of the budget.

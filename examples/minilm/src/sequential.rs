@@ -5,30 +5,28 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Tensor};
 use candle_nn::Module;
 use dalr::Calibration;
-use dalr::compress::OutputMetric;
+use dalr::compress::{HiddenUnitSelection, OutputMetric};
 use dalr::covariance::PairedStats;
-use dalr::interop::candle::{LowRankLinear, samples};
+use dalr::interop::candle::samples;
 use dalr::network::Network;
 
 use crate::bert::{Bert, Config, Layer, Tensors};
-use crate::compress::{compressor, originals};
+use crate::compress::{Allocated, Compressed, compressor, module, originals};
 use crate::encoder::Batch;
 use crate::options::{Method, Storage};
 use crate::progress;
 
-type Factors = BTreeMap<String, dalr::LowRankLinear<f32>>;
-
-/// Compresses the layers of these names to these ranks, in the order of execution.
+/// Compresses the layers as allocated, in the order of execution.
 pub fn recalibrate(
     tensors: &Tensors,
     config: &Config,
     batches: &[Batch],
-    (ranks, metrics): (&BTreeMap<String, usize>, &BTreeMap<String, OutputMetric>),
+    (allocated, metrics): (&Allocated, &BTreeMap<String, OutputMetric>),
     method: Method,
-) -> Result<BTreeMap<String, LowRankLinear>> {
+) -> Result<Compressed> {
     let originals = originals(tensors, config)?;
     let mut network = Network::new();
     for (name, layer) in &originals {
@@ -45,25 +43,24 @@ pub fn recalibrate(
     for group in groups.into_values() {
         network = network.with_shared_input(group);
     }
+    for (block, names) in config.units().enumerate() {
+        if let Some(&kept) = allocated.units.get(&block) {
+            network = network.with_hidden_units(names, kept, HiddenUnitSelection::new());
+        }
+    }
     let mut states = States::new(tensors, config, batches)?;
-    let feed = |group: &str, layers: &Factors, stats: &mut PairedStats<f32>| states.feed(group, layers, stats);
-    let bar = progress::bar("recalibrating", ranks.len());
-    let mut layers = Factors::new();
+    let feed = |group: &str, layers: &Compressed, stats: &mut PairedStats<f32>| states.feed(group, layers, stats);
+    let bar = progress::bar("recalibrating", allocated.ranks.len() + allocated.units.len());
+    let mut layers = Compressed::new();
     network.compress_sequentially(
         compressor(method, Storage::Factors).as_ref(),
-        ranks,
+        &allocated.ranks,
         &mut layers,
         feed,
         &mut progress::follow(&bar),
     )?;
     bar.finish_and_clear();
-    modules(&layers)
-}
-
-/// Returns compressed layers as modules.
-fn modules(layers: &Factors) -> Result<BTreeMap<String, LowRankLinear>> {
-    let module = |(name, layer): (&String, _)| Ok((name.clone(), LowRankLinear::new(layer, DType::F32, &Device::Cpu)?));
-    layers.iter().map(module).collect()
+    Ok(layers)
 }
 
 /// The inputs of one block in the original and in the compressed network, so that a group of layers
@@ -86,14 +83,13 @@ impl<'a> States<'a> {
     }
 
     /// Adds the inputs of a layer in both networks.
-    fn feed(&mut self, layer: &str, compressed: &Factors, stats: &mut PairedStats<f32>) -> Result<()> {
+    fn feed(&mut self, layer: &str, compressed: &Compressed, stats: &mut PairedStats<f32>) -> Result<()> {
         let block = layer.strip_prefix("encoder.layer.").and_then(|rest| rest.split('.').next());
         let block: usize =
             block.and_then(|block| block.parse().ok()).with_context(|| format!("no block in `{layer}`"))?;
-        let compressed = modules(compressed)?;
         let (original_tap, compressed_tap) = (Tap::default(), Tap::default());
-        let original = self.model(&BTreeMap::new(), layer, &original_tap)?;
-        let compressed = self.model(&compressed, layer, &compressed_tap)?;
+        let original = self.model(&Compressed::new(), layer, &original_tap)?;
+        let compressed = self.model(compressed, layer, &compressed_tap)?;
         for (batch, (one, other)) in self.batches.iter().zip(&mut self.inputs) {
             for earlier in self.block..block {
                 *one = original.block(earlier, one, &batch.mask)?;
@@ -109,10 +105,10 @@ impl<'a> States<'a> {
         Ok(())
     }
 
-    fn model(&self, compressed: &BTreeMap<String, LowRankLinear>, layer: &str, tap: &Tap) -> Result<Bert> {
+    fn model(&self, compressed: &Compressed, layer: &str, tap: &Tap) -> Result<Bert> {
         Bert::with_layers(self.tensors, self.config, |name, original| {
             let module: Layer = match compressed.get(name) {
-                Some(compressed) => Box::new(compressed.clone()),
+                Some(compressed) => module(compressed)?,
                 None => Box::new(original),
             };
             Ok(if name == layer { Box::new(Tapped { module, tap: tap.clone() }) } else { module })

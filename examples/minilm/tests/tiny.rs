@@ -9,7 +9,7 @@ use dalr_minilm::compress::{Layers, calibrate, compressed_tensors, with_compress
 use dalr_minilm::encoder::{Encoder, load};
 use dalr_minilm::evaluation::{cosine, embeddings, time};
 use dalr_minilm::metrics::metrics;
-use dalr_minilm::options::{Allocation, Method, Options, Storage};
+use dalr_minilm::options::{Allocation, Kinds, Method, Options, Storage};
 use dalr_minilm::sequential::recalibrate;
 use dalr_minilm::texts;
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -132,6 +132,11 @@ fn options(method: Method, allocation: Allocation) -> Options {
     Options { method, allocation, ..clap::Parser::parse_from(arguments) }
 }
 
+fn ids(text: &str) -> Vec<usize> {
+    let words = text.split(' ').map(|word| 4 + WORDS.iter().position(|known| *known == word).unwrap());
+    [2].into_iter().chain(words).chain([3]).collect()
+}
+
 #[test]
 fn embeddings_equal_a_plain_computation_with_any_padding() {
     let tiny = tiny("plain");
@@ -141,12 +146,7 @@ fn embeddings_equal_a_plain_computation_with_any_padding() {
     let alone = embeddings(&model, &tiny.encoder.batches(texts, 1).unwrap()).unwrap();
     let (together, alone) = (together.to_vec2::<f32>().unwrap(), alone.to_vec2::<f32>().unwrap());
     for (text, (padded, alone)) in texts.iter().zip(together.iter().zip(&alone)) {
-        let ids: Vec<usize> = [2]
-            .into_iter()
-            .chain(text.split(' ').map(|word| 4 + WORDS.iter().position(|known| *known == word).unwrap()))
-            .chain([3])
-            .collect();
-        let expected = oracle::embedding(&tiny.tensors, BLOCKS, 4, &ids);
+        let expected = oracle::embedding(&tiny.tensors, BLOCKS, 4, &ids(text));
         for ((padded, alone), expected) in padded.iter().zip(alone).zip(&expected) {
             assert!((f64::from(*padded) - expected).abs() < 1e-5, "{padded} {expected}");
             assert!((f64::from(*alone) - expected).abs() < 1e-5, "{alone} {expected}");
@@ -179,11 +179,10 @@ fn a_model_is_compressed_saved_and_loaded() {
     let original = embeddings(&Bert::new(&tiny.tensors, &tiny.config).unwrap(), &held_out).unwrap();
     let parameters = |tensors: &Tensors| tensors.values().map(Tensor::elem_count).sum::<usize>();
     let run = |keep, method, allocation| {
-        let data = (&stats, &BTreeMap::new());
-        let layers = Layers::decompose(&tiny.tensors, &tiny.config, data, method, Storage::Factors).unwrap();
-        let options = options(method, allocation);
+        let (data, options) = ((&stats, &BTreeMap::new()), options(method, allocation));
+        let layers = Layers::decompose(&tiny.tensors, &tiny.config, data, &options).unwrap();
         let plan = layers.allocate(&tiny.tensors, &tiny.config, &calibration, keep, &options).unwrap();
-        let compressed = layers.compressed(&plan.ranks).unwrap();
+        let compressed = layers.compressed(&plan).unwrap();
         let model = with_compressed(&tiny.tensors, &tiny.config, &compressed).unwrap();
         let quality = cosine(&original, &embeddings(&model, &held_out).unwrap()).unwrap();
         (quality, compressed, model, plan)
@@ -197,7 +196,7 @@ fn a_model_is_compressed_saved_and_loaded() {
     assert!(svd < corrected && corrected < uniform, "{svd} {corrected} {uniform}");
     assert!(small < uniform && uniform < measured, "{small} {uniform} {measured}");
 
-    let tensors = compressed_tensors(&tiny.tensors, &compressed);
+    let tensors = compressed_tensors(&tiny.tensors, &compressed).unwrap();
     let (before, after) = plan.parameters;
     let saved = before - after;
     assert_eq!(parameters(&tiny.tensors) - parameters(&tensors), saved as usize);
@@ -209,10 +208,8 @@ fn a_model_is_compressed_saved_and_loaded() {
     let again = Bert::new(&loaded, &config).unwrap();
     let (one, other) = (embeddings(&model, &held_out).unwrap(), embeddings(&again, &held_out).unwrap());
     assert_eq!(one.to_vec2::<f32>().unwrap(), other.to_vec2::<f32>().unwrap());
-    let error = Layers::decompose(&loaded, &config, (&stats, &BTreeMap::new()), Method::Dalr, Storage::Factors)
-        .err()
-        .unwrap()
-        .to_string();
+    let options = options(Method::Dalr, Allocation::Uniform);
+    let error = Layers::decompose(&loaded, &config, (&stats, &BTreeMap::new()), &options).err().unwrap().to_string();
     assert!(error.contains("compressed already"), "{error}");
 
     let times = time(&model, &again, &held_out, 3).unwrap();
@@ -232,13 +229,13 @@ fn metric_pivots_and_recalibration_each_bring_the_embeddings_closer() {
     let original = embeddings(&Bert::new(&tiny.tensors, &tiny.config).unwrap(), &held_out).unwrap();
     let none = BTreeMap::new();
     let run = |metrics, storage, sequential: bool| {
-        let layers = Layers::decompose(&tiny.tensors, &tiny.config, (&stats, metrics), Method::Dalr, storage).unwrap();
         let options = Options { storage, ..options(Method::Dalr, Allocation::Sensitivity) };
+        let layers = Layers::decompose(&tiny.tensors, &tiny.config, (&stats, metrics), &options).unwrap();
         let plan = layers.allocate(&tiny.tensors, &tiny.config, &calibration, 0.4, &options).unwrap();
         assert!(plan.parameters.1 as f64 <= 0.4 * plan.parameters.0 as f64, "{:?}", plan.parameters);
         let compressed = match sequential {
-            true => recalibrate(&tiny.tensors, &tiny.config, &calibration, (&plan.ranks, metrics), Method::Dalr),
-            false => layers.compressed(&plan.ranks),
+            true => recalibrate(&tiny.tensors, &tiny.config, &calibration, (&plan, metrics), Method::Dalr),
+            false => layers.compressed(&plan),
         };
         let model = with_compressed(&tiny.tensors, &tiny.config, &compressed.unwrap()).unwrap();
         cosine(&original, &embeddings(&model, &held_out).unwrap()).unwrap()
@@ -248,6 +245,53 @@ fn metric_pivots_and_recalibration_each_bring_the_embeddings_closer() {
     let (sequential, all) = (run(&none, Storage::Factors, true), run(&metrics, Storage::Pivoted, true));
     println!("plain {plain:.4}, sequential {sequential:.4}, metric {metric:.4}, pivoted {both:.4}, all {all:.4}");
     assert!(plain < metric && metric < both && both < all && plain < sequential);
+}
+
+/// The compressed model has the original tensors in other shapes, so that any code which takes the
+/// sizes of the layers from the file runs it: here the plain computation.
+#[test]
+fn hidden_units_leave_ordinary_layers() {
+    let tiny = tiny("units");
+    let (calibration, held_out) = texts::split(&tiny.texts, 200, 100, 1).unwrap();
+    let batches = tiny.encoder.batches(calibration, 64).unwrap();
+    let judged = tiny.encoder.batches(held_out, 64).unwrap();
+    let stats = calibrate(&tiny.tensors, &tiny.config, &batches).unwrap();
+    let metrics = metrics(&tiny.tensors, &tiny.config, &batches).unwrap();
+    let original = embeddings(&Bert::new(&tiny.tensors, &tiny.config).unwrap(), &judged).unwrap();
+    let run = |kinds, keep, sequential: bool| {
+        let options = Options { kinds, storage: Storage::Pivoted, ..options(Method::Dalr, Allocation::Sensitivity) };
+        let layers = Layers::decompose(&tiny.tensors, &tiny.config, (&stats, &metrics), &options).unwrap();
+        let plan = layers.allocate(&tiny.tensors, &tiny.config, &batches, keep, &options).unwrap();
+        assert!(plan.parameters.1 as f64 <= keep * plan.parameters.0 as f64, "{:?}", plan.parameters);
+        let compressed = match sequential {
+            true => recalibrate(&tiny.tensors, &tiny.config, &batches, (&plan, &metrics), Method::Dalr),
+            false => layers.compressed(&plan),
+        };
+        let compressed = compressed.unwrap();
+        let model = with_compressed(&tiny.tensors, &tiny.config, &compressed).unwrap();
+        let found = embeddings(&model, &judged).unwrap();
+        (cosine(&original, &found).unwrap(), compressed, plan, found)
+    };
+    let (low_rank, ..) = run(Kinds::LowRank, 0.5, false);
+    for sequential in [false, true] {
+        let (all, compressed, plan, _) = run(Kinds::All, 0.5, sequential);
+        assert_eq!(compressed.len(), plan.ranks.len() + 2 * plan.units.len());
+        let (units, compressed, plan, found) = run(Kinds::HiddenUnits, 0.7, sequential);
+        println!("low rank {low_rank:.4}, all kinds {all:.4}, hidden units only {units:.4}, {:?}", plan.units);
+        assert!(all > low_rank && plan.ranks.is_empty() && plan.units.len() == BLOCKS);
+        let tensors = compressed_tensors(&tiny.tensors, &compressed).unwrap();
+        assert!(tensors.keys().all(|name| tiny.tensors.contains_key(name)));
+        assert_eq!(tensors.len(), tiny.tensors.len());
+        let parameters = |tensors: &Tensors| tensors.values().map(Tensor::elem_count).sum::<usize>();
+        assert_eq!(parameters(&tiny.tensors) - parameters(&tensors), (plan.parameters.0 - plan.parameters.1) as usize);
+        let found = found.to_vec2::<f32>().unwrap();
+        for (text, found) in held_out.iter().zip(&found).take(10) {
+            let expected = oracle::embedding(&tensors, BLOCKS, 4, &ids(text));
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!((f64::from(*found) - expected).abs() < 1e-5, "{found} {expected}");
+            }
+        }
+    }
 }
 
 #[test]
@@ -307,7 +351,8 @@ fn errors_name_the_missing_or_unknown_part() {
     let whole = tiny.tensors.clone();
     let stats = calibrate(&whole, &tiny.config, &batches).unwrap();
     let data = (&stats, &BTreeMap::new());
-    let error = Layers::decompose(&broken, &tiny.config, data, Method::Dalr, Storage::Factors).err().unwrap();
+    let options = options(Method::Dalr, Allocation::Uniform);
+    let error = Layers::decompose(&broken, &tiny.config, data, &options).err().unwrap();
     assert!(format!("{error:#}").contains("attention.self.key"), "{error:#}");
     assert_eq!(whole.values().next().unwrap().dtype(), DType::F32);
 }

@@ -8,14 +8,14 @@ use std::path::Path;
 
 use crate::common::gaussian;
 use crate::lenet_network::{Data, Layer, accuracy, activations};
-use dalr::compress::OutputMetric;
+use dalr::compress::{HiddenUnitSelection, HiddenUnits, OutputMetric};
 use dalr::covariance::PairedStats;
-use dalr::network::{Network, Progress};
-use dalr::{ActivationStats, Calibration, Dalr, Linear, LowRankCompressor, LowRankLinear, Rank};
+use dalr::network::{CompressedLayer, Network, Progress};
+use dalr::{ActivationStats, Calibration, Dalr, Linear, LowRankCompressor, Rank};
 use faer::Mat;
 use rand::{SeedableRng, rngs::StdRng};
 
-type Compressed = BTreeMap<String, LowRankLinear<f64>>;
+type Compressed = BTreeMap<String, CompressedLayer<f64>>;
 
 const NAMES: [&str; 5] = ["first", "gate", "up", "down", "head"];
 
@@ -99,7 +99,8 @@ impl Small {
             let mut stats = ActivationStats::new(layer.in_features());
             let input = if name == "up" { "gate" } else { name.as_str() };
             stats.update(inputs[input].as_ref()).unwrap();
-            (name.clone(), Dalr::new().compress(layer, &stats, Rank::Fixed(rank)).unwrap().into_layer())
+            let compressed = Dalr::new().compress(layer, &stats, Rank::Fixed(rank)).unwrap();
+            (name.clone(), CompressedLayer::LowRank(compressed.into_layer()))
         };
         ranks.iter().map(compress).collect()
     }
@@ -287,7 +288,7 @@ fn layers_of_another_run_are_compressed_again() {
         layers.remove(name);
         layers
     };
-    let with = |name: &str, layer: &LowRankLinear<f64>| {
+    let with = |name: &str, layer: &CompressedLayer<f64>| {
         let mut layers = whole.clone();
         layers.insert(name.to_owned(), layer.clone());
         layers
@@ -311,6 +312,124 @@ fn layers_of_another_run_are_compressed_again() {
     }
 }
 
+/// `first` gets a rank, `gate` and `up` fewer outputs, `down` fewer inputs, and `head` another rank.
+fn with_units<'a>(network: Network<'a, f64>, kept: usize) -> (Network<'a, f64>, BTreeMap<String, usize>) {
+    let network = network.with_hidden_units(["up", "gate", "down"], kept, HiddenUnitSelection::new());
+    (network, [("first".to_owned(), 8), ("head".to_owned(), 4)].into())
+}
+
+#[test]
+fn hidden_units_are_chosen_and_refitted_for_the_compressed_network() {
+    let mut better = 0;
+    for seed in 0..6 {
+        let small = Small::new(seed);
+        let metric = OutputMetric::diagonal(&(1..=22).map(f64::from).collect::<Vec<_>>()).unwrap();
+        let (network, ranks) =
+            with_units(small.with_metric("down", Calibration::none().with_output_metric(&metric)), 9);
+        let (mut layers, mut fed) = (Compressed::new(), Vec::new());
+        let feed = |group: &str, layers: &Compressed, stats: &mut _| {
+            fed.push(group.to_owned());
+            small.feed(group, layers, stats)
+        };
+        let reports =
+            network.compress_sequentially(&Dalr::new(), &ranks, &mut layers, feed, &mut Progress::ignore).unwrap();
+        assert!(fed == ["first", "down", "head"] && reports.keys().eq(ranks.keys()));
+        assert!(layers.keys().eq(["down", "first", "gate", "head", "up"]));
+
+        // The same as when the steps are made one by one.
+        let before: Compressed = [("first".to_owned(), layers["first"].clone())].into();
+        let mut stats = PairedStats::new(18);
+        small.feed("down", &before, &mut stats).unwrap();
+        let [gate, up, down] = ["gate", "up", "down"].map(|name| &small.layers[name]);
+        let calibration = Calibration::from(&stats).with_output_metric(&metric);
+        let units = HiddenUnitSelection::new().with_max_units(9).solve_gated(gate, up, down, calibration).unwrap();
+        let selected = units.select(9).unwrap();
+        let expected = [("gate", selected.gate.unwrap()), ("up", selected.first), ("down", selected.second)];
+        for (name, layer) in expected {
+            assert_eq!(layers[name], CompressedLayer::Smaller(layer));
+        }
+
+        let mut one_shot = small.one_shot(&ranks);
+        let mut hidden = ActivationStats::new(18);
+        hidden.update(small.run(&Compressed::new(), CALIBRATION)["down"].as_ref()).unwrap();
+        let selected = HiddenUnits::gated(gate, up, down, &hidden).unwrap().select(9).unwrap();
+        let parts = [("gate", selected.gate.unwrap()), ("up", selected.first), ("down", selected.second)];
+        one_shot.extend(parts.map(|(name, layer)| (name.to_owned(), CompressedLayer::Smaller(layer))));
+        let (one, sequential) = (small.error(&one_shot), small.error(&layers));
+        println!("seed {seed}: one shot {one:.4}, sequential {sequential:.4}");
+        assert!(sequential < 1.1 * one, "seed {seed}: {sequential} against {one}");
+        better += usize::from(sequential < one);
+    }
+    assert!(better >= 5, "{better} of 6");
+}
+
+#[test]
+fn an_interrupted_run_with_hidden_units_continues_to_the_same_bits() {
+    let small = Small::new(1);
+    let run = |layers: &mut Compressed, events: usize| {
+        let (network, ranks) = with_units(small.sequential(), 9);
+        let mut left = events;
+        let mut progress = |progress: &Progress| {
+            assert_eq!(progress.total, Some(3));
+            left -= 1;
+            if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let feed = |group: &str, layers: &Compressed, stats: &mut _| small.feed(group, layers, stats);
+        network.compress_sequentially(&Dalr::new(), &ranks, layers, feed, &mut progress).unwrap();
+        events - left
+    };
+    let mut whole = Compressed::new();
+    assert_eq!(run(&mut whole, 100), 6);
+    for stop in 1..=6 {
+        let mut layers = Compressed::new();
+        run(&mut layers, stop);
+        assert_eq!(layers.len(), [0, 0, 1, 1, 4, 4, 5][stop]);
+        run(&mut layers, 100);
+        assert_eq!(layers, whole, "stopped after {stop} events");
+    }
+    // Layers around other hidden units, or without the layer behind them, are compressed again.
+    let mut other = Compressed::new();
+    let (network, ranks) = with_units(small.sequential(), 10);
+    let feed = |group: &str, layers: &Compressed, stats: &mut _| small.feed(group, layers, stats);
+    network.compress_sequentially(&Dalr::new(), &ranks, &mut other, feed, &mut Progress::ignore).unwrap();
+    for missing in ["down", "up"] {
+        let mut layers = whole.clone();
+        layers.remove(missing);
+        assert_eq!(run(&mut layers, 100), 4);
+        assert_eq!(layers, whole);
+    }
+    assert_eq!(run(&mut other, 100), 4);
+    assert_eq!(other, whole);
+}
+
+#[test]
+fn hidden_units_that_do_not_fit_are_errors() {
+    let small = Small::new(4);
+    let fails = |network: Network<'_, f64>, message: &str| {
+        let feed = |group: &str, layers: &Compressed, stats: &mut _| small.feed(group, layers, stats);
+        let ranks = [("first".to_owned(), 4)].into();
+        let error = network
+            .compress_sequentially(&Dalr::new(), &ranks, &mut Compressed::new(), feed, &mut Progress::ignore)
+            .unwrap_err()
+            .to_string();
+        let from = ["Network::compress_sequentially", "layer `head`: HiddenUnitSelection::solve: expected"];
+        assert!(error.contains(message) && from.iter().any(|from| error.contains(from)), "{error}");
+    };
+    let units = |names: &[&str], kept| {
+        small.sequential().with_hidden_units(names.iter().copied(), kept, HiddenUnitSelection::new())
+    };
+    fails(units(&["down", "tail"], 3), "hidden units for layers of the network, got some for `tail`");
+    fails(units(&["down"], 3), "between a first layer, a gate or none, and a second layer, got some between `down`");
+    fails(units(&["first", "gate", "up", "down"], 3), "a first layer, a gate or none, and a second layer");
+    fails(units(&["head", "down"], 3), "in the order of execution, got some between `head`, `down`");
+    fails(units(&["first", "gate"], 3), "hidden units that one layer reads, got a shared input of `gate`");
+    let twice = units(&["gate", "up", "down"], 3).with_hidden_units(["down", "head"], 3, HiddenUnitSelection::new());
+    fails(twice, "a rank or hidden units on one side, got some between `down`, `head`");
+    fails(units(&["down", "head"], 0), "to be from 1 to 22, got 0");
+    fails(units(&["down", "head"], 23), "to be from 1 to 22, got 23");
+    fails(units(&["gate", "head"], 3), "outputs of the first layer");
+}
+
 /// LeNet on optical digits: fc1 and fc2 compressed, on images that neither saw.
 #[test]
 fn a_real_network_gains() {
@@ -318,16 +437,18 @@ fn a_real_network_gains() {
     let train = data.target.features(data.train.images.as_ref()).unwrap();
     let test = data.target.features(data.test.images.as_ref()).unwrap();
     let original = activations(&data.target.layers(), train.as_ref()).unwrap();
-    let with = |layers: &BTreeMap<String, LowRankLinear<f32>>| {
+    let with = |layers: &BTreeMap<String, CompressedLayer<f32>>| {
         let mut all = data.target.layers();
         for (name, layer) in ["fc1", "fc2"].iter().zip(&mut all) {
-            if let Some(compressed) = layers.get(*name) {
-                *layer = Layer::LowRank(compressed.clone());
+            match layers.get(*name) {
+                Some(CompressedLayer::LowRank(compressed)) => *layer = Layer::LowRank(compressed.clone()),
+                Some(CompressedLayer::Smaller(smaller)) => *layer = Layer::Original(smaller.clone()),
+                None => {}
             }
         }
         all
     };
-    let judge = |layers: &BTreeMap<String, LowRankLinear<f32>>| {
+    let judge = |layers: &BTreeMap<String, CompressedLayer<f32>>| {
         let [.., expected] = activations(&data.target.layers(), test.as_ref()).unwrap();
         let [.., outputs] = activations(&with(layers), test.as_ref()).unwrap();
         let error = (&outputs - &expected).squared_norm_l2() / expected.squared_norm_l2();
@@ -344,7 +465,8 @@ fn a_real_network_gains() {
             let mut stats = ActivationStats::new(original[position(name)].ncols());
             stats.update(original[position(name)].as_ref()).unwrap();
             let layer = &data.target.linear[position(name)];
-            (name.clone(), Dalr::new().compress(layer, &stats, Rank::Fixed(rank)).unwrap().into_layer())
+            let compressed = Dalr::new().compress(layer, &stats, Rank::Fixed(rank)).unwrap();
+            (name.clone(), CompressedLayer::LowRank(compressed.into_layer()))
         });
         let one_shot: BTreeMap<_, _> = one_shot.collect();
         let mut layers = BTreeMap::new();
