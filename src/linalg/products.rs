@@ -49,16 +49,12 @@ pub(crate) fn add_gram_product<T: Scalar>(
     let (rows, columns, width) = (matrix.nrows(), matrix.ncols(), block.ncols());
     let panel = (PANEL / size_of::<T>() / rows.max(1)).clamp(16, columns.max(16));
     let across = transposed(block)?;
-    let threads = match threads_for(par, 2.0 * macs(rows, columns, width)) {
-        Par::Seq => 1,
-        Par::Rayon(count) => count.get(),
-    };
-    let share = columns.div_ceil(threads).max(1);
+    let work = 2.0 * macs(rows, columns, width);
+    let share = columns.div_ceil(threads_for(par, work).degree()).max(1);
     let starts = (0..columns).step_by(share);
-    let mut sums = starts.map(|start| Ok((start, zeros(rows, width)?, zeros(width, panel)?)));
-    let mut sums = sums.by_ref().collect::<Result<Vec<(usize, Mat<T>, Mat<T>)>>>()?;
-    let parts = sums.iter_mut().collect();
-    for_each_part(parts, 2.0 * macs(rows, columns, width), par, |(start, sum, inner)| {
+    let sums = starts.map(|start| Ok((start, zeros(rows, width)?, zeros(width, panel)?)));
+    let mut sums = sums.collect::<Result<Vec<(usize, Mat<T>, Mat<T>)>>>()?;
+    for_each_part(sums.iter_mut().collect(), work, par, |(start, sum, inner)| {
         let end = columns.min(*start + share);
         for first in (*start..end).step_by(panel) {
             let count = panel.min(end - first);
