@@ -1,8 +1,8 @@
 //! Markdown tables of the cost by the shape of a problem and the number of threads, and of the
 //! quality of the solver's choice.
 //!
-//! `cargo bench --bench cost -- [statistics] [phases] [growth] [threads] [grid]`; without
-//! arguments, all of them. Each time is the best of several runs.
+//! `cargo bench --bench cost -- [yardstick] [statistics] [phases] [growth] [threads] [grid]
+//! [regression]`; without arguments, all of them. Each time is the best of several runs.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -85,6 +85,58 @@ fn compress(layer: &Linear<f32>, stats: &ActivationStats<f32>, rank: usize, solv
     best(|| {
         method.compress(layer, stats, Rank::Fixed(rank)).expect("a layer and statistics that fit");
     })
+}
+
+/// The whole job, from inputs and weight to the factors, beside the one product that no exact
+/// predicted error can do without.
+fn yardstick() {
+    println!("\n## Time over that of one product, f32\n");
+    println!("`W X` with the samples `X`; `W S` with their second moment `S`. Statistics count as part of the job.\n");
+    println!(
+        "| problem | shape, samples, rank | `W X` | `W S` | no ridge | / `W X` | / `W S` | default | / no ridge |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|");
+    for (name, m, n, p, k) in [
+        ("fc7", 4096, 4096, 5994, 256),
+        ("half fc6", 2048, 12_544, 2997, 128),
+        ("fc6", 4096, 25_088, 5994, 256),
+        ("LLM up", 11_008, 4096, 16_384, 1024),
+        ("LLM down", 4096, 11_008, 16_384, 1024),
+    ] {
+        let inputs = Inputs::new(p, n);
+        let layer = layer(m, n);
+        let product_of = |right: MatRef<'_, f32>| {
+            let mut result = Mat::<f32>::zeros(m, right.ncols());
+            seconds(|| matmul(result.as_mut(), Accum::Replace, layer.weight(), right, 1.0, Par::rayon(0)))
+        };
+        let solve = |ridge: Ridge| {
+            seconds(|| {
+                let stats = inputs.stats(p, 512, 0);
+                let method = Dalr::new().with_ridge(ridge);
+                method.compress(&layer, &stats, Rank::Fixed(k)).expect("a layer and statistics that fit");
+            })
+        };
+        let mut least = [f64::INFINITY; 4];
+        // In turn, so that a disturbance of the machine hits all of them.
+        for _ in 0..3 {
+            let square = inputs.rows(0, n.min(p));
+            let per_column = product_of(square.transpose()) / square.nrows() as f64;
+            let times = [
+                product_of(inputs.rows(0, p).transpose()),
+                per_column * n as f64,
+                solve(Ridge::None),
+                solve(Ridge::Shrinkage),
+            ];
+            least.iter_mut().zip(times).for_each(|(least, time)| *least = least.min(time));
+        }
+        let [outputs, moment, none, default] = least;
+        println!(
+            "| {name} | {m} × {n}, {p}, {k} | {outputs:.2} s | {moment:.2} s | {none:.2} s | {:.2} | {:.2} | {default:.2} s | {:.2} |",
+            none / outputs,
+            none / moment,
+            default / none
+        );
+    }
 }
 
 fn statistics() {
@@ -335,7 +387,8 @@ fn regression() {
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    let parts: [(&str, fn()); 6] = [
+    let parts: [(&str, fn()); 7] = [
+        ("yardstick", yardstick),
         ("statistics", statistics),
         ("phases", phases),
         ("growth", growth),

@@ -134,8 +134,6 @@ impl<T: Scalar> Adapter<T> {
                     return Err(Error::shape(what, expected, found));
                 }
             }
-            linalg::require_finite("the base weight", base)?;
-            linalg::require_finite("the tuned weight", tuned)?;
             let mut difference = linalg::zeros(base.nrows(), base.ncols())?;
             let columns = tuned.col_iter().zip(base.col_iter());
             for (to, (tuned, base)) in difference.as_mut().col_iter_mut().zip(columns) {
@@ -143,6 +141,8 @@ impl<T: Scalar> Adapter<T> {
                 entries.for_each(|(to, (tuned, base))| *to = T::from_f64(tuned.to_f64() - base.to_f64()));
             }
             if linalg::first_non_finite(difference.as_ref()).is_some() {
+                linalg::require_finite("the base weight", base)?;
+                linalg::require_finite("the tuned weight", tuned)?;
                 return Err(Error::overflow("the difference of the weights"));
             }
             let full_rank = base.nrows().min(base.ncols());

@@ -124,13 +124,6 @@ impl<'a, T: Scalar> GramOperator<'a, T> {
         let trace = keep * linalg::squared_norm(outputs) + anchor;
         Self { outputs, weight, keep, ridge, noise, trace, par }
     }
-
-    /// Adds `factor · M Mᵀ · block` to `result`.
-    fn add(&self, mut result: MatMut<'_, T>, factor: f64, matrix: MatRef<'_, T>, block: MatRef<'_, T>) -> Result<()> {
-        let inner = linalg::product(matrix.transpose(), block, self.par)?;
-        linalg::add_product(result.as_mut(), T::from_f64(factor), matrix, inner.as_ref(), self.par);
-        Ok(())
-    }
 }
 
 impl<T: Scalar> PsdOperator<T> for GramOperator<'_, T> {
@@ -140,9 +133,10 @@ impl<T: Scalar> PsdOperator<T> for GramOperator<'_, T> {
 
     fn apply(&self, block: MatRef<'_, T>, mut result: MatMut<'_, T>) -> Result<()> {
         result.fill(T::default());
-        self.add(result.as_mut(), self.keep, self.outputs, block)?;
-        if self.ridge > 0.0 {
-            self.add(result, self.ridge, self.weight, block)?;
+        for (factor, part) in [(self.keep, self.outputs), (self.ridge, self.weight)] {
+            if factor > 0.0 {
+                linalg::add_gram_product(result.as_mut(), T::from_f64(factor), part, block, self.par)?;
+            }
         }
         Ok(())
     }

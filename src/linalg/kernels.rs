@@ -43,9 +43,14 @@ pub trait Kernels: Sized {
     /// Returns `Q` and `R` of the thin QR factorization of a tall matrix.
     fn thin_qr(matrix: Mat<Self>, par: Par) -> Result<(Mat<Self>, Mat<Self>)>;
 
-    /// Returns the eigenvalues, ascending, and the eigenvectors of a finite symmetric matrix, whose
-    /// lower triangle it reads. `None` if the iteration does not converge.
-    fn symmetric_eigen(matrix: MatRef<'_, Self>, par: Par) -> Result<Option<(Vec<Self>, Mat<Self>)>>;
+    /// Returns the eigenvalues, ascending, of a finite symmetric matrix, whose lower triangle it
+    /// reads, and fills `vectors` with the eigenvectors if there are any. `None` if the iteration
+    /// does not converge.
+    fn symmetric_eigen(
+        matrix: MatRef<'_, Self>,
+        vectors: Option<MatMut<'_, Self>>,
+        par: Par,
+    ) -> Result<Option<Vec<Self>>>;
 }
 
 macro_rules! compile_kernels {
@@ -110,23 +115,19 @@ macro_rules! compile_kernels {
             }
 
             #[inline(never)]
-            fn symmetric_eigen(matrix: MatRef<'_, Self>, par: Par) -> Result<Option<(Vec<Self>, Mat<Self>)>> {
+            fn symmetric_eigen(
+                matrix: MatRef<'_, Self>,
+                vectors: Option<MatMut<'_, Self>>,
+                par: Par,
+            ) -> Result<Option<Vec<Self>>> {
                 let dimension = matrix.nrows();
                 let params = Spec::default();
-                let mut buffer =
-                    workspace(evd::self_adjoint_evd_scratch::<Self>(dimension, ComputeEigenvectors::Yes, par, params))?;
+                let compute = if vectors.is_some() { ComputeEigenvectors::Yes } else { ComputeEigenvectors::No };
+                let mut buffer = workspace(evd::self_adjoint_evd_scratch::<Self>(dimension, compute, par, params))?;
                 let mut values = faer::diag::Diag::<Self>::zeros(dimension);
-                let mut vectors = zeros(dimension, dimension)?;
-                let converged = evd::self_adjoint_evd(
-                    matrix,
-                    values.as_mut(),
-                    Some(vectors.as_mut()),
-                    par,
-                    MemStack::new(&mut buffer),
-                    params,
-                );
-                let values = values.column_vector().iter().copied().collect();
-                Ok(converged.is_ok().then_some((values, vectors)))
+                let stack = MemStack::new(&mut buffer);
+                let converged = evd::self_adjoint_evd(matrix, values.as_mut(), vectors, par, stack, params);
+                Ok(converged.is_ok().then(|| values.column_vector().iter().copied().collect()))
             }
         }
     };

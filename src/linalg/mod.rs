@@ -15,13 +15,15 @@ mod threads;
 pub(crate) use self::allocation::{converted, out_of_memory, rounded, widened, zeros};
 pub(crate) use self::factorizations::{
     Pairs, cholesky, cholesky_solve, left_singular, orthonormal_columns, orthonormalized, pivot_columns, solve,
-    solve_lower_triangular, solve_upper_triangular, symmetric_eigen, thin_qr,
+    solve_lower_triangular, solve_upper_triangular, symmetric_eigen, symmetric_eigenvalues, thin_qr,
 };
 pub(crate) use self::kernels::Kernels;
 pub(crate) use self::norms::{first_non_finite, max_abs, require_finite, squared_column_norms, squared_norm};
+#[cfg(feature = "safetensors")]
+pub(crate) use self::products::copy_in_tiles;
 pub(crate) use self::products::{
-    BlockStructure, add_product, add_row_products, add_symmetric_product, gram, mirror_lower, product, project_out,
-    set_product, set_triangular_product, triangular_product,
+    BlockStructure, add_gram_product, add_product, add_row_products, add_symmetric_product, gram, mirror_lower,
+    product, project_out, set_product, set_triangular_product, triangular_product,
 };
 pub(crate) use self::random::SplitMix64;
 pub(crate) use self::scaling::{even_exponent, power_of_two};

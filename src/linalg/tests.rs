@@ -128,3 +128,21 @@ fn powers_of_two_are_exact_down_to_the_smallest_number() {
         assert_eq!(power_of_two(exponent), exact(exponent), "{exponent}");
     }
 }
+
+#[test]
+fn a_gram_product_is_that_of_its_factors_for_any_panels_and_threads() -> Result<()> {
+    let entry = |i: usize, j: usize| ((i * 37 + j * 101 + i * j) % 31) as f64 - 15.0;
+    // 70 000 rows leave room for the fewest columns in a panel; 20 rows for all of them.
+    for (rows, columns, width) in [(70_000, 37, 3), (20, 900, 8), (300, 500, 40), (5, 1, 1)] {
+        let matrix = Mat::from_fn(rows, columns, entry);
+        let block = Mat::from_fn(rows, width, |i, j| entry(j, i) / rows as f64);
+        let expected = &matrix * (matrix.transpose() * &block);
+        for threads in [1, 2, 3] {
+            let mut found = Mat::from_fn(rows, width, entry);
+            add_gram_product(found.as_mut(), 2.0, matrix.as_ref(), block.as_ref(), super::threads(threads))?;
+            let difference = (found - Mat::from_fn(rows, width, entry)) * faer::Scale(0.5) - &expected;
+            assert!(difference.norm_max() < 1e-9 * (1.0 + expected.norm_max()), "{rows} × {columns}, {threads}");
+        }
+    }
+    Ok(())
+}

@@ -30,7 +30,7 @@ const LEAST_DIMENSION: usize = 256;
 
 /// Block width at which reading the operator from memory takes as long as the MACs of a product.
 /// Each block reads the operator once.
-const MEMORY_BOUND_WIDTH: f64 = 32.0;
+const MEMORY_BOUND_WIDTH: f64 = 16.0;
 
 /// Number of dense eigendecompositions of the projected operator. Most problems converge with a
 /// basis of three vectors for each pair, after three tests of convergence.

@@ -53,9 +53,9 @@ fn symmetric(rotation: &Mat<f64>, values: &[f64]) -> Mat<f64> {
 /// `ε` is that of the algorithm: the dense one works in `f64`, block Lanczos in the operator's
 /// scalar.
 ///
-/// Block Lanczos may stop before its basis fills the space. The energy that it can still miss, `Σ
-/// min(r, r²/gap)`, is then below a fraction of the energy left out: `1e-12`, or `5e-5` for `f32`,
-/// four times that after a verification, or `8 ε` of the trace. An energy may be off by that bound
+/// Block Lanczos may stop before its basis fills the space. The energy that it would still gain is
+/// then estimated below a fraction of the energy left out: `1e-12`, or `2.5e-5` for `f32`, or `8 ε`
+/// of the trace. Eight times that bounds it here. An energy may be off by that bound
 /// `δ`, and a residual by `max(δ, √(δ ‖A‖))`. The ratios are relative to these bounds as well.
 fn ratio<T: Scalar>(matrix: &Mat<f64>, exact: &[f64], pairs: &Eigenpairs, scale: f64) -> f64 {
     let (n, count) = (exact.len(), pairs.values.len());
@@ -64,8 +64,8 @@ fn ratio<T: Scalar>(matrix: &Mat<f64>, exact: &[f64], pairs: &Eigenpairs, scale:
     let epsilon = if dense { f64::EPSILON } else { T::EPSILON };
     let (trace, optimum) = (exact.iter().sum::<f64>(), exact[..count].iter().sum::<f64>());
     let partial = !dense && pairs.basis_size < n;
-    let fraction = if is_single::<T>() { 5e-5 } else { 1e-12 };
-    let delta = if partial { 4.0 * (fraction * (trace - optimum) + 8.0 * epsilon * trace) } else { 0.0 };
+    let fraction = if is_single::<T>() { 2.5e-5 } else { 1e-12 };
+    let delta = if partial { 8.0 * (fraction * (trace - optimum) + 8.0 * epsilon * trace) } else { 0.0 };
     let rounding = norm * n as f64 * epsilon;
     // The entries, and thus the eigenvalues, are rounded to the operator's element type.
     let entries = norm * n as f64 * T::EPSILON;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use ::safetensors::tensor::Metadata;
 use crc32fast::Hasher;
-use faer::{Col, Mat};
+use faer::{Col, Mat, MatRef};
 
 use super::positioned_read::Positioned;
 use super::{Dtype, FloatDtype, PIECE, TensorWriter, format_error, io_error};
@@ -238,10 +238,8 @@ impl ModelFile {
             numbers.clear();
             dtype.decode(bytes, |number| numbers.push(T::from_f64(number)));
             let count = numbers.len() / columns;
-            for (column, target) in matrix.as_mut().subrows_mut(first, count).col_iter_mut().enumerate() {
-                let source = numbers.iter().skip(column).step_by(columns);
-                target.iter_mut().zip(source).for_each(|(to, from)| *to = *from);
-            }
+            let piece = MatRef::from_row_major_slice(&numbers, count, columns);
+            linalg::copy_in_tiles(matrix.as_mut().subrows_mut(first, count), piece);
             first += count;
             Ok::<_, Error>(())
         })?;

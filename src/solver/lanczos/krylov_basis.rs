@@ -99,7 +99,9 @@ impl<T: Scalar> Space<T> {
         self.basis.as_mut().subcols_mut(range.start, range.len()).copy_from(block);
         self.size = range.end;
         let mut product = self.multiply(operator, block)?;
-        let coordinates = linalg::product(self.basis().transpose(), product.as_ref(), self.par)?;
+        // The transpose, because this order makes no copy of the basis.
+        let coordinates = linalg::product(product.transpose(), self.basis(), self.par)?;
+        let coordinates = coordinates.transpose();
         for (column, at) in range.clone().enumerate() {
             for row in 0..self.size {
                 let entry = coordinates[(row, column)].to_f64();
@@ -107,7 +109,7 @@ impl<T: Scalar> Space<T> {
                 self.projected[(at, row)] = entry;
             }
         }
-        self.require_symmetric(coordinates.as_ref().subrows(range.start, range.len()))?;
+        self.require_symmetric(coordinates.subrows(range.start, range.len()))?;
         if self.steps == 0 {
             self.require_trace()?;
         }
@@ -121,9 +123,13 @@ impl<T: Scalar> Space<T> {
                 self.projected[(range.start + column, range.start + row)] = mean;
             }
         }
-        // The basis is projected out twice. For the first time, the coordinates are already known.
-        linalg::add_product(product.as_mut(), T::from_f64(-1.0), self.basis(), coordinates.as_ref(), self.par);
-        self.project_out_once(product.as_mut())?;
+        // The basis is projected out twice. For the first time, the coordinates are already known; the
+        // second time, the columns have unit length unless almost nothing is left of one.
+        linalg::add_product(product.as_mut(), T::from_f64(-1.0), self.basis(), coordinates, self.par);
+        let least = (CLEAR * self.scale()).powi(2);
+        if linalg::squared_column_norms(product.as_ref()).into_iter().any(|square| square <= least) {
+            self.project_out_once(product.as_mut())?;
+        }
         let (start, width) = (range.start, range.len());
         let coupling = Mat::from_fn(width, range.end, |row, column| f64::from(u8::from(start + row == column)));
         self.residual = Some(Residual { directions: product, coupling });

@@ -14,29 +14,42 @@ pub(super) struct Ritz {
     pub(super) vectors: Mat<f64>,
 }
 
-impl Ritz {
-    /// Returns the energy that the leading `count` pairs explain.
-    pub(super) fn captured(&self, count: usize) -> f64 {
-        self.values.iter().take(count).map(|value| value.max(0.0)).sum()
-    }
+/// Returns the energy that the leading `count` pairs explain.
+pub(super) fn explained(values: &[f64], count: usize) -> f64 {
+    values.iter().take(count).map(|value| value.max(0.0)).sum()
+}
 
-    pub(super) fn require_positive(&self, rounding: f64, magnitude: &Magnitude) -> Result<()> {
-        let (Some(largest), Some(&lowest)) = (self.values.first(), self.values.last()) else { return Ok(()) };
-        if lowest < -(100.0 * rounding * largest.abs() + magnitude.noise) {
-            let found = format!("a negative eigenvalue, {:e}", magnitude.restored(lowest));
-            return Err(Error::invalid_operator(found));
-        }
-        Ok(())
+pub(super) fn require_positive(values: &[f64], rounding: f64, magnitude: &Magnitude) -> Result<()> {
+    let (Some(largest), Some(&lowest)) = (values.first(), values.last()) else { return Ok(()) };
+    if lowest < -(100.0 * rounding * largest.abs() + magnitude.noise) {
+        let found = format!("a negative eigenvalue, {:e}", magnitude.restored(lowest));
+        return Err(Error::invalid_operator(found));
     }
+    Ok(())
 }
 
 impl<T: Scalar> Space<T> {
-    /// Returns the eigenpairs of the projected operator, in the precision of the products; `None`
-    /// if they could not be computed.
-    pub(super) fn ritz(&self) -> Result<Option<Ritz>> {
+    /// Returns the operator projected on the basis, in the precision of the products.
+    fn projected(&self) -> Result<Mat<T>> {
         let projected = self.projected.as_ref().submatrix(0, 0, self.size, self.size);
-        let projected = linalg::rounded::<T>("the projected operator", projected)?;
-        let Some((values, vectors)) = linalg::symmetric_eigen(projected.as_ref(), self.par)? else { return Ok(None) };
+        linalg::rounded("the projected operator", projected)
+    }
+
+    /// Returns the eigenvalues of the projected operator, in descending order; `None` if they could
+    /// not be computed.
+    pub(super) fn ritz_values(&self) -> Result<Option<Vec<f64>>> {
+        let values = linalg::symmetric_eigenvalues(self.projected()?.as_ref(), self.par)?;
+        Ok(values.filter(|values| values.iter().all(|value| value.is_finite())).map(|mut values| {
+            values.reverse();
+            values
+        }))
+    }
+
+    /// Returns the eigenpairs of the projected operator; `None` if they could not be computed.
+    fn ritz(&self) -> Result<Option<Ritz>> {
+        let Some((values, vectors)) = linalg::symmetric_eigen(self.projected()?.as_ref(), self.par)? else {
+            return Ok(None);
+        };
         if values.iter().any(|value| !value.is_finite()) {
             return Ok(None);
         }
@@ -64,8 +77,9 @@ impl<T: Scalar> Space<T> {
     }
 
     /// Keeps the leading Ritz vectors as the basis, and the directions outside of it, coupled to
-    /// them.
-    pub(super) fn restart(&mut self, ritz: &Ritz, keep: usize) -> Result<()> {
+    /// them. Returns false if the Ritz vectors could not be computed.
+    pub(super) fn restart(&mut self, keep: usize) -> Result<bool> {
+        let Some(ritz) = self.ritz()? else { return Ok(false) };
         let coordinates = ritz.vectors.as_ref().subcols(0, keep);
         for residual in self.residual.iter_mut().chain(&mut self.deferred) {
             let coordinates = coordinates.subrows(0, residual.coupling.ncols());
@@ -79,12 +93,13 @@ impl<T: Scalar> Space<T> {
             self.projected[(index, index)] = *value;
         }
         self.size = keep;
-        Ok(())
+        Ok(true)
     }
 
-    /// Returns the leading pairs in the operator's own units.
-    pub(super) fn finish(&self, ritz: &Ritz, count: usize) -> Result<Eigenpairs> {
-        let residual = self.residual_norms(ritz, count)?.into_iter().fold(0.0, f64::max);
+    /// Returns the leading pairs in the operator's own units; `None` if they could not be computed.
+    pub(super) fn finish(&self, count: usize) -> Result<Option<Eigenpairs>> {
+        let Some(ritz) = self.ritz()? else { return Ok(None) };
+        let residual = self.residual_norms(&ritz, count)?.into_iter().fold(0.0, f64::max);
         let coordinates = ritz.vectors.as_ref().subcols(0, count);
         let coordinates = linalg::rounded::<T>("the Ritz vectors", coordinates)?;
         let vectors = linalg::product(self.basis(), coordinates.as_ref(), self.par)?;
@@ -93,7 +108,7 @@ impl<T: Scalar> Space<T> {
         let mut vectors = linalg::orthonormalized(vectors, self.par)?;
         fix_signs(&mut vectors);
         let largest = ritz.values.first().copied().unwrap_or(0.0).max(0.0);
-        Ok(Eigenpairs {
+        Ok(Some(Eigenpairs {
             values: ritz.values.iter().take(count).map(|value| self.magnitude.restored(value.max(0.0))).collect(),
             vectors,
             solver: NAME,
@@ -104,6 +119,6 @@ impl<T: Scalar> Space<T> {
             noise: self
                 .magnitude
                 .restored(self.magnitude.noise.max(T::EPSILON * (self.dimension() as f64).sqrt() * largest)),
-        })
+        }))
     }
 }

@@ -8,29 +8,31 @@ use super::krylov_basis::Residual;
 use super::ritz_pairs::Ritz;
 use super::*;
 
-fn ritz(values: &[f64]) -> Ritz {
-    Ritz { values: values.to_vec(), vectors: Mat::identity(values.len(), values.len()) }
+#[test]
+fn the_energy_still_to_gain_is_that_of_a_geometric_series() {
+    let remaining = |captured: &[f64]| {
+        let mut progress = Progress::new();
+        captured.iter().for_each(|&captured| progress.add(captured));
+        progress.remaining()
+    };
+    // Gains of 8 and 2 continue as 1/2 + 1/8 + … = 2/3.
+    assert!((remaining(&[5.0, 1.0, 9.0, 11.0]) - 2.0 / 3.0).abs() < 1e-15);
+    assert_eq!(remaining(&[1.0, 3.0, 3.0]), 0.0);
+    for undecided in [&[][..], &[7.0], &[7.0, 7.0], &[0.0, 1.0, 2.0], &[0.0, 1.0, 3.0]] {
+        assert_eq!(remaining(undecided), f64::INFINITY, "{undecided:?}");
+    }
 }
 
 #[test]
-fn captured_energy_and_possible_loss_are_those_computed_by_hand() {
-    let ritz = ritz(&[6.0, 3.0, 1.0, -0.5]);
-    assert_eq!([0, 1, 3, 4].map(|count| ritz.captured(count)), [0.0, 6.0, 10.0, 10.0]);
-    // The first value left out is 1. The value 6 has a gap of 5, so its loss is 1²/5. The value 3
-    // has a gap of 2, below its residual 4, so its loss is 4.
-    assert!((possible_loss(&ritz, 2, &[1.0, 4.0]) - (0.2 + 4.0)).abs() < 1e-15);
-    assert!((possible_loss(&ritz, 1, &[2.0]) - 4.0 / 3.0).abs() < 1e-15);
-    // No value is left out, so the gap is the distance to zero.
-    assert!((possible_loss(&ritz, 4, &[3.0, 0.0, 0.0, 0.25]) - (1.5 + 0.25)).abs() < 1e-15);
-    // The residual equals the gap, so both bounds agree.
-    assert_eq!(possible_loss(&ritz, 1, &[3.0]), 3.0);
+fn the_explained_energy_is_that_of_the_leading_positive_values() {
+    assert_eq!([0, 1, 3, 4].map(|count| explained(&[6.0, 3.0, 1.0, -0.5], count)), [0.0, 6.0, 10.0, 10.0]);
 }
 
 #[test]
 fn negative_values_are_refused_from_rounding_and_noise_on() {
     let refused = |values: &[f64], noise: f64| {
         let magnitude = Magnitude { exponent: 4, trace: 1.0, noise };
-        match ritz(values).require_positive(1e-6, &magnitude) {
+        match require_positive(values, 1e-6, &magnitude) {
             Ok(()) => None,
             Err(Error::InvalidOperator { found, .. }) => Some(found),
             Err(other) => panic!("{other}"),
