@@ -7,6 +7,7 @@ use crate::{Error, Result, Scalar};
 
 /// The part of `b̂ = b + (W − C) μ` (eq. 4 of the paper) that does not depend on the rank.
 #[derive(Clone)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub(crate) struct BiasCorrection {
     /// `b + W μ`, one entry per output.
     output_mean: Vec<f64>,
@@ -28,6 +29,12 @@ impl BiasCorrection {
             output_mean.iter_mut().zip(bias.iter()).for_each(|(sum, b)| *sum += b.to_f64());
         }
         Self { output_mean, latent_mean: times(down, mean) }
+    }
+
+    /// The numbers of outputs and of latent dimensions.
+    #[cfg(feature = "serde")]
+    pub(crate) fn shape(&self) -> (usize, usize) {
+        (self.output_mean.len(), self.latent_mean.len())
     }
 
     /// Returns the corrected bias for the first columns of `up`.

@@ -8,7 +8,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 target=$PWD/../../target/python
-export CARGO_TERM_COLOR=never CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$target} PIP_DISABLE_PIP_VERSION_CHECK=1
+export CARGO_TERM_COLOR=never CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$target} PIP_DISABLE_PIP_VERSION_CHECK=1 MYPY_CACHE_DIR=$target/mypy
 
 cargo fmt --check
 rm -rf "$target/environment"

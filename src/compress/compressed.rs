@@ -25,6 +25,11 @@ use crate::{Error, Linear, LowRankLinear, Report, Result, Scalar};
 /// # }
 /// ```
 #[derive(Clone, Debug)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(bound(serialize = "T: Scalar + serde::Serialize", deserialize = "T: Scalar + serde::Deserialize<'de>"))
+)]
 pub struct Compressed<T> {
     pub(super) layer: LowRankLinear<T>,
     pub(super) report: Report,

@@ -40,17 +40,17 @@ use crate::{Error, Linear, LowRankLinear, Rank, Report, Result, Scalar, Warning}
 /// ```
 #[derive(Clone)]
 pub struct Decomposition<T> {
-    pub(super) up: Mat<T>,
-    pub(super) down: Mat<T>,
-    pub(super) energies: Vec<f64>,
-    pub(super) total_energy: f64,
+    pub(crate) up: Mat<T>,
+    pub(crate) down: Mat<T>,
+    pub(crate) energies: Vec<f64>,
+    pub(crate) total_energy: f64,
     /// `energies / total_energy`, computed before the units could make these underflow.
-    pub(super) explained: Vec<f64>,
-    pub(super) relative_errors: Option<Vec<f64>>,
-    pub(super) metric_errors: Option<Vec<f64>>,
-    pub(super) kept_bias: Option<Col<T>>,
-    pub(super) correction: Option<BiasCorrection>,
-    pub(super) facts: Facts,
+    pub(crate) explained: Vec<f64>,
+    pub(crate) relative_errors: Option<Vec<f64>>,
+    pub(crate) metric_errors: Option<Vec<f64>>,
+    pub(crate) kept_bias: Option<Col<T>>,
+    pub(crate) correction: Option<BiasCorrection>,
+    pub(crate) facts: Facts,
 }
 
 /// The part of a report that does not depend on the rank.

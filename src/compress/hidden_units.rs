@@ -74,6 +74,11 @@ pub struct HiddenUnits<T> {
 
 /// The layers with some of the hidden units, from [`HiddenUnits::select`].
 #[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(bound(serialize = "T: Scalar + serde::Serialize", deserialize = "T: Scalar + serde::Deserialize<'de>"))
+)]
 #[non_exhaustive]
 pub struct SelectedUnits<T> {
     /// The kept units, ascending: `k` indices.

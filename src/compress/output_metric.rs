@@ -230,6 +230,42 @@ impl OutputMetric {
         }
     }
 
+    /// The number of outputs, the metric, and its root up to a power of two. A diagonal is given by
+    /// its entries.
+    #[cfg(feature = "serde")]
+    pub(crate) fn to_stored(&self) -> (usize, [Vec<f64>; 2], i32) {
+        let numbers = |matrix: &Metric| match matrix {
+            Metric::Diagonal(entries) => entries.clone(),
+            Metric::Full(matrix) => matrix.row_iter().flat_map(|row| row.iter().copied()).collect(),
+        };
+        (self.outputs(), [numbers(&self.matrix), numbers(&self.root.factor)], self.root.exponent)
+    }
+
+    /// The metric that [`to_stored`](Self::to_stored) gave the parts of.
+    #[cfg(feature = "serde")]
+    pub(crate) fn from_stored(outputs: usize, parts: [Vec<f64>; 2], exponent: i32) -> Result<Self> {
+        let metric = |numbers: Vec<f64>| {
+            let what = "numbers in the output metric";
+            match numbers.len() {
+                0 => Err(Error::empty("the output metric")),
+                count if count == outputs => Ok(Metric::Diagonal(numbers)),
+                count if Some(count) == outputs.checked_mul(outputs) => {
+                    Ok(Metric::Full(MatRef::from_row_major_slice(&numbers, outputs, outputs).to_owned()))
+                }
+                count => Err(Error::shape(what, outputs.saturating_mul(outputs), count)),
+            }
+        };
+        if let Some((index, &number)) = parts.iter().flatten().enumerate().find(|(_, number)| !number.is_finite()) {
+            return Err(Error::non_finite("the output metric", (index, 0), number));
+        }
+        let [matrix, factor] = parts.map(metric);
+        let (matrix, factor) = (matrix?, factor?);
+        if let Some(&least) = factor.diagonal().iter().find(|&&root| root <= 0.0) {
+            return Err(Error::out_of_range("a root of the output metric", "to be positive".into(), least));
+        }
+        Ok(Self { matrix, root: MetricRoot { factor, exponent } })
+    }
+
     fn from_parts(matrix: Metric) -> Result<Self> {
         let weights = matrix.diagonal();
         if weights.is_empty() {

@@ -1,11 +1,13 @@
-//! Layers as data: their sizes, and the numbers of each matrix row by row. The constructors
-//! validate data that are read.
+//! Layers, decompositions and metrics as data: their sizes, and the numbers of each matrix row by row.
+//! Data that are read are validated.
 
 use faer::{Col, Mat, MatRef};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::bias::BiasCorrection;
+use crate::compress::{Facts, OutputMetric};
 use crate::factors::PivotedLinear;
-use crate::{Error, Linear, LowRankLinear, Result, Scalar};
+use crate::{Decomposition, Error, Linear, LowRankLinear, Result, Scalar, rank};
 
 #[derive(Serialize, Deserialize)]
 #[serde(rename = "Linear", deny_unknown_fields)]
@@ -36,6 +38,30 @@ struct StoredPivotedLinear<T> {
     pivot_rows: Vec<T>,
     coefficients: Vec<T>,
     bias: Option<Vec<T>>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename = "Decomposition", deny_unknown_fields)]
+struct StoredDecomposition<T> {
+    facts: Facts,
+    energies: Vec<f64>,
+    total_energy: f64,
+    explained: Vec<f64>,
+    relative_errors: Option<Vec<f64>>,
+    metric_errors: Option<Vec<f64>>,
+    down: Vec<T>,
+    up: Vec<T>,
+    kept_bias: Option<Vec<T>>,
+    correction: Option<BiasCorrection>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename = "OutputMetric", deny_unknown_fields)]
+struct StoredMetric {
+    outputs: usize,
+    matrix: Vec<f64>,
+    root: Vec<f64>,
+    exponent: i32,
 }
 
 fn numbers<T: Scalar>(matrix: MatRef<'_, T>) -> Vec<T> {
@@ -123,5 +149,72 @@ impl<'de, T: Scalar + Deserialize<'de>> Deserialize<'de> for PivotedLinear<T> {
         let bias = stored.bias.map(Col::from_iter);
         let layer = rows.and_then(|rows| Self::new(rows, coefficients?, stored.pivots, bias));
         layer.map_err(serde::de::Error::custom)
+    }
+}
+
+impl<T: Scalar + Serialize> Serialize for Decomposition<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        StoredDecomposition {
+            facts: self.facts.clone(),
+            energies: self.energies.clone(),
+            total_energy: self.total_energy,
+            explained: self.explained.clone(),
+            relative_errors: self.relative_errors.clone(),
+            metric_errors: self.metric_errors.clone(),
+            down: numbers(self.down.as_ref()),
+            up: numbers(self.up.as_ref()),
+            kept_bias: self.kept_bias.as_ref().map(|bias| numbers(bias.as_ref().as_mat())),
+            correction: self.correction.clone(),
+        }
+        .serialize(serializer)
+    }
+}
+
+impl<'de, T: Scalar + Deserialize<'de>> Deserialize<'de> for Decomposition<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        decomposition(StoredDecomposition::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
+}
+
+fn decomposition<T: Scalar>(stored: StoredDecomposition<T>) -> Result<Decomposition<T>> {
+    let ((m, n), k) = (stored.facts.shape, stored.energies.len());
+    rank::validate_fixed(k, (m, n))?;
+    let lists = [Some(&stored.explained), stored.relative_errors.as_ref(), stored.metric_errors.as_ref()];
+    let corrections = stored.correction.as_ref().map(BiasCorrection::shape).unwrap_or((m, k));
+    let bias = stored.kept_bias.as_ref().map_or(m, Vec::len);
+    let counts = lists.into_iter().flatten().map(|list| ("numbers by rank in a decomposition", k, list.len()));
+    let outputs = [corrections.0, bias].map(|found| ("numbers in a bias of a decomposition", m, found));
+    let latent = ("numbers in a bias correction", k, corrections.1);
+    if let Some((what, expected, found)) =
+        counts.chain(outputs).chain([latent]).find(|(_, expected, found)| expected != found)
+    {
+        return Err(Error::shape(what, expected, found).during("deserialize"));
+    }
+    Ok(Decomposition {
+        down: matrix("numbers in the factor `down`", &stored.down, k, n)?,
+        up: matrix("numbers in the factor `up`", &stored.up, m, k)?,
+        energies: stored.energies,
+        total_energy: stored.total_energy,
+        explained: stored.explained,
+        relative_errors: stored.relative_errors,
+        metric_errors: stored.metric_errors,
+        kept_bias: stored.kept_bias.map(Col::from_iter),
+        correction: stored.correction,
+        facts: stored.facts,
+    })
+}
+
+impl Serialize for OutputMetric {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (outputs, [matrix, root], exponent) = self.to_stored();
+        StoredMetric { outputs, matrix, root, exponent }.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for OutputMetric {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let StoredMetric { outputs, matrix, root, exponent } = StoredMetric::deserialize(deserializer)?;
+        Self::from_stored(outputs, [matrix, root], exponent)
+            .map_err(|error| serde::de::Error::custom(error.during("deserialize")))
     }
 }

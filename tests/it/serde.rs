@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 
-use dalr::factors::PivotedLinear;
+use dalr::compress::{HiddenUnits, OutputMetric};
+use dalr::factors::{Form, PivotedLinear};
 use dalr::network::{Allocator, Budget, JointSearch, LayerProfile, Progress, Sensitivities, SharedInput, Strategy};
 use dalr::{
-    ActivationPruning, ActivationStats, Dalr, Linear, LowRankCompressor, LowRankLinear, Rank, Report, Ridge, Scalar,
-    Solver, TruncatedSvd,
+    ActivationPruning, ActivationStats, Calibration, Compressed, Dalr, Decomposition, Linear, LowRankCompressor,
+    LowRankLinear, Rank, Report, Ridge, Scalar, Solver, TruncatedSvd,
 };
 use faer::{Col, Mat};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 
 #[track_caller]
 fn round_trip<V: Serialize + DeserializeOwned + PartialEq + core::fmt::Debug>(value: V) {
@@ -87,6 +89,71 @@ fn layers() {
         let error = pivoted(&text.replace(from, to)).unwrap_err();
         assert!(error.contains(message), "{error}");
     }
+}
+
+#[test]
+fn decompositions_and_metrics_compress_as_before() {
+    fn check<T: Scalar + Serialize + DeserializeOwned>() {
+        let entry = |i: usize, j: usize| T::from_f64(((i * 5 + j * j * 3) % 7) as f64 / 3.0 - 1.0);
+        let layer = Linear::new(Mat::from_fn(6, 5, entry), Some(Col::from_fn(6, |i| entry(i, 1)))).unwrap();
+        let mut stats = ActivationStats::new(5);
+        stats.update(Mat::from_fn(40, 5, |i, j| T::from_f64(((i * 7 + j * 5) % 11) as f64)).as_ref()).unwrap();
+        let full = Mat::from_fn(6, 6, |i, j| if i == j { 3.0 } else { 1.0 / (1 + i + j) as f64 });
+        let diagonal = OutputMetric::diagonal(&[1.0, 2.0, 0.0, 4.0, 5.0, 6.0]).unwrap();
+        for metric in [OutputMetric::new(full.as_ref()).unwrap().with_floor(0.2).unwrap(), diagonal] {
+            let text = serde_json::to_string(&metric).unwrap();
+            let read: OutputMetric = serde_json::from_str(&text).unwrap();
+            let method = Dalr::new().with_form(Form::Pivoted);
+            let solve = |metric: &OutputMetric| {
+                method.decompose(&layer, Calibration::from(&stats).with_output_metric(metric), 5).unwrap()
+            };
+            let (one, other) = (solve(&metric), solve(&read));
+            let other: Decomposition<T> = serde_json::from_str(&serde_json::to_string(&other).unwrap()).unwrap();
+            for rank in 1..=5 {
+                let (one, other) = (one.truncate(rank).unwrap(), other.truncate(rank).unwrap());
+                let other: Compressed<T> = serde_json::from_str(&serde_json::to_string(&other).unwrap()).unwrap();
+                assert_eq!((one.layer(), one.report()), (other.layer(), other.report()));
+            }
+        }
+        let next = Linear::new(Mat::from_fn(3, 6, entry), None).unwrap();
+        let mut hidden = ActivationStats::new(6);
+        hidden.update(Mat::from_fn(40, 6, |i, j| T::from_f64(((i * 7 + j * 5) % 11) as f64)).as_ref()).unwrap();
+        round_trip(HiddenUnits::new(&layer, &next, &hidden).unwrap().select(4).unwrap());
+    }
+    check::<f32>();
+    check::<f64>();
+
+    // Data that would panic later.
+    fn refused<V: DeserializeOwned>(mut stored: Value, field: &str, value: Value, message: &str) {
+        stored[field] = value;
+        let error = serde_json::from_value::<V>(stored).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+    let metric = serde_json::to_value(OutputMetric::diagonal(&[1.0, 4.0]).unwrap()).unwrap();
+    refused::<OutputMetric>(
+        metric.clone(),
+        "matrix",
+        json!([1.0, 4.0, 2.0]),
+        "expected 4 numbers in the output metric",
+    );
+    refused::<OutputMetric>(metric.clone(), "root", json!([1.0, 0.0]), "positive");
+    refused::<OutputMetric>(metric, "outputs", json!(0), "output metric");
+    let layer = Linear::new(faer::mat![[3.0, 0.0], [0.0, 1.0]], None).unwrap();
+    let mut stats = ActivationStats::new(2);
+    stats.update(faer::mat![[1.0, 2.0], [3.0, -1.0]].as_ref()).unwrap();
+    let stored = serde_json::to_value(Dalr::new().decompose(&layer, &stats, 2).unwrap()).unwrap();
+    for (field, value, message) in [
+        ("energies", json!([9.0]), "expected 1 numbers by rank"),
+        ("energies", json!([]), "a rank from 1 to 2"),
+        ("relative_errors", json!([0.5]), "numbers by rank"),
+        ("down", json!([1.0, 2.0, 3.0]), "`down`"),
+        ("kept_bias", json!([1.0]), "numbers in a bias"),
+    ] {
+        refused::<Decomposition<f64>>(stored.clone(), field, value, message);
+    }
+    let mut facts = stored["facts"].clone();
+    facts["shape"] = json!([2, u64::MAX]);
+    refused::<Decomposition<f64>>(stored, "facts", facts, "`down`");
 }
 
 #[test]

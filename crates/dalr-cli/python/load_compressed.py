@@ -5,7 +5,7 @@
 
 Replaces every layer that the file holds as `NAME.0.weight` and `NAME.1.weight` by two smaller ones, with the file's dtype and on the device
 of the original layer; where the file holds `NAME.pivots` too, by a `PivotedLinear`. Layers that share `NAME.0.weight` with another share the
-module. Loads the rest of the file as it is.
+module. Layers around hidden units that were left out become smaller ones of the same kind. Loads the rest of the file as it is.
 """
 
 import json
@@ -31,7 +31,7 @@ class LowRank(nn.Sequential):
         return self[1].bias
 
 
-class PivotedLinear(nn.Sequential):
+class PivotedLinear(LowRank):
     """A layer in pivoted storage: the outputs at the pivots, and the others as combinations of these."""
 
     def __init__(self, inputs, rank, outputs, bias=True, **options):
@@ -41,14 +41,21 @@ class PivotedLinear(nn.Sequential):
         coefficients.bias = nn.Parameter(torch.zeros(outputs, **options)) if bias else None
         self.register_buffer("pivots", torch.arange(rank, device=options.get("device")))
 
+    def position(self):
+        """Where each output is among the pivots and the others behind them."""
+        pivot = torch.zeros(len(self[0].weight) + len(self[1].weight), dtype=torch.bool, device=self.pivots.device)
+        pivot[self.pivots] = True
+        return torch.where(pivot, pivot.cumsum(0), len(self.pivots) + (~pivot).cumsum(0)) - 1
+
     def forward(self, inputs):
         kept = self[0](inputs)
-        outputs = torch.cat([kept, nn.functional.linear(kept, self[1].weight)], -1)
-        pivot = torch.zeros(outputs.shape[-1], dtype=torch.bool, device=outputs.device)
-        pivot[self.pivots] = True
-        position = torch.where(pivot, pivot.cumsum(0), len(self.pivots) + (~pivot).cumsum(0)) - 1
-        outputs = outputs[..., position]
+        outputs = torch.cat([kept, nn.functional.linear(kept, self[1].weight)], -1)[..., self.position()]
         return outputs if self[1].bias is None else outputs + self[1].bias
+
+    @property
+    def weight(self):
+        rows = self[0].weight
+        return torch.cat([rows, self[1].weight @ rows])[self.position()]
 
 
 def is_transposed(layer):
@@ -70,25 +77,50 @@ def low_rank(original, rank, bias, dtype=None):
         up = skip_init(nn.Linear, rank, outputs, bias=bias, **options)
     else:
         raise TypeError(f"expected a linear layer or a convolution, got {type(original).__name__}")
-    layers = LowRank(down, up).train(original.training).requires_grad_(original.weight.requires_grad)
+    return like(original, LowRank(down, up))
+
+
+def pivoted(original, rank, bias, dtype=None):
+    """Returns a layer in pivoted storage of this rank in place of a linear layer, with weights that are not set yet."""
+    if not isinstance(original, nn.Linear) and not is_transposed(original):
+        raise TypeError(f"expected a linear layer, got {type(original).__name__}")
+    outputs, inputs = reversed(original.weight.shape) if is_transposed(original) else original.weight.shape
+    layer = PivotedLinear(inputs, rank, outputs, bias, device=original.weight.device, dtype=dtype or original.weight.dtype)
+    return like(original, layer)
+
+
+def smaller(original, shape, bias, dtype=None):
+    """Returns a linear layer of the same kind with a weight of this shape, with numbers that are not set yet."""
+    options = {"device": original.weight.device, "dtype": dtype or original.weight.dtype}
+    if is_transposed(original):
+        layer = type(original)(shape[1], shape[0]).to(**options)
+    elif isinstance(original, nn.Linear):
+        layer = skip_init(nn.Linear, shape[1], shape[0], bias=bias, **options)
+    else:
+        raise TypeError(f"expected a linear layer, got {type(original).__name__}")
+    return layer.train(original.training).requires_grad_(original.weight.requires_grad)
+
+
+def like(original, layers):
+    layers.train(original.training).requires_grad_(original.weight.requires_grad)
     # Sizes, strides and so on, for code that reads them.
     for name in getattr(original, "__constants__", ()):
         setattr(layers, name, getattr(original, name))
     return layers
 
 
-def replacements(module, tensors, ranks, prefix=""):
-    """Returns the layers of a file, by the name of the original, given dtype and shape of its tensors as tensors themselves."""
+def replacements(module, tensors, metadata, prefix=""):
+    """Returns the layers of a file, by the name of the original, given its tensors and its metadata."""
     layers = {}
-    for name, rank in ranks.items():
+    for name in json.loads(metadata.get("dalr.smaller", "[]")):
+        name = prefix + name
+        weight = tensors[f"{name}.weight"]
+        layers[name] = smaller(module.get_submodule(name), weight.shape, f"{name}.bias" in tensors, weight.dtype)
+    for name, rank in json.loads(metadata["dalr.ranks"]).items():
         name = prefix + name
         original, bias, dtype = module.get_submodule(name), f"{name}.1.bias" in tensors, tensors[f"{name}.0.weight"].dtype
         try:
-            if f"{name}.pivots" in tensors:
-                sizes = original.in_features, rank, original.out_features
-                layers[name] = PivotedLinear(*sizes, bias, device=original.weight.device, dtype=dtype).train(original.training)
-            else:
-                layers[name] = low_rank(original, rank, bias, dtype)
+            layers[name] = (pivoted if f"{name}.pivots" in tensors else low_rank)(original, rank, bias, dtype)
         except (TypeError, AttributeError) as error:
             raise TypeError(f"{name}: {error}") from None
     return layers
@@ -97,12 +129,12 @@ def replacements(module, tensors, ranks, prefix=""):
 def load_compressed(module, path, prefix="", strict=True):
     """`prefix` is what the module's names have before those of the file (`encoder.`, say)."""
     with safe_open(path, "pt") as file:
-        ranks = json.loads(file.metadata()["dalr.ranks"])
-        shared = json.loads(file.metadata().get("dalr.shared", "{}"))
+        metadata = file.metadata()
+        shared = json.loads(metadata.get("dalr.shared", "{}"))
         tensors = {prefix + name: file.get_tensor(name) for name in file.keys()}
     for name, first in shared.items():
         tensors[f"{prefix}{name}.0.weight"] = tensors[f"{prefix}{first}.0.weight"]
-    for name, layer in replacements(module, tensors, ranks, prefix).items():
+    for name, layer in replacements(module, tensors, metadata, prefix).items():
         parent, _, child = name.rpartition(".")
         setattr(module.get_submodule(parent), child, layer)
     for name, first in shared.items():

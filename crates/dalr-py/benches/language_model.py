@@ -11,8 +11,8 @@ their documentation, `pydoc_data/topics.py`. "code" is modules that were held ou
 documentation, one that it was not trained on. Each draw takes other calibration texts of the domain; perplexities are per byte, on
 texts that calibration did not see.
 
-All methods compress the same layers to the same ranks, the uniform ones, except for those with gradients, whose ranks follow these. SVD-LLM (Wang et al. 2024) is the SVD of W S with the Cholesky factor S of the uncentred second moment of the inputs;
-ASVD (Yuan et al. 2023) is that of W S with S the diagonal of mean |x| to the power 0.5.
+All methods compress the same layers to the same ranks, the uniform ones, except for those with gradients, whose ranks follow these.
+`methods.py` describes the algorithms.
 """
 
 import argparse
@@ -28,7 +28,8 @@ import dalr
 import numpy as np
 import torch
 import transformers
-from dalr.load_compressed import low_rank
+
+from methods import Task, asvd, by_dalr, by_factors, svd, svd_llm
 
 CONTEXT, BATCH, CALIBRATION, HELD_OUT = 128, 16, 64, 96
 
@@ -81,66 +82,21 @@ def perplexity(model, batches):
     return math.exp(sum(losses) / len(losses))
 
 
-def second_moment(stats):
-    return stats.covariance() + np.outer(stats.mean, stats.mean)
+def loss(logits):
+    """Of outcomes that the model itself predicts: the metric is the Fisher information of its predictions."""
+    predicted = torch.distributions.Categorical(logits=logits).sample()
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), predicted.flatten(), reduction="sum")
 
 
-def truncated(matrix, root, rank):
-    """The best factors of a weight in the norm of its product with a root of the second moment."""
-    left, values, right = np.linalg.svd(matrix @ root, full_matrices=False)
-    return left[:, :rank], values[:rank, None] * np.linalg.solve(root.T, right[:rank].T).T
-
-
-def svd_llm(weight, stats, rank):
-    moment, shift = second_moment(stats), 0.0
-    while True:
-        try:
-            return truncated(weight, np.linalg.cholesky(moment + shift * np.eye(len(moment))), rank)
-        except np.linalg.LinAlgError:
-            shift = max(10 * shift, 1e-8 * moment.trace() / len(moment))
-
-
-def asvd(weight, stats, rank):
-    return truncated(weight, np.diag(np.maximum(stats.mean_absolute, 1e-6) ** 0.5), rank)
-
-
-def by_factors(factors):
-    """A method: a function of a weight, statistics and a rank, at the uniform ranks."""
-
-    def compress(model, data, keep):
-        calibration = gather(model, data)
-        ranks = dalr.compress(copy.deepcopy(model), calibration, keep=keep).plan.ranks
-        for name, rank in ranks.items():
-            layer, new = model.get_submodule(name), low_rank(model.get_submodule(name), rank, False)
-            up, down = factors(layer.weight.detach().double().numpy(), calibration.stats(name)[0], rank)
-            with torch.no_grad():
-                new[0].weight.copy_(torch.from_numpy(down))
-                new[1].weight.copy_(torch.from_numpy(up))
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, new)
-
-    return compress
-
-
-def gather(model, data, gradients=False):
-    with dalr.calibrate(model, gradients=gradients) as calibration, torch.set_grad_enabled(gradients):
-        for batch in data:
-            logits = model(batch).logits
-            if gradients:
-                # Outcomes that the model itself predicts: the metric is the Fisher information of its predictions.
-                predicted = torch.distributions.Categorical(logits=logits).sample()
-                calibration.backward(torch.nn.functional.cross_entropy(logits.flatten(0, 1), predicted.flatten(), reduction="sum"))
-    return calibration
-
-
+TASK = Task(lambda model, batch: model(batch).logits, loss=loss)
 METHODS = {
-    "SVD": lambda model, data, keep: dalr.compress(model, keep=keep, method=dalr.TruncatedSvd()),
+    "SVD": svd,
     "ASVD": by_factors(asvd),
     "SVD-LLM": by_factors(svd_llm),
-    "dalr": lambda model, data, keep: dalr.compress(model, gather(model, data), keep=keep),
-    "dalr, sequential": lambda model, data, keep: dalr.compress(model, gather(model, data), keep=keep, sequential=data),
-    "dalr, gradients": lambda model, data, keep: dalr.compress(model, gather(model, data, gradients=True), keep=keep),
-    "dalr, both": lambda model, data, keep: dalr.compress(model, gather(model, data, gradients=True), keep=keep, sequential=data),
+    "dalr": by_dalr(),
+    "dalr, sequential": by_dalr(sequential=True),
+    "dalr, gradients": by_dalr(gradients=True),
+    "dalr, both": by_dalr(gradients=True, sequential=True),
 }
 
 
@@ -155,10 +111,11 @@ def measure(options):
         for draw in options.draws:
             data = windows(text[:half], CALIBRATION, torch.Generator().manual_seed(draw)).split(BATCH)
             for keep in options.keep:
-                for method, compress in METHODS.items():
+                for method, prepare in METHODS.items():
+                    TASK.uniform_ranks(model, keep)
                     torch.manual_seed(draw)
                     smaller, begin = copy.deepcopy(model), time.perf_counter()
-                    compress(smaller, data, keep)
+                    prepare(TASK, model, data)(smaller, keep)
                     row = {"domain": domain, "method": method, "keep": keep, "draw": draw, "seconds": time.perf_counter() - begin}
                     row["parameters"] = sum(parameter.numel() for parameter in smaller.parameters())
                     row["perplexity"] = perplexity(smaller, held_out)
@@ -193,7 +150,7 @@ def draw(options):
     from matplotlib import pyplot
 
     model, (_, code, _) = transformers.LlamaForCausalLM.from_pretrained(options.model).eval(), texts()
-    calibration = gather(model, windows(code[: len(code) // 2], CALIBRATION, torch.Generator().manual_seed(1)).split(BATCH))
+    calibration = TASK.gather(model, windows(code[: len(code) // 2], CALIBRATION, torch.Generator().manual_seed(1)).split(BATCH))
     figure, (spectra, errors, quality) = pyplot.subplots(1, 3, figsize=(13, 4))
     for place in ("self_attn.q_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.down_proj"):
         name = f"model.layers.2.{place}"

@@ -10,11 +10,12 @@ use numpy::prelude::*;
 use numpy::{Element, PyArrayDescr, PyArrayDyn, PyReadonlyArrayDyn, PyUntypedArray};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::error::OrRaise;
 
 /// Something for data of `float32` or of `float64`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Typed<A, B> {
     F32(A),
     F64(B),

@@ -1,11 +1,15 @@
 //! Methods, their options and results.
 
+use dalr::factors::Form;
 use dalr::{Calibration, LowRankCompressor};
+use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::array::{Real, Typed, each, map, matrix, mismatch, read, typed};
 use crate::error::OrRaise;
 use crate::layers::{Linear, LowRankLinear, PivotedLinear};
+use crate::pickle;
 use crate::stats::{ActivationStats, PairedStats};
 
 /// The rank of a compressed layer, or a rule that determines it. An int is a rank, too.
@@ -197,6 +201,24 @@ impl OutputMetric {
     fn outputs(&self) -> usize {
         self.0.outputs()
     }
+
+    #[staticmethod]
+    fn _from_bytes(data: &[u8]) -> PyResult<Self> {
+        pickle::read(data).map(Self)
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<pickle::Reduced<'py>> {
+        pickle::reduce(slf, &slf.get().0)
+    }
+}
+
+/// How compressed layers are stored, which decides what a rank costs.
+fn form(storage: &str) -> PyResult<Form> {
+    match storage {
+        "factors" => Ok(Form::Factors),
+        "pivoted" => Ok(Form::Pivoted),
+        _ => Err(PyValueError::new_err(format!("expected the storage \"factors\" or \"pivoted\", got {storage:?}"))),
+    }
 }
 
 /// Statistics as an argument.
@@ -276,7 +298,7 @@ fn decompose(
     let inner = map!(&layer.inner, layer => {
         let calibration = calibration(inputs, metric)?;
         let max_rank = max_rank.unwrap_or_else(|| layer.out_features().min(layer.in_features()));
-        py.detach(|| method.solve(layer, calibration, max_rank)).or_raise()?
+        py.detach(|| method.decompose(layer, calibration, max_rank)).or_raise()?
     });
     Ok(Decomposition { inner })
 }
@@ -305,7 +327,10 @@ macro_rules! method {
             $($methods)*
 
             /// Compress a layer to a rank, or by a rule that determines the rank.
-            #[pyo3(signature = (layer, stats, rank, *, output_metric=None))]
+            ///
+            /// `storage` is "factors" or "pivoted": the form whose parameters count in the rank and
+            /// in the report. `to_pivoted` makes a layer in the second one.
+            #[pyo3(signature = (layer, stats, rank, *, output_metric=None, storage="factors"))]
             fn compress(
                 &self,
                 py: Python<'_>,
@@ -313,12 +338,13 @@ macro_rules! method {
                 stats: Option<Inputs<'_>>,
                 rank: AnyRank,
                 output_metric: Option<&OutputMetric>,
+                storage: &str,
             ) -> PyResult<Compressed> {
-                compress(py, &self.0, layer, stats.as_ref(), rank, output_metric)
+                compress(py, &self.0.clone().with_form(form(storage)?), layer, stats.as_ref(), rank, output_metric)
             }
 
             /// Decompose a layer once, for every rank up to `max_rank`; by default for every rank.
-            #[pyo3(signature = (layer, stats, max_rank=None, *, output_metric=None))]
+            #[pyo3(signature = (layer, stats, max_rank=None, *, output_metric=None, storage="factors"))]
             fn decompose(
                 &self,
                 py: Python<'_>,
@@ -326,8 +352,18 @@ macro_rules! method {
                 stats: Option<Inputs<'_>>,
                 max_rank: Option<usize>,
                 output_metric: Option<&OutputMetric>,
+                storage: &str,
             ) -> PyResult<Decomposition> {
-                decompose(py, &self.0, layer, stats.as_ref(), max_rank, output_metric)
+                decompose(py, &self.0.clone().with_form(form(storage)?), layer, stats.as_ref(), max_rank, output_metric)
+            }
+
+            #[staticmethod]
+            fn _from_bytes(data: &[u8]) -> PyResult<Self> {
+                pickle::read(data).map(Self)
+            }
+
+            fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<pickle::Reduced<'py>> {
+                pickle::reduce(slf, &slf.get().0)
             }
         }
     };
@@ -425,6 +461,15 @@ impl Decomposition {
         let inner = py.detach(|| Ok(map!(&self.inner, decomposition => decomposition.truncate(rank)?))).or_raise()?;
         Ok(Compressed { inner })
     }
+
+    #[staticmethod]
+    fn _from_bytes(data: &[u8]) -> PyResult<Self> {
+        pickle::read(data).map(|inner| Self { inner })
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<pickle::Reduced<'py>> {
+        pickle::reduce(slf, &slf.get().inner)
+    }
 }
 
 /// A compressed layer with the report on it.
@@ -460,12 +505,22 @@ impl Compressed {
             py.detach(|| compressed.evaluate(layer, data)).or_raise()
         })
     }
+
+    #[staticmethod]
+    fn _from_bytes(data: &[u8]) -> PyResult<Self> {
+        pickle::read(data).map(|inner| Self { inner })
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<pickle::Reduced<'py>> {
+        pickle::reduce(slf, &slf.get().inner)
+    }
 }
 
 /// The result of compressing one layer: method, size, predicted error and warnings.
 ///
 /// Print it for a summary.
 #[pyclass(module = "dalr", frozen, get_all)]
+#[derive(Serialize, Deserialize)]
 pub(crate) struct Report {
     /// Name of the method.
     method: String,
@@ -528,6 +583,15 @@ impl From<&dalr::Report> for Report {
 impl Report {
     fn __repr__(&self) -> &str {
         &self.text
+    }
+
+    #[staticmethod]
+    fn _from_bytes(data: &[u8]) -> PyResult<Self> {
+        pickle::read(data)
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<pickle::Reduced<'py>> {
+        pickle::reduce(slf, slf.get())
     }
 }
 

@@ -5,6 +5,7 @@ mod compress;
 mod error;
 mod layers;
 mod network;
+mod pickle;
 mod stats;
 mod units;
 
@@ -22,7 +23,7 @@ mod _dalr {
     #[pymodule_export]
     use crate::layers::{Linear, LowRankLinear, PivotedLinear};
     #[pymodule_export]
-    use crate::network::{LayerPlan, LayerProfile, Plan, allocate, measure_sensitivities};
+    use crate::network::{LayerPlan, LayerProfile, Plan, UnitProfile, allocate, measure_sensitivities};
     #[pymodule_export]
     use crate::stats::{ActivationStats, PairedStats};
     #[pymodule_export]

@@ -5,10 +5,13 @@ use std::collections::BTreeMap;
 use dalr::network::{Allocator, Budget, Choice, Progress, Sensitivities, Strategy};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::array::{each, mismatch};
 use crate::compress::{Choose, Decomposition};
 use crate::error::OrRaise;
+use crate::pickle;
+use crate::units::HiddenUnits;
 
 /// A layer's name, shape and error at every rank, without matrices.
 #[pyclass(module = "dalr", frozen, eq, from_py_object)]
@@ -80,13 +83,12 @@ impl LayerProfile {
     }
 
     #[staticmethod]
-    fn _from_json(text: &str) -> PyResult<Self> {
-        serde_json::from_str(text).map(Self).map_err(|error| PyValueError::new_err(error.to_string()))
+    fn _from_bytes(data: &[u8]) -> PyResult<Self> {
+        pickle::read(data).map(Self)
     }
 
-    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, (String,))> {
-        let text = serde_json::to_string(&slf.get().0).map_err(|error| PyValueError::new_err(error.to_string()))?;
-        Ok((slf.py().get_type::<Self>().getattr("_from_json")?, (text,)))
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<pickle::Reduced<'py>> {
+        pickle::reduce(slf, &slf.get().0)
     }
 
     fn __repr__(&self) -> String {
@@ -107,6 +109,52 @@ fn of_groups<T: Choose>(
     dalr::network::LayerProfile::of_groups(name, &groups).or_raise()
 }
 
+/// The hidden units between two layers: the error with every number of them, without matrices.
+#[pyclass(module = "dalr", frozen, eq, from_py_object)]
+#[derive(Clone, PartialEq)]
+pub(crate) struct UnitProfile(dalr::network::UnitProfile);
+
+#[pymethods]
+impl UnitProfile {
+    /// Create the profile of the units between two layers, given their names, and that of the gate
+    /// if the units are products with its outputs.
+    #[new]
+    #[pyo3(signature = (first, second, units, *, gate=None))]
+    fn new(first: &str, second: &str, units: &HiddenUnits, gate: Option<&str>) -> Self {
+        let profile = each!(&units.inner, units => dalr::network::UnitProfile::new(first, second, units));
+        Self(match gate {
+            Some(gate) => profile.with_gate(gate),
+            None => profile,
+        })
+    }
+
+    /// The number of units of the original layers.
+    #[getter]
+    fn units(&self) -> usize {
+        self.0.units()
+    }
+
+    /// The loss of the second layer with this many units, a squared relative error; None for a
+    /// number that was not solved for.
+    fn loss(&self, units: usize) -> Option<f64> {
+        self.0.loss(units)
+    }
+
+    /// The predicted error of the second layer with this many units.
+    fn relative_error(&self, units: usize) -> Option<f64> {
+        self.0.relative_error(units)
+    }
+
+    #[staticmethod]
+    fn _from_bytes(data: &[u8]) -> PyResult<Self> {
+        pickle::read(data).map(Self)
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<pickle::Reduced<'py>> {
+        pickle::reduce(slf, &slf.get().0)
+    }
+}
+
 /// A budget allocated to the layers of a network.
 ///
 /// Print it for a summary.
@@ -116,11 +164,14 @@ pub(crate) struct Plan(dalr::network::Plan);
 
 /// The choice for one layer, with its cost and its error.
 #[pyclass(module = "dalr", frozen, get_all)]
+#[derive(Serialize, Deserialize)]
 pub(crate) struct LayerPlan {
     /// Name of the layer.
     name: String,
-    /// The rank; None if the layer stays original.
+    /// The rank; None if the layer stays original, or if hidden units are left out.
     rank: Option<usize>,
+    /// The number of hidden units that are kept before or behind the layer; None if all are.
+    hidden_units: Option<usize>,
     /// The reason why the layer stays original; None if it does not.
     reason: Option<String>,
     /// Number of outputs.
@@ -152,6 +203,15 @@ impl LayerPlan {
     fn __repr__(&self) -> String {
         format!("{}  {}", self.name, self.text)
     }
+
+    #[staticmethod]
+    fn _from_bytes(data: &[u8]) -> PyResult<Self> {
+        pickle::read(data)
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<pickle::Reduced<'py>> {
+        pickle::reduce(slf, slf.get())
+    }
 }
 
 #[pymethods]
@@ -168,12 +228,24 @@ impl Plan {
         self.0.ranks()
     }
 
+    /// The numbers of kept hidden units, by the position of their profile in the arguments of
+    /// `allocate`. Where all are kept, there is no entry.
+    #[getter]
+    fn hidden_units(&self) -> BTreeMap<usize, usize> {
+        let kept = |layer: &dalr::network::LayerPlan| match layer.choice {
+            Choice::HiddenUnits { pair, kept } => Some((pair, kept)),
+            _ => None,
+        };
+        self.0.layers.iter().filter_map(kept).collect()
+    }
+
     /// The choices for all layers.
     #[getter]
     fn layers(&self) -> Vec<LayerPlan> {
         let plan = |layer: &dalr::network::LayerPlan| LayerPlan {
             name: layer.name.clone(),
             rank: if let Choice::Rank(rank) = layer.choice { Some(rank) } else { None },
+            hidden_units: if let Choice::HiddenUnits { kept, .. } = layer.choice { Some(kept) } else { None },
             reason: layer.reason.map(|reason| reason.to_string()),
             out_features: layer.out_features,
             in_features: layer.in_features,
@@ -233,13 +305,12 @@ impl Plan {
     }
 
     #[staticmethod]
-    fn _from_json(text: &str) -> PyResult<Self> {
-        serde_json::from_str(text).map(Self).map_err(|error| PyValueError::new_err(error.to_string()))
+    fn _from_bytes(data: &[u8]) -> PyResult<Self> {
+        pickle::read(data).map(Self)
     }
 
-    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, (String,))> {
-        let text = serde_json::to_string(&slf.get().0).map_err(|error| PyValueError::new_err(error.to_string()))?;
-        Ok((slf.py().get_type::<Self>().getattr("_from_json")?, (text,)))
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<pickle::Reduced<'py>> {
+        pickle::reduce(slf, &slf.get().0)
     }
 
     fn __repr__(&self) -> String {
@@ -258,19 +329,24 @@ pub(crate) enum AnyStrategy {
     Sensitivities(BTreeMap<String, f64>),
 }
 
-/// Allocate a budget to layers: choose a rank for each, or the original layer.
+/// Allocate a budget to layers: choose a rank for each, or the original layer, or fewer hidden units
+/// between two of them.
 ///
 /// The budget is one of: `keep`, a fraction of the parameters; `parameters`; `keep_multiply_adds`, a
 /// fraction; `multiply_adds`; `error`, of all layers together; `layer_error`, of each; `rank`. The
 /// strategy is "uniform", "energy", or a dict with the sensitivity of each layer.
+///
+/// `hidden_units` has a profile for each pair of layers that may lose the units between them. The
+/// loss is then that of the second layer, and counts with its sensitivity.
 #[pyfunction]
 #[pyo3(signature = (
-    profiles, *, keep=None, parameters=None, keep_multiply_adds=None, multiply_adds=None, error=None,
+    profiles, *, hidden_units=None, keep=None, parameters=None, keep_multiply_adds=None, multiply_adds=None, error=None,
     layer_error=None, rank=None, strategy=None, rank_multiple=1, min_rank=1, limits=None, untouched=None,
 ))]
 #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
 pub(crate) fn allocate(
     profiles: Vec<LayerProfile>,
+    hidden_units: Option<Vec<UnitProfile>>,
     keep: Option<f64>,
     parameters: Option<u64>,
     keep_multiply_adds: Option<f64>,
@@ -316,7 +392,8 @@ pub(crate) fn allocate(
     for layer in untouched.unwrap_or_default() {
         allocator = allocator.with_untouched(layer);
     }
-    Ok(Plan(allocator.allocate(&inner(profiles)).or_raise()?))
+    let units: Vec<_> = hidden_units.unwrap_or_default().into_iter().map(|units| units.0).collect();
+    Ok(Plan(allocator.allocate_joint(&inner(profiles), &[], &units).or_raise()?))
 }
 
 /// Measure the sensitivity of each layer: how much the network's loss grows with the layer's squared

@@ -7,11 +7,12 @@ use crate::array::{each, map, typed};
 use crate::compress::{AnyRidge, Inputs, OutputMetric, calibration, same_type};
 use crate::error::OrRaise;
 use crate::layers::Linear;
+use crate::pickle;
 
 /// The hidden units between two layers, in the order in which they are worth keeping.
 #[pyclass(module = "dalr", frozen)]
 pub(crate) struct HiddenUnits {
-    inner: typed!(dalr::compress::HiddenUnits),
+    pub(crate) inner: typed!(dalr::compress::HiddenUnits),
 }
 
 #[pymethods]
@@ -126,5 +127,14 @@ impl SelectedUnits {
     #[getter]
     fn metric_error(&self) -> Option<f64> {
         each!(&self.inner, selected => selected.metric_error)
+    }
+
+    #[staticmethod]
+    fn _from_bytes(data: &[u8]) -> PyResult<Self> {
+        pickle::read(data).map(|inner| Self { inner })
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<pickle::Reduced<'py>> {
+        pickle::reduce(slf, &slf.get().inner)
     }
 }

@@ -186,6 +186,51 @@ def test_allocation(rng):
         dalr.measure_sensitivities(profiles, plan, lambda ranks: (_ for _ in ()).throw(ZeroDivisionError("mine")))
 
 
+def test_storage_decides_what_a_rank_costs(rng):
+    layer, inputs = layer_and_inputs(rng)
+    stats, ratio = stats_of(inputs), dalr.Rank.ParameterRatio(0.6)
+    factors, pivoted = (dalr.Dalr().compress(layer, stats, ratio, storage=storage) for storage in ("factors", "pivoted"))
+    # 0.6 of 9 * 12 = 64.8: 3 (9 + 12) = 63, and 3 (9 + 12 - 3) = 54 or 4 (9 + 12 - 4) = 68.
+    assert (factors.layer.rank, pivoted.layer.rank) == (3, 3)
+    assert (factors.report.parameters_after, pivoted.report.parameters_after) == (63 + 9, 54 + 9)
+    assert pivoted.to_pivoted().parameters == 54 + 9
+    profile = dalr.LayerProfile("fc", dalr.Dalr().decompose(layer, stats, 8, storage="pivoted"))
+    # No rank of two factors would fit between 0.6 and 0.7.
+    assert dalr.allocate([profile], keep=0.7).ranks == {"fc": 4}
+    with pytest.raises(ValueError, match="factors"):
+        dalr.Dalr().decompose(layer, stats, storage="pivot")
+
+
+def test_joint_allocation(rng):
+    """Against all choices by brute force: the rank of each layer, or fewer units between them."""
+    first, second = (dalr.Linear(rng.standard_normal((12, 12)), rng.standard_normal(12)) for _ in range(2))
+    inputs = rng.standard_normal((400, 12)) * 0.8 ** np.arange(12)
+    hidden = np.maximum(first.forward(inputs), 0)
+    # Five units matter.
+    hidden[:, 5:] *= 0.01
+    decompositions = {"first": dalr.Dalr().decompose(first, stats_of(inputs), 5), "second": dalr.Dalr().decompose(second, stats_of(hidden), 5)}
+    profiles = [dalr.LayerProfile(name, one) for name, one in decompositions.items()]
+    pair = dalr.UnitProfile("first", "second", dalr.HiddenUnits(first, second, stats_of(hidden)))
+    assert pair.units == 12 and pair.relative_error(5) < pair.relative_error(3)
+    weights = {"first": 0.7, "second": 1.0}
+    options = [(312, 0.0, None)]
+    costs, losses = [156, *(24 * rank + 12 for rank in range(1, 6))], {}
+    for profile in profiles:
+        losses[profile.name] = [0.0, *(weights[profile.name] * profile.loss(rank) for rank in range(1, 6))]
+    options += [(costs[i] + costs[j], losses["first"][i] + losses["second"][j], None) for i in range(6) for j in range(6)]
+    options += [(kept * 13 + kept * 12 + 12, pair.loss(kept), kept) for kept in range(1, 12)]
+    chosen = set()
+    for keep in (0.9, 0.6, 0.5, 0.3):
+        plan = dalr.allocate(profiles, hidden_units=[pair], keep=keep, strategy=weights)
+        _, best, kept = min((loss, loss, kept) for cost, loss, kept in options if cost <= keep * 312)
+        assert plan.objective == pytest.approx(best)
+        assert plan.hidden_units == ({} if kept is None else {0: kept}) and plan.layers[0].hidden_units == kept
+        chosen.add(kept)
+    assert len(chosen) > 1
+    with pytest.raises(ValueError, match="gate"):
+        dalr.allocate(profiles, hidden_units=[dalr.UnitProfile("first", "second", dalr.HiddenUnits(first, second, stats_of(hidden)), gate="third")], keep=0.5)
+
+
 def test_select_ridge(rng):
     layer, inputs = layer_and_inputs(rng, samples=40)
     held_out = layer_and_inputs(np.random.default_rng(1), samples=400)[1]
@@ -277,9 +322,35 @@ def test_pickles(rng):
     wide = pickle.loads(pickle.dumps(stats_of(inputs.astype(float))))
     assert (wide.dtype, wide.samples) == ("float64", 400)
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(paired)).cross_covariance(), paired.cross_covariance())
-    for one in (layer, compressed.layer, compressed.layer.to_pivoted(), profile, plan, dalr.Rank("energy:0.5"), dalr.Ridge("exact:3")):
+    units = dalr.HiddenUnits(dalr.Linear(np.eye(12, dtype=np.float32)), layer, stats)
+    pair = dalr.UnitProfile("first", "fc", units)
+    for one in (layer, compressed.layer, compressed.layer.to_pivoted(), profile, pair, plan, dalr.Rank("energy:0.5"), dalr.Ridge("exact:3")):
         again = pickle.loads(pickle.dumps(one))
         assert again == one and type(again) is type(one)
+    for one in (compressed.report, plan.layers[0], units.select(5), compressed):
+        again = pickle.loads(pickle.dumps(one))
+        names = [name for name in dir(one) if not name.startswith("_") and not callable(getattr(one, name))]
+        assert names and all(repr(getattr(again, name)) == repr(getattr(one, name)) for name in names)
+
+
+def test_pickled_decompositions_and_metrics_work_as_before(rng):
+    layer, inputs = layer_and_inputs(rng, np.float32)
+    stats, full = stats_of(inputs), np.cov(rng.standard_normal((9, 30)))
+    for metric in (dalr.OutputMetric(full).with_floor(0.1), dalr.OutputMetric.diagonal(list(range(9)))):
+        for method in (dalr.Dalr(ridge="relative:0.2", rank_multiple=2), dalr.TruncatedSvd(bias_correction=True)):
+            compressed = [
+                pickle.loads(pickle.dumps(one.decompose(layer, stats, 5, output_metric=weight, storage="pivoted"))).truncate(4)
+                for one, weight in ((method, metric), (pickle.loads(pickle.dumps(method)), pickle.loads(pickle.dumps(metric))))
+            ]
+            assert compressed[0].layer == compressed[1].layer
+            assert repr(compressed[0].report) == repr(compressed[1].report) and "pivoted" in repr(compressed[0].report)
+    # A layer whose outputs do not vary has an infinite error.
+    constant = dalr.Dalr().decompose(layer, stats_of(np.ones((50, 12), np.float32)), 3)
+    assert pickle.loads(pickle.dumps(constant)).relative_error(2) == constant.relative_error(2)
+    profile = dalr.LayerProfile("fc", constant)
+    assert pickle.loads(pickle.dumps(profile)) == profile
+    with pytest.raises(ValueError, match="damaged pickle"):
+        dalr.Dalr._from_bytes(b"nothing")
 
 
 def test_files(rng, tmp_path):

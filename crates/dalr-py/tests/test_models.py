@@ -145,6 +145,66 @@ def test_pivoted_files(tmp_path):
     assert sum(p.numel() for p in loaded.parameters()) == sum(p.numel() for p in model.parameters()) - sum(rank**2 for rank in ranks.values())
 
 
+@pytest.mark.parametrize("sequential", [False, True])
+def test_pivoted_storage(tmp_path, sequential):
+    model, data = mlp(), batches()
+    original, factors = copy.deepcopy(model), copy.deepcopy(model)
+    calibration = calibrated(model, data)
+    options = {"sequential": data} if sequential else {}
+    dalr.compress(factors, calibration, keep=0.6, **options)
+    result = dalr.compress(model, calibration, keep=0.6, storage="pivoted", **options)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert parameters == result.plan.parameters_after <= 0.6 * result.plan.parameters_before
+    assert error(model, original, torch.cat(data)) < 0.9 * error(factors, original, torch.cat(data))
+    assert result.reports["0"][0].parameters_after == sum(parameter.numel() for parameter in model[0].parameters())
+    torch.testing.assert_close(functional.linear(data[0], model[0].weight, model[0].bias), model[0](data[0]), rtol=1e-4, atol=1e-4)
+    result.save(tmp_path / "model.safetensors")
+    assert dalr.load(mlp(), tmp_path / "model.safetensors")(data[0]).equal(model(data[0]))
+
+
+@pytest.mark.parametrize("sequential", [False, True])
+def test_hidden_units(tmp_path, sequential):
+    model, data = mlp(), batches()
+    with torch.no_grad():
+        # Half of the units are constant.
+        model[0].weight[16:] = 0
+    original = copy.deepcopy(model)
+    calibration = calibrated(model, data)
+    options = {"keep": 0.6, "untouched": "4", "sequential": data if sequential else None}
+    result = dalr.compress(model, calibration, hidden_units=[("0", "2")], **options)
+    kept = result.plan.hidden_units[0]
+    assert kept >= 16 and model[0].weight.shape == (kept, 24) and model[2].weight.shape == (32, kept)
+    parameters = sum(parameter.numel() for layer in (model[0], model[2]) for parameter in layer.parameters())
+    assert parameters == result.plan.parameters_after <= 0.6 * result.plan.parameters_before
+    factors = copy.deepcopy(original)
+    dalr.compress(factors, calibration, **options)
+    assert error(model, original, torch.cat(data)) < 0.1 * error(factors, original, torch.cat(data))
+    result.save(tmp_path / "model.safetensors")
+    assert dalr.load(mlp(), tmp_path / "model.safetensors")(data[0]).equal(model(data[0]))
+
+
+def test_hidden_units_that_cannot_be():
+    model, data = mlp(), batches()
+    calibration, before = calibrated(model, data), state(model)
+    attention, inputs = Attention(), [torch.randn(8, 5, 24)]
+    shared = calibrated(attention, inputs)
+    for declared, message in (
+        ([("0",)], "names of two layers"),
+        (["0"], "names of two layers"),
+        ([("fc*", "2")], "no layer matches"),
+        ([("0", "3")], "`3` is not a linear layer"),
+        ([("*", "2")], "as many"),
+        ([("4", "2")], "hidden units before `2`: .*expected 32 .*got 10"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dalr.compress(model, calibration, keep=0.5, hidden_units=declared)
+        assert unchanged(model, before)
+    with pytest.raises(ValueError, match="needs a calibration"):
+        dalr.compress(model, keep=0.5, method=dalr.TruncatedSvd(), hidden_units=[("0", "2")])
+    with pytest.raises(ValueError, match="reads the units before"):
+        dalr.compress(attention, shared, keep=0.5, hidden_units=[("twice", "query")])
+
+
 class Convolutions(nn.Module):
     def __init__(self, mode="zeros"):
         super().__init__()

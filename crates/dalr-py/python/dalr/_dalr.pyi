@@ -24,6 +24,7 @@ __all__ = [
     "Ridge",
     "SelectedUnits",
     "TruncatedSvd",
+    "UnitProfile",
     "__version__",
     "allocate",
     "measure_sensitivities",
@@ -36,6 +37,7 @@ _Path = Union[str, PathLike[str]]
 _Stats = Union[ActivationStats, PairedStats, None]
 _Ridge = Union[Ridge, str]
 _Dtype = Literal["float32", "float64"]
+_Storage = Literal["factors", "pivoted"]
 _Array = npt.NDArray[np.floating[Any]]
 _Doubles = npt.NDArray[np.float64]
 
@@ -237,20 +239,44 @@ class Dalr:
     @staticmethod
     def paper(value: float) -> Dalr: ...
     def compress(
-        self, layer: Linear, stats: _Stats, rank: Union[int, Rank], *, output_metric: Optional[OutputMetric] = None
+        self,
+        layer: Linear,
+        stats: _Stats,
+        rank: Union[int, Rank],
+        *,
+        output_metric: Optional[OutputMetric] = None,
+        storage: _Storage = "factors",
     ) -> Compressed: ...
     def decompose(
-        self, layer: Linear, stats: _Stats, max_rank: Optional[int] = None, *, output_metric: Optional[OutputMetric] = None
+        self,
+        layer: Linear,
+        stats: _Stats,
+        max_rank: Optional[int] = None,
+        *,
+        output_metric: Optional[OutputMetric] = None,
+        storage: _Storage = "factors",
     ) -> Decomposition: ...
 
 @final
 class TruncatedSvd:
     def __new__(cls, *, bias_correction: bool = False, rank_multiple: int = 1, threads: int = 0) -> TruncatedSvd: ...
     def compress(
-        self, layer: Linear, stats: _Stats, rank: Union[int, Rank], *, output_metric: Optional[OutputMetric] = None
+        self,
+        layer: Linear,
+        stats: _Stats,
+        rank: Union[int, Rank],
+        *,
+        output_metric: Optional[OutputMetric] = None,
+        storage: _Storage = "factors",
     ) -> Compressed: ...
     def decompose(
-        self, layer: Linear, stats: _Stats, max_rank: Optional[int] = None, *, output_metric: Optional[OutputMetric] = None
+        self,
+        layer: Linear,
+        stats: _Stats,
+        max_rank: Optional[int] = None,
+        *,
+        output_metric: Optional[OutputMetric] = None,
+        storage: _Storage = "factors",
     ) -> Decomposition: ...
 
 @final
@@ -328,11 +354,22 @@ class LayerProfile:
     def __eq__(self, other: object, /) -> bool: ...
 
 @final
+class UnitProfile:
+    def __new__(cls, first: str, second: str, units: HiddenUnits, *, gate: Optional[str] = None) -> UnitProfile: ...
+    @property
+    def units(self) -> int: ...
+    def loss(self, units: int) -> Optional[float]: ...
+    def relative_error(self, units: int) -> Optional[float]: ...
+    def __eq__(self, other: object, /) -> bool: ...
+
+@final
 class Plan:
     @staticmethod
     def of_ranks(profiles: Sequence[LayerProfile], ranks: Mapping[str, int]) -> Plan: ...
     @property
     def ranks(self) -> dict[str, int]: ...
+    @property
+    def hidden_units(self) -> dict[int, int]: ...
     @property
     def layers(self) -> list[LayerPlan]: ...
     @property
@@ -357,6 +394,8 @@ class LayerPlan:
     def name(self) -> str: ...
     @property
     def rank(self) -> Optional[int]: ...
+    @property
+    def hidden_units(self) -> Optional[int]: ...
     @property
     def reason(self) -> Optional[str]: ...
     @property
@@ -420,6 +459,7 @@ class SelectedUnits:
 def allocate(
     profiles: Sequence[LayerProfile],
     *,
+    hidden_units: Optional[Sequence[UnitProfile]] = None,
     keep: Optional[float] = None,
     parameters: Optional[int] = None,
     keep_multiply_adds: Optional[float] = None,

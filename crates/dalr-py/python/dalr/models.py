@@ -7,10 +7,11 @@ import fnmatch
 import json
 import math
 import os
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Optional, TypeVar, Union
+from typing import Any, Literal, Optional, TypeVar, Union
 
 import numpy as np
 import safetensors.torch
@@ -20,10 +21,11 @@ from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from . import _dalr
-from .load_compressed import is_transposed, low_rank, replacements
+from .load_compressed import is_transposed, low_rank, pivoted, replacements, smaller
 
 Method = Union[_dalr.Dalr, _dalr.TruncatedSvd]
 Array = np.ndarray
+Storage = Literal["factors", "pivoted"]
 T = TypeVar("T")
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -136,19 +138,93 @@ def _forget_compiled() -> None:
         torch.compiler.reset()
 
 
-def _low_rank(name: str, layer: nn.Module, factors: Sequence[_dalr.LowRankLinear]) -> nn.Module:
-    """The layers with these factors, one pair for each group."""
+def _storage(layer: nn.Module, storage: Storage) -> Storage:
+    """Only linear layers can have pivots."""
+    return "factors" if _is_convolution(layer) else storage
+
+
+def _compressed(name: str, layer: nn.Module, groups: Sequence[_dalr.Compressed], storage: Storage) -> nn.Module:
+    """The layers in place of one, from the factors of each of its groups."""
+    if _storage(layer, storage) == "pivoted":
+        stored = groups[0].to_pivoted()
+        result = pivoted(layer, stored.rank, stored.bias is not None)
+        result.pivots.copy_(torch.tensor(stored.pivots))
+        return _filled(name, result, [(result[0].weight, [stored.pivot_rows]), (result[1].weight, [stored.coefficients]), (result[1].bias, [stored.bias])])
+    factors = [group.layer for group in groups]
     ups, downs = [group.up for group in factors], [group.down for group in factors]
     biases = [group.bias for group in factors if group.bias is not None]
     result = low_rank(layer, factors[0].rank, bool(biases))
-    targets = [(result[0].weight, downs), (result[1].weight, ups), (result[1].bias, biases)]
+    return _filled(name, result, [(result[0].weight, downs), (result[1].weight, ups), (result[1].bias, biases)])
+
+
+def _filled(name: str, layer: nn.Module, targets: Iterable[tuple[Optional[torch.Tensor], Sequence[Any]]]) -> nn.Module:
     with torch.no_grad():
         for target, parts in targets:
             if target is not None:
                 target.copy_(torch.from_numpy(np.concatenate(parts)).reshape(target.shape))
                 if not target.isfinite().all():
-                    raise OverflowError(f"layer `{name}`: the factors overflow {target.dtype}: convert the model to bfloat16 or float32")
-    return result
+                    raise OverflowError(f"layer `{name}`: the new numbers overflow {target.dtype}: convert the model to bfloat16 or float32")
+    return layer
+
+
+# Hidden units
+
+
+def _pairs(declared: Iterable[Sequence[str]], layers: Mapping[str, nn.Module], names: Sequence[str], calibration: Optional[Calibration]) -> list[list[str]]:
+    """The names of the layers around hidden units: the first one, perhaps after its gate, and the one that reads the units."""
+    pairs: list[list[str]] = []
+    for patterns in declared:
+        if isinstance(patterns, str) or len(patterns) not in (2, 3):
+            raise ValueError(f"hidden_units: expected names of two layers, or of three with a gate first, got {patterns!r}")
+        expression = re.compile("(.*)".join(map(re.escape, patterns[0].split("*"))))
+        matches = [match for match in map(expression.fullmatch, layers) if match]
+        if not matches:
+            raise ValueError(f"hidden_units: no layer matches {patterns[0]!r}; there are {', '.join(layers)}")
+        pairs += [[match[0], *(_substituted(pattern, match.groups()) for pattern in patterns[1:])] for match in matches]
+    if pairs and calibration is None:
+        raise ValueError("hidden_units needs a calibration")
+    for pair in pairs:
+        for name in pair:
+            if name not in names or _is_convolution(layers[name]):
+                raise ValueError(f"hidden_units: `{name}` is not a linear layer that is considered")
+        last = calibration._records[pair[-1]]
+        others = [name for name, record in calibration._records.items() if record.input is last.input and name != pair[-1]]
+        if others:
+            raise ValueError(f"hidden_units: `{others[0]}` reads the units before `{pair[-1]}`, too")
+    return pairs
+
+
+def _substituted(pattern: str, texts: Sequence[str]) -> str:
+    """The name that a pattern stands for where the first one has these texts."""
+    parts = pattern.split("*")
+    if len(parts) != len(texts) + 1:
+        raise ValueError(f"hidden_units: expected as many * in {pattern!r} as in the first pattern")
+    return "".join(part + text for part, text in zip(parts, [*texts, ""]))
+
+
+def _units(
+    layers: Mapping[str, nn.Module], pair: Sequence[str], stats: Union[_dalr.ActivationStats, _dalr.PairedStats], calibration: Calibration
+) -> _dalr.HiddenUnits:
+    """Orders the units between layers."""
+    *gates, first, second = (_linears(layers[name])[0] for name in pair)
+    metric = _metrics(calibration, pair[-1], layers[pair[-1]])[0]
+    try:
+        return _dalr.HiddenUnits(first, second, stats, gate=gates[0] if gates else None, output_metric=metric)
+    except (ValueError, TypeError, MemoryError, OverflowError, RuntimeError) as error:
+        raise type(error)(f"hidden units before `{pair[-1]}`: {error}") from None
+
+
+def _fewer_units(layers: Mapping[str, nn.Module], pair: Sequence[str], units: _dalr.HiddenUnits, kept: int) -> dict[nn.Module, nn.Module]:
+    """Smaller layers around the units that are kept."""
+    selected = units.select(kept)
+    parts = [part for part in (selected.gate, selected.first, selected.second) if part is not None]
+    built = {}
+    for name, part in zip(pair, parts):
+        layer = layers[name]
+        weight = part.weight.T if is_transposed(layer) else part.weight
+        new = smaller(layer, weight.shape, part.bias is not None)
+        built[layer] = _filled(name, new, [(new.weight, [weight]), (new.bias, [part.bias])])
+    return built
 
 
 # Inputs of layers
@@ -465,6 +541,7 @@ class Result:
         temporary = f"{path}.{os.getpid()}.part"
         try:
             metadata = {"format": "pt", "dalr.ranks": json.dumps(self.plan.ranks)}
+            metadata["dalr.smaller"] = json.dumps([layer.name for layer in self.plan.layers if layer.hidden_units is not None])
             safetensors.torch.save_model(self.model, temporary, metadata=metadata)
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
@@ -485,6 +562,8 @@ def compress(
     *,
     keep: Optional[float] = None,
     method: Optional[Method] = None,
+    storage: Storage = "factors",
+    hidden_units: Iterable[Sequence[str]] = (),
     sensitivity: Union[Callable[[nn.Module], float], Mapping[str, float], None] = None,
     sequential: Optional[Iterable[Any]] = None,
     untouched: Iterable[str] = (),
@@ -496,6 +575,13 @@ def compress(
 
     The budget is `keep`, a fraction of the parameters of the layers that were considered, or another
     one of `dalr.allocate`. Without a calibration, `method` must be one that needs no data.
+
+    `storage="pivoted"` stores linear layers with pivots, which take k (m + n - k) numbers at rank k
+    instead of k (m + n), so that ranks are larger. `hidden_units` declares layers that are connected
+    by nothing but a function of each unit, such as an activation function or dropout. The units that
+    matter least may then be left out, and the layer behind them is refitted. Each entry has the names
+    of the two layers, or those of gate, first and second layer if the units are products with a gate.
+    A `*` stands for the same text in all: `("*.gate_proj", "*.up_proj", "*.down_proj")`.
 
     By default every layer keeps the same fraction, or, if gradients were gathered, more the more its
     errors matter in the output metric. `sensitivity` is a function that returns the loss of a model,
@@ -511,16 +597,19 @@ def compress(
     method = _dalr.Dalr() if method is None else method
     names = _considered(layers, untouched, skipped)
     _check(layers, names, calibration)
+    pairs = _pairs(hidden_units, layers, names, calibration)
 
     decompositions: dict[str, list[_dalr.Decomposition]] = {}
     profiles, weights = [], {}
     for name in _progress(names, "decompose", progress):
         stats = calibration.stats(name) if calibration is not None else [None] * _groups(layers[name])
         linears, metrics = _linears(layers[name]), _metrics(calibration, name, layers[name])
-        rank = max(1, math.ceil(_dalr.Rank.break_even(linears[0].out_features, linears[0].in_features)) - 1)
+        own, shape = _storage(layers[name], storage), (linears[0].out_features, linears[0].in_features)
+        break_even = min(shape) if own == "pivoted" else math.ceil(_dalr.Rank.break_even(*shape))
+        rank = max(1, break_even - 1)
         try:
             decompositions[name] = [
-                method.decompose(linear, group, rank, output_metric=metric) for linear, group, metric in zip(linears, stats, metrics)
+                method.decompose(linear, group, rank, output_metric=metric, storage=own) for linear, group, metric in zip(linears, stats, metrics)
             ]
         except (ValueError, TypeError, MemoryError, OverflowError, RuntimeError) as error:
             raise type(error)(f"layer `{name}`: {error}") from None
@@ -528,9 +617,14 @@ def compress(
         rows = calibration._records[name].input.rows if calibration is not None else 1
         weights[name] = rows * sum(group.total_energy for group in decompositions[name])
 
+    units = [_units(layers, pair, calibration.stats(pair[-1])[0], calibration) for pair in _progress(pairs, "hidden units", progress)]
+    unit_profiles = [
+        _dalr.UnitProfile(pair[-2], pair[-1], one, gate=pair[0] if len(pair) == 3 else None) for pair, one in zip(pairs, units)
+    ]
+
     def build(ranks: Mapping[str, int]) -> tuple[dict[nn.Module, nn.Module], dict[str, list[_dalr.Report]]]:
         compressed = {name: [group.truncate(rank) for group in decompositions[name]] for name, rank in ranks.items()}
-        built = {layers[name]: _low_rank(name, layers[name], [group.layer for group in groups]) for name, groups in compressed.items()}
+        built = {layers[name]: _compressed(name, layers[name], groups, storage) for name, groups in compressed.items()}
         return built, {name: [group.report for group in groups] for name, groups in compressed.items()}
 
     options = {"keep": keep, "rank_multiple": rank_multiple, **budget}
@@ -542,13 +636,16 @@ def compress(
         strategy = dict(sensitivity)
     elif calibration is not None and calibration._gradients:
         strategy = weights
-    plan = _dalr.allocate(profiles, **{"strategy": strategy, **options})
+    plan = _dalr.allocate(profiles, hidden_units=unit_profiles, **{"strategy": strategy, **options})
     if sequential is None:
         built, reports = build(plan.ranks)
+        for position, kept in plan.hidden_units.items():
+            built.update(_fewer_units(layers, pairs[position], units[position], kept))
     else:
         if calibration is None:
             raise ValueError("sequential recalibration needs a calibration, which knows the order of the layers")
-        built, reports = _sequential(model, layers, calibration, method, plan.ranks, sequential, progress)
+        fewer = {pairs[position][-1]: (pairs[position], kept) for position, kept in plan.hidden_units.items()}
+        built, reports = _sequential(model, layers, calibration, (method, storage), plan.ranks, fewer, sequential, progress)
     _replace(model, built)
     _forget_compiled()
     return Result(model, plan, reports, skipped)
@@ -641,16 +738,18 @@ def _sequential(
     model: nn.Module,
     layers: Mapping[str, nn.Module],
     calibration: Calibration,
-    method: Method,
+    method: tuple[Method, Storage],
     ranks: Mapping[str, int],
+    fewer: Mapping[str, tuple[list[str], int]],
     batches: Iterable[Any],
     progress: Optional[bool],
 ) -> tuple[dict[nn.Module, nn.Module], dict[str, list[_dalr.Report]]]:
     if iter(batches) is batches:
         raise TypeError("sequential: expected batches that can be read again for each layer, such as a list or a DataLoader, got an iterator")
+    solver, storage = method
     groups: list[list[str]] = []
     for name in calibration._order:
-        if name in ranks:
+        if name in ranks or name in fewer:
             source = calibration._records[name].input
             if groups and calibration._records[groups[-1][0]].input is source:
                 groups[-1].append(name)
@@ -672,16 +771,20 @@ def _sequential(
                         if len(one):
                             group.update(_numpy(one), _numpy(other))
             for name in names:
+                if name in fewer:
+                    pair, kept = fewer[name]
+                    built.update(_fewer_units(layers, pair, _units(layers, pair, stats[0], calibration), kept))
+                    continue
+                own = _storage(layers[name], storage)
                 try:
                     compressed = [
-                        method.compress(linear, group, ranks[name], output_metric=metric)
+                        solver.compress(linear, group, ranks[name], output_metric=metric, storage=own)
                         for linear, group, metric in zip(_linears(layers[name]), stats, _metrics(calibration, name, layers[name]))
                     ]
                 except (ValueError, TypeError, MemoryError, OverflowError, RuntimeError) as error:
                     raise type(error)(f"layer `{name}`: {error}") from None
                 reports[name] = [group.report for group in compressed]
-                built[layers[name]] = _low_rank(name, layers[name], [group.layer for group in compressed])
-                built[layers[name]].eval()
+                built[layers[name]] = _compressed(name, layers[name], compressed, storage)
     finally:
         for module, mode in training.items():
             module.training = mode
@@ -737,12 +840,12 @@ def load(model: nn.Module, path: Union[str, os.PathLike[str]]) -> nn.Module:
     module = _unwrapped(model)
     path = os.fspath(path)
     with safetensors.safe_open(path, "pt") as file:
-        ranks = json.loads((file.metadata() or {}).get("dalr.ranks", "null"))
-        if ranks is None:
+        metadata = file.metadata() or {}
+        if "dalr.ranks" not in metadata:
             raise ValueError(f"{path} has no `dalr.ranks` in its metadata: it is not a compressed model")
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     try:
-        built = {module.get_submodule(name): layer for name, layer in replacements(module, tensors, ranks).items()}
+        built = {module.get_submodule(name): layer for name, layer in replacements(module, tensors, metadata).items()}
     except (AttributeError, KeyError) as error:
         raise ValueError(f"{path} does not fit the model: {error}") from None
     _replace(module, built)
