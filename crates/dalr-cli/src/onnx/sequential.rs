@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use dalr::covariance::PairedStats;
-use dalr::network::Network;
+use dalr::network::{CompressedLayer, Network};
 use dalr::{Calibration, Linear, LowRankLinear};
 use dalr_onnx::{Model, Session};
 
@@ -19,6 +19,9 @@ use crate::solve::compressor;
 /// The file of a layer of a sequential run, in the folder of the unfinished run, has the number of
 /// its file in the first pass plus this one.
 const SECOND: usize = 50_000;
+
+/// The layers compressed so far, by name.
+type Compressed = BTreeMap<String, CompressedLayer<f32>>;
 
 impl Work<'_> {
     /// Returns a model, in which hidden units may be left out, with these layers compressed one
@@ -52,20 +55,21 @@ impl Work<'_> {
         for (name, index, group, _) in &layers {
             let path = self.unfinished.layer(SECOND + self.entries[*index].file + group);
             if path.exists() {
-                compressed.insert(name.clone(), LowRankLinear::<f32>::load(&path, "layer")?);
+                let layer = LowRankLinear::<f32>::load(&path, "layer")?;
+                compressed.insert(name.clone(), CompressedLayer::LowRank(layer));
             }
         }
         let before = self.run.session(self.run.model, &Source::values_of(&Source::of(self.entries)))?;
-        let saved = |compressed: &BTreeMap<String, LowRankLinear<f32>>| -> Result<()> {
+        let saved = |compressed: &Compressed| -> Result<()> {
             for (name, index, group, _) in &layers {
                 let path = self.unfinished.layer(SECOND + self.entries[*index].file + group);
-                if let Some(factors) = compressed.get(name).filter(|_| !path.exists()) {
+                if let Some(CompressedLayer::LowRank(factors)) = compressed.get(name).filter(|_| !path.exists()) {
                     factors.save(&path, "layer")?;
                 }
             }
             Ok(())
         };
-        let feed = |first: &str, compressed: &BTreeMap<String, LowRankLinear<f32>>, stats: &mut PairedStats<f32>| {
+        let feed = |first: &str, compressed: &Compressed, stats: &mut PairedStats<f32>| {
             saved(compressed)?;
             let (_, index, group, _) = layers
                 .iter()
@@ -119,11 +123,15 @@ impl Work<'_> {
         &self,
         mut model: Model,
         layers: &[(String, usize, usize, Linear<f32>)],
-        compressed: &BTreeMap<String, LowRankLinear<f32>>,
+        compressed: &Compressed,
     ) -> Result<Model> {
         for (index, entry) in self.entries.iter().enumerate() {
             let groups = layers.iter().filter(|layer| layer.1 == index);
-            let factors: Option<Vec<_>> = groups.map(|layer| compressed.get(&layer.0).cloned()).collect();
+            let factors = groups.map(|layer| match compressed.get(&layer.0) {
+                Some(CompressedLayer::LowRank(factors)) => Some(factors.clone()),
+                _ => None,
+            });
+            let factors: Option<Vec<_>> = factors.collect();
             if let Some(factors) = factors.filter(|factors| !factors.is_empty()) {
                 self.replace(&mut model, entry, factors)?;
             }
