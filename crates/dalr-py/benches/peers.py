@@ -20,8 +20,8 @@ SliceGPT (Ashkboos et al. 2024, arXiv 2401.15024) rotates the signal between blo
 out, and removes the last ones. It needs a network that normalises before each sublayer, where the scale of a norm can be moved into the
 next layer: the vision transformer is one, and MiniLM, which normalises sums, is not.
 
-Sequential recalibration by dalr goes through every second batch only, since it runs the model anew for each layer. AA-SVD's objective
-gets all.
+Sequential recalibration by dalr gets every second batch of images and every third of texts, since it runs the model anew for each layer.
+AA-SVD's objective gets all.
 
 Each method runs in a process of its own for each draw. The seconds are CPU time of one thread, from calibration to the models of all
 three sizes; the memory is the peak above what the process had with model and data. Methods that need the same statistics share them: their
@@ -41,7 +41,7 @@ import re
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -212,14 +212,14 @@ METHODS = {
     "ASVD": by_factors(asvd),
     "SVD-LLM": by_factors(svd_llm),
     "AA-SVD's objective": aa_svd,
-    "MoDeGPT's MLP step": leverage(0.01),
+    "MoDeGPT's MLP step": leverage(1.0),
     "SliceGPT": slice_gpt,
     "dalr": by_dalr(),
     "pivoted": by_dalr(storage="pivoted"),
     "metric": by_dalr(gradients=True),
     "metric, pivoted": by_dalr(gradients=True, storage="pivoted"),
     "metric, pivoted, units": by_dalr(gradients=True, storage="pivoted", hidden_units=True),
-    "metric, pivoted, units, sequential": by_dalr(gradients=True, storage="pivoted", hidden_units=True, sequential=2),
+    "metric, pivoted, units, sequential": by_dalr(gradients=True, storage="pivoted", hidden_units=True, sequential=True),
 }
 OTHERS = list(METHODS)[:6]
 
@@ -267,7 +267,7 @@ def text(folder, texts, draw):
 
     mlps = [(f"encoder.layer.{block}.intermediate.dense", f"encoder.layer.{block}.output.dense") for block in range(6)]
     rows = lambda inputs, batch: inputs[batch["attention_mask"].bool()]
-    return Shared(embeddings, probes=2, rows=rows, mlps=mlps, blocks="encoder.layer"), model, calibration, score
+    return Shared(embeddings, probes=2, rows=rows, mlps=mlps, blocks="encoder.layer", stride=3), model, calibration, score
 
 
 def vision(folder, texts, draw):
@@ -280,7 +280,7 @@ def vision(folder, texts, draw):
         # Of labels that the model itself predicts: the metric is the Fisher information of its predictions.
         return functional.cross_entropy(logits, torch.distributions.Categorical(logits=logits).sample(), reduction="sum")
 
-    task = Shared(lambda model, batch: model(batch), loss=loss, untouched=("patches", "head"), mlps=mlps, blocks="blocks")
+    task = Shared(lambda model, batch: model(batch), loss=loss, untouched=("patches", "head"), mlps=mlps, blocks="blocks", stride=2)
     judges = images(folder, "t10k")
     return task, model, list(inputs[chosen].split(BATCH)), lambda model: accuracy(model, *judges)
 
@@ -327,16 +327,25 @@ def measure_all(options):
     context.set_forkserver_preload(["methods", "transformers"])
     texts = minilm_texts.read(options.folder / "data.noun")
     with tempfile.TemporaryDirectory() as shared, ProcessPoolExecutor(options.jobs, mp_context=context, max_tasks_per_child=1) as pool:
-        for task, draw in itertools.product(TASKS, options.draws):
-            known = {row["method"] for row in rows if (row["task"], row["draw"]) == (task, draw)}
-            methods = [method for method in METHODS if options.only in f"{task}: {method}" and (task, method) != ("text", "SliceGPT")]
-            methods = methods if options.again else [method for method in methods if method not in known]
+
+        def submit(task, methods, draw):
             parts = minilm_texts.split(texts, CALIBRATION, HELD_OUT, draw)
-            for group in ([None], methods) if methods else ():
-                futures = [pool.submit(measure, options.folder, pathlib.Path(shared), parts, task, method, draw) for method in group]
-                for future in as_completed(futures):
-                    rows = merged(rows, future.result())
-                    RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+            return {pool.submit(measure, options.folder, pathlib.Path(shared), parts, task, method, draw): (task, method, draw) for method in methods}
+
+        waiting, missing = {}, {}
+        for task, draw in itertools.product(TASKS, options.draws):
+            known = [row["method"] for row in rows if (row["task"], row["draw"]) == (task, draw) and not options.again]
+            applicable = [method for method in METHODS if (task, method) != ("text", "SliceGPT") and options.only in f"{task}: {method}"]
+            missing[task, draw] = [method for method in applicable if method not in known]
+            if missing[task, draw]:
+                waiting |= submit(task, [None], draw)
+        while waiting:
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                task, method, draw = waiting.pop(future)
+                rows = merged(rows, future.result())
+                RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+                if method is None:
+                    waiting |= submit(task, missing[task, draw], draw)
 
 
 def merged(rows, new):
@@ -353,7 +362,7 @@ def merged(rows, new):
 
 def spread(values, digits):
     mean, least, most = (f"{value:.{digits}f}" for value in (sum(values) / len(values), min(values), max(values)))
-    return mean if least == most else f"{mean} ({least}–{most})"
+    return mean if len(values) == 1 else f"{mean} ({least}–{most})"
 
 
 def tables(rows):
@@ -378,10 +387,13 @@ def tables(rows):
                 continue
             parts = []
             for keep in keeps:
+                if not found[method, keep]:
+                    parts.append("–")
+                    continue
                 part = spread([row["score"] for row in found[method, keep]], 3)
                 best = means[method, keep] == max(value for (_, other), value in means.items() if other == keep)
                 parts.append(f"**{part}**" if best else part)
-            seconds, used = [row["seconds"] for row in own], max(row["memory"] for row in own) / 1e6
+            seconds, used = list({row["draw"]: row["seconds"] for row in own}.values()), max(row["memory"] for row in own) / 1e6
             title = method if method in OTHERS else "`dalr`" if method == "dalr" else f"`dalr`, {method}"
             lines.append(f"| {title} | " + " | ".join(parts) + f" | {spread(seconds, 1 if max(seconds) < 20 else 0)} s | {used:.0f} MB |")
         off = {row["stored"] / (row["keep"] * original["stored"]) - 1: row["method"] for row in known if row["method"] in METHODS}

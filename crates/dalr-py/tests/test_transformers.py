@@ -107,43 +107,6 @@ def test_gradients_and_sequential(kind):
     assert error(sequential, original) < 1.02 * error(plain, original)
 
 
-HIDDEN_UNITS = {
-    "bert": ("*.intermediate.dense", "*.output.dense"),
-    "gpt2": ("*.mlp.c_fc", "*.mlp.c_proj"),
-    "llama": ("*.gate_proj", "*.up_proj", "*.down_proj"),
-}
-
-
-def test_hidden_units_and_pivots(kind, tmp_path):
-    model = MODELS[kind]().eval()
-    with torch.no_grad():
-        # Units that are never active are the first to go.
-        for name, layer in model.named_modules():
-            if name.endswith(("intermediate.dense", "mlp.c_fc")):
-                layer.bias[:40] = -30
-            if name.endswith("gate_proj"):
-                layer.weight[:40] = 0
-    calibration = calibrated(model, gradients=True)
-    original = copy.deepcopy(model)
-    untouched = "pooler.*" if kind == "bert" else ()
-    options = {"keep": 0.8, "untouched": untouched, "storage": "pivoted"}
-    result = dalr.compress(model, calibration, hidden_units=[HIDDEN_UNITS[kind]], **options)
-    assert sorted(result.plan.hidden_units) == [0, 1]
-    assert sum(parameter.numel() for parameter in original.parameters()) - sum(parameter.numel() for parameter in model.parameters()) == (
-        result.plan.parameters_before - result.plan.parameters_after
-    )
-    alone = copy.deepcopy(original)
-    dalr.compress(alone, calibration, **options)
-    assert error(model, original) < error(alone, original)
-    result.save(tmp_path / "model.safetensors")
-    fresh = dalr.load(MODELS[kind]().eval(), tmp_path / "model.safetensors")
-    for batch in batches(1):
-        assert outputs(fresh, batch).equal(outputs(model, batch))
-    sequential = copy.deepcopy(original)
-    dalr.compress(sequential, calibration, hidden_units=[HIDDEN_UNITS[kind]], sequential=list(batches()), **options)
-    assert error(sequential, original) < 1.1 * error(model, original)
-
-
 def test_adapters_of_conv1d(tmp_path):
     torch.manual_seed(2)
     base = MODELS["gpt2"]().eval()
