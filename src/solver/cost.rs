@@ -32,8 +32,9 @@ const LEAST_DIMENSION: usize = 256;
 /// Each block reads the operator once.
 const MEMORY_BOUND_WIDTH: f64 = 16.0;
 
-/// Number of dense eigendecompositions of the projected operator. Most problems converge with a
-/// basis of three vectors for each pair, after three tests of convergence.
+/// Cost of the eigenvalues at the tests of convergence and of the eigenvectors at the end, in dense
+/// eigendecompositions of the projected operator. Most problems converge with a basis of three
+/// vectors for each pair.
 const RITZ_SOLUTIONS: f64 = 3.0;
 
 /// Estimates the cost of a dense eigendecomposition.

@@ -371,7 +371,7 @@ fn bytes(text: &str) -> std::result::Result<u64, String> {
         _ => f64::NAN,
     };
     match number.parse::<f64>().map(|number| number * unit) {
-        Ok(bytes) if bytes >= 1.0 && bytes < 1e18 => Ok(bytes as u64),
+        Ok(bytes) if (1.0..1e18).contains(&bytes) => Ok(bytes as u64),
         _ => Err("expected a number of bytes such as 500M or 2G".into()),
     }
 }

@@ -46,7 +46,7 @@ const MUCH_FEWER: f64 = 2.0 / 3.0;
 pub fn compress(args: &CompressArgs, verbosity: Verbosity) -> Result<()> {
     let model = Model::open(&args.source.model)?;
     let given = Inputs::open(&args.source.calibration, model.inputs())?;
-    let (calibration, held_out, mut notes) = split(args, given, &model)?;
+    let (calibration, held_out, notes) = split(args, given, &model)?;
     let (entries, selection) = select(&args.source, &model)?;
     let mut progress = Progress::new(&selection.layers, verbosity);
     notes.iter().for_each(|note| progress.note(note));
@@ -54,7 +54,7 @@ pub fn compress(args: &CompressArgs, verbosity: Verbosity) -> Result<()> {
     let unfinished = UnfinishedRun::open(&args.out, &settings, args.resume, args.force)?;
     let run = run(&args.source, &model, &calibration);
     let work = Work { args, run: &run, entries: &entries, unfinished: &unfinished };
-    let result = passes(&work, &held_out, &selection, &mut notes, &mut progress, verbosity);
+    let result = passes(&work, &held_out, &selection, &notes, &mut progress, verbosity);
     progress.end();
     if matches!(result, Err(Error::Interrupted)) && !unfinished.is_empty()? {
         eprintln!("dalr: finished layers are kept; the same command with --resume continues with them");
@@ -71,7 +71,7 @@ fn passes(
     work: &Work<'_>,
     held_out: &Inputs,
     selection: &Selection,
-    notes: &mut Vec<String>,
+    notes: &[String],
     progress: &mut Progress,
     verbosity: Verbosity,
 ) -> Result<String> {

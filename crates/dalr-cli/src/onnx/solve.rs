@@ -2,6 +2,7 @@
 //! memory needs, decomposes every layer once, and keeps the factors on disk.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry::Vacant;
 
 use dalr::factors::Form;
 use dalr::faer::{Col, Mat, MatRef};
@@ -49,9 +50,9 @@ impl<'a> Work<'a> {
         sources.retain(|source| source.entries.iter().any(|index| !profiles.contains_key(index) || is_second(index)));
         self.run.for_each_source(sources, progress, |source, progress| {
             for &index in &source.entries {
-                if !profiles.contains_key(&index) {
+                if let Vacant(place) = profiles.entry(index) {
                     interrupt::check()?;
-                    profiles.insert(index, self.solve(&self.entries[index], source, progress)?);
+                    place.insert(self.solve(&self.entries[index], source, progress)?);
                 }
                 for (_, pair) in pairs.iter().filter(|(second, _)| *second == index) {
                     interrupt::check()?;
@@ -113,8 +114,8 @@ impl<'a> Work<'a> {
         let factors = Factors::open(&path)?.ok_or_else(missing)?;
         let rows = 0..piece.out_features;
         let (mut down, mut up) = (Vec::new(), Vec::new());
-        factors.down(rank, |bytes| Ok(decode(&piece, bytes, &mut down)))?;
-        factors.up(rank, rows.clone(), |bytes| Ok(decode(&piece, bytes, &mut up)))?;
+        factors.down(rank, |bytes| decode(&piece, bytes, &mut down))?;
+        factors.up(rank, rows.clone(), |bytes| decode(&piece, bytes, &mut up))?;
         let bias = match factors.bias(&piece, rank, rows)? {
             Some(bias) => Some(bias.into_iter().map(|x| x as f32).collect::<Col<f32>>()),
             None => entry.linears()?[group].bias().map(|bias| bias.to_owned()),
@@ -193,6 +194,7 @@ fn biases(groups: &[Linear<f32>]) -> Vec<f32> {
     groups.iter().filter_map(Linear::bias).flat_map(|bias| bias.iter().copied()).collect()
 }
 
-fn decode(layer: &Layer, bytes: &[u8], numbers: &mut Vec<f32>) {
+fn decode(layer: &Layer, bytes: &[u8], numbers: &mut Vec<f32>) -> Result<()> {
     layer.dtype.decode(bytes, |number| numbers.push(number as f32));
+    Ok(())
 }

@@ -65,10 +65,10 @@ fn value(name: &str, tensor: &Tensor, dtype: Option<ValueType>) -> Result<Value,
 
 fn tensor(name: &str, value: Value) -> Result<Tensor, String> {
     Ok(match value {
-        Value::FloatTensor(tensor) => Tensor::floats(&tensor.shape().to_vec(), tensor.to_vec()),
-        Value::Int32Tensor(tensor) => integers(&tensor.shape().to_vec(), tensor.to_vec()),
-        Value::Int8Tensor(tensor) => integers(&tensor.shape().to_vec(), tensor.to_vec()),
-        Value::UInt8Tensor(tensor) => integers(&tensor.shape().to_vec(), tensor.to_vec()),
+        Value::FloatTensor(tensor) => Tensor::floats(tensor.shape(), tensor.to_vec()),
+        Value::Int32Tensor(tensor) => integers(tensor.shape(), tensor.to_vec()),
+        Value::Int8Tensor(tensor) => integers(tensor.shape(), tensor.to_vec()),
+        Value::UInt8Tensor(tensor) => integers(tensor.shape(), tensor.to_vec()),
         _ => return Err(format!("`{name}` is a list of tensors")),
     })
 }

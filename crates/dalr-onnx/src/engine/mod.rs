@@ -30,6 +30,7 @@ pub enum Engine {
 /// unwinding: a stack or memory that is used up, a crash inside ONNX Runtime, a build with
 /// `panic = "abort"`.
 pub struct Session {
+    engine: Engine,
     loaded: Box<dyn Loaded>,
     outputs: Vec<String>,
 }
@@ -76,7 +77,7 @@ impl Engine {
             #[cfg(feature = "onnxruntime")]
             Self::OnnxRuntime => onnx_runtime::load(model, threads, values),
         })?;
-        Ok(Session { loaded, outputs })
+        Ok(Session { engine: self, loaded, outputs })
     }
 
     /// Turns errors and panics into errors that name the engine.
@@ -111,7 +112,16 @@ impl Session {
     ///
     /// As [`run`](Self::run); a value that the session was not loaded for.
     pub fn values(&self, inputs: &[(String, Tensor)], values: &[String]) -> Result<Vec<Tensor>> {
-        Engine::Embedded.guarded("run the model", || self.loaded.run(inputs, values))
+        // An engine may return an input as it is, without a copy.
+        let given = |name: &String| inputs.iter().find(|(input, _)| input == name).map(|(_, tensor)| tensor.clone());
+        let computed: Vec<String> = values.iter().filter(|name| given(name).is_none()).cloned().collect();
+        let found = self.engine.guarded("run the model", || self.loaded.run(inputs, &computed))?;
+        let mut found = found.into_iter();
+        let value = |name: &String| {
+            let missing = || Error::engine(self.engine.name(), "run the model", format!("no value `{name}`"));
+            given(name).or_else(|| found.next()).ok_or_else(missing)
+        };
+        values.iter().map(value).collect()
     }
 
     /// Returns the names of the outputs, or of the values that the session was loaded for.

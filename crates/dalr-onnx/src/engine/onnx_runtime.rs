@@ -5,7 +5,6 @@ use std::sync::{Mutex, OnceLock};
 
 use half::f16;
 use ort::environment::Environment;
-use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{OutputSelector, RunOptions, Session, SessionInputValue};
 use ort::value::{DynValue, Tensor as OrtTensor, TensorElementType, ValueType};
 
@@ -40,15 +39,11 @@ fn environment() -> Result<&'static Environment, String> {
 
 pub(super) fn load(model: &Model, threads: usize, values: &[String]) -> Result<Box<dyn Loaded>, String> {
     let text = |error: &dyn std::fmt::Display| error.to_string();
-    let values: Vec<&str> = values.iter().map(String::as_str).collect();
+    let is_input = |value: &&str| model.inputs().iter().any(|input| input.name == **value);
+    let values: Vec<&str> = values.iter().map(String::as_str).filter(|value| !is_input(value)).collect();
     let bytes = model.bytes_with_outputs(&values).map_err(|error| text(&error))?;
     let builder = Session::builder(environment()?).map_err(|error| text(&error))?;
     let mut builder = builder.with_intra_threads(threads).map_err(|error| text(&error))?;
-    if !values.is_empty() {
-        // Optimizations change the layout of values, and crash on some that are further outputs.
-        let level = GraphOptimizationLevel::Disable;
-        builder = builder.with_optimization_level(level).map_err(|error| text(&error))?;
-    }
     let session = builder.commit_from_memory(&bytes).map_err(|error| text(&error))?;
     let types = session.inputs().iter().filter_map(|input| match input.dtype() {
         ValueType::Tensor { ty, .. } => Some((input.name().to_string(), *ty)),
