@@ -436,7 +436,7 @@ mod tests {
         let folder = Folder::new("parts");
         folder.write("a.safetensors", 0, 40, 1, 0.0);
         folder.write("b.safetensors", 1000, 10, 3, 0.0);
-        let all = Inputs::open(&[folder.0.clone()], &expected(None)).unwrap();
+        let all = Inputs::open(std::slice::from_ref(&folder.0), &expected(None)).unwrap();
         let whole = firsts(&all);
         let mut numbers: Vec<i64> = (0..40).collect();
         numbers.extend((0..10).map(|sample| 1000 + 3 * sample));
@@ -449,7 +449,7 @@ mod tests {
         let few = all.thinned(10);
         assert_eq!((few.samples(), firsts(&few)), (10, vec![0, 1, 2, 3, 4, 5, 6, 7, 1000, 1003]));
         // Batches of a fixed size stay whole.
-        let (first, rest) = Inputs::open(&[folder.0.clone()], &expected(Some(5))).unwrap().split(7);
+        let (first, rest) = Inputs::open(std::slice::from_ref(&folder.0), &expected(Some(5))).unwrap().split(7);
         assert_eq!((first.samples(), rest.samples()), (40, 10));
     }
 
@@ -457,7 +457,7 @@ mod tests {
     fn wrong_data_is_refused() {
         let folder = Folder::new("wrong");
         folder.write("a.safetensors", 0, 4, 3, f32::NAN);
-        let open = |expected: &[ValueInfo]| Inputs::open(&[folder.0.clone()], expected);
+        let open = |expected: &[ValueInfo]| Inputs::open(std::slice::from_ref(&folder.0), expected);
         let nan = open(&expected(None)).unwrap().for_each(|_| Ok::<_, Error>(())).unwrap_err().to_string();
         assert!(nan.contains("finite numbers in `x`") && nan.contains("position 0"), "{nan}");
         for (expected, message) in [
@@ -474,7 +474,10 @@ mod tests {
         let path = folder.0.join("array.npy");
         std::fs::write(&path, b"no array").unwrap();
         assert!(
-            Inputs::open(&[path.clone()], &expected(None)).unwrap_err().to_string().contains("entries for 2 inputs")
+            Inputs::open(std::slice::from_ref(&path), &expected(None))
+                .unwrap_err()
+                .to_string()
+                .contains("entries for 2 inputs")
         );
         assert!(Inputs::open(&[path.clone(), path], &expected(None)[1..]).is_err());
         let text = folder.0.join("data.csv");
