@@ -233,7 +233,11 @@ impl<'a, T: Scalar> Network<'a, T> {
         };
         // All in `f64`: the weight and its `Q R`; the matrix to diagonalize and its eigenvectors,
         // the same again for their check, and the same again for the workspace; the factors.
-        let solving = 8.0 * (3.0 * m * n + 8.0 * small * small + moment + 4.0 * rank * (m + n)) + 1e6;
+        // Block Lanczos has room for at least 512 vectors of outputs, and projects the operator on
+        // them.
+        let basis = m.min(512.0);
+        let iteration = basis * (m + basis);
+        let solving = 8.0 * (3.0 * m * n + 8.0 * small * small + moment + iteration + 4.0 * rank * (m + n)) + 1e6;
         // Sample form: the samples. Covariance form: the scatter and a buffer of a quarter of its
         // size. `Vec` may reserve twice as much.
         let stats = 2.0 * (kept * n * scalar).max(if kept < samples { 5.0 * n * n } else { 0.0 });

@@ -95,8 +95,11 @@ impl Inspection {
     fn text(&self, error: &str, verbose: bool) -> String {
         let Self { selection, points, .. } = self;
         let layers = &selection.layers;
-        let mut headings: Vec<String> =
-            ["layer", "out × in", "dtype", "parameters", "multiply–adds", "break-even rank"].map(Into::into).into();
+        let mut headings: Vec<String> = ["layer", "out × in", "dtype", "parameters"].map(Into::into).into();
+        if self.calls.is_some() {
+            headings.push("multiply–adds".into());
+        }
+        headings.push("break-even rank".into());
         headings.extend(FRACTIONS.map(|fraction| format!("at {:.0} %", 100.0 * fraction)));
         let mut rows = vec![headings];
         for (index, (layer, points)) in layers.iter().zip(points).enumerate() {
@@ -105,9 +108,9 @@ impl Inspection {
                 format!("{} × {}", layer.out_features, layer.in_features),
                 format!("{:?}", layer.dtype),
                 layer.parameters().to_string(),
-                self.multiply_adds(index).map_or("–".into(), |count| count.to_string()),
-                format!("{:.1}", layer.break_even()),
             ];
+            row.extend(self.multiply_adds(index).map(|count| count.to_string()));
+            row.push(format!("{:.1}", layer.break_even()));
             row.extend(points.map(|point| point.map_or("–".into(), |(_, error)| percent(error))));
             rows.push(row);
         }

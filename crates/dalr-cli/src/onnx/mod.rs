@@ -59,7 +59,9 @@ pub fn compress(args: &CompressArgs, verbosity: Verbosity) -> Result<()> {
     if matches!(result, Err(Error::Interrupted)) && !unfinished.is_empty()? {
         eprintln!("dalr: finished layers are kept; the same command with --resume continues with them");
     }
-    if result.is_ok() || unfinished.is_empty()? {
+    // What the model or the budget rules out fails again, so nothing is kept for it.
+    let can_continue = matches!(result, Err(Error::Interrupted | Error::Io { .. }));
+    if !can_continue || unfinished.is_empty()? {
         unfinished.finish()?;
     }
     let summary = result?;
