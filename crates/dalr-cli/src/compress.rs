@@ -28,10 +28,7 @@ pub fn run(args: &CompressArgs, verbosity: Verbosity) -> Result<()> {
     let model = ModelFile::open(&args.source.model)?;
     let calibration = Calibration::open(&args.source.calibration)?;
     let selection = select(&args.source, &model, &calibration)?;
-    let sensitivities = match (args.allocation(), args.sensitivity.as_deref()) {
-        (Allocation::Sensitivity, Some(path)) => Some(sensitivities(path, &selection.layers)?),
-        _ => None,
-    };
+    let sensitivities = sensitivities(args, &selection.layers)?;
     let allocator = allocator(args, sensitivities.clone());
 
     let mut progress = Progress::new(&selection.layers, verbosity);
@@ -48,15 +45,7 @@ pub fn run(args: &CompressArgs, verbosity: Verbosity) -> Result<()> {
     };
     let result = both_passes(&pass, &selection, &allocator, &mut progress, verbosity);
     progress.end();
-    if matches!(result, Err(Error::Interrupted)) && !unfinished.is_empty()? {
-        eprintln!("dalr: finished layers are kept; the same command with --resume continues with them");
-    }
-    // Without a finished layer, --resume would have no effect, so the folder is removed.
-    if result.is_ok() || unfinished.is_empty()? {
-        unfinished.finish()?;
-    }
-    let summary = result?;
-    if verbosity == Verbosity::Quiet { Ok(()) } else { crate::print(summary.as_bytes()) }
+    unfinished.conclude(result, verbosity, |_| false)
 }
 
 /// Runs both passes, writes the reports, and returns the summary.
@@ -130,7 +119,10 @@ pub fn allocator(args: &CompressArgs, sensitivities: Option<Sensitivities>) -> A
     Allocator::new(budget).with_strategy(strategy).with_rank_multiple(args.rank_multiple)
 }
 
-pub fn sensitivities(path: &Path, layers: &[Layer]) -> Result<Sensitivities> {
+/// Returns the sensitivities that the options give; `None` if the allocation needs none, or if they
+/// are to be measured.
+pub fn sensitivities(args: &CompressArgs, layers: &[Layer]) -> Result<Option<Sensitivities>> {
+    let Some(path) = args.sensitivity.as_deref() else { return Ok(None) };
     let mut weights = json_map::<f64>(path, "a JSON object {\"layer\": weight, …}")?;
     let mut named = Vec::new();
     for Layer { name, .. } in layers {
@@ -143,7 +135,7 @@ pub fn sensitivities(path: &Path, layers: &[Layer]) -> Result<Sensitivities> {
     if let Some(name) = weights.keys().next() {
         return Err(Error::format(path, "only names of layers to compress", format!("`{name}`")));
     }
-    Sensitivities::new(named).map_err(|error| Error::format(path, "sensitivities", error.to_string()))
+    Sensitivities::new(named).map(Some).map_err(|error| Error::format(path, "sensitivities", error.to_string()))
 }
 
 /// Sets the loss of a layer to its output error if the method minimises another error. Does not

@@ -28,6 +28,10 @@ pub enum Error {
     #[error("{0}")]
     Refused(String),
 
+    /// The budget makes no layer smaller.
+    #[error("{0}")]
+    NothingSmaller(String),
+
     /// The files of an unfinished run do not belong to this run.
     #[error("cannot resume, {0}: run with --force and without --resume to start again")]
     Changed(String),

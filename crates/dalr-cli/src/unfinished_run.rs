@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::files::save;
+use crate::progress::Verbosity;
 
 /// Everything on which the solved layers depend, by name.
 pub type Settings = BTreeMap<String, String>;
@@ -82,8 +83,28 @@ impl UnfinishedRun {
         self.folder.join(format!("{index:05}.{LAYER}"))
     }
 
+    /// Ends the run: prints the summary, or says how an interrupted run continues. The folder is
+    /// removed if the run has succeeded, if no layer is finished, so that --resume would have no
+    /// effect, or if the error would come again.
+    pub fn conclude(
+        self,
+        result: Result<String>,
+        verbosity: Verbosity,
+        comes_again: impl FnOnce(&Error) -> bool,
+    ) -> Result<()> {
+        let is_empty = self.is_empty()?;
+        if matches!(result, Err(Error::Interrupted)) && !is_empty {
+            eprintln!("dalr: finished layers are kept; the same command with --resume continues with them");
+        }
+        if is_empty || result.as_ref().map_or_else(comes_again, |_| true) {
+            self.finish()?;
+        }
+        let summary = result?;
+        if verbosity == Verbosity::Quiet { Ok(()) } else { crate::print(summary.as_bytes()) }
+    }
+
     /// Removes the folder.
-    pub fn finish(self) -> Result<()> {
+    fn finish(self) -> Result<()> {
         self.clear()?;
         let lock = self.folder.join(LOCK);
         fs::remove_file(&lock).map_err(Error::io(&lock))?;

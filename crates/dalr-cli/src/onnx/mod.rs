@@ -48,24 +48,16 @@ pub fn compress(args: &CompressArgs, verbosity: Verbosity) -> Result<()> {
     let given = Inputs::open(&args.source.calibration, model.inputs())?;
     let (calibration, held_out, notes) = split(args, given, &model)?;
     let (entries, selection) = select(&args.source, &model)?;
+    let sensitivities = sensitivities(args, &selection.layers)?;
     let mut progress = Progress::new(&selection.layers, verbosity);
     notes.iter().for_each(|note| progress.note(note));
     let settings = settings(args, &selection.layers, calibration.samples())?;
     let unfinished = UnfinishedRun::open(&args.out, &settings, args.resume, args.force)?;
     let run = run(&args.source, &model, &calibration);
     let work = Work { args, run: &run, entries: &entries, unfinished: &unfinished };
-    let result = passes(&work, &held_out, &selection, &notes, &mut progress, verbosity);
+    let result = passes(&work, &held_out, &selection, sensitivities, &notes, &mut progress, verbosity);
     progress.end();
-    if matches!(result, Err(Error::Interrupted)) && !unfinished.is_empty()? {
-        eprintln!("dalr: finished layers are kept; the same command with --resume continues with them");
-    }
-    // What the model or the budget rules out fails again, so nothing is kept for it.
-    let can_continue = matches!(result, Err(Error::Interrupted | Error::Io { .. }));
-    if !can_continue || unfinished.is_empty()? {
-        unfinished.finish()?;
-    }
-    let summary = result?;
-    if verbosity == Verbosity::Quiet { Ok(()) } else { crate::print(summary.as_bytes()) }
+    unfinished.conclude(result, verbosity, |error| matches!(error, Error::Layer { .. } | Error::NothingSmaller(_)))
 }
 
 /// Decomposes, allocates, compresses, compares and writes. Returns the summary.
@@ -73,6 +65,7 @@ fn passes(
     work: &Work<'_>,
     held_out: &Inputs,
     selection: &Selection,
+    given: Option<Sensitivities>,
     notes: &[String],
     progress: &mut Progress,
     verbosity: Verbosity,
@@ -81,15 +74,14 @@ fn passes(
     let (profiles, units) = work.profiles(progress)?;
     let profiles: Vec<LayerProfile> = profiles.into_iter().map(|profile| by_outputs(args, profile)).collect();
     let refused = |error: dalr::Error| Error::Refused(error.to_string());
-    let sensitivities = match (args.allocation(), args.sensitivity.as_deref()) {
-        (Allocation::Sensitivity, Some(path)) => Some(sensitivities(path, &selection.layers)?),
-        (Allocation::Sensitivity, None) => Some(measure(work, &profiles, progress)?),
-        _ => None,
+    let sensitivities = match given {
+        None if args.allocation() == Allocation::Sensitivity => Some(measure(work, &profiles, progress)?),
+        given => given,
     };
     let unit_profiles: Vec<UnitProfile> = units.iter().map(|units| units.profile.clone()).collect();
     let plan = allocator(args, sensitivities).allocate_joint(&profiles, &[], &unit_profiles).map_err(refused)?;
     if plan.layers.iter().all(|layer| layer.choice == Choice::Original) {
-        return Err(Error::Refused(nothing(&plan)));
+        return Err(Error::NothingSmaller(nothing(&plan)));
     }
     let smaller = work.with_units(&plan, &units)?;
     let compressed = match args.sequential {
