@@ -45,6 +45,14 @@ impl<'a> Entry<'a> {
         Layer { name, out_features: self.layer.out_features / groups, ..self.layer.clone() }
     }
 
+    /// Returns the values that the layer reads, without repetitions.
+    pub fn values(&self) -> Vec<&'a str> {
+        let mut values: Vec<&str> = self.users.iter().map(|user| user.input.as_str()).collect();
+        values.sort_unstable();
+        values.dedup();
+        values
+    }
+
     /// Returns the convolution's window; `None` for a linear layer.
     pub fn convolution(&self) -> Option<&'a Convolution> {
         match &self.users[0].kind {

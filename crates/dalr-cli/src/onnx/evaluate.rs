@@ -24,6 +24,13 @@ struct Sums {
     is_classes: bool,
 }
 
+impl Sums {
+    /// Returns the squared change, relative to the original output.
+    fn relative(&self) -> f64 {
+        self.change / self.original.max(f64::MIN_POSITIVE)
+    }
+}
+
 /// The outputs of the original model on some inputs, batch by batch.
 pub struct Reference<'a> {
     inputs: &'a Inputs,
@@ -55,11 +62,11 @@ impl<'a> Reference<'a> {
         })?;
         let compared = sums.iter().filter(|sums| sums.samples > 0);
         let count = compared.clone().count().max(1) as f64;
-        Ok(compared.map(|sums| sums.change / sums.original.max(f64::MIN_POSITIVE)).sum::<f64>() / count)
+        Ok(compared.map(Sums::relative).sum::<f64>() / count)
     }
 }
 
-/// Returns the change of each output, which the inputs may have one batch of at a time.
+/// Returns the change of each output. The outputs of one batch at a time are in memory.
 pub fn changes(original: &Session, compressed: &Session, inputs: &Inputs) -> Result<Vec<OutputChange>> {
     let mut sums: Vec<Sums> = Vec::new();
     inputs.for_each(|batch| {
@@ -70,7 +77,7 @@ pub fn changes(original: &Session, compressed: &Session, inputs: &Inputs) -> Res
     })?;
     let change = |(name, sums): (&String, Sums)| OutputChange {
         name: name.clone(),
-        relative_error: (sums.change / sums.original.max(f64::MIN_POSITIVE)).sqrt(),
+        relative_error: sums.relative().sqrt(),
         cosine: sums.cosines / sums.samples.max(1) as f64,
         top1: (sums.is_classes && sums.rows > 0).then(|| sums.same as f64 / sums.rows as f64),
     };
@@ -83,7 +90,7 @@ fn add(sums: &mut Vec<Sums>, before: &[Tensor], after: &[Tensor], samples: usize
     for ((sums, before), after) in sums.iter_mut().zip(before).zip(after) {
         let (Some(x), Some(y)) = (before.as_floats(), after.as_floats()) else { continue };
         if x.len() != y.len() || x.is_empty() {
-            // Another number of entries is a whole change.
+            // An output of another size counts as changed completely.
             let energy: f64 = x.iter().map(|&x| f64::from(x).powi(2)).sum();
             (sums.change, sums.original) = (sums.change + energy, sums.original + energy);
             sums.samples += samples;

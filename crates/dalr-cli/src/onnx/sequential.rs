@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 
 use dalr::covariance::PairedStats;
 use dalr::network::{CompressedLayer, Network};
@@ -23,6 +24,17 @@ const SECOND: usize = 50_000;
 /// The layers compressed so far, by name.
 type Compressed = BTreeMap<String, CompressedLayer<f32>>;
 
+/// A group of a layer, as a layer of its own.
+struct Piece {
+    name: String,
+    /// The index of the entry.
+    entry: usize,
+    group: usize,
+    /// The file of its factors in the folder of the unfinished run.
+    file: PathBuf,
+    linear: Linear<f32>,
+}
+
 impl Work<'_> {
     /// Returns a model, in which hidden units may be left out, with these layers compressed one
     /// after the other. Finished layers are kept on disk, so that a resumed run continues behind
@@ -34,49 +46,46 @@ impl Work<'_> {
         progress: &mut Progress,
     ) -> Result<Model> {
         // Every group of a convolution is a layer of its own.
-        let mut layers: Vec<(String, usize, usize, Linear<f32>)> = Vec::new();
+        let mut layers: Vec<Piece> = Vec::new();
         let mut all_ranks = BTreeMap::new();
         for (index, entry) in self.entries.iter().enumerate() {
             let Some(&rank) = ranks.get(&entry.layer.name) else { continue };
             for (group, linear) in entry.linears()?.into_iter().enumerate() {
                 let name = entry.piece(group).name;
+                let file = self.unfinished.layer(SECOND + entry.file + group);
                 all_ranks.insert(name.clone(), rank);
-                layers.push((name, index, group, linear));
+                layers.push(Piece { name, entry: index, group, file, linear });
             }
         }
         let mut network = Network::new();
-        for (name, _, _, linear) in &layers {
+        for Piece { name, linear, .. } in &layers {
             network = network.with_layer(name.clone(), linear, Calibration::none());
         }
         for input in self.shared_inputs(&layers) {
             network = network.with_shared_input(input);
         }
         let mut compressed = BTreeMap::new();
-        for (name, index, group, _) in &layers {
-            let path = self.unfinished.layer(SECOND + self.entries[*index].file + group);
-            if path.exists() {
-                let layer = LowRankLinear::<f32>::load(&path, "layer")?;
+        for Piece { name, file, .. } in &layers {
+            if file.exists() {
+                let layer = LowRankLinear::<f32>::load(file, "layer")?;
                 compressed.insert(name.clone(), CompressedLayer::LowRank(layer));
             }
         }
         let before = self.run.session(self.run.model, &Source::values_of(&Source::of(self.entries)))?;
         let saved = |compressed: &Compressed| -> Result<()> {
-            for (name, index, group, _) in &layers {
-                let path = self.unfinished.layer(SECOND + self.entries[*index].file + group);
-                if let Some(CompressedLayer::LowRank(factors)) = compressed.get(name).filter(|_| !path.exists()) {
-                    factors.save(&path, "layer")?;
+            for Piece { name, file, .. } in &layers {
+                if let Some(CompressedLayer::LowRank(factors)) = compressed.get(name).filter(|_| !file.exists()) {
+                    factors.save(file, "layer")?;
                 }
             }
             Ok(())
         };
         let feed = |first: &str, compressed: &Compressed, stats: &mut PairedStats<f32>| {
             saved(compressed)?;
-            let (_, index, group, _) = layers
-                .iter()
-                .find(|layer| layer.0 == first)
-                .ok_or_else(|| Error::Refused(format!("no layer {first}")))?;
+            let layer = layers.iter().find(|layer| layer.name == first);
+            let layer = layer.ok_or_else(|| Error::Refused(format!("no layer {first}")))?;
             let after = self.with_compressed(start.clone(), &layers, compressed)?;
-            self.feed((*index, *group), &before, &after, stats)
+            self.feed(layer, &before, &after, stats)
         };
         let total = layers.len();
         let mut tell = |event: &dalr::network::Progress| {
@@ -93,18 +102,10 @@ impl Work<'_> {
     }
 
     /// Adds the inputs of a layer in the original and in a partly compressed model.
-    fn feed(
-        &self,
-        (index, group): (usize, usize),
-        before: &Session,
-        compressed: &Model,
-        stats: &mut PairedStats<f32>,
-    ) -> Result<()> {
-        let entry = &self.entries[index];
+    fn feed(&self, layer: &Piece, before: &Session, compressed: &Model, stats: &mut PairedStats<f32>) -> Result<()> {
+        let entry = &self.entries[layer.entry];
         let reader = Reader::new(entry);
-        let mut values: Vec<String> = entry.users.iter().map(|user| user.input.clone()).collect();
-        values.sort();
-        values.dedup();
+        let values: Vec<String> = entry.values().into_iter().map(String::from).collect();
         let after = self.run.session(compressed, &values)?;
         let all = self.run.calibration.samples();
         self.run.calibration.for_each(|batch| {
@@ -112,22 +113,17 @@ impl Work<'_> {
             let (x, y) = (before.values(&batch.inputs, &values)?, after.values(&batch.inputs, &values)?);
             for (x, y) in x.iter().zip(&y) {
                 let step = reader.step(reader.count(x)? * all / batch.samples.max(1));
-                reader.for_each_pair(group, step, (x, y), |x, y| stats.update(x, y))?;
+                reader.for_each_pair(layer.group, step, (x, y), |x, y| stats.update(x, y))?;
             }
             Ok::<_, Error>(())
         })
     }
 
     /// Returns a model with the layers all of whose groups are compressed.
-    fn with_compressed(
-        &self,
-        mut model: Model,
-        layers: &[(String, usize, usize, Linear<f32>)],
-        compressed: &Compressed,
-    ) -> Result<Model> {
+    fn with_compressed(&self, mut model: Model, layers: &[Piece], compressed: &Compressed) -> Result<Model> {
         for (index, entry) in self.entries.iter().enumerate() {
-            let groups = layers.iter().filter(|layer| layer.1 == index);
-            let factors = groups.map(|layer| match compressed.get(&layer.0) {
+            let groups = layers.iter().filter(|layer| layer.entry == index);
+            let factors = groups.map(|layer| match compressed.get(&layer.name) {
                 Some(CompressedLayer::LowRank(factors)) => Some(factors.clone()),
                 _ => None,
             });
@@ -140,13 +136,12 @@ impl Work<'_> {
     }
 
     /// Returns the names of linear layers that read the same values.
-    fn shared_inputs(&self, layers: &[(String, usize, usize, Linear<f32>)]) -> Vec<Vec<String>> {
+    fn shared_inputs(&self, layers: &[Piece]) -> Vec<Vec<String>> {
         let mut inputs: BTreeMap<(Vec<&str>, bool), Vec<String>> = BTreeMap::new();
-        for (name, index, _, _) in layers {
-            let entry = &self.entries[*index];
+        for layer in layers {
+            let entry = &self.entries[layer.entry];
             if entry.convolution().is_none() {
-                let values = entry.users.iter().map(|user| user.input.as_str()).collect();
-                inputs.entry((values, entry.reads_rows())).or_default().push(name.clone());
+                inputs.entry((entry.values(), entry.reads_rows())).or_default().push(layer.name.clone());
             }
         }
         inputs.into_values().filter(|names| names.len() > 1).collect()

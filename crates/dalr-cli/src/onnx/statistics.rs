@@ -106,7 +106,6 @@ impl<'a> Reader<'a> {
         (one, other): (&Tensor, &Tensor),
         mut visit: impl FnMut(MatRef<'_, f32>, MatRef<'_, f32>) -> dalr::Result<()>,
     ) -> Result<()> {
-        let (x, y) = (self.numbers(one)?, self.numbers(other)?);
         if one.shape != other.shape {
             return Err(self.wrong(other));
         }
@@ -120,17 +119,21 @@ impl<'a> Reader<'a> {
                     all[(row * step, column)]
                 }))
             };
-            return visit(unfold(x)?.as_ref(), unfold(y)?.as_ref()).map_err(self.failed());
+            let (x, y) = (unfold(self.numbers(one)?)?, unfold(self.numbers(other)?)?);
+            return visit(x.as_ref(), y.as_ref()).map_err(self.failed());
         }
-        let (rows, columns) = self.matrix(one)?;
-        for (x, y) in x.chunks_exact(rows * columns).zip(y.chunks_exact(rows * columns)) {
-            let [x, y] = [x, y].map(|numbers| {
-                let matrix = MatRef::from_row_major_slice(numbers, rows, columns);
-                if self.rows { matrix } else { matrix.transpose() }
-            });
-            visit(x, y).map_err(self.failed())?;
-        }
-        Ok(())
+        let mut pairs = self.matrices(one)?.zip(self.matrices(other)?);
+        pairs.try_for_each(|(x, y)| visit(x, y)).map_err(self.failed())
+    }
+
+    /// Returns the inputs of a linear layer in a value, one input a row.
+    fn matrices<'t>(&self, tensor: &'t Tensor) -> Result<impl Iterator<Item = MatRef<'t, f32>> + use<'t>> {
+        let (rows, columns) = self.matrix(tensor)?;
+        let reads_rows = self.rows;
+        Ok(self.numbers(tensor)?.chunks_exact((rows * columns).max(1)).map(move |numbers| {
+            let matrix = MatRef::from_row_major_slice(numbers, rows, columns);
+            if reads_rows { matrix } else { matrix.transpose() }
+        }))
     }
 
     /// Returns the number of inputs of the layer in a value.
@@ -157,9 +160,7 @@ impl<'a> Source<'a> {
         let mut sources: Vec<Self> = Vec::new();
         for (index, entry) in entries.iter().enumerate() {
             let reader = Reader::new(entry);
-            let mut values: Vec<&str> = entry.users.iter().map(|user| user.input.as_str()).collect();
-            values.sort_unstable();
-            values.dedup();
+            let values = entry.values();
             match sources.iter_mut().find(|source| source.values == values && source.reader.is_like(&reader)) {
                 Some(source) => source.entries.push(index),
                 None => sources.push(Self {
@@ -205,20 +206,18 @@ impl<'a> Source<'a> {
 
     /// Adds a value of a run of some samples, of all that there are.
     fn update(&mut self, tensor: &Tensor, all: usize) -> Result<()> {
-        let (reader, numbers) = (self.reader, self.reader.numbers(tensor)?);
+        let reader = self.reader;
         self.rows += reader.count(tensor)? as u64;
         let Some(convolution) = reader.convolution else {
-            let (rows, columns) = reader.matrix(tensor)?;
             if self.stats.is_empty() {
                 self.stats.push(ActivationStats::new(reader.features));
             }
-            for numbers in numbers.chunks_exact(rows * columns) {
-                let matrix = MatRef::from_row_major_slice(numbers, rows, columns);
-                let matrix = if reader.rows { matrix } else { matrix.transpose() };
+            for matrix in reader.matrices(tensor)? {
                 self.stats.iter_mut().try_for_each(|stats| stats.update(matrix)).map_err(reader.failed())?;
             }
             return Ok(());
         };
+        let numbers = reader.numbers(tensor)?;
         let (images, size) = reader.images(tensor, convolution)?;
         let options = convolution.options(size);
         let known = self.patches.iter().position(|(known, _)| *known == options);

@@ -55,7 +55,10 @@ impl Units {
             Some(gate) => (options.solve_gated(&linear(gate)?, &first, &second, hidden).map_err(failed)?, Some(gate)),
         };
         let profile = UnitProfile::new(&pair.first, &pair.second, &solved);
-        let profile = gate.map_or(profile.clone(), |gate| profile.with_gate(gate));
+        let profile = match gate {
+            Some(gate) => profile.with_gate(gate),
+            None => profile,
+        };
         Ok(Self { pair: pair.clone(), profile, solved })
     }
 
