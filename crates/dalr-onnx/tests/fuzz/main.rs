@@ -8,17 +8,17 @@
 #[allow(dead_code, reason = "the other tests use more of it")]
 #[path = "../it/build.rs"]
 mod build;
+#[path = "../../../../tests/fuzz/runner.rs"]
+mod runner;
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime};
 
 use dalr::compress::HiddenUnitSelection;
 use dalr::faer::Mat;
 use dalr::{ActivationStats, Linear, LowRankLinear};
 use dalr_onnx::{Layer, Model, Replacement, UnitPair};
+use rand::Rng;
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
 
 use self::build::{Builder, Storage, Value, attribute, bytes, int, node, tensor, varint};
 
@@ -29,7 +29,7 @@ fn models() {
     std::fs::write(folder.join("weights.bin"), vec![0; 400]).unwrap();
     let good = good_models();
     good.iter().for_each(|model| drop(Model::from_bytes(model.clone(), Some(&folder)).unwrap()));
-    fuzz(|rng| {
+    runner::fuzz("cargo test -p dalr-onnx --test fuzz", 1.0, &[], |rng| {
         let mut model = good[rng.random_range(0..good.len())].clone();
         for _ in 0..rng.random_range(1..5) {
             model = match rng.random_range(0..4) {
@@ -40,33 +40,6 @@ fn models() {
         check(rng, &model, &folder);
     });
     std::fs::remove_dir_all(folder).unwrap();
-}
-
-/// Runs cases until the time is over, each with its own seed. Prints how to repeat a failure.
-fn fuzz(case: impl Fn(&mut StdRng)) {
-    let setting = |name| std::env::var(name).ok();
-    let run = |seed: u64| {
-        let outcome = catch_unwind(AssertUnwindSafe(|| case(&mut StdRng::seed_from_u64(seed))));
-        if let Err(panic) = outcome {
-            eprintln!("repeat with: DALR_FUZZ_SEED={seed} cargo test -p dalr-onnx --test fuzz");
-            resume_unwind(panic);
-        }
-    };
-    if let Some(seed) = setting("DALR_FUZZ_SEED") {
-        return run(seed.parse().expect("DALR_FUZZ_SEED is a number"));
-    }
-    let longer = setting("DALR_FUZZ_SECONDS").map(|text| text.parse::<f64>().expect("DALR_FUZZ_SECONDS is a number"));
-    let start = match longer {
-        None => 0,
-        Some(_) => SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as u64 * 1_000_000,
-    };
-    let (begin, budget) = (Instant::now(), Duration::from_secs_f64(longer.unwrap_or(1.0)));
-    let mut count = 0;
-    while count == 0 || begin.elapsed() < budget {
-        run(start.wrapping_add(count));
-        count += 1;
-    }
-    println!("{count} cases from seed {start}");
 }
 
 fn check(rng: &mut StdRng, bytes: &[u8], folder: &Path) {
