@@ -16,6 +16,7 @@ use super::shared_input::SharedInput;
 use crate::compress::{HiddenUnitSelection, OutputMetric};
 use crate::error::during;
 use crate::factors::Form;
+use crate::solver::LEAST_BASIS;
 use crate::{
     ActivationStats, Calibration, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Result, Scalar,
     linalg,
@@ -233,9 +234,8 @@ impl<'a, T: Scalar> Network<'a, T> {
         };
         // All in `f64`: the weight and its `Q R`; the matrix to diagonalize and its eigenvectors,
         // the same again for their check, and the same again for the workspace; the factors.
-        // Block Lanczos has room for at least 512 vectors of outputs, and projects the operator on
-        // them.
-        let basis = m.min(512.0);
+        // The basis of block Lanczos, of vectors of outputs, and the operator projected on it.
+        let basis = m.min(LEAST_BASIS as f64);
         let iteration = basis * (m + basis);
         let solving = 8.0 * (3.0 * m * n + 8.0 * small * small + moment + iteration + 4.0 * rank * (m + n)) + 1e6;
         // Sample form: the samples. Covariance form: the scatter and a buffer of a quarter of its

@@ -19,6 +19,7 @@ pub(crate) use self::basis_completion::complete_basis;
 pub(crate) use self::dense::native_precision as dense_native;
 pub use self::eigenpairs::Eigenpairs;
 pub(crate) use self::eigenpairs::{fix_signs, noise_level};
+pub(crate) use self::lanczos::LEAST_BASIS;
 pub use self::operator::PsdOperator;
 
 use core::fmt;

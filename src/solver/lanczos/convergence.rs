@@ -24,9 +24,9 @@ pub(super) fn allowed_loss<T: Scalar>(magnitude: &Magnitude, captured: f64) -> f
 
 /// The explained energy at the last three tests, with equally many products between them.
 #[derive(Clone, Copy)]
-pub(super) struct Progress([f64; 3]);
+pub(super) struct EnergyHistory([f64; 3]);
 
-impl Progress {
+impl EnergyHistory {
     pub(super) fn new() -> Self {
         Self([f64::NAN; 3])
     }

@@ -8,7 +8,7 @@ mod convergence;
 mod krylov_basis;
 mod ritz_pairs;
 
-use self::convergence::{Progress, VERIFICATION_STEPS, VERIFICATION_WIDTH, allowed_loss};
+use self::convergence::{EnergyHistory, VERIFICATION_STEPS, VERIFICATION_WIDTH, allowed_loss};
 use self::krylov_basis::{Magnitude, Space};
 use self::ritz_pairs::{explained, require_positive};
 use super::{Eigenpairs, PsdOperator};
@@ -27,7 +27,7 @@ const EXPONENT: (i32, i32) = (1000, 120);
 
 /// A basis has room for this many vectors, which take little memory. Few pairs with close
 /// eigenvalues need them.
-const LEAST_BASIS: usize = 512;
+pub(crate) const LEAST_BASIS: usize = 512;
 
 /// Numbers of vectors in the iteration.
 #[derive(Clone, Copy, Debug)]
@@ -80,7 +80,7 @@ pub(super) fn top_eigenpairs<T: Scalar>(
     let mut space = Space::<T>::new(dimension, widths.basis, magnitude, par)?;
     let mut next = space.random_block(widths.block)?;
     let mut check_at = 2 * count;
-    let mut progress = Progress::new();
+    let mut history = EnergyHistory::new();
     // The explained energy before the verification, and the number of products until its end.
     let mut accepted = None;
     let mut verifying = 0;
@@ -109,10 +109,10 @@ pub(super) fn top_eigenpairs<T: Scalar>(
         // After a failed verification, the iteration continues before the next one. A basis that is
         // full too early leaves a gain of fewer products.
         if verifying > 0 || space.size < check_at {
-            progress = Progress::new();
+            history = EnergyHistory::new();
         }
-        progress.add(captured);
-        let verify = progress.remaining() <= allowed;
+        history.add(captured);
+        let verify = history.remaining() <= allowed;
         if !verify {
             space.restore_deferred()?;
         }

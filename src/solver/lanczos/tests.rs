@@ -11,9 +11,9 @@ use super::*;
 #[test]
 fn the_energy_still_to_gain_is_that_of_a_geometric_series() {
     let remaining = |captured: &[f64]| {
-        let mut progress = Progress::new();
-        captured.iter().for_each(|&captured| progress.add(captured));
-        progress.remaining()
+        let mut history = EnergyHistory::new();
+        captured.iter().for_each(|&captured| history.add(captured));
+        history.remaining()
     };
     // Gains of 8 and 2 continue as 1/2 + 1/8 + … = 2/3.
     assert!((remaining(&[5.0, 1.0, 9.0, 11.0]) - 2.0 / 3.0).abs() < 1e-15);
