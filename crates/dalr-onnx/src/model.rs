@@ -1,4 +1,4 @@
-//! A model file: what is read from it, and how it is written.
+//! A model file: reading, checks and writing.
 
 use core::ops::Range;
 use std::collections::{BTreeMap, HashSet};

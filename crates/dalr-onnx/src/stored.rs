@@ -1,4 +1,4 @@
-//! Tensors in a model file: where their numbers are, and what they are.
+//! Tensors in a model file: place, type and dimensions of their numbers.
 
 use core::ops::Range;
 use std::fs::File;
