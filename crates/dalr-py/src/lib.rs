@@ -6,6 +6,7 @@ mod error;
 mod layers;
 mod network;
 mod pickle;
+mod report;
 mod stats;
 mod units;
 
@@ -17,13 +18,13 @@ mod _dalr {
     const __version__: &str = env!("CARGO_PKG_VERSION");
 
     #[pymodule_export]
-    use crate::compress::{
-        Compressed, Dalr, Decomposition, OutputMetric, Rank, Report, Ridge, TruncatedSvd, select_ridge,
-    };
+    use crate::compress::{Compressed, Dalr, Decomposition, OutputMetric, Rank, Ridge, TruncatedSvd, select_ridge};
     #[pymodule_export]
     use crate::layers::{Linear, LowRankLinear, PivotedLinear};
     #[pymodule_export]
     use crate::network::{LayerPlan, LayerProfile, Plan, UnitProfile, allocate, measure_sensitivities};
+    #[pymodule_export]
+    use crate::report::Report;
     #[pymodule_export]
     use crate::stats::{ActivationStats, PairedStats};
     #[pymodule_export]

@@ -229,7 +229,7 @@ impl Plan {
     }
 
     /// The numbers of kept hidden units, by the position of their profile in the arguments of
-    /// `allocate`. Where all are kept, there is no entry.
+    /// `allocate`. A pair that keeps all of them has no entry.
     #[getter]
     fn hidden_units(&self) -> BTreeMap<usize, usize> {
         let kept = |layer: &dalr::network::LayerPlan| match layer.choice {
