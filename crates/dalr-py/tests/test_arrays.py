@@ -469,7 +469,8 @@ def test_statistics_refuse_two_threads(rng):
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_interrupt():
     script = """
-import dalr, numpy as np, sys
+import dalr, numpy as np, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
 rng = np.random.default_rng(0)
 stats = dalr.ActivationStats(600)
 stats.update(rng.standard_normal((2000, 600)))
