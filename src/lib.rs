@@ -92,10 +92,10 @@ pub mod convolution;
     reason = "indices run over rows of a batch or over inputs, whose numbers `validate` compares"
 )]
 pub mod covariance;
+#[cfg(all(debug_assertions, not(test)))]
+mod debug_instances;
 mod error;
 pub mod factors;
-#[cfg(all(debug_assertions, not(test)))]
-mod instances;
 pub mod interop;
 mod layer;
 mod linalg;

@@ -3,7 +3,7 @@
 use core::fmt;
 
 use super::OutputMetric;
-use super::output_error::DataMoments;
+use super::relative_error::DataMoments;
 use crate::covariance::{CrossMoment, PairedStats, SecondMoment, second_moment};
 use crate::{ActivationStats, Error, Result, Scalar};
 

@@ -1,7 +1,7 @@
 //! A compressed layer and its report.
 
 use super::Calibration;
-use super::output_error::{output_error, paired_error};
+use super::relative_error::{output_error, paired_error};
 use crate::error::during;
 use crate::factors::PivotedLinear;
 use crate::{Error, Linear, LowRankLinear, Report, Result, Scalar};

@@ -4,7 +4,7 @@ use core::fmt;
 
 use faer::{Col, Mat, MatRef};
 
-use super::output_error::{DataMoments, PredictedErrors, squared_errors};
+use super::relative_error::{DataMoments, PredictedErrors, squared_errors};
 use super::solve::Solution;
 use super::{Calibration, Compressed};
 use crate::bias::BiasCorrection;

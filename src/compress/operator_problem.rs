@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use faer::MatRef;
 
 use super::decomposition::{Decomposition, Origin};
-use super::output_error::{PredictedErrors, SquaredErrors};
+use super::relative_error::{PredictedErrors, SquaredErrors};
 use super::solve::{SmallerSide, Solution};
 use crate::bias::times;
 use crate::error::during;

@@ -3,9 +3,9 @@
 use faer::{Mat, MatRef};
 
 use super::decomposition::{Decomposition, Origin};
-use super::output_error::{PredictedErrors, SquaredErrors, squared_errors};
 use super::problem::{Inputs, Problem};
-use super::ridge_regression::{PairedRegression, Penalty, ridge_regression};
+use super::relative_error::{PredictedErrors, SquaredErrors, squared_errors};
+use super::ridge::{PairedRegression, Penalty, ridge_regression};
 use super::{Calibration, solve};
 use crate::bias::times;
 use crate::covariance::{SecondMoment, identity, intensity};

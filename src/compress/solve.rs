@@ -8,8 +8,8 @@ use std::borrow::Cow;
 use faer::{Mat, MatRef};
 
 use super::operators::{FactoredOperator, GramOperator, Outputs, term_size};
-use super::output_error::SquaredErrors;
 use super::problem::{Inputs, Problem};
+use super::relative_error::SquaredErrors;
 use super::solver_choice::{NativeAlgorithm, OperatorForm, choose};
 use crate::covariance::SecondMoment;
 use crate::linalg::{self, Par, power_of_two};

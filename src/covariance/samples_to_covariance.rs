@@ -1,9 +1,9 @@
 //! The sample form and the covariance form of statistics, and when the first becomes the second.
 
+use super::activation_stats::ActivationStats;
 use super::covariance_form::CovarianceForm;
 use super::sample_form::Samples;
 use super::scatter::Scatter;
-use super::stats::ActivationStats;
 use crate::{Error, Result, Scalar};
 
 /// The memory of samples, in units of that of the scatter, beyond which the covariance form is

@@ -1,11 +1,11 @@
 //! Statistics as plain numbers and arrays, for files.
 
+use super::activation_stats::ActivationStats;
 use super::covariance_form::CovarianceForm;
 use super::per_input::Channels;
 use super::sample_form::Samples;
 use super::samples_to_covariance::StatsForm;
 use super::scatter::Scatter;
-use super::stats::ActivationStats;
 use crate::linalg;
 use crate::{Result, Scalar};
 

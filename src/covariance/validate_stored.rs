@@ -4,11 +4,11 @@
 //! The checksum detects damage. These checks keep statistics from a faulty writer from spreading
 //! NaN, or counts that do not fit the arrays, into later results.
 
+use super::activation_stats::ActivationStats;
 use super::covariance_form::{CovarianceForm, most_waiting};
 use super::sample_form::Samples;
 use super::samples_to_covariance::StatsForm;
-use super::stats::ActivationStats;
-use super::update::WEIGHTS;
+use super::update_and_merge::WEIGHTS;
 use crate::{Error, Result, Scalar};
 
 /// A stored number that is out of its range.

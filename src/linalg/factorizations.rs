@@ -7,8 +7,8 @@ use faer::linalg::svd::{self, ComputeSvdVectors};
 use faer::linalg::{triangular_inverse, triangular_solve};
 use faer::{Mat, MatMut, MatRef, Spec};
 
-use super::allocation::{rounded, widened, zeros};
 use super::kernels::workspace;
+use super::memory::{rounded, widened, zeros};
 use super::norms::{first_non_finite, squared_column_norms};
 use super::products::{BlockStructure, gram, product, triangular_product};
 use super::threads::{Par, macs, threads_for};

@@ -7,7 +7,7 @@ use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::linalg::qr::no_pivoting::factor as qr;
 use faer::{Accum, Conj, Mat, MatMut, MatRef, Par, Spec};
 
-use super::allocation::{out_of_memory, zeros};
+use super::memory::{out_of_memory, zeros};
 use crate::Result;
 
 /// Returns workspace for one of faer's routines.

@@ -3,21 +3,21 @@
 //! Only this module calls faer's low-level routines. `kernels` compiles them once for `f32` and
 //! once for `f64`, so that programs which use this crate do not compile them again.
 
-mod allocation;
 mod factorizations;
 mod kernels;
+mod memory;
 mod norms;
 mod products;
 mod random;
 mod scaling;
 mod threads;
 
-pub(crate) use self::allocation::{converted, out_of_memory, rounded, widened, zeros};
 pub(crate) use self::factorizations::{
     Pairs, cholesky, cholesky_solve, left_singular, orthonormal_columns, orthonormalized, pivot_columns, solve,
     solve_lower_triangular, solve_upper_triangular, symmetric_eigen, symmetric_eigenvalues, thin_qr,
 };
 pub(crate) use self::kernels::Kernels;
+pub(crate) use self::memory::{converted, out_of_memory, rounded, widened, zeros};
 pub(crate) use self::norms::{first_non_finite, max_abs, require_finite, squared_column_norms, squared_norm};
 #[cfg(feature = "safetensors")]
 pub(crate) use self::products::copy_in_tiles;

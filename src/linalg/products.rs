@@ -4,7 +4,7 @@ use faer::{Accum, Mat, MatMut, MatRef};
 
 pub(crate) use faer::linalg::matmul::triangular::BlockStructure;
 
-use super::allocation::zeros;
+use super::memory::zeros;
 use super::threads::{Par, for_each_part, macs, threads_for};
 use crate::{Result, Scalar};
 

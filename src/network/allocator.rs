@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::budget::{Budget, Strategy};
 use super::cost::Cost;
-use super::joint_candidates::{self, Joint};
+use super::group_candidates::{self, Joint};
 use super::knapsack::{self, Block, Class, Item, neighbours};
 use super::layer_profile::{self, LayerProfile, Limits};
 use super::plan::{Choice, LayerPlan, OriginalReason, Plan};
@@ -219,7 +219,7 @@ impl Allocator {
                 joints.push(Joint { layers: positions.iter().copied().collect(), candidates });
             }
 
-            let (chosen, bound) = self.choose(joint_candidates::blocks(&classes, &joints)?, &plans)?;
+            let (chosen, bound) = self.choose(group_candidates::blocks(&classes, &joints)?, &plans)?;
             for Item { layer, choice, .. } in chosen {
                 match choice {
                     Choice::Original => {}

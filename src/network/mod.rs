@@ -55,7 +55,7 @@ mod compress_network;
 mod compressed_layer;
 mod cost;
 mod evaluation;
-mod joint_candidates;
+mod group_candidates;
 mod joint_search;
 #[allow(clippy::indexing_slicing, reason = "every index is a position in the items of its own class")]
 mod knapsack;

@@ -11,13 +11,13 @@ use crate::calibration::Calibration;
 use crate::error::{Error, Result};
 use crate::files::{json_map, require_free, save};
 use crate::layer::Layer;
-use crate::output::{Output, Replacement};
 use crate::progress::{Progress, Verbosity};
 use crate::report::Outcome;
 use crate::selection::{Selection, select};
 use crate::shared::SharedGroup;
 use crate::solve::Pass;
 use crate::unfinished_run::{Settings, UnfinishedRun};
+use crate::write_model::{Output, Replacement};
 
 pub fn run(args: &CompressArgs, verbosity: Verbosity) -> Result<()> {
     args.validate()?;

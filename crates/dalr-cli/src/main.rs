@@ -11,13 +11,13 @@ mod interrupt;
 mod layer;
 mod lora;
 mod onnx;
-mod output;
 mod progress;
 mod report;
 mod selection;
 mod shared;
 mod solve;
 mod unfinished_run;
+mod write_model;
 
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
+use crate::find_layers::has_weight;
 use crate::layer::LeftAlone;
-use crate::layers::has_weight;
 use crate::{Error, Result};
 
 /// Functions that call functions. Models have a few.

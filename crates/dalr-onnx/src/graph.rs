@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::element::ElementType;
 use crate::functions::Operator;
-use crate::stored::Stored;
+use crate::stored_tensor::Stored;
 
 /// The name, element type and shape of a value.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::element::ElementType;
 use crate::functions::{Function, Operator};
 use crate::graph::{Attribute, Dimension, Graph, Node, ValueInfo};
-use crate::stored::{Content, MOST_DIMENSIONS, Stored, fits_in_memory};
+use crate::stored_tensor::{Content, MOST_DIMENSIONS, Stored, fits_in_memory};
 use crate::wire::{Field, Once, Reader, fields};
 use crate::{Error, Result};
 

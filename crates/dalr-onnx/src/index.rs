@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::graph::{Attribute, Graph, Node};
-use crate::stored::Stored;
+use crate::stored_tensor::Stored;
 use crate::units::is_elementwise;
 
 /// Lookups by the name of a value.

@@ -90,35 +90,35 @@
 #[allow(dead_code, reason = "the other tests use more of it")]
 #[path = "../tests/it/build.rs"]
 mod build;
+mod calibration_inputs;
 mod element;
 mod engine;
 mod error;
+mod find_layers;
 mod functions;
 mod graph;
 mod graph_reader;
 mod index;
-mod inputs;
 mod layer;
-mod layers;
 mod model;
 #[allow(
     clippy::indexing_slicing,
     reason = "indices run over the axes of one shape, or over fewer bytes than there are"
 )]
 mod npy;
-mod read;
+mod read_weights;
 mod rewrite;
-mod stored;
+mod stored_tensor;
 mod tensor;
 mod units;
 mod wire;
 mod write;
 
+pub use calibration_inputs::{Batch, Inputs};
 pub use element::ElementType;
 pub use engine::{Engine, Session};
 pub use error::{Error, Result};
 pub use graph::{Dimension, ValueInfo};
-pub use inputs::{Batch, Inputs};
 pub use layer::{Axis, Convolution, Layer, LayerKind, LeftAlone, Padding};
 pub use model::Model;
 pub use rewrite::Replacement;

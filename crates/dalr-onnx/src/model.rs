@@ -7,12 +7,12 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::find_layers;
 use crate::functions;
 use crate::graph::{Graph, ValueInfo};
 use crate::graph_reader::GraphReader;
 use crate::index::Index;
 use crate::layer::{Layer, LeftAlone};
-use crate::layers;
 use crate::units::{self, UnitPair};
 use crate::wire::{Once, fields};
 use crate::{Error, Result};
@@ -148,7 +148,7 @@ impl Model {
         let functions = functions.into_iter().map(|message| GraphReader::new(&bytes, folder).function(message));
         functions::check(functions.collect::<Result<_>>()?, &graph.calls, &mut left_alone)?;
         let index = Index::new(&graph);
-        let (layers, others) = layers::find(&graph, &index, opset);
+        let (layers, others) = find_layers::find(&graph, &index, opset);
         left_alone.splice(0..0, others);
         let unit_pairs = units::find(&graph, &index, &layers);
         let inputs = graph.inputs.iter().map(|(_, info)| info);

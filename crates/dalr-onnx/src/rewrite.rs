@@ -10,7 +10,7 @@ use crate::element::ElementType;
 use crate::graph::Node;
 use crate::layer::{Form, Layer, LayerKind};
 use crate::model::{Added, Edits, Model};
-use crate::stored::{Content, encode};
+use crate::stored_tensor::{Content, encode};
 use crate::wire::{fields, put_bytes, put_integer};
 use crate::{Error, Result};
 

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::stored::External;
+use crate::stored_tensor::External;
 use crate::{Error, Result};
 
 /// One field of a message. Ranges are positions in the whole file.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use dalr::interop::safetensors::replace_file;
 
 use crate::model::{Added, LARGEST, Model};
-use crate::stored::{Content, Stored};
+use crate::stored_tensor::{Content, Stored};
 use crate::wire::{Edit, Edited, Output, Piece, fields, head, put_bytes, put_integer};
 use crate::{Error, Result};
 

@@ -7,11 +7,11 @@ mod module;
 mod names;
 mod peft;
 mod report;
+mod resize_and_merge;
 mod rule;
 mod select;
 mod solve;
 mod source;
-mod transform;
 mod write;
 
 pub use args::LoraCommand;
@@ -22,7 +22,7 @@ use crate::progress::Verbosity;
 pub fn run(command: &LoraCommand, verbosity: Verbosity) -> Result<()> {
     match command {
         LoraCommand::Extract(args) => extract::run(args, verbosity),
-        LoraCommand::Resize(args) => transform::resize(args, verbosity),
-        LoraCommand::Merge(args) => transform::merge(args, verbosity),
+        LoraCommand::Resize(args) => resize_and_merge::resize(args, verbosity),
+        LoraCommand::Merge(args) => resize_and_merge::merge(args, verbosity),
     }
 }

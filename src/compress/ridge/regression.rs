@@ -10,7 +10,7 @@ use crate::{Error, Result, Scalar};
 
 /// The quantity that the ridge keeps small.
 #[derive(Clone, Copy, PartialEq)]
-pub(super) enum Penalty {
+pub(in crate::compress) enum Penalty {
     /// `λ‖W − C‖²`.
     Change,
     /// `λ‖C‖²`, as in the paper.
@@ -25,7 +25,7 @@ pub(super) enum Penalty {
 ///
 /// With paired inputs, [`Penalty::Change`] needs fewer samples than inputs; [`PairedRegression`]
 /// solves the other cases.
-pub(super) fn ridge_regression<T: Scalar>(
+pub(in crate::compress) fn ridge_regression<T: Scalar>(
     weight: MatRef<'_, f64>,
     moment: &dyn SecondMoment<T>,
     cross: Option<&CrossMoment<'_, T>>,
@@ -72,19 +72,19 @@ pub(super) fn ridge_regression<T: Scalar>(
 ///
 /// The problem is then to approximate `B = R L = W L + E`, without a second moment. The matrices
 /// are those of `W / 2^exponent`.
-pub(super) struct PairedRegression<T> {
-    pub(super) exponent: i32,
+pub(in crate::compress) struct PairedRegression<T> {
+    pub(in crate::compress) exponent: i32,
     /// `L`. Entries above the diagonal are arbitrary.
     root: Mat<f64>,
     /// `E`.
     change: Mat<T>,
     /// `B`.
-    pub(super) whitened: Mat<T>,
+    pub(in crate::compress) whitened: Mat<T>,
 }
 
 impl<T: Scalar> PairedRegression<T> {
     /// Factorizes `M` and computes `E` and `B`.
-    pub(super) fn new(
+    pub(in crate::compress) fn new(
         weight: MatRef<'_, T>,
         moment: &dyn SecondMoment<T>,
         cross: &CrossMoment<'_, T>,
@@ -112,7 +112,12 @@ impl<T: Scalar> PairedRegression<T> {
     }
 
     /// Returns `columnsᵀ R`, given the weight.
-    pub(super) fn project(&self, weight: MatRef<'_, T>, columns: MatRef<'_, T>, par: Par) -> Result<Mat<T>> {
+    pub(in crate::compress) fn project(
+        &self,
+        weight: MatRef<'_, T>,
+        columns: MatRef<'_, T>,
+        par: Par,
+    ) -> Result<Mat<T>> {
         let change = linalg::product(columns.transpose(), self.change.as_ref(), par)?;
         let mut transposed = linalg::widened(change.transpose(), power_of_two(self.exponent))?;
         linalg::solve_upper_triangular(self.root.transpose(), transposed.as_mut(), par);
@@ -168,7 +173,7 @@ fn solve_shifted(
 }
 
 /// The error for paired inputs and a ridge that is rounding.
-pub(super) fn paired_needs_ridge(noise: f64, lambda: f64) -> Error {
+pub(in crate::compress) fn paired_needs_ridge(noise: f64, lambda: f64) -> Error {
     let expected = format!("more than {noise:e}, as paired inputs need: use `Ridge::Relative(0.1)`");
     Error::out_of_range("the ridge over the mean variance", expected, lambda)
 }

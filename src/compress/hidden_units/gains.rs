@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use faer::Mat;
 
-use super::unit_selection::Remaining;
+use super::selection::Remaining;
 use crate::Result;
 use crate::linalg::{self, Par, macs};
 

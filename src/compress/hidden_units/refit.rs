@@ -2,7 +2,7 @@
 
 use faer::{Col, Mat};
 
-use super::unit_selection::{UnitOrder, triangle};
+use super::selection::{UnitOrder, triangle};
 use crate::bias::times;
 use crate::linalg::{self, Par, even_exponent, power_of_two};
 use crate::{Error, Linear, Result, Scalar};
@@ -12,7 +12,7 @@ use crate::{Error, Linear, Result, Scalar};
 pub(super) struct UnitRefit<T> {
     layer: Linear<T>,
     order: UnitOrder,
-    /// The factor `L` of [`Selection`](super::unit_selection::Selection).
+    /// The factor `L` of [`Selection`](super::selection::Selection).
     factor: Mat<f64>,
     /// `Y` in plain outputs, for the weight scaled to entries near 1; `None` unless the inputs are
     /// paired.

@@ -3,12 +3,12 @@
 
 use faer::MatRef;
 
+use super::activation_stats::ActivationStats;
 use super::batch::Batch;
 use super::covariance_form::CovarianceForm;
 use super::per_input::Channels;
 use super::sample_form::{Samples, segment_rows};
 use super::samples_to_covariance::{StatsForm, keeps_samples};
-use super::stats::ActivationStats;
 use crate::error::during;
 use crate::linalg;
 use crate::{Error, Result, Scalar};

@@ -3,13 +3,13 @@
 
 use faer::{Mat, MatRef};
 
-use super::Calibration;
-use super::operators::term_size;
-use super::output_error::{SquaredErrors, captured_by_rank};
-use super::problem_builder::Regularization;
-use super::ridge_regression::paired_needs_ridge;
-use super::unit_refit::UnitRefit;
-use super::unit_selection::{Selection, SelectionLimits, select_units, triangle};
+use super::refit::UnitRefit;
+use super::selection::{Selection, SelectionLimits, select_units, triangle};
+use crate::compress::Calibration;
+use crate::compress::operators::term_size;
+use crate::compress::problem_builder::Regularization;
+use crate::compress::relative_error::{SquaredErrors, captured_by_rank};
+use crate::compress::ridge::paired_needs_ridge;
 use crate::covariance::varies;
 use crate::linalg::{self, BlockStructure, Par, even_exponent, power_of_two};
 use crate::{Error, Linear, Result, Scalar, solver};

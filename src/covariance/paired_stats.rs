@@ -4,8 +4,8 @@ use core::fmt;
 
 use faer::{Col, Mat, MatRef};
 
+use super::activation_stats::ActivationStats;
 use super::second_moment::{CrossMoment, SecondMoment, cross_moment, second_moment, second_moment_of};
-use super::stats::ActivationStats;
 use crate::error::during;
 use crate::linalg::{self, power_of_two};
 use crate::{Error, Result, Scalar};

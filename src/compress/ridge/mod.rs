@@ -1,8 +1,13 @@
 //! Regularization of the second moment.
 
+mod held_out;
+mod regression;
+
 use core::fmt;
 use core::str::FromStr;
 
+pub use self::held_out::select_ridge;
+pub(in crate::compress) use self::regression::{PairedRegression, Penalty, paired_needs_ridge, ridge_regression};
 use super::problem_builder::{Regularization, Target};
 use crate::{Error, Result};
 
@@ -62,17 +67,17 @@ impl Ridge {
 
     /// Returns the ridge of methods that are given none. Without a fixed one, errors of paired
     /// inputs would be taken for information.
-    pub(super) fn automatic(paired: bool) -> Self {
+    pub(in crate::compress) fn automatic(paired: bool) -> Self {
         if paired { Self::Relative(0.1) } else { Self::Shrinkage }
     }
 
     /// Returns whether `λ` is added to `Σ wᵢ xᵢ xᵢᵀ`, in the units of the data, as in the paper.
-    pub(super) fn is_absolute(self) -> bool {
+    pub(in crate::compress) fn is_absolute(self) -> bool {
         matches!(self, Self::Paper(_) | Self::Exact(_))
     }
 
     /// Returns the target and the regularization of the problem.
-    pub(super) fn problem(self) -> Result<(Target, Regularization)> {
+    pub(in crate::compress) fn problem(self) -> Result<(Target, Regularization)> {
         let (target, regularization) = match self {
             Self::None => (Target::Original, Regularization::Relative(0.0)),
             Self::Shrinkage => (Target::Original, Regularization::Shrinkage),

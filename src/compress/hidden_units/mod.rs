@@ -1,12 +1,17 @@
 //! Hidden units between two layers: keeps some of them, and refits the second layer.
 
+mod gains;
+mod problem;
+mod refit;
+mod selection;
+
 use core::fmt;
 
 use faer::Col;
 
+use self::problem::{UnitErrors, UnitProblem};
+use self::refit::UnitRefit;
 use super::problem_builder::{Regularization, Target};
-use super::unit_problem::{UnitErrors, UnitProblem};
-use super::unit_refit::UnitRefit;
 use super::{Calibration, Ridge};
 use crate::error::during;
 use crate::{Error, Linear, Result, Scalar, linalg};

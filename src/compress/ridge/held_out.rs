@@ -1,7 +1,8 @@
 //! The choice among regularizations on held-out data.
 
-use super::output_error::output_error;
-use super::{Dalr, LowRankCompressor, Ridge};
+use super::Ridge;
+use crate::compress::relative_error::output_error;
+use crate::compress::{Dalr, LowRankCompressor};
 use crate::error::during;
 use crate::{ActivationStats, Error, Linear, Rank, Result, Scalar};
 
