@@ -4,8 +4,9 @@ use core::fmt;
 
 use faer::{Mat, MatRef};
 
-use crate::compress::{Dalr, TruncatedSvd};
+use crate::compress::{Bases, Basis, Dalr, TruncatedSvd};
 use crate::error::{during, require};
+use crate::factors::Form;
 use crate::linalg::{self, Par, even_exponent, power_of_two};
 use crate::{Calibration, Decomposition, Error, Linear, LowRankCompressor, LowRankLinear, Rank, Result, Scalar};
 
@@ -146,7 +147,7 @@ impl<T: Scalar> Adapter<T> {
                 return Err(Error::overflow("the difference of the weights"));
             }
             let full_rank = base.nrows().min(base.ncols());
-            solve(&Linear::new(difference, None)?, calibration.into(), max_rank)?.of_adapter(None, full_rank)
+            solve(&Linear::new(difference, None)?, calibration.into(), max_rank)?.of_adapter((None, None), full_rank)
         })
     }
 
@@ -199,11 +200,7 @@ impl<T: Scalar> Adapter<T> {
     /// `O((m + n) r²)` without samples, in `f64`.
     pub fn decompose<'a>(&self, calibration: impl Into<Calibration<'a, T>>) -> Result<Decomposition<T>> {
         let calibration = calibration.into();
-        during("Adapter::decompose", || {
-            let full_rank = self.rank().min(self.in_features()).min(self.out_features());
-            let (basis, core) = self.core(calibration.output_metric().is_none(), linalg::threads(0))?;
-            solve(&Linear::new(core, None)?, calibration, full_rank)?.of_adapter(basis.as_ref(), full_rank)
-        })
+        during("Adapter::decompose", || self.solved(calibration, self.full_rank()))
     }
 
     /// Returns the closest adapter of the rank that this rule gives, with a scale of 1. For every
@@ -215,7 +212,9 @@ impl<T: Scalar> Adapter<T> {
     /// A rank above this adapter's; parameters of the rule out of range.
     pub fn resize(&self, rank: Rank) -> Result<Self> {
         during("Adapter::resize", || {
-            let decomposition = self.decompose(Calibration::none())?;
+            let shape = (self.out_features(), self.in_features());
+            let bound = rank.bound(shape, 1, Form::Factors)?.min(self.full_rank());
+            let decomposition = self.solved(Calibration::none(), bound)?;
             Self::truncated(&decomposition, decomposition.rank_for(rank, 1)?)
         })
     }
@@ -287,7 +286,7 @@ impl<T: Scalar> Adapter<T> {
     /// ```
     pub fn norm(&self) -> Result<f64> {
         during("Adapter::norm", || {
-            let (_, core) = self.core(true, linalg::threads(0))?;
+            let (_, core) = self.core((true, true), linalg::threads(0))?;
             let scale = power_of_two(even_exponent(linalg::max_abs(core.as_ref())));
             let core = linalg::widened(core.as_ref(), 1.0 / scale)?;
             Ok(linalg::squared_norm(core.as_ref()).sqrt() * scale)
@@ -300,7 +299,7 @@ impl<T: Scalar> Adapter<T> {
     ///
     /// [`Error::Overflow`] if an entry overflows `T`.
     pub fn to_linear(&self) -> Result<Linear<T>> {
-        during("Adapter::to_linear", || Linear::new(self.core(false, linalg::threads(0))?.1, None))
+        during("Adapter::to_linear", || Linear::new(self.core((false, false), linalg::threads(0))?.1, None))
     }
 
     /// Returns the first factor, rank × in.
@@ -338,23 +337,36 @@ impl<T: Scalar> Adapter<T> {
         self.rank() * (self.in_features() + self.out_features())
     }
 
-    /// Returns `Q` and `R · down` for `scale · up = Q R`, or no `Q` and the update itself if that is
-    /// not larger, or if `factored` is false.
-    fn core(&self, factored: bool, par: Par) -> Result<(Option<Mat<f64>>, Mat<T>)> {
+    /// The largest rank that the update can have.
+    fn full_rank(&self) -> usize {
+        self.rank().min(self.in_features()).min(self.out_features())
+    }
+
+    fn solved(&self, calibration: Calibration<'_, T>, max_rank: usize) -> Result<Decomposition<T>> {
+        let sides = (calibration.output_metric().is_none(), calibration.samples() == 0);
+        let (bases, core) = self.core(sides, linalg::threads(0))?;
+        solve(&Linear::new(core, None)?, calibration, max_rank)?.of_adapter(bases, self.full_rank())
+    }
+
+    /// Returns the update in orthonormal bases of its outputs and inputs, and these bases: as many
+    /// as `sides` asks for, if they have fewer vectors than the update has outputs or inputs.
+    fn core(&self, sides: (bool, bool), par: Par) -> Result<(Bases, Mat<T>)> {
         // Entries near 1, so that no product overflows or underflows.
-        let exponent = |factor: &Mat<T>| even_exponent(linalg::max_abs(factor.as_ref()));
-        let exponents = (exponent(&self.up), exponent(&self.down));
-        let up = linalg::widened(self.up(), power_of_two(-exponents.0))?;
-        let down = linalg::widened(self.down(), power_of_two(-exponents.1))?;
-        let (basis, left) = if factored && self.rank() < self.out_features() {
-            let (basis, triangle) = linalg::thin_qr(up, par)?;
-            (Some(basis), triangle)
-        } else {
-            (None, up)
+        let exponent = |factor: MatRef<'_, T>| even_exponent(linalg::max_abs(factor));
+        let exponents = (exponent(self.up()), exponent(self.down()));
+        let in_basis = |factor: MatRef<'_, T>, exponent: i32, wanted: bool| {
+            let factor = linalg::widened(factor, power_of_two(-exponent))?;
+            if wanted && factor.ncols() < factor.nrows() {
+                let (basis, triangle) = Basis::new::<T>(factor, par)?;
+                return Ok((Some(basis), triangle));
+            }
+            Ok((None, factor))
         };
-        let mut core = linalg::product(left.as_ref(), down.as_ref(), par)?;
+        let (outputs, left) = in_basis(self.up(), exponents.0, sides.0)?;
+        let (inputs, right) = in_basis(self.down().transpose(), exponents.1, sides.1)?;
+        let mut core = linalg::product(left.as_ref(), right.transpose(), par)?;
         core *= faer::Scale(power_of_two(exponents.0 + exponents.1) * self.scale);
-        Ok((basis, linalg::rounded("the update", core.as_ref())?))
+        Ok(((outputs, inputs), linalg::rounded("the update", core.as_ref())?))
     }
 }
 

@@ -11,7 +11,7 @@ use std::io::Write;
 use std::time::Instant;
 
 use dalr::adapter::Adapter;
-use dalr::{Calibration, Decomposition};
+use dalr::{Calibration, Decomposition, Rank};
 use faer::{Mat, MatRef};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
@@ -24,14 +24,18 @@ fn main() -> Result<()> {
         ["extract", base, tuned, m, n, rank, runs, factors] => {
             let (m, n, rank) = (number(m)?, number(n)?, number(rank)?);
             let (base, tuned) = (read(base, m, n)?, read(tuned, m, n)?);
-            run(number(runs)?, rank, factors, || {
-                Adapter::extract(base.as_ref(), tuned.as_ref(), Calibration::none(), rank)
-            })
+            let solve = || Adapter::extract(base.as_ref(), tuned.as_ref(), Calibration::none(), rank);
+            let (seconds, (adapter, decomposition)) = timed(number(runs)?, || {
+                let decomposition = solve()?;
+                Ok((Adapter::truncated(&decomposition, rank)?, decomposition))
+            })?;
+            write(&seconds, &adapter, &decomposition, factors)
         }
         ["resize", down, up, m, n, before, rank, runs, factors] => {
             let (m, n, before, rank) = (number(m)?, number(n)?, number(before)?, number(rank)?);
             let adapter = Adapter::new(read(down, before, n)?, read(up, m, before)?, 1.0)?;
-            run(number(runs)?, rank, factors, || adapter.decompose(Calibration::none()))
+            let (seconds, resized) = timed(number(runs)?, || adapter.resize(Rank::Fixed(rank)))?;
+            write(&seconds, &resized, &adapter.decompose(Calibration::none())?, factors)
         }
         _ => Err(
             "expected extract BASE TUNED OUT IN RANK RUNS FACTORS, or resize DOWN UP OUT IN BEFORE RANK RUNS FACTORS"
@@ -40,17 +44,20 @@ fn main() -> Result<()> {
     }
 }
 
-fn run(runs: usize, rank: usize, path: &str, solve: impl Fn() -> dalr::Result<Decomposition<f32>>) -> Result<()> {
+/// Returns the seconds of every run, and the result of the last one.
+fn timed<R>(runs: usize, solve: impl Fn() -> dalr::Result<R>) -> Result<(Vec<f64>, R)> {
     let mut seconds = Vec::new();
     let mut result = None;
     for _ in 0..runs {
         let since = Instant::now();
-        let decomposition = solve()?;
-        let adapter = Adapter::truncated(&decomposition, rank)?;
+        let found = solve()?;
         seconds.push(since.elapsed().as_secs_f64());
-        result = Some((adapter, decomposition));
+        result = Some(found);
     }
-    let Some((adapter, decomposition)) = result else { return Err("expected at least one run".into()) };
+    Ok((seconds, result.ok_or("expected at least one run")?))
+}
+
+fn write(seconds: &[f64], adapter: &Adapter<f32>, decomposition: &Decomposition<f32>, path: &str) -> Result<()> {
     println!("{}", seconds.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
     let mut numbers: Vec<f32> = row_major(adapter.up());
     numbers.extend(row_major(adapter.down()));

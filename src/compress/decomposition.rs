@@ -4,6 +4,7 @@ use core::fmt;
 
 use faer::{Col, Mat, MatRef};
 
+use super::basis::Bases;
 use super::relative_error::{DataMoments, PredictedErrors, squared_errors};
 use super::solve::Solution;
 use super::{Calibration, Compressed};
@@ -439,14 +440,18 @@ impl<T: Scalar> Decomposition<T> {
         })
     }
 
-    /// Makes this the decomposition of a layer's update, whose rank is `full_rank` at most. If the
-    /// update is `basis` times the decomposed weight, multiplies `up` by `basis`, whose columns are
-    /// orthonormal. Without samples, the relative errors become those of the weight.
-    pub(crate) fn of_adapter(mut self, basis: Option<&Mat<f64>>, full_rank: usize) -> Result<Self> {
-        if let Some(basis) = basis {
-            let up = linalg::widened(self.up.as_ref(), 1.0)?;
-            let up = linalg::product(basis.as_ref(), up.as_ref(), linalg::threads(0))?;
-            (self.up, self.facts.shape.0) = (linalg::rounded("the factor `up`", up.as_ref())?, basis.nrows());
+    /// Makes this the decomposition of a layer's update, whose rank is `full_rank` at most, from
+    /// that of the update in these bases. Without samples, the relative errors become those of the
+    /// weight.
+    pub(crate) fn of_adapter(mut self, (outputs, inputs): Bases, full_rank: usize) -> Result<Self> {
+        let par = linalg::threads(0);
+        if let Some(basis) = outputs {
+            let up = basis.combine(self.up.as_ref(), par)?;
+            (self.up, self.facts.shape.0) = (linalg::rounded("the factor `up`", up.as_ref())?, up.nrows());
+        }
+        if let Some(basis) = inputs {
+            let down = basis.combine(self.down.transpose(), par)?;
+            (self.down, self.facts.shape.1) = (linalg::rounded("the factor `down`", down.transpose())?, down.nrows());
         }
         self.facts.adapter_rank = Some(full_rank);
         if self.relative_errors.is_none() {

@@ -1,5 +1,6 @@
 //! Compression of one layer: the trait [`LowRankCompressor`] and the methods.
 
+mod basis;
 mod calibration;
 mod compressed;
 mod dalr;
@@ -17,6 +18,7 @@ mod solve;
 mod solver_choice;
 mod svd;
 
+pub(crate) use self::basis::{Bases, Basis};
 pub use self::calibration::Calibration;
 pub use self::compressed::Compressed;
 pub use self::dalr::Dalr;

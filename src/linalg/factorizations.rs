@@ -9,7 +9,7 @@ use faer::{Mat, MatMut, MatRef, Spec};
 
 use super::kernels::workspace;
 use super::memory::{rounded, widened, zeros};
-use super::norms::{first_non_finite, squared_column_norms};
+use super::norms::first_non_finite;
 use super::products::{BlockStructure, gram, product, triangular_product};
 use super::threads::{Par, macs, threads_for};
 use crate::{Result, Scalar};
@@ -141,27 +141,42 @@ pub(crate) fn pivot_columns(mut matrix: Mat<f64>, par: Par) -> Result<Vec<usize>
 /// Columns that are clearly independent are orthonormalized by the Cholesky factor of their Gram
 /// matrix in `f64`, which loses some digits of orthogonality; others by QR.
 pub(crate) fn orthonormal_columns<T: Scalar>(columns: Mat<T>, par: Par) -> Result<(Mat<T>, Vec<f64>)> {
+    let count = columns.ncols();
+    let wide = widened(columns.as_ref(), 1.0)?;
+    if let Some(root) = root_of_gram(wide.as_ref(), par)? {
+        let basis = times_inverse(wide.as_ref(), root.as_ref(), par)?;
+        let distances = (0..count).map(|i| root[(i, i)]).collect();
+        return Ok((rounded("an orthonormal basis", basis.as_ref())?, distances));
+    }
+    let (basis, triangle) = thin_qr(columns, par)?;
+    Ok((basis, (0..count).map(|i| triangle[(i, i)].to_f64().abs()).collect()))
+}
+
+/// Returns the lower triangular `L` with `L Lᵀ = columnsᵀ · columns`, zero above the diagonal, if
+/// the columns are clearly independent: `Lᵀ` is the `R` of their QR factorization.
+pub(crate) fn root_of_gram(columns: MatRef<'_, f64>, par: Par) -> Result<Option<Mat<f64>>> {
     /// The smallest sine of the angle between a column and the span of those before it, at which
     /// the column is clearly independent.
     const CLEARLY: f64 = 1e-3;
     let count = columns.ncols();
-    let lengths: Vec<f64> = squared_column_norms(columns.as_ref()).into_iter().map(f64::sqrt).collect();
-    if lengths.iter().all(|length| length.is_normal()) {
-        let mut unit = widened(columns.as_ref(), 1.0)?;
-        for (column, length) in unit.as_mut().col_iter_mut().zip(&lengths) {
-            column.iter_mut().for_each(|entry| *entry /= length);
-        }
-        let root = cholesky(gram(unit.as_ref(), par)?, par)?;
-        if let Some(root) = root.filter(|root| (0..count).all(|i| root[(i, i)] > CLEARLY)) {
-            let basis = times_inverse(unit.as_ref(), root.as_ref(), par)?;
-            let basis = rounded("an orthonormal basis", basis.as_ref())?;
-            let numbered = lengths.iter().enumerate();
-            let distances = numbered.map(|(i, length)| length * root[(i, i)]).collect();
-            return Ok((basis, distances));
-        }
+    let mut gram = gram(columns, par)?;
+    let lengths: Vec<f64> = (0..count).map(|i| gram[(i, i)].sqrt()).collect();
+    if !lengths.iter().all(|length| length.is_normal()) {
+        return Ok(None);
     }
-    let (basis, triangle) = thin_qr(columns, par)?;
-    Ok((basis, (0..count).map(|i| triangle[(i, i)].to_f64().abs()).collect()))
+    // Unit columns make the diagonal of the factor sines.
+    for (j, by) in lengths.iter().enumerate() {
+        let below = gram.as_mut().col_mut(j).iter_mut().zip(&lengths);
+        below.for_each(|(entry, length)| *entry /= length * by);
+    }
+    let root = cholesky(gram, par)?.filter(|root| (0..count).all(|i| root[(i, i)] > CLEARLY));
+    Ok(root.map(|mut root| {
+        for (j, column) in root.as_mut().col_iter_mut().enumerate() {
+            let entries = column.iter_mut().zip(&lengths).enumerate();
+            entries.for_each(|(i, (entry, length))| *entry = if i < j { 0.0 } else { *entry * length });
+        }
+        root
+    }))
 }
 
 /// Returns `columns · R⁻¹` for a well-conditioned `R = Lᵀ`.

@@ -13,8 +13,8 @@ mod scaling;
 mod threads;
 
 pub(crate) use self::factorizations::{
-    Pairs, cholesky, cholesky_solve, left_singular, orthonormal_columns, orthonormalized, pivot_columns, solve,
-    solve_lower_triangular, solve_upper_triangular, symmetric_eigen, symmetric_eigenvalues, thin_qr,
+    Pairs, cholesky, cholesky_solve, left_singular, orthonormal_columns, orthonormalized, pivot_columns, root_of_gram,
+    solve, solve_lower_triangular, solve_upper_triangular, symmetric_eigen, symmetric_eigenvalues, thin_qr,
 };
 pub(crate) use self::kernels::Kernels;
 pub(crate) use self::memory::{converted, out_of_memory, rounded, widened, zeros};
