@@ -304,6 +304,7 @@ fn both_solvers_reach_the_same_error_and_certify_it() {
 
 /// The rank is a large fraction of the dimension, so the dense algorithm runs, in native precision.
 #[test]
+#[ignore = "takes seconds: .ci/nightly runs it"]
 fn large_ranks_of_large_layers_are_solved_as_well_in_single_precision() {
     let mut rng = StdRng::seed_from_u64(12);
     let (m, n, p, rank) = (1024, 1100, 1300, 400);
@@ -443,6 +444,7 @@ fn statistics_of_wide_layers_are_as_good_as_in_double_precision() {
 /// In the second moment about zero, the mean of the inputs dominates. The other directions must not
 /// depend on rounding in single precision.
 #[test]
+#[ignore = "takes seconds: .ci/nightly runs it"]
 fn a_dominant_direction_hides_nothing_from_any_solver() {
     let mut rng = StdRng::seed_from_u64(14);
     let (m, n, p) = (600, 600, 900);

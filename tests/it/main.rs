@@ -20,7 +20,6 @@ mod errors;
 mod golden;
 mod hidden_unit_quality;
 mod hidden_units;
-mod interop;
 mod lenet;
 mod network;
 mod operators;

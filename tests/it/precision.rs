@@ -65,6 +65,7 @@ const SHAPES: [(usize, usize, usize, usize); 6] = [
 const NATIVE: [&str; 2] = ["block Lanczos", "single precision"];
 
 #[test]
+#[ignore = "takes seconds: .ci/nightly runs it"]
 fn native_precision_reaches_the_optimum_and_predicts_its_error() {
     for (m, n, p, rank) in SHAPES {
         let (weight, inputs) = problem(m, n, p);

@@ -134,6 +134,7 @@ fn block_lanczos_eigenpairs_in_a_part_of_the_space() {
 }
 
 #[test]
+#[ignore = "takes seconds: .ci/nightly runs it"]
 fn automatically_solved_eigenpairs() {
     // At dimension 520, block Lanczos computes few pairs.
     let sizes = [&SIZES[..], &[520]].concat();

@@ -510,8 +510,9 @@ fn refusals() {
     assert!(matches!(LayerProfile::original("fc1", (0, 4), false), Err(Error::Empty { .. })));
 }
 
-/// `cargo test --release --test it thousand -- --nocapture` prints the time.
+/// `cargo test --release --test it thousand -- --ignored --nocapture` prints the time.
 #[test]
+#[ignore = "takes seconds: .ci/nightly runs it"]
 fn a_thousand_layers_with_full_spectra() {
     let layers: Vec<LayerProfile> = (0..1000)
         .map(|index| {
