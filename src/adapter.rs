@@ -4,7 +4,7 @@ use core::fmt;
 
 use faer::{Mat, MatRef};
 
-use crate::compress::{Bases, Basis, Dalr, TruncatedSvd};
+use crate::compress::{Basis, Dalr, TruncatedSvd};
 use crate::error::{during, require};
 use crate::factors::Form;
 use crate::linalg::{self, Par, even_exponent, power_of_two};
@@ -101,7 +101,7 @@ impl<T: Scalar> Adapter<T> {
     pub fn new(down: Mat<T>, up: Mat<T>, scale: f64) -> Result<Self> {
         during("Adapter::new", || {
             require(scale.is_finite(), "the scale", "to be finite", scale)?;
-            let (down, up) = LowRankLinear::new(down, up, None)?.into_factors();
+            let (down, up) = LowRankLinear::checked(down, up, None)?.into_factors();
             Ok(Self { down, up, scale })
         })
     }
@@ -147,7 +147,11 @@ impl<T: Scalar> Adapter<T> {
                 return Err(Error::overflow("the difference of the weights"));
             }
             let full_rank = base.nrows().min(base.ncols());
-            solve(&Linear::new(difference, None)?, calibration.into(), max_rank)?.of_adapter((None, None), full_rank)
+            solve(&Linear::new(difference, None)?, calibration.into(), max_rank)?.of_adapter(
+                (None, None),
+                full_rank,
+                max_rank,
+            )
         })
     }
 
@@ -342,15 +346,18 @@ impl<T: Scalar> Adapter<T> {
         self.rank().min(self.in_features()).min(self.out_features())
     }
 
+    /// Decomposes the update for every rank, and returns the result up to `max_rank`.
     fn solved(&self, calibration: Calibration<'_, T>, max_rank: usize) -> Result<Decomposition<T>> {
         let sides = (calibration.output_metric().is_none(), calibration.samples() == 0);
-        let (bases, core) = self.core(sides, linalg::threads(0))?;
-        solve(&Linear::new(core, None)?, calibration, max_rank)?.of_adapter(bases, self.full_rank())
+        let ((outputs, inputs), core) = self.core(sides, linalg::threads(0))?;
+        let full_rank = self.full_rank();
+        let solution = solve(&Linear::new(core, None)?, calibration, full_rank)?;
+        solution.of_adapter((outputs.as_ref(), inputs.as_ref()), full_rank, max_rank)
     }
 
     /// Returns the update in orthonormal bases of its outputs and inputs, and these bases: as many
     /// as `sides` asks for, if they have fewer vectors than the update has outputs or inputs.
-    fn core(&self, sides: (bool, bool), par: Par) -> Result<(Bases, Mat<T>)> {
+    fn core(&self, sides: (bool, bool), par: Par) -> Result<((Option<Basis>, Option<Basis>), Mat<T>)> {
         // Entries near 1, so that no product overflows or underflows.
         let exponent = |factor: MatRef<'_, T>| even_exponent(linalg::max_abs(factor));
         let exponents = (exponent(self.up()), exponent(self.down()));

@@ -1,12 +1,9 @@
-//! Orthonormal bases of the outputs and inputs of an update.
+//! An orthonormal basis of the outputs or inputs of an update.
 
 use faer::{Mat, MatRef};
 
 use crate::linalg::{self, Par};
 use crate::{Result, Scalar};
-
-/// Bases of the outputs and of the inputs. `None` stands for the identity.
-pub(crate) type Bases = (Option<Basis>, Option<Basis>);
 
 /// An orthonormal basis of the span of some columns.
 pub(crate) struct Basis {
@@ -19,8 +16,8 @@ pub(crate) struct Basis {
 impl Basis {
     /// Returns the basis of a tall matrix, and the matrix in this basis: its QR factorization.
     ///
-    /// Columns that are clearly independent are factorized by their Gram matrix, and the basis is
-    /// not formed. In `f64`, this loses a few digits that `f32` does not have.
+    /// Columns in `f32` that are clearly independent are factorized by their Gram matrix, and the
+    /// basis is not formed. This loses up to six digits of `f64`, which only `f32` can spare.
     pub(crate) fn new<T: Scalar>(columns: Mat<f64>, par: Par) -> Result<(Self, Mat<f64>)> {
         if T::EPSILON > f64::EPSILON
             && let Some(root) = linalg::root_of_gram(columns.as_ref(), par)?

@@ -4,7 +4,7 @@ use core::fmt;
 
 use faer::{Col, Mat, MatRef};
 
-use super::basis::Bases;
+use super::basis::Basis;
 use super::relative_error::{DataMoments, PredictedErrors, squared_errors};
 use super::solve::Solution;
 use super::{Calibration, Compressed};
@@ -441,24 +441,35 @@ impl<T: Scalar> Decomposition<T> {
     }
 
     /// Makes this the decomposition of a layer's update, whose rank is `full_rank` at most, from
-    /// that of the update in these bases. Without samples, the relative errors become those of the
-    /// weight.
-    pub(crate) fn of_adapter(mut self, (outputs, inputs): Bases, full_rank: usize) -> Result<Self> {
+    /// that of the update in these bases, and drops the ranks above `max_rank`. Without samples, the
+    /// relative errors become those of the weight.
+    pub(crate) fn of_adapter(
+        mut self,
+        (outputs, inputs): (Option<&Basis>, Option<&Basis>),
+        full_rank: usize,
+        max_rank: usize,
+    ) -> Result<Self> {
         let par = linalg::threads(0);
-        if let Some(basis) = outputs {
-            let up = basis.combine(self.up.as_ref(), par)?;
-            (self.up, self.facts.shape.0) = (linalg::rounded("the factor `up`", up.as_ref())?, up.nrows());
-        }
-        if let Some(basis) = inputs {
-            let down = basis.combine(self.down.transpose(), par)?;
-            (self.down, self.facts.shape.1) = (linalg::rounded("the factor `down`", down.transpose())?, down.nrows());
-        }
+        let rank = max_rank.min(self.max_rank());
+        let (up, down) = (self.up.get(.., ..rank), self.down.get(..rank, ..));
+        let up = match outputs {
+            Some(basis) => linalg::rounded("the factor `up`", basis.combine(up, par)?.as_ref())?,
+            None => up.to_owned(),
+        };
+        let down = match inputs {
+            Some(basis) => linalg::rounded("the factor `down`", basis.combine(down.transpose(), par)?.transpose())?,
+            None => down.to_owned(),
+        };
+        self.facts.shape = (up.nrows(), down.ncols());
+        (self.up, self.down) = (up, down);
         self.facts.adapter_rank = Some(full_rank);
         if self.relative_errors.is_none() {
             let (m, n) = self.facts.shape;
             self.facts.resolution = self.facts.resolution.max(solver::noise_level(m.max(n)).sqrt());
             self.relative_errors = Some(tails(&self.explained, full_rank).into_iter().map(f64::sqrt).collect());
         }
+        let errors = [&mut self.relative_errors, &mut self.metric_errors].into_iter().flatten();
+        errors.chain([&mut self.energies, &mut self.explained]).for_each(|of_ranks| of_ranks.truncate(rank));
         Ok(self)
     }
 

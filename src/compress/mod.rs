@@ -18,7 +18,7 @@ mod solve;
 mod solver_choice;
 mod svd;
 
-pub(crate) use self::basis::{Bases, Basis};
+pub(crate) use self::basis::Basis;
 pub use self::calibration::Calibration;
 pub use self::compressed::Compressed;
 pub use self::dalr::Dalr;

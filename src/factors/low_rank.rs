@@ -50,20 +50,22 @@ impl<T: Scalar> LowRankLinear<T> {
     /// assert!(dalr::LowRankLinear::new(down, up, None).is_err());
     /// ```
     pub fn new(down: Mat<T>, up: Mat<T>, bias: Option<Col<T>>) -> Result<Self> {
-        during("LowRankLinear::new", || {
-            for (what, matrix) in [("the factor `down`", &down), ("the factor `up`", &up)] {
-                if matrix.nrows() == 0 || matrix.ncols() == 0 {
-                    return Err(Error::empty(what));
-                }
-                linalg::require_finite(what, matrix.as_ref())?;
+        during("LowRankLinear::new", || Self::checked(down, up, bias))
+    }
+
+    pub(crate) fn checked(down: Mat<T>, up: Mat<T>, bias: Option<Col<T>>) -> Result<Self> {
+        for (what, matrix) in [("the factor `down`", &down), ("the factor `up`", &up)] {
+            if matrix.nrows() == 0 || matrix.ncols() == 0 {
+                return Err(Error::empty(what));
             }
-            if up.ncols() != down.nrows() {
-                let what = "columns in the factor `up` (one per row of `down`)";
-                return Err(Error::shape(what, down.nrows(), up.ncols()));
-            }
-            check_bias(bias.as_ref(), up.nrows())?;
-            Ok(Self { down, up, bias })
-        })
+            linalg::require_finite(what, matrix.as_ref())?;
+        }
+        if up.ncols() != down.nrows() {
+            let what = "columns in the factor `up` (one per row of `down`)";
+            return Err(Error::shape(what, down.nrows(), up.ncols()));
+        }
+        check_bias(bias.as_ref(), up.nrows())?;
+        Ok(Self { down, up, bias })
     }
 
     /// Returns the first factor, rank × in.

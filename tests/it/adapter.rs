@@ -267,7 +267,8 @@ fn numbers_near_the_ends_of_the_range_are_scaled() {
 #[test]
 fn bad_input_is_refused() {
     let zeros = |m, n| Mat::<f64>::zeros(m, n);
-    assert!(matches!(Adapter::new(zeros(3, 5), zeros(4, 2), 1.0), Err(Error::Shape { .. })));
+    let error = Adapter::new(zeros(3, 5), zeros(4, 2), 1.0).unwrap_err();
+    assert!(matches!(error, Error::Shape { .. }) && error.to_string().starts_with("Adapter::new: "), "{error}");
     assert!(matches!(Adapter::new(zeros(0, 5), zeros(4, 0), 1.0), Err(Error::Empty { .. })));
     for scale in [f64::NAN, f64::INFINITY] {
         assert!(matches!(Adapter::new(zeros(2, 5), zeros(4, 2), scale), Err(Error::OutOfRange { .. })));
