@@ -192,8 +192,9 @@ impl<T: Scalar> Adapter<T> {
     /// Decomposes the update for every rank up to this adapter's, without forming it.
     ///
     /// With `up = Q R`, the core `R · down` has as few rows as the adapter's rank, and the same
-    /// problem. The result is exact: no iteration stops early. Only with an output metric, or if
-    /// the rank is not below the number of outputs, the update is formed.
+    /// problem; without samples, its columns become as few in the same way. The result is exact: no
+    /// iteration stops early. Only with an output metric, or if the rank is not below the number of
+    /// outputs, the update is formed.
     ///
     /// # Errors
     ///
