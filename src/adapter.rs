@@ -147,11 +147,8 @@ impl<T: Scalar> Adapter<T> {
                 return Err(Error::overflow("the difference of the weights"));
             }
             let full_rank = base.nrows().min(base.ncols());
-            solve(&Linear::new(difference, None)?, calibration.into(), max_rank)?.of_adapter(
-                (None, None),
-                full_rank,
-                max_rank,
-            )
+            let solution = solve(&Linear::new(difference, None)?, calibration.into(), max_rank)?;
+            solution.of_adapter([None, None], full_rank, max_rank)
         })
     }
 
@@ -350,15 +347,15 @@ impl<T: Scalar> Adapter<T> {
     /// Decomposes the update for every rank, and returns the result up to `max_rank`.
     fn solved(&self, calibration: Calibration<'_, T>, max_rank: usize) -> Result<Decomposition<T>> {
         let sides = (calibration.output_metric().is_none(), calibration.samples() == 0);
-        let ((outputs, inputs), core) = self.core(sides, linalg::threads(0))?;
+        let (bases, core) = self.core(sides, linalg::threads(0))?;
         let full_rank = self.full_rank();
         let solution = solve(&Linear::new(core, None)?, calibration, full_rank)?;
-        solution.of_adapter((outputs.as_ref(), inputs.as_ref()), full_rank, max_rank)
+        solution.of_adapter(bases.each_ref().map(Option::as_ref), full_rank, max_rank)
     }
 
     /// Returns the update in orthonormal bases of its outputs and inputs, and these bases: as many
     /// as `sides` asks for, if they have fewer vectors than the update has outputs or inputs.
-    fn core(&self, sides: (bool, bool), par: Par) -> Result<((Option<Basis>, Option<Basis>), Mat<T>)> {
+    fn core(&self, sides: (bool, bool), par: Par) -> Result<([Option<Basis>; 2], Mat<T>)> {
         // Entries near 1, so that no product overflows or underflows.
         let exponent = |factor: MatRef<'_, T>| even_exponent(linalg::max_abs(factor));
         let exponents = (exponent(self.up()), exponent(self.down()));
@@ -374,7 +371,7 @@ impl<T: Scalar> Adapter<T> {
         let (inputs, right) = in_basis(self.down().transpose(), exponents.1, sides.1)?;
         let mut core = linalg::product(left.as_ref(), right.transpose(), par)?;
         core *= faer::Scale(power_of_two(exponents.0 + exponents.1) * self.scale);
-        Ok(((outputs, inputs), linalg::rounded("the update", core.as_ref())?))
+        Ok(([outputs, inputs], linalg::rounded("the update", core.as_ref())?))
     }
 }
 

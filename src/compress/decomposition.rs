@@ -445,7 +445,7 @@ impl<T: Scalar> Decomposition<T> {
     /// relative errors become those of the weight.
     pub(crate) fn of_adapter(
         mut self,
-        (outputs, inputs): (Option<&Basis>, Option<&Basis>),
+        [outputs, inputs]: [Option<&Basis>; 2],
         full_rank: usize,
         max_rank: usize,
     ) -> Result<Self> {

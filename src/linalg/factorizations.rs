@@ -158,12 +158,14 @@ pub(crate) fn root_of_gram(columns: MatRef<'_, f64>, par: Par) -> Result<Option<
     /// The smallest sine of the angle between a column and the span of those before it, at which
     /// the column is clearly independent.
     const CLEARLY: f64 = 1e-3;
+    /// Squares below this one lose digits by underflow.
+    const LEAST_SQUARE: f64 = f64::MIN_POSITIVE / f64::EPSILON;
     let count = columns.ncols();
     let mut gram = gram(columns, par)?;
-    let lengths: Vec<f64> = (0..count).map(|i| gram[(i, i)].sqrt()).collect();
-    if !lengths.iter().all(|length| length.is_normal()) {
+    if !(0..count).all(|i| (LEAST_SQUARE..f64::INFINITY).contains(&gram[(i, i)])) {
         return Ok(None);
     }
+    let lengths: Vec<f64> = (0..count).map(|i| gram[(i, i)].sqrt()).collect();
     // Unit columns make the diagonal of the factor sines.
     for (j, by) in lengths.iter().enumerate() {
         let below = gram.as_mut().col_mut(j).iter_mut().zip(&lengths);

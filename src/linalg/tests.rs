@@ -98,6 +98,18 @@ fn a_basis_tells_how_far_each_column_reaches() -> Result<()> {
 }
 
 #[test]
+fn tiny_and_huge_columns_have_an_orthonormal_basis() -> Result<()> {
+    for size in [1e-200, 1e-160, 1e-150, 1e150, 1e160] {
+        let (basis, reach) = orthonormal_columns(columns(0.6) * faer::Scale(size), Par::Seq)?;
+        assert!(departure(&basis) < 1e-14, "{size:e}: {:e}", departure(&basis));
+        for (ours, expected) in reach.iter().zip([5.0, 13.0 * 0.6, 2.0]) {
+            assert!((ours / size - expected).abs() < 1e-12, "{size:e}: {ours:e} {expected}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn columns_that_are_nearly_orthonormal_hardly_change() -> Result<()> {
     for off in [0.0, 1e-9, 1e-3] {
         let given = Mat::from_fn(6, 4, |i, j| f64::from(i == j) + off * ((i * 5 + j * 3) % 7) as f64 / 7.0);
