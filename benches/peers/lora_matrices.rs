@@ -24,9 +24,8 @@ fn main() -> Result<()> {
         ["extract", base, tuned, m, n, rank, runs, factors] => {
             let (m, n, rank) = (number(m)?, number(n)?, number(rank)?);
             let (base, tuned) = (read(base, m, n)?, read(tuned, m, n)?);
-            let solve = || Adapter::extract(base.as_ref(), tuned.as_ref(), Calibration::none(), rank);
             let (seconds, (adapter, decomposition)) = timed(number(runs)?, || {
-                let decomposition = solve()?;
+                let decomposition = Adapter::extract(base.as_ref(), tuned.as_ref(), Calibration::none(), rank)?;
                 Ok((Adapter::truncated(&decomposition, rank)?, decomposition))
             })?;
             write(&seconds, &adapter, &decomposition, factors)
