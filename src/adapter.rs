@@ -353,8 +353,10 @@ impl<T: Scalar> Adapter<T> {
         solution.of_adapter(bases.each_ref().map(Option::as_ref), full_rank, max_rank)
     }
 
-    /// Returns the update in orthonormal bases of its outputs and inputs, and these bases: as many
-    /// as `sides` asks for, if they have fewer vectors than the update has outputs or inputs.
+    /// Returns orthonormal bases of the update's outputs and inputs, and the update in them.
+    ///
+    /// A side gets a basis if `sides` asks for it and the adapter's rank is below the number of
+    /// outputs, or of inputs.
     fn core(&self, sides: (bool, bool), par: Par) -> Result<([Option<Basis>; 2], Mat<T>)> {
         // Entries near 1, so that no product overflows or underflows.
         let exponent = |factor: MatRef<'_, T>| even_exponent(linalg::max_abs(factor));

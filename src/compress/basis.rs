@@ -14,7 +14,7 @@ pub(crate) struct Basis {
 }
 
 impl Basis {
-    /// Returns the basis of a tall matrix, and the matrix in this basis: its QR factorization.
+    /// Returns the QR factorization of a tall matrix: a basis of its columns, and `R`.
     ///
     /// Columns in `f32` that are clearly independent are factorized by their Gram matrix, and the
     /// basis is not formed. This loses up to six digits of `f64`, which only `f32` can spare.

@@ -53,6 +53,7 @@ impl<T: Scalar> LowRankLinear<T> {
         during("LowRankLinear::new", || Self::checked(down, up, bias))
     }
 
+    /// [`new`](Self::new) for another operation, which puts its own name into the errors.
     pub(crate) fn checked(down: Mat<T>, up: Mat<T>, bias: Option<Col<T>>) -> Result<Self> {
         for (what, matrix) in [("the factor `down`", &down), ("the factor `up`", &up)] {
             if matrix.nrows() == 0 || matrix.ncols() == 0 {

@@ -152,8 +152,10 @@ pub(crate) fn orthonormal_columns<T: Scalar>(columns: Mat<T>, par: Par) -> Resul
     Ok((basis, (0..count).map(|i| triangle[(i, i)].to_f64().abs()).collect()))
 }
 
-/// Returns the lower triangular `L` with `L Lᵀ = columnsᵀ · columns`, zero above the diagonal, if
-/// the columns are clearly independent: `Lᵀ` is the `R` of their QR factorization.
+/// Returns the Cholesky factor `L` of the Gram matrix of some columns, zero above the diagonal. `Lᵀ`
+/// is the `R` of their QR factorization.
+///
+/// `None` unless the columns are clearly independent.
 pub(crate) fn root_of_gram(columns: MatRef<'_, f64>, par: Par) -> Result<Option<Mat<f64>>> {
     /// The smallest sine of the angle between a column and the span of those before it, at which
     /// the column is clearly independent.
