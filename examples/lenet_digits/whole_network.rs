@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use dalr::compress::{ActivationFunction, HiddenUnitSelection, HiddenUnits, OutputMetric};
+use dalr::compress::{ActivationFunction, HiddenUnitSelection, HiddenUnits, OutputMetric, SelectedUnits};
 use dalr::convolution::{Conv2d, LowRankConv2d, PatchStats};
 use dalr::factors::Form;
 use dalr::network::{Allocator, Budget, Choice, LayerProfile, Plan, Progress, Sensitivities, Strategy, UnitProfile};
@@ -170,16 +170,44 @@ impl<'a> Calibrated<'a> {
         Ok(replaced)
     }
 
-    /// Measures sensitivities on the calibration images, each layer at a rank of moderate loss.
-    fn strategy(&self, decompositions: &[Decomposition<f32>], data: &Data) -> Result<Strategy> {
+    /// Measures sensitivities on the calibration images: each layer at a rank of moderate loss, and
+    /// each pair of layers with as many parameters.
+    fn strategy(
+        &self,
+        decompositions: &[Decomposition<f32>],
+        (pairs, units): (&[UnitProfile], &[HiddenUnits<f32>]),
+        data: &Data,
+    ) -> Result<Strategy> {
         let profiles = self.profiles(decompositions, Form::Factors);
         let uniform = Allocator::new(Budget::ParameterFraction(0.15)).allocate(&profiles)?;
-        let evaluate = |ranks: &BTreeMap<String, usize>| -> Result<f64> {
-            let outputs = self.with_ranks(decompositions, ranks)?.outputs(data.train.images.as_ref())?;
-            Ok(cross_entropy(outputs.as_ref(), &data.train.labels))
+        let loss = |network: Replaced| -> Result<f64> {
+            Ok(cross_entropy(network.outputs(data.train.images.as_ref())?.as_ref(), &data.train.labels))
         };
-        let measured = Sensitivities::measure(&profiles, &uniform, &mut Vec::new(), evaluate, &mut Progress::ignore)?;
-        Ok(measured.map_or(Strategy::Energy, Strategy::Sensitivity))
+        let ranks = |ranks: &BTreeMap<String, usize>| loss(self.with_ranks(decompositions, ranks)?);
+        let measured = Sensitivities::measure(&profiles, &uniform, &mut Vec::new(), ranks, &mut Progress::ignore)?;
+        let Some(mut measured) = measured else { return Ok(Strategy::Energy) };
+        let original = ranks(&BTreeMap::new())?;
+        let fewer = |pair: usize, kept: usize| {
+            let mut network = self.with_ranks(decompositions, &BTreeMap::new())?;
+            self.leave_out(&mut network, pair, units[pair].select(kept)?)?;
+            loss(network)
+        };
+        measured.measure_units(pairs, &uniform, original, fewer, &mut Progress::ignore)?;
+        Ok(Strategy::Sensitivity(measured))
+    }
+
+    /// Replaces a layer and the next by those with fewer units between them.
+    fn leave_out(&self, replaced: &mut Replaced, pair: usize, smaller: SelectedUnits<f32>) -> Result<()> {
+        for (at, linear) in [(pair, smaller.first), (pair + 1, smaller.second)] {
+            match at {
+                0 | 1 => {
+                    let convolution = self.network.convolutions[at].with_layers(vec![linear])?;
+                    replaced.convolutions[at] = Convolution::Original(convolution);
+                }
+                _ => replaced.linear[at - 2] = Layer::Original(linear),
+            }
+        }
+        Ok(())
     }
 
     /// The network as planned.
@@ -202,16 +230,7 @@ impl<'a> Calibrated<'a> {
             if pair != index {
                 continue;
             }
-            let smaller = units[pair].select(kept)?;
-            for (at, linear) in [(index, smaller.first), (index + 1, smaller.second)] {
-                match at {
-                    0 | 1 => {
-                        let convolution = self.network.convolutions[at].with_layers(vec![linear])?;
-                        replaced.convolutions[at] = Convolution::Original(convolution);
-                    }
-                    _ => replaced.linear[at - 2] = Layer::Original(linear),
-                }
-            }
+            self.leave_out(&mut replaced, pair, units[pair].select(kept)?)?;
         }
         Ok(replaced)
     }
@@ -235,7 +254,8 @@ pub fn compare_budgets(data: &Data) -> Result<Vec<BudgetRow>> {
         };
         let one_budget = method == METHODS[2];
         let decompositions = calibrated.decompose(&*compressor, one_budget)?;
-        let strategy = if one_budget { calibrated.strategy(&decompositions, data)? } else { Strategy::Uniform };
+        let strategy =
+            if one_budget { calibrated.strategy(&decompositions, (&pairs, &units), data)? } else { Strategy::Uniform };
         for budget in BUDGETS {
             let allocator = Allocator::new(budget).with_strategy(strategy.clone());
             let plan = match one_budget {

@@ -146,8 +146,10 @@ impl Allocator {
     /// original layer, a rank in the layer's form of storage, one `down` with the layers of its
     /// group, and fewer hidden units between the layer and the next or the previous one.
     ///
-    /// Fewer hidden units change the loss of the second layer only, by the error of its outputs; it
-    /// counts with that layer's weight. A layer between two others can lose inputs or outputs, not
+    /// Fewer hidden units change the loss of the second layer only, by the error of its outputs. Its
+    /// weight is the sensitivity of the pair if that was
+    /// [measured](super::Sensitivities::measure_units) and the budget does not limit errors, or else
+    /// the weight of that layer. A layer between two others can lose inputs or outputs, not
     /// both. Layers that are to have no other candidates can be
     /// [original](LayerProfile::original) ones. The limits on ranks do not apply to numbers of
     /// units, except that these are multiples of the
@@ -213,7 +215,7 @@ impl Allocator {
                 joints.push(Joint { layers: members.iter().copied().collect(), candidates });
             }
             for (pair, (profile, positions)) in units.iter().zip(&pairs).enumerate() {
-                let weight = positions.last().map_or(0.0, |&second| plans[second].weight);
+                let weight = positions.last().map_or(0.0, |&second| self.weight(profile, &plans[second]));
                 let layers: Vec<_> = positions.iter().map(|&at| &layers[at]).collect();
                 let candidates = self.fewer_units((positions[0], pair), profile, &layers, weight);
                 joints.push(Joint { layers: positions.iter().copied().collect(), candidates });
@@ -236,6 +238,7 @@ impl Allocator {
                             plans[at].share(choice, units[pair].cost(&layers[at], kept), 0.0, &[]);
                         }
                         if let Some(&second) = pairs[pair].last() {
+                            plans[second].weight = self.weight(&units[pair], &plans[second]);
                             plans[second].loss = units[pair].loss_beside(&layers[second], kept);
                             plans[second].relative_error = units[pair].relative_error(kept);
                         }
@@ -254,6 +257,16 @@ impl Allocator {
             }
             Ok(plan)
         })
+    }
+
+    /// Returns the weight of the loss of fewer units.
+    fn weight(&self, units: &UnitProfile, second: &LayerPlan) -> f64 {
+        match &self.strategy {
+            // A limit of the total error is an average with the layers' own weights.
+            Strategy::Sensitivity(measured) if !self.budget.limits_error() => measured.get(&units.name()),
+            _ => None,
+        }
+        .unwrap_or(second.weight)
     }
 
     /// Returns the chosen items and a lower bound on the minimized quantity.

@@ -2,6 +2,7 @@
 
 use super::cost::Cost;
 use super::layer_profile::{self, LayerProfile};
+use super::plan::Plan;
 use crate::compress::HiddenUnits;
 use crate::{Error, Result, Scalar};
 
@@ -58,6 +59,8 @@ pub struct UnitProfile {
     /// The loss with 1, 2, … units.
     losses: Vec<f64>,
     relative_errors: Vec<f64>,
+    /// Relative errors up to this size are rounding.
+    resolution: f64,
 }
 
 impl UnitProfile {
@@ -72,6 +75,7 @@ impl UnitProfile {
             gated: units.is_gated(),
             losses: counts.clone().filter_map(|count| units.loss(count)).collect(),
             relative_errors: counts.filter_map(|count| units.relative_error(count)).collect(),
+            resolution: units.resolution(),
         }
     }
 
@@ -86,6 +90,12 @@ impl UnitProfile {
     /// Returns the names of the layers, in the order of execution.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.firsts.iter().chain([&self.second]).map(String::as_str)
+    }
+
+    /// Returns the names of all layers in one text, such as `fc1 + fc2`, for
+    /// [`Sensitivities`](super::Sensitivities).
+    pub fn name(&self) -> String {
+        self.names().collect::<Vec<_>>().join(" + ")
     }
 
     /// Returns the number of units of the original layers.
@@ -108,6 +118,26 @@ impl UnitProfile {
     /// The numbers of units that were solved for.
     pub(super) fn counts(&self) -> core::ops::RangeInclusive<usize> {
         1..=self.losses.len()
+    }
+
+    /// Returns a number of units to measure the sensitivity with, and the loss there: about the
+    /// fraction of the units that a plan keeps of the layers' parameters. `None` if no number has a
+    /// measurable loss.
+    pub(super) fn measurable(&self, plan: &Plan) -> Result<Option<(usize, f64)>> {
+        let (mut before, mut after) = (0, 0);
+        for name in self.names() {
+            let layer = plan.layers.iter().find(|layer| layer.name == name).ok_or_else(|| {
+                Error::layers(format!("a plan with the layer `{name}`"), format!("{} other layers", plan.layers.len()))
+            })?;
+            before += layer.parameters_before;
+            after += layer.parameters_after;
+        }
+        let planned = (self.units() as f64 * after as f64 / before.max(1) as f64) as usize;
+        let counts = self.counts().rev().filter(|&count| count <= planned.max(1));
+        // A quotient with a loss that is rounding noise would be meaningless.
+        let measurable = |count: &usize| self.relative_error(*count).is_some_and(|error| error > self.resolution);
+        let mut counts = counts.filter(measurable).filter_map(|count| Some((count, self.loss(count)?)));
+        Ok(counts.find(|(_, loss)| *loss > self.resolution.powi(2) && loss.is_finite()))
     }
 
     /// The loss in the units of the second layer's profile.

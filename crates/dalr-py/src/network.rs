@@ -400,23 +400,35 @@ pub(crate) fn allocate(
 /// relative error.
 ///
 /// `evaluate` gets a dict of ranks, compresses these layers, leaves all others original, and returns
-/// the loss of the network. `floor` raises the smallest sensitivities to this fraction of the mean.
+/// the loss of the network. With `hidden_units`, the sensitivities to fewer units are measured too:
+/// `evaluate` then gets a second dict, of numbers of units by the position of the pair. `floor`
+/// raises the smallest sensitivities to this fraction of the mean.
 #[pyfunction]
-#[pyo3(signature = (profiles, plan, evaluate, *, floor=0.05))]
+#[pyo3(signature = (profiles, plan, evaluate, *, hidden_units=None, floor=0.05))]
 pub(crate) fn measure_sensitivities(
     py: Python<'_>,
     profiles: Vec<LayerProfile>,
     plan: &Plan,
     evaluate: &Bound<'_, PyAny>,
+    hidden_units: Option<Vec<UnitProfile>>,
     floor: f64,
 ) -> PyResult<BTreeMap<String, f64>> {
-    let evaluate = |ranks: &BTreeMap<String, usize>| -> PyResult<f64> {
+    let with_units = hidden_units.is_some();
+    let units: Vec<_> = hidden_units.into_iter().flatten().map(|UnitProfile(profile)| profile).collect();
+    let loss = |ranks: &BTreeMap<String, usize>, units: &BTreeMap<usize, usize>| -> PyResult<f64> {
         py.check_signals()?;
-        evaluate.call1((ranks.clone(),))?.extract()
+        let ranks = ranks.clone();
+        if with_units { evaluate.call1((ranks, units.clone())) } else { evaluate.call1((ranks,)) }?.extract()
     };
     let (mut evaluations, profiles) = (Vec::new(), inner(profiles));
-    let measured = Sensitivities::measure(&profiles, &plan.0, &mut evaluations, evaluate, &mut Progress::ignore);
-    let measured = measured.and_then(|all| all.map(|all| all.with_floor(floor)).transpose()).or_raise()?;
-    // Nothing cancels the measurement.
-    Ok(measured.map(BTreeMap::from).unwrap_or_default())
+    let of_ranks = |ranks: &BTreeMap<String, usize>| loss(ranks, &BTreeMap::new());
+    // Nothing cancels the measurements.
+    let measured =
+        Sensitivities::measure(&profiles, &plan.0, &mut evaluations, of_ranks, &mut Progress::ignore).or_raise()?;
+    let Some(mut measured) = measured else { return Ok(BTreeMap::new()) };
+    if let Some(original) = evaluations.first() {
+        let of_units = |pair: usize, kept: usize| loss(&BTreeMap::new(), &BTreeMap::from([(pair, kept)]));
+        measured.measure_units(&units, &plan.0, original.value, of_units, &mut Progress::ignore).or_raise()?;
+    }
+    Ok(measured.with_floor(floor).or_raise()?.into())
 }

@@ -166,15 +166,19 @@ impl Layers {
         plan: &Plan,
     ) -> Result<Sensitivities> {
         let original = embeddings(&Bert::new(tensors, config)?, batches)?;
-        let evaluate = |ranks: &BTreeMap<String, usize>| -> Result<f64> {
-            let model = with_compressed(tensors, config, &self.low_rank(ranks)?)?;
+        let loss = |compressed: &Compressed| -> Result<f64> {
+            let model = with_compressed(tensors, config, compressed)?;
             Ok(1.0 - cosine(&original, &embeddings(&model, batches)?)?)
         };
+        let evaluate = |ranks: &BTreeMap<String, usize>| loss(&self.low_rank(ranks)?);
         let bar = progress::bar("sensitivity", self.profiles.len());
         let mut follow = progress::follow(&bar);
         let measured = Sensitivities::measure(&self.profiles, plan, &mut Vec::new(), evaluate, &mut follow)?;
+        let mut measured = measured.context("the measurement was cancelled")?;
+        let evaluate = |block: usize, kept: usize| loss(&self.fewer_units(block, kept)?);
+        measured.measure_units(&self.pairs, plan, 0.0, evaluate, &mut follow)?;
         bar.finish_and_clear();
-        Ok(measured.context("the measurement was cancelled")?.with_floor(SENSITIVITY_FLOOR)?)
+        Ok(measured.with_floor(SENSITIVITY_FLOOR)?)
     }
 
     /// Returns the layers of these names, compressed to these ranks.
@@ -189,13 +193,18 @@ impl Layers {
     /// Returns the compressed layers as allocated.
     pub fn compressed(&self, allocated: &Allocated) -> Result<Compressed> {
         let mut compressed = self.low_rank(&allocated.ranks)?;
-        for (block, (units, pair)) in self.units.iter().zip(&self.pairs).enumerate() {
-            let Some(&kept) = allocated.units.get(&block) else { continue };
-            let selected = units.select(kept)?;
-            let layers = [selected.first, selected.second].map(CompressedLayer::Smaller);
-            compressed.extend(pair.names().map(str::to_owned).zip(layers));
+        for (&block, &kept) in &allocated.units {
+            compressed.extend(self.fewer_units(block, kept)?);
         }
         Ok(compressed)
+    }
+
+    /// Returns the two layers after attention in a block, with this number of units between them.
+    fn fewer_units(&self, block: usize, kept: usize) -> Result<Compressed> {
+        let (units, pair) = self.units.get(block).zip(self.pairs.get(block)).context("no hidden units")?;
+        let selected = units.select(kept)?;
+        let layers = [selected.first, selected.second].map(CompressedLayer::Smaller);
+        Ok(pair.names().map(str::to_owned).zip(layers).collect())
     }
 }
 

@@ -202,6 +202,11 @@ impl<T: Scalar> HiddenUnits<T> {
         }
     }
 
+    /// Relative errors up to this size are rounding.
+    pub(crate) fn resolution(&self) -> f64 {
+        self.errors.resolution.max(4.0 * T::EPSILON)
+    }
+
     pub(crate) fn max_units(&self) -> usize {
         self.max_units
     }

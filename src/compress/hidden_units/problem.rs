@@ -39,6 +39,8 @@ pub(super) struct UnitErrors {
     /// The squared errors of the regularized problem, relative to its total; `None` for paired
     /// inputs.
     pub(super) losses: Option<Vec<f64>>,
+    /// Plain errors up to this size are rounding.
+    pub(super) resolution: f64,
 }
 
 impl UnitProblem {
@@ -111,16 +113,17 @@ impl UnitProblem {
             let mut squared = SquaredErrors::left_of(total, &captured, noise);
             squared.by_rank.insert(0, total);
             let variance = if correct_bias { total } else { energy(true)? };
-            Result::Ok(by_unit(&squared.relative_to(variance).0))
+            let (relative, resolution) = squared.relative_to(variance);
+            Result::Ok((by_unit(&relative), resolution))
         };
         let (mut metric, mut plain) = (None, None);
         if let (Some(root), Some(products)) = (root, &in_metric) {
-            metric = Some(errors(seen.as_ref(), products.as_ref(), selection.outputs.as_ref())?);
+            metric = Some(errors(seen.as_ref(), products.as_ref(), selection.outputs.as_ref())?.0);
             plain = Some(root.solve_transposed(linalg::widened(selection.outputs.as_ref(), 1.0)?, par)?);
         }
         let outputs = plain.as_ref().unwrap_or(&selection.outputs);
-        let plain_errors = errors(weight.as_ref(), products.as_ref(), outputs.as_ref())?;
-        let errors = UnitErrors { plain: plain_errors, metric, losses };
+        let (plain_errors, resolution) = errors(weight.as_ref(), products.as_ref(), outputs.as_ref())?;
+        let errors = UnitErrors { plain: plain_errors, metric, losses, resolution };
         let outputs = cross.is_some().then(|| plain.unwrap_or(selection.outputs));
         let means = correct_bias.then_some(means);
         Ok((UnitRefit::new(layer.clone(), (selection.order, selection.factor, outputs), means, par), errors))

@@ -18,6 +18,8 @@ use crate::hidden_units::relu;
 const NAMES: [&str; 4] = ["gate", "up", "down", "last"];
 const WEIGHTS: [f64; 4] = [0.7, 1.3, 2.0, 0.4];
 const CALLS: [u64; 4] = [3, 3, 3, 1];
+/// Sensitivities to fewer units, as their second layers have them or measured.
+const UNIT_WEIGHTS: [[f64; 2]; 2] = [[2.0, 0.4], [0.9, 1.1]];
 
 /// Gate and up with a shared input, down behind them, and a last layer behind a ReLU.
 struct Example {
@@ -63,6 +65,12 @@ fn sensitivities() -> Sensitivities {
     Sensitivities::new(NAMES.into_iter().zip(WEIGHTS)).unwrap()
 }
 
+/// The same with those of the units.
+fn with_units([gated, plain]: [f64; 2]) -> Sensitivities {
+    let units = [("up + gate + down", gated), ("down + last", plain)];
+    Sensitivities::new(NAMES.into_iter().zip(WEIGHTS).chain(units)).unwrap()
+}
+
 /// Parameters, multiply–adds, weighted loss, and the largest error of a layer.
 #[derive(Clone, Copy)]
 struct Way(u64, u64, f64, f64);
@@ -74,7 +82,7 @@ impl Way {
 }
 
 /// All choices for the layers of the example, from shapes and losses only.
-fn all_ways(example: &Example) -> Vec<Way> {
+fn all_ways(example: &Example, unit_weights: [f64; 2]) -> Vec<Way> {
     let shapes = [(7, 6), (7, 6), (6, 7), (5, 6)];
     let single = |at: usize| {
         let (m, n) = shapes[at];
@@ -102,14 +110,19 @@ fn all_ways(example: &Example) -> Vec<Way> {
         .map(|k| {
             let (entries, units) = ((k * (6 + 6 + 6)) as u64, &example.units[0]);
             let biases = (2 * k + 6) as u64;
-            Way(entries + biases, entries * 3, WEIGHTS[2] * units.loss(k).unwrap(), units.relative_error(k).unwrap())
+            Way(
+                entries + biases,
+                entries * 3,
+                unit_weights[0] * units.loss(k).unwrap(),
+                units.relative_error(k).unwrap(),
+            )
         })
         .collect();
     let plain: Vec<Way> = (1..6_usize)
         .map(|k| {
             let (before, behind, units) = ((k * 7) as u64, (k * 5) as u64, &example.units[1]);
             let parameters = before + behind + k as u64 + 5;
-            let loss = WEIGHTS[3] * units.loss(k).unwrap();
+            let loss = unit_weights[1] * units.loss(k).unwrap();
             Way(parameters, before * 3 + behind, loss, units.relative_error(k).unwrap())
         })
         .collect();
@@ -129,8 +142,8 @@ fn all_ways(example: &Example) -> Vec<Way> {
     .concat()
 }
 
-fn plan(example: &Example, budget: Budget) -> Result<Plan, Error> {
-    Allocator::new(budget).with_strategy(Strategy::Sensitivity(sensitivities())).allocate_joint(
+fn plan(example: &Example, budget: Budget, sensitivities: Sensitivities) -> Result<Plan, Error> {
+    Allocator::new(budget).with_strategy(Strategy::Sensitivity(sensitivities)).allocate_joint(
         &example.profiles,
         std::slice::from_ref(&example.shared),
         &example.units,
@@ -140,20 +153,26 @@ fn plan(example: &Example, budget: Budget) -> Result<Plan, Error> {
 #[test]
 fn no_choice_within_the_budget_is_better() {
     let mut chosen = [0; 4];
-    for seed in 0..6 {
+    for (seed, unit_weights) in (0..6).flat_map(|seed| UNIT_WEIGHTS.map(|weights| (seed, weights))) {
         let example = example(seed);
-        let ways = all_ways(&example);
-        let least = |allowed: &dyn Fn(&Way) -> bool, value: &dyn Fn(&Way) -> f64| {
+        let sensitivities = if unit_weights == UNIT_WEIGHTS[0] { sensitivities() } else { with_units(unit_weights) };
+        let (by_layer, ways) = (all_ways(&example, UNIT_WEIGHTS[0]), all_ways(&example, unit_weights));
+        let least = |budget: Budget, allowed: &dyn Fn(&Way) -> bool, value: &dyn Fn(&Way) -> f64| {
+            // The total error is an average with the layers' own weights.
+            let ways = if matches!(budget, Budget::TotalError(_)) { &by_layer } else { &ways };
             ways.iter().filter(|way| allowed(way)).map(value).fold(f64::INFINITY, f64::min)
         };
         let mut check = |budget: Budget, allowed: &dyn Fn(&Way) -> bool, value: &dyn Fn(&Way) -> f64| {
-            let best = least(allowed, value);
-            let Ok(plan) = plan(&example, budget) else {
+            let best = least(budget, allowed, value);
+            let Ok(plan) = plan(&example, budget, sensitivities.clone()) else {
                 assert!(best.is_infinite(), "{budget}: {best}");
                 return;
             };
             assert!((plan.objective - best).abs() <= 1e-9 * best.abs().max(1e-3), "{seed}, {budget}: {best}\n{plan}");
             assert!(plan.lower_bound <= best * (1.0 + 1e-9));
+            if let Budget::TotalError(error) = budget {
+                assert!(plan.total_error().unwrap() <= error * (1.0 + 1e-12));
+            }
             for layer in &plan.layers {
                 chosen[match layer.choice {
                     Choice::Original => 0,
@@ -201,7 +220,7 @@ fn a_plan_counts_what_its_layers_have() {
     let example = example(1);
     let mut seen = [false; 2];
     for fraction in [0.3, 0.45, 0.6, 0.75, 0.9] {
-        let plan = plan(&example, Budget::ParameterFraction(fraction)).unwrap();
+        let plan = plan(&example, Budget::ParameterFraction(fraction), sensitivities()).unwrap();
         assert!(plan.parameters_after() as f64 <= fraction * plan.parameters_before() as f64);
         for (pair, names) in [["up", "down"], ["down", "last"]].into_iter().enumerate() {
             let Some(Choice::HiddenUnits { pair: at, kept }) = plan

@@ -6,8 +6,15 @@ use std::collections::BTreeMap;
 use std::error::Error as _;
 use std::ops::ControlFlow;
 
-use dalr::Error;
-use dalr::network::{Allocator, Budget, Choice, Evaluation, JointSearch, LayerProfile, Plan, Progress, Sensitivities};
+use dalr::compress::HiddenUnitSelection;
+use dalr::network::{
+    Allocator, Budget, Choice, Evaluation, JointSearch, LayerProfile, Plan, Progress, Sensitivities, UnitProfile,
+};
+use dalr::{Error, Linear, Ridge};
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+
+use crate::common::{gaussian, stats};
 
 type Ranks = BTreeMap<String, usize>;
 
@@ -25,8 +32,70 @@ fn uniform(layers: &[LayerProfile]) -> Plan {
     Allocator::new(Budget::ParameterFraction(0.6)).allocate(layers).unwrap()
 }
 
+/// Units between the first two layers, three of which explain the others, and units behind them.
+fn units() -> [UnitProfile; 2] {
+    let mut rng = StdRng::seed_from_u64(1);
+    let layer = Linear::new(gaussian(&mut rng, 20, 20), None).unwrap();
+    let mut solved = |latent: usize| {
+        let hidden = stats((gaussian(&mut rng, 90, latent) * gaussian(&mut rng, latent, 20)).as_ref());
+        HiddenUnitSelection::new().with_ridge(Ridge::None).solve(&layer, &layer, &hidden).unwrap()
+    };
+    [UnitProfile::new("fc6", "fc7", &solved(3)), UnitProfile::new("fc7", "fc8", &solved(20))]
+}
+
+#[test]
+fn units_are_measured_with_units() {
+    let (units, square) = (units(), |name| profile(name, (20, 20), 0.9));
+    let plan = uniform(&[square("fc6"), square("fc7"), square("fc8")]);
+    let asked = RefCell::new(Vec::new());
+    let evaluate = |pair: usize, kept: usize| {
+        asked.borrow_mut().push((pair, kept));
+        Ok::<f64, Error>(0.25 + [3.0, -1.0][pair] * units[pair].loss(kept).unwrap())
+    };
+    let mut sensitivities = Sensitivities::new([("fc6", 1.0), ("fc7", 1.0), ("fc8", 1.0)]).unwrap();
+    let mut names = Vec::new();
+    let mut progress = |event: &Progress| {
+        names.push(event.layer.clone().unwrap());
+        if event.finished { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    // After a cancelled run, the next one continues.
+    assert!(!sensitivities.measure_units(&units, &plan, 0.25, evaluate, &mut progress).unwrap());
+    assert_eq!(names, ["fc6 + fc7"; 2]);
+    assert!((sensitivities.get("fc6 + fc7").unwrap() - 3.0).abs() < 1e-13);
+    assert!(sensitivities.measure_units(&units, &plan, 0.25, evaluate, &mut Progress::ignore).unwrap());
+    assert_eq!(sensitivities.get("fc7 + fc8"), Some(0.0));
+    // The plan keeps 60 % of the parameters, so 12 units. Three units of the first pair lose nothing
+    // but rounding, so it is measured with two.
+    assert_eq!(asked.take(), [(0, 2), (1, 12)]);
+    assert!(sensitivities.measure_units(&units, &plan, 0.25, evaluate, &mut Progress::ignore).unwrap());
+    assert_eq!(asked.take(), []);
+}
+
+#[test]
+fn measurements_of_units_that_fail_are_not_kept() {
+    let (units, square) = (units(), |name| profile(name, (20, 20), 0.9));
+    let plan = uniform(&[square("fc6"), square("fc7"), square("fc8")]);
+    let measure = |sensitivities: &mut Sensitivities, second: Result<f64, NoDevice>| {
+        let evaluate = |pair: usize, _: usize| if pair == 0 { Ok(0.5) } else { second.clone() };
+        sensitivities.measure_units(&units, &plan, 0.0, evaluate, &mut Progress::ignore)
+    };
+    let mut sensitivities = Sensitivities::new([("fc6", 1.0)]).unwrap();
+    let error = measure(&mut sensitivities, Err(NoDevice("fc8".into()))).unwrap_err();
+    assert_eq!(error.source().and_then(|source| source.downcast_ref()), Some(&NoDevice("fc8".into())));
+    let message = "Sensitivities::measure_units: expected a value for `fc7 + fc8` with 12 units, got an error";
+    assert!(error.to_string().starts_with(message), "{error}");
+    let error = measure(&mut sensitivities, Ok(f64::NAN)).unwrap_err();
+    assert!(matches!(error, Error::OutOfRange { .. }), "{error}");
+    assert!(sensitivities.iter().map(|(name, _)| name).eq(["fc6", "fc6 + fc7"]));
+    // The plan is one of other layers.
+    let other = uniform(&[square("fc6"), square("fc8")]);
+    let value = |_: usize, _: usize| Ok::<f64, Error>(1.0);
+    let error = sensitivities.measure_units(&units, &other, 0.0, value, &mut Progress::ignore).unwrap_err();
+    assert!(error.to_string().contains("a plan with the layer `fc7`"), "{error}");
+}
+
 /// An error of the caller's own code.
-#[derive(Debug, PartialEq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("no device for {0}")]
 struct NoDevice(String);
 

@@ -32,6 +32,7 @@ use entry::Entry;
 use evaluate::Reference;
 use solve::Work;
 use statistics::{Run, Source};
+use units::Units;
 
 /// The number of calibration samples on which each layer's sensitivity is measured.
 const SENSITIVITY_SAMPLES: usize = 48;
@@ -75,7 +76,7 @@ fn passes(
     let profiles: Vec<LayerProfile> = profiles.into_iter().map(|profile| by_outputs(args, profile)).collect();
     let refused = |error: dalr::Error| Error::Refused(error.to_string());
     let sensitivities = match given {
-        None if args.allocation() == Allocation::Sensitivity => Some(measure(work, &profiles, progress)?),
+        None if args.allocation() == Allocation::Sensitivity => Some(measure(work, &profiles, &units, progress)?),
         given => given,
     };
     let unit_profiles: Vec<UnitProfile> = units.iter().map(|units| units.profile.clone()).collect();
@@ -186,8 +187,14 @@ fn select<'a>(args: &SourceArgs, model: &'a Model) -> Result<(Vec<Entry<'a>>, Se
     Ok((entries, selection))
 }
 
-/// Measures how much each layer's error changes the model's outputs.
-fn measure(work: &Work<'_>, profiles: &[LayerProfile], progress: &mut Progress) -> Result<Sensitivities> {
+/// Measures how much the error of each layer, and fewer units in each pair, change the model's
+/// outputs.
+fn measure(
+    work: &Work<'_>,
+    profiles: &[LayerProfile],
+    units: &[Units],
+    progress: &mut Progress,
+) -> Result<Sensitivities> {
     let refused = |error: dalr::Error| Error::Refused(error.to_string());
     let all = |value: f64| profiles.iter().map(move |profile| (profile.name(), value));
     let uniform: Allocator = allocator(work.args, None).with_strategy(Strategy::Uniform);
@@ -195,11 +202,9 @@ fn measure(work: &Work<'_>, profiles: &[LayerProfile], progress: &mut Progress) 
     let Run { model, calibration, engine, threads, .. } = *work.run;
     let samples = calibration.thinned(SENSITIVITY_SAMPLES);
     let reference = Reference::new(&engine.load(model, threads)?, &samples)?;
+    let loss = |smaller: Model| reference.loss(&engine.load(&smaller, threads)?);
     let evaluate = |ranks: &BTreeMap<String, usize>| -> Result<f64> {
-        if ranks.is_empty() {
-            return Ok(0.0);
-        }
-        reference.loss(&engine.load(&work.with_ranks(model.clone(), ranks)?, threads)?)
+        if ranks.is_empty() { Ok(0.0) } else { loss(work.with_ranks(model.clone(), ranks)?) }
     };
     let mut tell = |event: &dalr::network::Progress| {
         let total = event.total.unwrap_or(0);
@@ -216,7 +221,19 @@ fn measure(work: &Work<'_>, profiles: &[LayerProfile], progress: &mut Progress) 
     // A layer that no rank makes smaller was not measured, but may lose hidden units.
     let mean = measured.iter().map(|(_, value)| value).sum::<f64>() / measured.iter().count().max(1) as f64;
     let measured = all(mean).map(|(name, mean)| (name, measured.get(name).unwrap_or(mean)));
-    Sensitivities::new(measured).and_then(|all| all.with_floor(SENSITIVITY_FLOOR)).map_err(refused)
+    let mut measured = Sensitivities::new(measured).map_err(refused)?;
+    let pairs: Vec<UnitProfile> = units.iter().map(|units| units.profile.clone()).collect();
+    let evaluate = |pair: usize, kept: usize| -> Result<f64> {
+        let mut smaller = model.clone();
+        units[pair].apply(&mut smaller, kept)?;
+        loss(smaller)
+    };
+    let all_measured = measured.measure_units(&pairs, &plan, 0.0, evaluate, &mut tell);
+    interrupt::check()?;
+    if !all_measured.map_err(refused)? {
+        return Err(Error::Interrupted);
+    }
+    measured.with_floor(SENSITIVITY_FLOOR).map_err(refused)
 }
 
 /// Runs both models on the held-out inputs.

@@ -474,7 +474,12 @@ def allocate(
     untouched: Optional[Sequence[str]] = None,
 ) -> Plan: ...
 def measure_sensitivities(
-    profiles: Sequence[LayerProfile], plan: Plan, evaluate: Callable[[dict[str, int]], float], *, floor: float = 0.05
+    profiles: Sequence[LayerProfile],
+    plan: Plan,
+    evaluate: Callable[..., float],
+    *,
+    hidden_units: Optional[Sequence[UnitProfile]] = None,
+    floor: float = 0.05,
 ) -> dict[str, float]: ...
 def select_ridge(
     layer: Linear, stats: ActivationStats, held_out: ActivationStats, rank: Union[int, Rank], candidates: Sequence[_Ridge]

@@ -622,25 +622,25 @@ def compress(
         _dalr.UnitProfile(pair[-2], pair[-1], one, gate=pair[0] if len(pair) == 3 else None) for pair, one in zip(pairs, units)
     ]
 
-    def build(ranks: Mapping[str, int]) -> tuple[dict[nn.Module, nn.Module], dict[str, list[_dalr.Report]]]:
+    def build(ranks: Mapping[str, int], counts: Mapping[int, int]) -> tuple[dict[nn.Module, nn.Module], dict[str, list[_dalr.Report]]]:
         compressed = {name: [group.truncate(rank) for group in decompositions[name]] for name, rank in ranks.items()}
         built = {layers[name]: _compressed(name, layers[name], groups, storage) for name, groups in compressed.items()}
+        for position, kept in counts.items():
+            built.update(_fewer_units(layers, pairs[position], units[position], kept))
         return built, {name: [group.report for group in groups] for name, groups in compressed.items()}
 
     options = {"keep": keep, "rank_multiple": rank_multiple, **budget}
     strategy: Union[str, dict[str, float]] = "uniform"
     if callable(sensitivity):
-        evaluate = _evaluation(model, sensitivity, build, progress, len(profiles))
-        strategy = _dalr.measure_sensitivities(profiles, _dalr.allocate(profiles, **options), evaluate)
+        evaluate = _evaluation(model, sensitivity, build, progress, len(profiles) + len(units))
+        strategy = _dalr.measure_sensitivities(profiles, _dalr.allocate(profiles, **options), evaluate, hidden_units=unit_profiles)
     elif sensitivity is not None:
         strategy = dict(sensitivity)
     elif calibration is not None and calibration._gradients:
         strategy = weights
     plan = _dalr.allocate(profiles, hidden_units=unit_profiles, **{"strategy": strategy, **options})
     if sequential is None:
-        built, reports = build(plan.ranks)
-        for position, kept in plan.hidden_units.items():
-            built.update(_fewer_units(layers, pairs[position], units[position], kept))
+        built, reports = build(plan.ranks, plan.hidden_units)
     else:
         if calibration is None:
             raise ValueError("sequential recalibration needs a calibration, which knows the order of the layers")
@@ -716,15 +716,15 @@ def _progress(items: Iterable[T], title: str, progress: Optional[bool]) -> Itera
 def _evaluation(
     model: nn.Module,
     sensitivity: Callable[[nn.Module], float],
-    build: Callable[[Mapping[str, int]], tuple[dict[nn.Module, nn.Module], Any]],
+    build: Callable[[Mapping[str, int], Mapping[int, int]], tuple[dict[nn.Module, nn.Module], Any]],
     progress: Optional[bool],
-    layers: int,
-) -> Callable[[dict[str, int]], float]:
-    ticks = iter(_progress(range(layers + 1), "sensitivities", progress))
+    count: int,
+) -> Callable[[dict[str, int], dict[int, int]], float]:
+    ticks = iter(_progress(range(count + 1), "sensitivities", progress))
 
-    def evaluate(ranks: dict[str, int]) -> float:
+    def evaluate(ranks: dict[str, int], counts: dict[int, int]) -> float:
         next(ticks, None)
-        with _replaced(model, build(ranks)[0]):
+        with _replaced(model, build(ranks, counts)[0]):
             return float(sensitivity(model))
 
     return evaluate
