@@ -167,12 +167,13 @@ impl Sensitivities {
     /// # fn loss_with(pair: usize, kept: usize) -> std::io::Result<f64> { Ok((16 - kept + pair) as f64) }
     /// # let (original, budget) = (0.0, Budget::ParameterFraction(0.45));
     /// # let uniform = Allocator::new(budget).allocate(&profiles)?;
-    /// # let mut sensitivities = Sensitivities::new([("fc1", 0.8), ("fc2", 0.1)])?;
+    /// # let measured = Sensitivities::new([("fc1", 0.8), ("fc2", 0.1)])?;
+    /// let mut sensitivities = measured.with_floor(0.05)?; // from `Sensitivities::measure`
     /// // Keep this number of units in this pair, run the network, return its loss.
     /// let evaluate = |pair: usize, kept: usize| loss_with(pair, kept);
     /// sensitivities.measure_units(&units, &uniform, original, evaluate, &mut Progress::ignore)?;
     /// assert!(sensitivities.get("fc1 + fc2").is_some());
-    /// let strategy = Strategy::Sensitivity(sensitivities.with_floor(0.05)?);
+    /// let strategy = Strategy::Sensitivity(sensitivities);
     /// let plan = Allocator::new(budget).with_strategy(strategy).allocate_joint(&profiles, &[], &units)?;
     /// # let _ = plan;
     /// # Ok(())

@@ -402,7 +402,7 @@ pub(crate) fn allocate(
 /// `evaluate` gets a dict of ranks, compresses these layers, leaves all others original, and returns
 /// the loss of the network. With `hidden_units`, the sensitivities to fewer units are measured too:
 /// `evaluate` then gets a second dict, of numbers of units by the position of the pair. `floor`
-/// raises the smallest sensitivities to this fraction of the mean.
+/// raises the smallest sensitivities of layers to this fraction of their mean.
 #[pyfunction]
 #[pyo3(signature = (profiles, plan, evaluate, *, hidden_units=None, floor=0.05))]
 pub(crate) fn measure_sensitivities(
@@ -425,10 +425,11 @@ pub(crate) fn measure_sensitivities(
     // Nothing cancels the measurements.
     let measured =
         Sensitivities::measure(&profiles, &plan.0, &mut evaluations, of_ranks, &mut Progress::ignore).or_raise()?;
-    let Some(mut measured) = measured else { return Ok(BTreeMap::new()) };
+    let Some(measured) = measured else { return Ok(BTreeMap::new()) };
+    let mut measured = measured.with_floor(floor).or_raise()?;
     if let Some(original) = evaluations.first() {
         let of_units = |pair: usize, kept: usize| loss(&BTreeMap::new(), &BTreeMap::from([(pair, kept)]));
         measured.measure_units(&units, &plan.0, original.value, of_units, &mut Progress::ignore).or_raise()?;
     }
-    Ok(measured.with_floor(floor).or_raise()?.into())
+    Ok(measured.into())
 }

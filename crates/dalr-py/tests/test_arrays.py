@@ -227,6 +227,12 @@ def test_joint_allocation(rng):
         assert plan.hidden_units == ({} if kept is None else {0: kept}) and plan.layers[0].hidden_units == kept
         chosen.add(kept)
     assert len(chosen) > 1
+
+    def loss(ranks, units):
+        return 1.0 + 0.1 * len(ranks) + 2.0 * sum(pair.loss(kept) for kept in units.values())
+
+    measured = dalr.measure_sensitivities(profiles, dalr.allocate(profiles, keep=0.6), loss, hidden_units=[pair])
+    assert set(measured) == {"first", "second", "first + second"} and measured["first + second"] == pytest.approx(2.0)
     with pytest.raises(ValueError, match="gate"):
         dalr.allocate(profiles, hidden_units=[dalr.UnitProfile("first", "second", dalr.HiddenUnits(first, second, stats_of(hidden)), gate="third")], keep=0.5)
 

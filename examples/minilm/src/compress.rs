@@ -17,7 +17,7 @@ use crate::evaluation::{cosine, embeddings};
 use crate::options::{Allocation, Kinds, Method, Options, Storage};
 use crate::progress;
 
-/// Sensitivities are raised to this fraction of their mean: a single measurement is noisy.
+/// Sensitivities of layers are raised to this fraction of their mean.
 const SENSITIVITY_FLOOR: f64 = 0.05;
 
 /// Returns the statistics of the layers' inputs on these texts. Layers with a shared input are
@@ -174,11 +174,11 @@ impl Layers {
         let bar = progress::bar("sensitivity", self.profiles.len());
         let mut follow = progress::follow(&bar);
         let measured = Sensitivities::measure(&self.profiles, plan, &mut Vec::new(), evaluate, &mut follow)?;
-        let mut measured = measured.context("the measurement was cancelled")?;
+        let mut measured = measured.context("the measurement was cancelled")?.with_floor(SENSITIVITY_FLOOR)?;
         let evaluate = |block: usize, kept: usize| loss(&self.fewer_units(block, kept)?);
         measured.measure_units(&self.pairs, plan, 0.0, evaluate, &mut follow)?;
         bar.finish_and_clear();
-        Ok(measured.with_floor(SENSITIVITY_FLOOR)?)
+        Ok(measured)
     }
 
     /// Returns the layers of these names, compressed to these ranks.

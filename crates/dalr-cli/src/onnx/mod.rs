@@ -221,7 +221,8 @@ fn measure(
     // A layer that no rank makes smaller was not measured, but may lose hidden units.
     let mean = measured.iter().map(|(_, value)| value).sum::<f64>() / measured.iter().count().max(1) as f64;
     let measured = all(mean).map(|(name, mean)| (name, measured.get(name).unwrap_or(mean)));
-    let mut measured = Sensitivities::new(measured).map_err(refused)?;
+    let floor = |all: Sensitivities| all.with_floor(SENSITIVITY_FLOOR);
+    let mut measured = Sensitivities::new(measured).and_then(floor).map_err(refused)?;
     let pairs: Vec<UnitProfile> = units.iter().map(|units| units.profile.clone()).collect();
     let evaluate = |pair: usize, kept: usize| -> Result<f64> {
         let mut smaller = model.clone();
@@ -233,7 +234,7 @@ fn measure(
     if !all_measured.map_err(refused)? {
         return Err(Error::Interrupted);
     }
-    measured.with_floor(SENSITIVITY_FLOOR).map_err(refused)
+    Ok(measured)
 }
 
 /// Runs both models on the held-out inputs.
