@@ -20,6 +20,11 @@ MODELS = {
     "gpt2": lambda: transformers.GPT2LMHeadModel(GPT2),
     "llama": lambda: transformers.LlamaForCausalLM(LLAMA),
 }
+UNITS = {
+    "bert": ("encoder.layer.*.intermediate.dense", "encoder.layer.*.output.dense"),
+    "gpt2": ("*.mlp.c_fc", "*.mlp.c_proj"),
+    "llama": ("*.gate_proj", "*.up_proj", "*.down_proj"),
+}
 # Layers that are called, and different inputs of these.
 COUNTS = {"bert": (13, 9), "gpt2": (8, 8), "llama": (14, 8)}
 
@@ -89,6 +94,22 @@ def test_compress_save_load(kind, dtype, tmp_path):
     if kind != "bert":
         assert fresh.lm_head.weight is fresh.get_input_embeddings().weight
         assert fresh.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=5, pad_token_id=0).shape == (1, 8)
+
+
+def test_hidden_units(kind, tmp_path):
+    model = MODELS[kind]().eval()
+    original = copy.deepcopy(model)
+    result = dalr.compress(
+        model, calibrated(model), keep=0.7, hidden_units=[UNITS[kind]], sensitivity=lambda smaller: error(smaller, original) ** 2
+    )
+    assert result.plan.hidden_units and result.plan.parameters_after <= 0.7 * result.plan.parameters_before
+    svd = copy.deepcopy(original)
+    dalr.compress(svd, keep=0.7, method=dalr.TruncatedSvd())
+    assert error(model, original) < 0.9 * error(svd, original)
+    result.save(tmp_path / "model.safetensors")
+    fresh = dalr.load(MODELS[kind]().eval(), tmp_path / "model.safetensors")
+    for batch in batches(1):
+        assert outputs(fresh, batch).equal(outputs(model, batch))
 
 
 def test_gradients_and_sequential(kind):
