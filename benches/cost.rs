@@ -2,12 +2,13 @@
 //! quality of the solver's choice.
 //!
 //! `cargo bench --bench cost -- [yardstick] [statistics] [phases] [growth] [threads] [grid]
-//! [regression]`; without arguments, all of them. Each time is the best of several runs.
+//! [regression] [units]`; without arguments, all of them. Each time is the best of several runs, but
+//! for the hidden units, which are selected once.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-use dalr::compress::OutputMetric;
+use dalr::compress::{HiddenUnitSelection, OutputMetric};
 use dalr::covariance::PairedStats;
 use dalr::solver::{PsdOperator, top_eigenpairs};
 use dalr::{ActivationStats, Calibration, Dalr, Linear, LowRankCompressor, Rank, Ridge, Solver};
@@ -385,9 +386,44 @@ fn regression() {
     }
 }
 
+/// Hidden units, half of which are kept: the refit and the errors with every number up to it.
+///
+/// A selection of one unit after the other would read and write the second moment and the products
+/// with the weight for every unit. The rate is that traffic over the time: above the memory's rate,
+/// the selection works in blocks.
+fn units() {
+    println!("\n## Half of the hidden units, f32\n");
+    println!(
+        "| units | outputs | samples | time | multiply–adds per second | of a product in `f64` | GB/s unblocked |"
+    );
+    println!("|---|---|---|---|---|---|---|");
+    let square = Mat::<f64>::from_fn(2048, 2048, |i, j| ((i * 7 + j * 3) % 11) as f64 - 5.0);
+    let mut result = Mat::<f64>::zeros(2048, 2048);
+    let product =
+        best(|| matmul(result.as_mut(), Accum::Replace, square.as_ref(), square.as_ref(), 1.0, Par::rayon(0)));
+    let full_rate = 2048.0_f64.powi(3) / product;
+    for (h, m, samples) in [(1536, 384, 10_410), (4096, 1024, 16_384), (11_008, 4096, 22_016)] {
+        let stats = Inputs::new(samples, h).stats(samples, 512, 0);
+        let (first, second) = (layer(h, 64), layer(m, h));
+        let selection = HiddenUnitSelection::new().with_max_units(h / 2);
+        let time = seconds(|| {
+            selection.solve(&first, &second, &stats).expect("layers and statistics that fit");
+        });
+        let (h, m, k) = (h as f64, m as f64, h as f64 / 2.0);
+        let work = k * h * (h + m) + h * h * m;
+        let traffic = 16.0 * k * h * (h + m) / time / 1e9;
+        let rate = work / time;
+        println!(
+            "| {h} | {m} | {samples} | {time:.2} s | {:.1} G | {:.0} % | {traffic:.0} |",
+            rate / 1e9,
+            100.0 * rate / full_rate
+        );
+    }
+}
+
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    let parts: [(&str, fn()); 7] = [
+    let parts: [(&str, fn()); 8] = [
         ("yardstick", yardstick),
         ("statistics", statistics),
         ("phases", phases),
@@ -395,6 +431,7 @@ fn main() {
         ("threads", threads),
         ("grid", grid),
         ("regression", regression),
+        ("units", units),
     ];
     for (name, part) in parts {
         if arguments.is_empty() || arguments.iter().any(|argument| argument == name) {
