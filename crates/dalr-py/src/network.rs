@@ -425,11 +425,10 @@ pub(crate) fn measure_sensitivities(
     // Nothing cancels the measurements.
     let measured =
         Sensitivities::measure(&profiles, &plan.0, &mut evaluations, of_ranks, &mut Progress::ignore).or_raise()?;
-    let Some(measured) = measured else { return Ok(BTreeMap::new()) };
+    // The first evaluation is that of the original network.
+    let Some((measured, original)) = measured.zip(evaluations.first()) else { return Ok(BTreeMap::new()) };
     let mut measured = measured.with_floor(floor).or_raise()?;
-    if let Some(original) = evaluations.first() {
-        let of_units = |pair: usize, kept: usize| loss(&BTreeMap::new(), &BTreeMap::from([(pair, kept)]));
-        measured.measure_units(&units, &plan.0, original.value, of_units, &mut Progress::ignore).or_raise()?;
-    }
+    let of_units = |pair: usize, kept: usize| loss(&BTreeMap::new(), &BTreeMap::from([(pair, kept)]));
+    measured.measure_units(&units, &plan.0, original.value, of_units, &mut Progress::ignore).or_raise()?;
     Ok(measured.into())
 }

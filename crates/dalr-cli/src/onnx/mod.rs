@@ -74,12 +74,14 @@ fn passes(
     let args = work.args;
     let (profiles, units) = work.profiles(progress)?;
     let profiles: Vec<LayerProfile> = profiles.into_iter().map(|profile| by_outputs(args, profile)).collect();
+    let unit_profiles: Vec<UnitProfile> = units.iter().map(|units| units.profile.clone()).collect();
     let refused = |error: dalr::Error| Error::Refused(error.to_string());
     let sensitivities = match given {
-        None if args.allocation() == Allocation::Sensitivity => Some(measure(work, &profiles, &units, progress)?),
+        None if args.allocation() == Allocation::Sensitivity => {
+            Some(measure(work, &profiles, (&units, &unit_profiles), progress)?)
+        }
         given => given,
     };
-    let unit_profiles: Vec<UnitProfile> = units.iter().map(|units| units.profile.clone()).collect();
     let plan = allocator(args, sensitivities).allocate_joint(&profiles, &[], &unit_profiles).map_err(refused)?;
     if plan.layers.iter().all(|layer| layer.choice == Choice::Original) {
         return Err(Error::NothingSmaller(nothing(&plan)));
@@ -192,7 +194,7 @@ fn select<'a>(args: &SourceArgs, model: &'a Model) -> Result<(Vec<Entry<'a>>, Se
 fn measure(
     work: &Work<'_>,
     profiles: &[LayerProfile],
-    units: &[Units],
+    (units, pairs): (&[Units], &[UnitProfile]),
     progress: &mut Progress,
 ) -> Result<Sensitivities> {
     let refused = |error: dalr::Error| Error::Refused(error.to_string());
@@ -223,13 +225,12 @@ fn measure(
     let measured = all(mean).map(|(name, mean)| (name, measured.get(name).unwrap_or(mean)));
     let floor = |all: Sensitivities| all.with_floor(SENSITIVITY_FLOOR);
     let mut measured = Sensitivities::new(measured).and_then(floor).map_err(refused)?;
-    let pairs: Vec<UnitProfile> = units.iter().map(|units| units.profile.clone()).collect();
     let evaluate = |pair: usize, kept: usize| -> Result<f64> {
         let mut smaller = model.clone();
         units[pair].apply(&mut smaller, kept)?;
         loss(smaller)
     };
-    let all_measured = measured.measure_units(&pairs, &plan, 0.0, evaluate, &mut tell);
+    let all_measured = measured.measure_units(pairs, &plan, 0.0, evaluate, &mut tell);
     interrupt::check()?;
     if !all_measured.map_err(refused)? {
         return Err(Error::Interrupted);

@@ -476,7 +476,7 @@ def allocate(
 def measure_sensitivities(
     profiles: Sequence[LayerProfile],
     plan: Plan,
-    evaluate: Callable[..., float],
+    evaluate: Union[Callable[[dict[str, int]], float], Callable[[dict[str, int], dict[int, int]], float]],
     *,
     hidden_units: Optional[Sequence[UnitProfile]] = None,
     floor: float = 0.05,
