@@ -184,15 +184,15 @@ impl<'a> Calibrated<'a> {
             Ok(cross_entropy(network.outputs(data.train.images.as_ref())?.as_ref(), &data.train.labels))
         };
         let ranks = |ranks: &BTreeMap<String, usize>| loss(self.with_ranks(decompositions, ranks)?);
-        let measured = Sensitivities::measure(&profiles, &uniform, &mut Vec::new(), ranks, &mut Progress::ignore)?;
-        let Some(mut measured) = measured else { return Ok(Strategy::Energy) };
-        let original = ranks(&BTreeMap::new())?;
+        let mut evaluations = Vec::new(); // the first one is that of the original network
+        let measured = Sensitivities::measure(&profiles, &uniform, &mut evaluations, ranks, &mut Progress::ignore)?;
+        let Some((mut measured, original)) = measured.zip(evaluations.first()) else { return Ok(Strategy::Energy) };
         let fewer = |pair: usize, kept: usize| {
             let mut network = self.with_ranks(decompositions, &BTreeMap::new())?;
             self.leave_out(&mut network, pair, units[pair].select(kept)?)?;
             loss(network)
         };
-        measured.measure_units(pairs, &uniform, original, fewer, &mut Progress::ignore)?;
+        measured.measure_units(pairs, &uniform, original.value, fewer, &mut Progress::ignore)?;
         Ok(Strategy::Sensitivity(measured))
     }
 

@@ -146,11 +146,11 @@ impl Allocator {
     /// original layer, a rank in the layer's form of storage, one `down` with the layers of its
     /// group, and fewer hidden units between the layer and the next or the previous one.
     ///
-    /// Fewer hidden units change the loss of the second layer only, by the error of its outputs. Its
-    /// weight is the sensitivity of the pair if that was
-    /// [measured](super::Sensitivities::measure_units) and the budget does not limit errors, or else
-    /// the weight of that layer. A layer between two others can lose inputs or outputs, not
-    /// both. Layers that are to have no other candidates can be
+    /// Fewer hidden units change the loss of the second layer only, by the error of its outputs. The
+    /// weight of this loss is the sensitivity of the pair if that was
+    /// [measured](super::Sensitivities::measure_units) and the budget does not limit errors;
+    /// otherwise it is the weight of the second layer. A layer between two others can lose inputs or
+    /// outputs, not both. Layers that are to have no other candidates can be
     /// [original](LayerProfile::original) ones. The limits on ranks do not apply to numbers of
     /// units, except that these are multiples of the
     /// [rank multiple](Self::with_rank_multiple). With [`Budget::Rank`] all units are kept.

@@ -78,19 +78,23 @@ impl<F> Evaluator<'_, F> {
         Ok(Some(evaluation))
     }
 
-    /// Calls the caller's function; its value must be finite.
+    /// Calls the caller's function.
     fn value<E: Into<AnyError>>(&mut self, ranks: &BTreeMap<String, usize>) -> Result<f64>
     where
         F: FnMut(&BTreeMap<String, usize>) -> Result<f64, E>,
     {
         let compressed: Vec<String> = ranks.iter().map(|(name, rank)| format!("`{name}` at rank {rank}")).collect();
         let subject = if compressed.is_empty() { "the original network".into() } else { compressed.join(", ") };
-        match (self.evaluate)(ranks) {
-            Ok(value) if value.is_finite() => Ok(value),
-            Ok(value) => {
-                Err(Error::out_of_range("the value of the network", format!("to be finite for {subject}"), value))
-            }
-            Err(error) => Err(Error::callback(subject, error)),
-        }
+        finite(subject, (self.evaluate)(ranks))
+    }
+}
+
+/// Returns the value of the caller's function, which must be finite. The subject is the network in
+/// words.
+pub(super) fn finite<E: Into<AnyError>>(subject: String, value: Result<f64, E>) -> Result<f64> {
+    match value {
+        Ok(value) if value.is_finite() => Ok(value),
+        Ok(value) => Err(Error::out_of_range("the value of the network", format!("to be finite for {subject}"), value)),
+        Err(error) => Err(Error::callback(subject, error)),
     }
 }

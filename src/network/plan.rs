@@ -216,7 +216,11 @@ impl Plan {
 
     /// Returns the choice for the layer of this name.
     pub fn choice(&self, layer: &str) -> Option<Choice> {
-        self.layers.iter().find(|other| other.name == layer).map(|layer| layer.choice)
+        self.layer(layer).map(|layer| layer.choice)
+    }
+
+    pub(super) fn layer(&self, name: &str) -> Option<&LayerPlan> {
+        self.layers.iter().find(|layer| layer.name == name)
     }
 
     /// Returns the ranks of the layers that are compressed on their own, by name.

@@ -3,7 +3,7 @@
 use core::ops::ControlFlow;
 use std::collections::BTreeMap;
 
-use super::evaluation::{AnyError, Evaluation, Evaluator};
+use super::evaluation::{self, AnyError, Evaluation, Evaluator};
 use super::layer_profile::{self, LayerProfile, Limits};
 use super::plan::{Choice, Plan};
 use super::progress::{Progress, Tracker};
@@ -139,8 +139,8 @@ impl Sensitivities {
     /// loss of the network with as many units between these two layers and no other change.
     /// `original` is the loss of the original network. Every pair is evaluated once, with about the
     /// fraction of its units that `plan` keeps of the parameters of its layers. A pair without a
-    /// measurable loss is left out. So is a pair that is here already: after an error, the next
-    /// call continues with the others.
+    /// measurable loss is left out. A pair that has a sensitivity already is not evaluated again, so
+    /// that the next call after an error continues with the others.
     ///
     /// Returns whether all pairs were measured: `false` if `progress` cancels.
     ///
@@ -158,7 +158,8 @@ impl Sensitivities {
     /// # let weight = Mat::from_fn(16, 16, |i, j| ((i * i * 5 + j * j * 3 + i * j) % 17) as f64 - 8.0);
     /// # let layer = Linear::new(weight, None)?;
     /// # let mut hidden = ActivationStats::new(16);
-    /// # hidden.update(Mat::from_fn(90, 16, |i, j| ((i * i * 11 + j * 7 + i * j) % 13) as f64 - 6.0).as_ref())?;
+    /// # let batch = Mat::from_fn(90, 16, |i, j| ((i * i * 11 + j * 7 + i * j) % 13) as f64 - 6.0);
+    /// # hidden.update(batch.as_ref())?;
     /// # let profiles = [
     /// #     LayerProfile::from_energies("fc1", (16, 16), false, &[8.0, 4.0, 2.0, 1.0], 16.0)?,
     /// #     LayerProfile::from_energies("fc2", (16, 16), false, &[8.0, 4.0, 2.0, 1.0], 16.0)?,
@@ -174,7 +175,8 @@ impl Sensitivities {
     /// sensitivities.measure_units(&units, &uniform, original, evaluate, &mut Progress::ignore)?;
     /// assert!(sensitivities.get("fc1 + fc2").is_some());
     /// let strategy = Strategy::Sensitivity(sensitivities);
-    /// let plan = Allocator::new(budget).with_strategy(strategy).allocate_joint(&profiles, &[], &units)?;
+    /// let allocator = Allocator::new(budget).with_strategy(strategy);
+    /// let plan = allocator.allocate_joint(&profiles, &[], &units)?;
     /// # let _ = plan;
     /// # Ok(())
     /// # }
@@ -198,14 +200,7 @@ impl Sensitivities {
                 if !tracker.begin(Some(&name)) {
                     return Ok(false);
                 }
-                let subject = || format!("`{name}` with {kept} units");
-                let value = evaluate(at, kept).map_err(|error| Error::callback(subject(), error))?;
-                require(
-                    value.is_finite(),
-                    "the value of the network",
-                    format!("to be finite for {}", subject()),
-                    value,
-                )?;
+                let value = evaluation::finite(format!("`{name}` with {kept} units"), evaluate(at, kept))?;
                 tracker.finish(Some(&name), Some(value));
                 let Self(measured) = Self::new([(name, ((value - original) / loss).max(0.0))])?;
                 self.0.extend(measured);

@@ -126,7 +126,7 @@ impl UnitProfile {
     pub(super) fn measurable(&self, plan: &Plan) -> Result<Option<(usize, f64)>> {
         let (mut before, mut after) = (0, 0);
         for name in self.names() {
-            let layer = plan.layers.iter().find(|layer| layer.name == name).ok_or_else(|| {
+            let layer = plan.layer(name).ok_or_else(|| {
                 Error::layers(format!("a plan with the layer `{name}`"), format!("{} other layers", plan.layers.len()))
             })?;
             before += layer.parameters_before;

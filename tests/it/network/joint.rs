@@ -18,7 +18,7 @@ use crate::hidden_units::relu;
 const NAMES: [&str; 4] = ["gate", "up", "down", "last"];
 const WEIGHTS: [f64; 4] = [0.7, 1.3, 2.0, 0.4];
 const CALLS: [u64; 4] = [3, 3, 3, 1];
-/// Sensitivities to fewer units, as their second layers have them or measured.
+/// Sensitivities to fewer units: those of the second layers, and others of their own.
 const UNIT_WEIGHTS: [[f64; 2]; 2] = [[2.0, 0.4], [0.9, 1.1]];
 
 /// Gate and up with a shared input, down behind them, and a last layer behind a ReLU.
